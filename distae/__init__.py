@@ -1,0 +1,21 @@
+"""Distributed training of autoencoders.
+
+model = distae.load("runs/a")   # a finished run
+z = model.encode(x).z           # x: [B, *shape] in [0, 1]
+y = model.decode(z)
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distae.models import Autoencoder
+
+__version__ = "0.1.0"
+
+
+def load(run_dir: str | Path) -> "Autoencoder":
+    """The trained model of a run folder: see distae.models.files.load. Imports torch only when called."""
+    from distae.models import files
+
+    return files.load(run_dir)

@@ -1,0 +1,95 @@
+"""Combinations of settings that cannot work, refused before torch is imported."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from distae.config.fields import leaves
+from distae.config.nets import ConvConfig, MLPConfig, NetConfig, ResNetConfig
+from distae.config.train import MAY_CHANGE, TrainConfig
+from distae.errors import UserError
+
+DEFAULT_EPOCHS = 30
+
+
+def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
+    """The settings with what was left open filled in (epochs, run_dir). Raises UserError on a combination that cannot work."""
+    if cfg.steps and cfg.epochs:
+        raise UserError(f"--epochs {cfg.epochs} and --steps {cfg.steps} exclude each other: give one")
+    if not cfg.steps and not cfg.epochs:
+        cfg = dataclasses.replace(cfg, epochs=DEFAULT_EPOCHS)
+    _check_batch(cfg, world_size)
+    _check_net(cfg.net, cfg.data.shape())
+    _check_choices(cfg)
+    if not cfg.run_dir:
+        cfg = dataclasses.replace(cfg, run_dir=f"runs/{cfg.model.name}_{cfg.data.name}_{fingerprint(cfg)}")
+    _check_files(cfg)
+    return cfg
+
+
+def fingerprint(cfg: TrainConfig) -> str:
+    """8 hex digits of the settings that define the result."""
+    return hashlib.sha256(json.dumps(defining(cfg), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def defining(cfg: TrainConfig) -> dict[str, Any]:
+    """Dotted names and values of the settings that define the result: a resume must not change them."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in leaves(cfg) if k not in MAY_CHANGE}
+
+
+def couples_samples(cfg: TrainConfig) -> bool:
+    """Whether a sample's loss depends on the others of its batch, so that accumulation is another objective."""
+    return cfg.net.norm == "batch"
+
+
+def _check_batch(cfg: TrainConfig, world_size: int) -> None:
+    batch, accum = cfg.global_batch_size, cfg.grad_accum_steps
+    if batch % (world_size * accum):
+        works = [w for w in range(1, batch // accum + 1) if batch % (w * accum) == 0]
+        shown = ", ".join(map(str, works[:12])) + (" …" if len(works) > 12 else "")
+        what = f"world size {world_size}" + (f" x --grad-accum-steps {accum}" if accum > 1 else "")
+        advice = f"world sizes that work: {shown}" if works else f"--grad-accum-steps must divide {batch}"
+        raise UserError(f"--global-batch-size {batch} does not divide by {what}; {advice}")
+
+
+def _check_net(net: NetConfig, shape: tuple[int, ...]) -> None:
+    if net.norm == "group" and (bad := [w for w in net.widths if w % net.groups]):
+        raise UserError(f"--net.groups {net.groups} does not divide the hidden width {bad[0]}")
+    if isinstance(net, MLPConfig):
+        if net.norm == "group" and net.groups in net.widths:
+            raise UserError(f"--net.groups {net.groups} leaves one value per group of a hidden layer of {net.groups}")
+        return
+    if len(shape) != 3:
+        raise UserError(f"--net {net.name} needs images [C, H, W]; this data has shape {list(shape)}: use --net mlp")
+    assert isinstance(net, ConvConfig | ResNetConfig)
+    halvings = len(net.channels)
+    if not halvings:
+        raise UserError("--net.channels: at least one")
+    if shape[1] % 2**halvings or shape[2] % 2**halvings:
+        fits = max(n for n in range(halvings) if shape[1] % 2**n == 0 and shape[2] % 2**n == 0)
+        advice = f"give at most {fits} --net.channels" if fits else "use --net mlp"
+        raise UserError(
+            f"--net {net.name} with {halvings} channels halves the image {halvings} times, "
+            f"and {shape[1]}x{shape[2]} is not divisible by {2**halvings}: {advice}"
+        )
+
+
+def _check_choices(cfg: TrainConfig) -> None:
+    valid = [f"val/{t}" for t in dict.fromkeys(("loss", *cfg.model.terms, "mse"))]
+    if cfg.best_metric not in valid:
+        raise UserError(f"--best-metric: unknown {cfg.best_metric!r}; valid: {', '.join(valid)}")
+    if cfg.data.val_fraction == 0 and (cfg.early_stop.patience or cfg.schedule.name == "plateau"):
+        raise UserError("--data.val-fraction 0 leaves nothing to evaluate: --early-stop.patience and --schedule plateau need it")
+    if cfg.model.learn_scale and cfg.model.likelihood == "bernoulli":
+        raise UserError("--model.learn-scale: the bernoulli likelihood has no scale; valid with gaussian and laplace")
+    if cfg.init_from and not (Path(cfg.init_from) / "model" / "model.safetensors").is_file():
+        raise UserError(f"--init-from: no finished run in {cfg.init_from} (model/model.safetensors is missing)")
+
+
+def _check_files(cfg: TrainConfig) -> None:
+    assert cfg.run_dir
+    existing = next(p for p in [Path(cfg.run_dir), *Path(cfg.run_dir).absolute().parents] if p.exists())
+    if not existing.is_dir():
+        raise UserError(f"--run-dir: {existing} is a file, not a folder")

@@ -1,0 +1,220 @@
+"""From a command line and a TOML file to settings. The command line wins; every refusal names the key and what is valid."""
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import tomllib
+import types
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+
+import msgspec
+
+from distae.config.fields import Field, Variant, fields_of, to_dict
+from distae.config.help import render
+from distae.errors import UserError
+
+T = TypeVar("T")
+Table = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Command(Generic[T]):
+    """What a command line asks for."""
+
+    settings: T
+    flags: frozenset[str]
+    """Which of the entry's own switches (`--smoke`, `--print-config`) were given."""
+
+
+def parse(cls: type[T], argv: Sequence[str], switches: dict[str, str], prog: str) -> Command[T]:
+    """Settings of class `cls` from `argv` and the file behind `--config`. Prints the help and exits on `--help`.
+
+    Raises UserError on anything it does not know or cannot convert.
+    """
+    argv = [_kebab(a) for a in argv]
+    if "--help" in argv or "-h" in argv:
+        sys.stdout.write(render(cls, switches, prog) + "\n")
+        raise SystemExit(0)
+    table = read_toml(_value_of("config", argv))
+    for field in _variants(cls):
+        if (name := _value_of(field.name, argv)) and name != table.get(field.name, {}).get("name"):
+            table[field.name] = {"name": name}
+    parser = _parser(cls, table, switches, prog)
+    given = vars(parser.parse_args(argv))
+    given.pop("config", None)
+    flags = frozenset(s for s in switches if given.pop(s, False))
+    for dotted, value in given.items():
+        for rival in getattr(cls, "exclusive", ()):
+            if dotted in cls.exclusive and rival not in given:  # type: ignore[attr-defined]
+                table.pop(rival, None)
+        _put(table, dotted, value)
+    return Command(build(cls, table), flags)
+
+
+def build(cls: type[T], table: Table, prefix: str = "") -> T:
+    """Settings of class `cls` from nested plain values, strings converted. Raises UserError naming the dotted key."""
+    fields = fields_of(cls)
+    keys = [*fields, "name"] if issubclass(cls, Variant) else list(fields)
+    for key in table:
+        if key not in keys:
+            raise UserError(f"unknown key {prefix + key!r}{_near(key, keys)}; valid: {', '.join(prefix + k for k in keys)}")
+    values = {}
+    for key, value in table.items():
+        if key not in fields:
+            continue
+        field, dotted = fields[key], prefix + key
+        if dataclasses.is_dataclass(field.type):
+            values[key] = build(_chosen(field, value, dotted), value, f"{dotted}.")
+        else:
+            values[key] = _convert(value, field, dotted)
+    return cls(**values)
+
+
+def _chosen(field: Field, table: Any, dotted: str) -> type[Any]:
+    """The settings class that a table is for: the variant it names, else the default's own class."""
+    if not isinstance(table, dict):
+        raise UserError(f"{dotted} = {table!r}: a table is expected, as in [{dotted}]")
+    if not field.is_variant:
+        return field.type  # type: ignore[no-any-return]
+    if "name" not in table:
+        return type(field.default)
+    choices = field.type.choices()
+    if table["name"] not in choices:
+        raise UserError(
+            f"{_flag(dotted)}: unknown {table['name']!r}{_near(str(table['name']), choices)}; valid: {', '.join(choices)}"
+        )
+    return choices[table["name"]]  # type: ignore[no-any-return]
+
+
+def _convert(value: Any, field: Field, dotted: str) -> Any:
+    if value in ("none", "None") and type(None) in _members(field.type):
+        return None
+    try:
+        return msgspec.convert(value, field.type, strict=not _from_text(value))
+    except msgspec.ValidationError as error:
+        shown = " ".join(map(str, value)) if isinstance(value, list) else value
+        raise UserError(f"{_flag(dotted)}: {shown!r} is not valid; expected {_expected(field.type)}") from error
+
+
+def _from_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+
+
+def _members(tp: Any) -> tuple[Any, ...]:
+    return get_args(tp) if get_origin(tp) in (Union, types.UnionType) else (tp,)
+
+
+def _expected(tp: Any) -> str:
+    """A type in words: `an integer >= 1`, `one of adam, sgd`."""
+    if get_origin(tp) in (Union, types.UnionType):
+        return " or ".join(_expected(t) for t in get_args(tp))
+    if get_origin(tp) is Literal:
+        return ("one of " if len(get_args(tp)) > 1 else "") + ", ".join(map(str, get_args(tp)))
+    if get_origin(tp) is Annotated:
+        inner, meta = get_args(tp)
+        signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+        bounds = [f"{sign} {getattr(meta, k)}" for k, sign in signs.items() if getattr(meta, k) is not None]
+        return f"{_expected(inner)} {' and '.join(bounds)}"
+    if get_origin(tp) is tuple:
+        args = get_args(tp)
+        return f"a list of {_expected(args[0])}" if args[-1] is ... else f"{len(args)} times {_expected(args[0])}"
+    words = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "none"}
+    return words[tp]
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _kebab(arg: str) -> str:
+    name, eq, value = arg.partition("=")
+    return name.replace("_", "-") + eq + value if arg.startswith("--") else arg
+
+
+def _value_of(name: str, argv: Sequence[str]) -> str | None:
+    """The last value of `--name` in argv."""
+    flag, found = _flag(name), None
+    for i, arg in enumerate(argv):
+        if arg == flag and i + 1 < len(argv):
+            found = argv[i + 1]
+        elif arg.startswith(flag + "="):
+            found = arg.partition("=")[2]
+    return found
+
+
+def read_toml(path: str | None) -> Table:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"--config: cannot read {path} ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: {path} is not valid TOML: {error}") from error
+
+
+def _put(table: Table, dotted: str, value: Any) -> None:
+    *path, last = dotted.split(".")
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise UserError(f"--config: {part} must be a table, as in [{part}]")
+    table[last] = value
+
+
+def _variants(cls: type) -> list[Field]:
+    return [f for f in fields_of(cls).values() if f.is_variant]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "))
+
+    def parse_args(self, argv: Any = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(argv, namespace)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            known = [o for a in self._actions for o in a.option_strings if a.dest != "help"]
+            group = flag.partition(".")[0] + "."
+            valid = [k for k in known if k.startswith(group)] or ["see --help"]
+            raise UserError(f"unknown option {flag!r}{_near(flag, known)}; valid: {', '.join(valid)}")
+        return found
+
+
+def _parser(cls: type, table: Table, switches: dict[str, str], prog: str) -> _Parser:
+    """Options of the chosen variants only."""
+    parser = _Parser(prog=prog, allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config")
+    for switch in switches:
+        parser.add_argument(f"--{switch}", dest=switch, action="store_true")
+    for field in fields_of(cls).values():
+        if not dataclasses.is_dataclass(field.type):
+            _add(parser, field, field.name)
+            continue
+        if field.is_variant:
+            parser.add_argument(_flag(field.name), dest=f"{field.name}.name")
+        for inner in fields_of(_chosen(field, table.get(field.name, {}), field.name)).values():
+            _add(parser, inner, f"{field.name}.{inner.name}")
+    return parser
+
+
+def _add(parser: _Parser, field: Field, dotted: str) -> None:
+    if field.type is bool:
+        parser.add_argument(_flag(dotted), dest=dotted, action=argparse.BooleanOptionalAction)
+    else:
+        parser.add_argument(_flag(dotted), dest=dotted, nargs="*" if get_origin(field.type) is tuple else None)
+
+
+def _flag(dotted: str) -> str:
+    return f"--{dotted.replace('_', '-')}"
+
+
+def write_toml(settings: Any) -> str:
+    """The settings as TOML, to be given back with `--config`."""
+    import tomli_w
+
+    return tomli_w.dumps(to_dict(settings))

@@ -1,0 +1,99 @@
+"""Every setting of a training run."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from msgspec import Meta
+
+from distae.config.data import DataConfig, DigitsConfig
+from distae.config.fields import Count, Fraction, Positive
+from distae.config.models import ModelConfig, VAEConfig
+from distae.config.nets import MLPConfig, NetConfig
+from distae.config.optim import ConstantConfig, OptimConfig, ScheduleConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStopConfig:
+    """Stop when --best-metric no longer improves."""
+
+    patience: Count | None = None
+    """Evaluations without improvement before the run ends; off by default."""
+    min_delta: Annotated[float, Meta(ge=0)] = 0.0
+    """Smallest decrease that counts as an improvement."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Checkpoints for resuming."""
+
+    keep_latest_k: Count = 2
+    """Keep the newest so many, and the best by --best-metric."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train an autoencoder on one process or many."""
+
+    exclusive: ClassVar[tuple[str, ...]] = ("epochs", "steps")
+
+    model: ModelConfig = field(default_factory=VAEConfig)
+    """The variant to train."""
+    net: NetConfig = field(default_factory=MLPConfig)
+    """The encoder's and the decoder's network."""
+    data: DataConfig = field(default_factory=DigitsConfig)
+    """The data set."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ConstantConfig)
+    """The learning rate over time."""
+    early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    epochs: Count | None = None
+    """Passes over the training data; 30 where --steps is not given either."""
+    steps: Count | None = None
+    """Optimizer steps, instead of --epochs."""
+    global_batch_size: Count = 128
+    """Samples per optimizer step, over all ranks and accumulation steps: the result does not depend on their number."""
+    grad_accum_steps: Count = 1
+    """Micro-steps whose gradients are added up for one optimizer step."""
+    eval_batch_size: Count = 512
+    """Samples per evaluation chunk, over all ranks."""
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    """bf16 and fp16 are autocast over fp32 parameters (fp16 with loss scaling); fp64 is for checks."""
+    ema: Fraction = 0.0
+    """Decay of an exponential moving average of the parameters that evaluation and the exported model use; 0 is off."""
+    best_metric: str = "val/loss"
+    """What best checkpoint, plateau and early stop look at; lower is better."""
+    seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    """Seed of initial weights, order and noise."""
+    noise: Literal["global", "per_rank"] = "global"
+    """global: drawn for the global batch, so results do not depend on the world size; per_rank: cheaper for wide noise
+    on hundreds of ranks, but gives up world-size parity and exact elastic restart."""
+
+    log_every: Count = 20
+    """Optimizer steps between two rows of training metrics."""
+    eval_every: Count | None = None
+    """Optimizer steps between two evaluations on the validation split; one epoch by default."""
+    save_every: Count = 500
+    """Optimizer steps between two checkpoints; one is also taken at each new best and at the end."""
+    run_dir: str | None = None
+    """Folder of the run; by default runs/MODEL_DATA_HASH, HASH over the settings that define the result."""
+    fresh: bool = False
+    """Move an existing run folder aside and start anew, instead of resuming."""
+    init_from: str | None = None
+    """Start from the weights of this finished run (weights only; optimizer and counters start anew)."""
+    tracking: Literal["wandb", "none"] = "wandb"
+    """wandb also logs to Weights & Biases from rank 0; metrics.jsonl, log.txt and images are always written."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+    threads: Literal["auto"] | Count = "auto"
+    """CPU threads per process; auto shares the cores out over the node's processes. Part of bit-exactness on CPU."""
+    timeout: Positive = 600.0
+    """Seconds after which a collective that waits for a lost rank fails."""
+
+
+MAY_CHANGE = frozenset(
+    {"epochs", "steps", "grad_accum_steps", "log_every", "eval_every", "save_every", "run_dir", "fresh"}
+    | {"tracking", "device", "threads", "timeout", "checkpoint.keep_latest_k", "data.root"}
+)
+"""Settings that a resumed run may be given anew. All others define the result: they name the run folder."""

@@ -1,0 +1,25 @@
+"""What only the values themselves can tell: refused after torch is loaded, before the process group is."""
+
+from distae.config import TrainConfig
+from distae.data.sets import Arrays
+from distae.errors import UserError
+
+
+def check_data(cfg: TrainConfig, splits: dict[str, Arrays]) -> None:
+    """Raises UserError where the likelihood does not fit the values, or the training split is smaller than a batch."""
+    train = splits["train"]
+    if len(train) < cfg.global_batch_size:
+        raise UserError(
+            f"--global-batch-size {cfg.global_batch_size}: the training split has only {len(train)} samples; valid: at most that"
+        )
+    if cfg.model.likelihood != "bernoulli" and cfg.data.binarize != "stochastic":
+        return
+    for name, split in splits.items():
+        if not len(split):
+            continue
+        low, high = float(split.x.min()) * split.scale, float(split.x.max()) * split.scale
+        if low < 0 or high > 1:
+            raise UserError(
+                f"--model.likelihood bernoulli needs data in [0, 1]; the {name} split of --data {cfg.data.name} has values in "
+                f"[{low:.4g}, {high:.4g}]: rescale it, or use gaussian or laplace"
+            )

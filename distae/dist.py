@@ -1,0 +1,169 @@
+"""The processes of a run: device, process groups, reductions with and without gradients.
+
+One `World` is current at a time. Everything that couples samples over ranks (batch norm, gathered estimators, evaluation,
+decisions) goes through it, so the same code runs on one process, on all of them, or on a subgroup of them.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+from distae.environment import Environment
+from distae.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks that train together. At world size 1 there is no group and no collective is called."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    group: td.ProcessGroup | None = None
+    """Gradients and reductions: NCCL on GPUs, else gloo."""
+    control: td.ProcessGroup | None = None
+    """gloo, for decisions on the host."""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+_current: World | None = None
+
+
+def world() -> World:
+    """The current world."""
+    return _current or World(0, 1, torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def use(world: World) -> Iterator[World]:
+    """Make `world` the current one."""
+    global _current  # noqa: PLW0603 - one world per process is the point
+    before, _current = _current, world
+    try:
+        yield world
+    finally:
+        _current = before
+
+
+def pick_device(name: str, env: Environment) -> torch.device:
+    """The device of this process. Raises UserError where `cuda` is asked for and there is none.
+
+    A launcher may show a task all GPUs of the node or only its own.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here; valid: auto, cpu")
+    return torch.device("cuda", env.local_rank if torch.cuda.device_count() > 1 else 0)
+
+
+def set_threads(threads: str | int, env: Environment) -> int:
+    """Set and return the CPU threads of this process; before the first parallel operation, or denormals stay slow."""
+    torch.set_flush_denormal(True)
+    if threads == "auto":
+        threads = max(1, len(os.sched_getaffinity(0)) // env.local_world_size)
+    torch.set_num_threads(int(threads))
+    return int(threads)
+
+
+@contextlib.contextmanager
+def session(env: Environment, device: torch.device, timeout: float) -> Iterator[World]:
+    """The world of this job: joins the process group where there are several ranks, and leaves it at the end."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if env.world_size == 1:
+        with use(World(0, 1, device)) as alone:
+            yield alone
+        return
+    limit = timedelta(seconds=timeout)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    td.init_process_group(backend, timeout=limit, device_id=device if device.type == "cuda" else None)
+    try:
+        control = cast(td.ProcessGroup, td.new_group(backend="gloo", timeout=limit))
+        with use(World(env.rank, env.world_size, device, cast(td.ProcessGroup, td.group.WORLD), control)) as joined:
+            yield joined
+    finally:
+        td.destroy_process_group()
+
+
+class _AllReduce(torch.autograd.Function):
+    """Sum over ranks; the gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: td.ProcessGroup) -> Tensor:
+        ctx.group = group
+        x = x.clone(memory_format=torch.contiguous_format)
+        td.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        grad = grads[0].clone(memory_format=torch.contiguous_format)
+        td.all_reduce(grad, group=ctx.group)
+        return grad, None
+
+
+def all_reduce(x: Tensor) -> Tensor:
+    """Sum of `x` over ranks, with gradients."""
+    group = world().group
+    return x if group is None else _AllReduce.apply(x, group)
+
+
+def sum_(x: Tensor) -> Tensor:
+    """Sum of `x` over ranks, in place, without gradients."""
+    if world().group is not None:
+        td.all_reduce(x, group=world().group)
+    return x
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's `value` on every rank: how a decision is taken once."""
+    if world().control is None:
+        return value
+    box = [value]
+    td.broadcast_object_list(box, group=world().control, group_src=0)
+    return box[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's `value`, in rank order, on every rank."""
+    if world().control is None:
+        return [value]
+    boxes = [None] * world().world_size
+    td.all_gather_object(boxes, value, group=world().control)
+    return boxes
+
+
+class Vote:
+    """A number on which all ranks agree one round later, so that nobody waits: cast at step k, read at step k + 1."""
+
+    def __init__(self) -> None:
+        self.box = torch.zeros(1, dtype=torch.int32)
+        self.work: td.Work | None = None
+
+    def cast(self, value: int) -> int:
+        """The largest value that any rank gave in the round before; give `value` to the next. Called by all ranks together."""
+        if world().control is None:
+            return value
+        result = self.settle()
+        self.box.fill_(value)
+        self.work = td.all_reduce(self.box, td.ReduceOp.MAX, group=world().control, async_op=True)
+        return result
+
+    def settle(self) -> int:
+        """The result of the round under way, 0 where there is none."""
+        if self.work is None:
+            return 0
+        self.work.wait()
+        self.work = None
+        return int(self.box)

@@ -1,0 +1,42 @@
+"""Grids to look at: inputs over their reconstructions, and samples from the prior."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distae.data import Loader
+from distae.models import Autoencoder
+from distae.noise import Noise, Rows
+
+COLUMNS = 16
+
+
+@torch.no_grad()
+def draw(model: Autoencoder, loader: Loader, folder: Path, step: int, seed: int, split: str) -> dict[str, Path]:
+    """PNG files by name, for data that are images of 1 or 3 channels. One process draws; no collective is called."""
+    if len(model.shape) != 3 or model.shape[0] not in (1, 3) or not len(loader):
+        return {}
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    n = min(2 * COLUMNS, len(loader))
+    rows = torch.arange(n, device=loader.home)
+    x, _ = loader.batch(rows, Noise(seed, ("pictures",), Rows(n), device))
+    pairs = zip(torch.split(x, COLUMNS), torch.split(model.reconstruct(x), COLUMNS), strict=True)
+    grids = {"reconstructions": torch.cat([half for pair in pairs for half in pair])}
+    if model.cfg.generative:
+        grids["samples"] = model.sample(4 * COLUMNS, Noise(seed, ("samples",), Rows(4 * COLUMNS), device))
+    model.train(was_training)
+    return {name: _save(images, folder / f"{split}_{name}_{step:08}.png") for name, images in grids.items()}
+
+
+def _save(images: Tensor, path: Path) -> Path:
+    """`[N, C, H, W]` in [0, 1] as a grid of 16 columns, small images enlarged to at least 32 pixels a side."""
+    from torchvision.utils import save_image
+
+    factor = max(1, 32 // images.shape[-1])
+    large = F.interpolate(images.float().clamp(0, 1).cpu(), scale_factor=factor, mode="nearest")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(large, path, nrow=COLUMNS, pad_value=0.5)
+    return path

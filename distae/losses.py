@@ -1,0 +1,61 @@
+"""Reconstruction likelihoods and divergences, per sample: sums over all values of a sample, in nats, in at least float32."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distae.config.models import ModelConfig
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in at least float32: sums of hundreds of terms are not for half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def sum_per_sample(x: Tensor) -> Tensor:
+    """`[B, ...]` summed to `[B]`."""
+    return x.flatten(1).sum(1)
+
+
+class Likelihood(nn.Module):
+    """p(x|z), its parameters being the decoder's output `raw` `[B, *shape]`.
+
+    bernoulli: raw are logits. gaussian and laplace: raw is the mean, with one scale (fixed, or learned as in Rybkin 2021, eq. 5).
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.kind = cfg.likelihood
+        log_scale = torch.tensor(math.log(cfg.scale))
+        if cfg.learn_scale:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale, persistent=False)
+
+    def mean(self, raw: Tensor) -> Tensor:
+        """Mean of p(x|z), in the data's units: `[B, *shape]`."""
+        return torch.sigmoid(wide(raw)) if self.kind == "bernoulli" else wide(raw)
+
+    def forward(self, raw: Tensor, x: Tensor) -> Tensor:
+        """-log p(x|z) in nats per sample: `[B]`."""
+        raw, x = wide(raw), wide(x)
+        if self.kind == "bernoulli":
+            return sum_per_sample(F.binary_cross_entropy_with_logits(raw, x, reduction="none"))
+        size, log_scale = x[0].numel(), wide(self.log_scale)
+        if self.kind == "gaussian":
+            squares = sum_per_sample((x - raw).square())
+            return 0.5 * squares * torch.exp(-2 * log_scale) + size * (log_scale + 0.5 * math.log(2 * math.pi))
+        return sum_per_sample((x - raw).abs()) * torch.exp(-log_scale) + size * (log_scale + math.log(2))
+
+
+def kl_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mu, diag exp logvar) || N(0, I)) in nats per sample, `[B]` from two `[B, D]` (Kingma & Welling 2014, app. B)."""
+    mu, logvar = wide(mu), wide(logvar)
+    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)
+
+
+def soft_bound(x: Tensor, bound: float = 10.0) -> Tensor:
+    """`x` kept inside (-bound, bound), almost unchanged near 0: an outlier cannot overflow exp(x)."""
+    return bound * torch.tanh(x / bound)

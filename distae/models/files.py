@@ -1,0 +1,65 @@
+"""A trained model on disk: model.safetensors and config.json, read without running code."""
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from distae.config import TrainConfig, build, to_dict
+from distae.config.models import ModelConfig
+from distae.config.nets import NetConfig
+from distae.errors import UserError
+from distae.models import base
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def export(model: base.Autoencoder, cfg: TrainConfig, folder: Path) -> None:
+    """Write the model's weights and what is needed to build it again, whole or not at all."""
+    fresh = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, fresh / WEIGHTS)
+    settings = to_dict(cfg)
+    about = {"model": settings["model"], "net": settings["net"], "data": settings["data"], "shape": list(model.shape)}
+    (fresh / CONFIG).write_text(json.dumps(about, indent=1) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def load(run_dir: str | Path) -> base.Autoencoder:
+    """The trained model of a run folder, in evaluation mode on the CPU. Raises UserError where there is none.
+
+    `encode(x)`, `decode(z)`, `reconstruct(x)` take and give floating point values as the data has them (images in [0, 1]).
+    """
+    folder = Path(run_dir) / "model"
+    weights = load_weights(Path(run_dir))
+    try:
+        about = json.loads((folder / CONFIG).read_text())
+        cfg = build(TrainConfig, {"model": about["model"], "net": about["net"]})
+        shape = tuple(int(n) for n in about["shape"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG} is missing or damaged ({error})") from error
+    return assemble(cfg.model, cfg.net, shape, weights).eval()
+
+
+def assemble(model: ModelConfig, net: NetConfig, shape: tuple[int, ...], weights: dict[str, Tensor]) -> base.Autoencoder:
+    """A model of these settings with these weights. Raises UserError where they do not fit."""
+    made = base.build(model, net, shape, dtype=next(iter(weights.values())).dtype)
+    try:
+        made.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"the weights do not fit the settings beside them: {error}") from error
+    return made
+
+
+def load_weights(run_dir: Path) -> dict[str, Tensor]:
+    """The weights of a finished run. Raises UserError where there are none."""
+    path = run_dir / "model" / WEIGHTS
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"no finished run in {run_dir}: cannot read {path} ({error})") from error

@@ -1,0 +1,20 @@
+"""Encoders and decoders: `[B, *shape]` to features and back."""
+
+from types import ModuleType
+
+from torch import nn
+
+from distae.config.nets import ConvConfig, MLPConfig, NetConfig, ResNetConfig
+from distae.nn import conv, mlp, resnet
+
+_NETS: dict[type[NetConfig], ModuleType] = {MLPConfig: mlp, ConvConfig: conv, ResNetConfig: resnet}
+
+
+def build_encoder(cfg: NetConfig, shape: tuple[int, ...], out: int) -> nn.Module:
+    """A module `(x [B, *shape], noise) -> [B, out]`."""
+    return _NETS[type(cfg)].encoder(cfg, shape, out)  # type: ignore[no-any-return]
+
+
+def build_decoder(cfg: NetConfig, shape: tuple[int, ...], latent_dim: int) -> nn.Module:
+    """A module `(z [B, latent_dim], noise) -> [B, *shape]`."""
+    return _NETS[type(cfg)].decoder(cfg, shape, latent_dim)  # type: ignore[no-any-return]

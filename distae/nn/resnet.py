@@ -1,0 +1,63 @@
+"""Pre-activation residual networks, down and up."""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from distae.config.nets import ResNetConfig
+from distae.nn.layers import ACTIVATIONS, Chain, Hidden, Noisy, has_bias, make_norm
+from distae.noise import Noise
+
+
+class NormAct(nn.Module):
+    """Norm and activation before a layer."""
+
+    def __init__(self, cfg: ResNetConfig, channels: int) -> None:
+        super().__init__()
+        self.norm = make_norm(cfg, channels, images=True) or nn.Identity()
+        self.activation = ACTIVATIONS[cfg.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.activation(self.norm(x))
+        return out
+
+
+class Block(Noisy):
+    """x + conv(dropout(act(norm(conv(act(norm(x))))))), He 2016 (identity mappings), fig. 4e. `[B, C, H, W]` to the same."""
+
+    def __init__(self, cfg: ResNetConfig, channels: int) -> None:
+        super().__init__()
+        self.before = NormAct(cfg, channels)
+        self.hidden = Hidden(nn.Conv2d(channels, channels, 3, 1, 1, bias=has_bias(cfg)), channels, cfg, images=True)
+        self.last = nn.Conv2d(channels, channels, 3, 1, 1)
+
+    def forward(self, x: Tensor, noise: Noise | None) -> Tensor:
+        out: Tensor = x + self.last(self.hidden(self.before(x), noise))
+        return out
+
+
+def encoder(cfg: ResNetConfig, shape: tuple[int, ...], out: int) -> Chain:
+    """`[B, C, H, W]` to `[B, out]`; H and W divisible by 2 once per entry of cfg.channels."""
+    c = cfg.channels
+    parts: list[nn.Module] = [nn.Conv2d(shape[0], c[0], 3, 1, 1)]
+    for a, b in pairwise((c[0], *c)):
+        parts += [nn.Conv2d(a, b, 4, 2, 1), *(Block(cfg, b) for _ in range(cfg.blocks))]
+    return Chain(*parts, NormAct(cfg, c[-1]), nn.Flatten(), nn.Linear(c[-1] * _area(cfg, shape), out))
+
+
+def decoder(cfg: ResNetConfig, shape: tuple[int, ...], latent_dim: int) -> Chain:
+    """`[B, latent_dim]` to `[B, C, H, W]`."""
+    c = tuple(reversed(cfg.channels))
+    half = 1 << len(c)
+    parts: list[nn.Module] = [
+        nn.Linear(latent_dim, c[0] * _area(cfg, shape)),
+        nn.Unflatten(1, (c[0], shape[1] // half, shape[2] // half)),
+    ]
+    for a, b in pairwise((*c, c[-1])):
+        parts += [*(Block(cfg, a) for _ in range(cfg.blocks)), nn.Upsample(scale_factor=2), nn.Conv2d(a, b, 3, 1, 1)]
+    return Chain(*parts, NormAct(cfg, c[-1]), nn.Conv2d(c[-1], shape[0], 3, 1, 1))
+
+
+def _area(cfg: ResNetConfig, shape: tuple[int, ...]) -> int:
+    half = 1 << len(cfg.channels)
+    return (shape[1] // half) * (shape[2] // half)

@@ -1,0 +1,38 @@
+"""How a run ended, for whoever started it: outcome.json and the exit code."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+FILE = "outcome.json"
+EXIT_CODES = {"done": 0, "failed": 1, "stopped": 75}
+"""stopped: after a valid save; the same command resumes. A user's mistake exits with 2 and leaves no outcome."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a run."""
+
+    outcome: str
+    """done, failed or stopped."""
+    step: int
+    run_dir: str
+    reason: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.outcome]
+
+    def write(self) -> None:
+        fresh = Path(self.run_dir) / f".{FILE}.writing"
+        fresh.write_text(json.dumps(asdict(self)) + "\n")
+        fresh.rename(Path(self.run_dir) / FILE)
+
+
+def read(run_dir: Path) -> dict[str, Any] | None:
+    """What outcome.json says; None where there is none."""
+    try:
+        return json.loads((run_dir / FILE).read_text())  # type: ignore[no-any-return]
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,239 @@
+"""One optimizer step: forward, backward, reduction, update, in the precision asked for, without asking the device for a number."""
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from distae import dist
+from distae.config import TrainConfig
+from distae.data import Loader
+from distae.errors import TrainingError
+from distae.models import Autoencoder, Batch, Output, Turn
+from distae.noise import Noise, Rows
+from distae.optim import Schedule, add_l1, make_optimizer
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """The autocast region of a precision."""
+    return torch.autocast(device.type, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST)
+
+
+class Window:
+    """Sums of the terms since the last log, on the device, and how many steps passed before the first non-finite one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.names: list[str] = []
+        self.clear()
+
+    def clear(self) -> None:
+        self.steps = self.adds = 0
+        self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
+        self.good = torch.ones((), device=self.device)
+        self.good_steps = torch.zeros((), device=self.device)
+
+    def add(self, out: Output) -> None:
+        """Add one micro-step's terms."""
+        if not self.names:
+            self.names = [*out.per_sample, *out.per_batch]
+            self.clear()
+        terms = [v.detach().mean() for v in out.per_sample.values()] + [v.detach() for v in out.per_batch.values()]
+        self.sums += torch.stack(terms)
+        self.adds += 1
+
+    def close_step(self, finite: Tensor) -> None:
+        """End an optimizer step; `finite` is 1 where it was applied and 0 where it was masked."""
+        self.good *= finite
+        self.good_steps += self.good
+        self.steps += 1
+
+    def reduce(self) -> None:
+        """Put all ranks' sums on rank 0, so that a checkpoint holds them for any world size. Means are not changed."""
+        dist.sum_(self.sums)
+        if dist.world().rank:
+            self.sums.zero_()
+
+    def state(self) -> dict[str, Any]:
+        """What `load` wants, on rank 0 after `reduce`."""
+        return {"names": self.names, "sums": self.sums.tolist(), "steps": self.steps, "adds": self.adds}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on with a window that was open at a save; all its steps were finite, else it had not been saved."""
+        self.names = state["names"]
+        self.clear()
+        self.steps, self.adds = state["steps"], state["adds"]
+        self.good_steps += self.steps
+        if dist.world().is_main:
+            self.sums += torch.tensor(state["sums"], dtype=self.sums.dtype, device=self.device)
+
+    def read(self) -> tuple[dict[str, float], int | None]:
+        """Means over the window and all ranks, and the number (from 1) of the first masked step in it. Synchronises."""
+        sums = dist.sum_(self.sums.clone()) / max(1, self.adds * dist.world().world_size)
+        *means, good, good_steps = torch.cat([sums, torch.stack([self.good, self.good_steps])]).tolist()
+        return dict(zip(self.names, means, strict=True)), None if good else int(good_steps) + 1
+
+
+class Average:
+    """Exponential moving average of the parameters; buffers are copied. Starts at the model's own values."""
+
+    def __init__(self, model: Autoencoder, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: Autoencoder) -> None:
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - self.decay)
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+
+class Stepper:
+    """Holds the model, its wrapper, its optimizers and the loss scaler."""
+
+    def __init__(self, cfg: TrainConfig, model: Autoencoder, loader: Loader, schedule: Schedule) -> None:
+        self.cfg, self.model, self.loader, self.schedule = cfg, model, loader, schedule
+        self.world = dist.world()
+        self.turns = model.turns()
+        self.optimizers = {t.name: make_optimizer(cfg.optim, t.parameters) for t in self.turns}
+        self.scaler = torch.amp.GradScaler(self.world.device.type) if cfg.precision == "fp16" else None
+        self.average = Average(model, cfg.ema) if cfg.ema else None
+        self.window = Window(self.world.device)
+        self.grad_norm = torch.zeros((), device=self.world.device)
+        self.wrapped: nn.Module = model if self.world.group is None else self._wrap()
+        micro = cfg.global_batch_size // cfg.grad_accum_steps
+        self.rows = [
+            Rows.strided(
+                cfg.global_batch_size,
+                m * micro + self.world.rank,
+                (m + 1) * micro,
+                self.world.world_size,
+                self.world.device,
+            )
+            for m in range(cfg.grad_accum_steps)
+        ]
+
+    def _wrap(self) -> DistributedDataParallel:
+        """find_unused_parameters is paid only by variants with several turns."""
+        several = len(self.turns) > 1
+        devices = [self.world.device] if self.world.device.type == "cuda" else None
+        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.15
+        buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        return DistributedDataParallel(
+            self.model, device_ids=devices, process_group=self.world.group, gradient_as_bucket_view=True,
+            find_unused_parameters=several, static_graph=not several,
+            **buffers,
+        )  # fmt: skip
+
+    @property
+    def evaluated(self) -> Autoencoder:
+        """The model that evaluation and export use."""
+        return self.average.model if self.average else self.model
+
+    def prime(self, rows: Tensor) -> None:
+        """Run and discard the passes after which DDP has rebuilt its buckets, on the rows `[micro_steps, micro_batch]`.
+
+        Summation order follows the buckets: with 3 ranks or more a resumed run would else differ in the last bit from one that was
+        never interrupted. Call it before the weights are loaded.
+        """
+        if self.world.group is None:
+            return
+        buffers = [b.clone() for b in self.model.buffers()]
+        for _ in range(2):
+            for turn in self.turns:
+                self._only(turn)
+                self._backward(turn, 0, 0, rows[0])
+        self.wrapped.zero_grad()
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+    def __call__(self, step: int, rows: Tensor) -> None:
+        """Make the update after which the run has done step + 1 steps, from rows `[micro_steps, micro_batch]`."""
+        for turn in self.turns:
+            self._only(turn)
+            optimizer = self.optimizers[turn.name]
+            for group in optimizer.param_groups:
+                group["lr"] = self.cfg.optim.lr * self.schedule.factor(step)
+            optimizer.zero_grad()
+            for micro, mine in enumerate(rows):
+                with self._no_sync() if micro < len(rows) - 1 else contextlib.nullcontext():
+                    self.window.add(self._backward(turn, step, micro, mine))
+            finite = self._update(turn, optimizer)
+        if self.scaler:
+            self.scaler.update()
+        self.window.close_step(finite)
+        self.model.after_step(step + 1)
+        if self.average:
+            self.average.update(self.model)
+
+    def _backward(self, turn: Turn, step: int, micro: int, rows: Tensor) -> Output:
+        noise = self._noise(turn, step, micro)
+        x, label = self.loader.batch(rows, noise)
+        with autocast(self.cfg.precision, self.world.device):
+            out: Output = self.wrapped(Batch(x, label), turn.name, noise)
+        loss = out.loss / self.cfg.grad_accum_steps
+        torch.autograd.backward(self.scaler.scale(loss) if self.scaler else loss)
+        return out
+
+    def _noise(self, turn: Turn, step: int, micro: int) -> Noise:
+        key: tuple[str | int, ...] = ("train", step, turn.name)
+        if self.cfg.noise == "per_rank":
+            size = self.cfg.global_batch_size // self.cfg.grad_accum_steps // self.world.world_size
+            return Noise(self.cfg.seed, (*key, micro, self.world.rank), Rows(size), self.world.device)
+        return Noise(self.cfg.seed, key, self.rows[micro], self.world.device)
+
+    def _update(self, turn: Turn, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Clip and step; an update from a non-finite gradient is masked on the device. Returns 1 where it was applied, else 0.
+
+        Gradients are reduced, so all ranks mask the same steps. With loss scaling a skipped step is business as usual.
+        """
+        if self.scaler:
+            self.scaler.unscale_(optimizer)
+        if self.cfg.optim.l1:
+            add_l1(turn.parameters, self.cfg.optim.l1)
+        self.grad_norm = get_total_norm([p.grad for p in turn.parameters if p.grad is not None])
+        if self.cfg.optim.max_grad_norm:
+            clip_grads_with_norm_(turn.parameters, self.cfg.optim.max_grad_norm, self.grad_norm)
+        if self.scaler:
+            self.scaler.step(optimizer)
+            return torch.ones_like(self.grad_norm)
+        finite = self.grad_norm.isfinite()
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        return finite
+
+    def _only(self, turn: Turn) -> None:
+        """Freeze what this turn does not train."""
+        if len(self.turns) > 1:
+            self.model.requires_grad_(False)
+            for p in turn.parameters:
+                p.requires_grad_(True)
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
+        if isinstance(self.wrapped, DistributedDataParallel):
+            return self.wrapped.no_sync()
+        return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def explaining_memory(cfg: TrainConfig, world_size: int) -> Iterator[None]:
+    """Turn running out of memory into one message that says what to change."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in text:
+            raise
+        micro = cfg.global_batch_size // cfg.grad_accum_steps // world_size
+        raise TrainingError(
+            f"out of memory with a micro-batch of {micro} samples ({text.splitlines()[0] if text else 'host memory'}); raise "
+            f"--grad-accum-steps (now {cfg.grad_accum_steps}) or the number of processes, or lower --global-batch-size"
+        ) from error

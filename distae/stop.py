@@ -1,0 +1,33 @@
+"""Signals become a request to stop; the trainer agrees on it with all ranks at a step boundary."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+
+class StopRequest:
+    """Which signal has asked this process to stop; 0 is none. A second Ctrl-C leaves at once."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum == signal.SIGINT == signum:
+            os._exit(130)
+        self.signum = self.signum or signum
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[StopRequest]:
+    """Record the signals in SIGNALS instead of dying from them, and put the old handlers back at the end."""
+    request = StopRequest()
+    before = {s: signal.signal(s, request) for s in SIGNALS}
+    try:
+        yield request
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,198 @@
+"""Where metrics and pictures go, from rank 0: metrics.jsonl, a log and a progress bar, Weights & Biases."""
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlparse
+
+from distae.config import to_dict
+from distae.config.train import TrainConfig
+
+Row = Mapping[str, float | int]
+
+
+class Sink(Protocol):
+    """Takes rows of metrics and pictures."""
+
+    def row(self, row: Row) -> None: ...
+    def image(self, name: str, path: Path, step: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class Jsonl:
+    """metrics.jsonl: one object per line, handed to the operating system line by line."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Continue the file after `step`: rows past it and a torn last line are cut."""
+        kept = [line for line in _lines(path) if line["step"] <= step]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.file = path.open("a", buffering=1)
+
+    def row(self, row: Row) -> None:
+        self.file.write(json.dumps(dict(row)) + "\n")
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with contextlib.suppress(OSError):
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
+
+
+class Console:
+    """log.txt with timed lines; a progress bar on a terminal, the same lines elsewhere."""
+
+    def __init__(self, path: Path, first: int, total: int) -> None:
+        self.file = path.open("a", buffering=1)
+        self.bar: Any = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, initial=first, unit="step", dynamic_ncols=True)
+
+    def line(self, text: str) -> None:
+        """Print and log one timed line."""
+        timed = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
+        self.file.write(timed + "\n")
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            sys.stderr.write(timed + "\n")
+
+    def row(self, row: Row) -> None:
+        shown = " ".join(f"{k}={v:.5g}" for k, v in row.items() if "/" in k and not k.endswith("_seconds"))
+        text = f"step {row['step']} epoch {row['epoch']:.2f} {shown}"
+        if self.bar is None or any(k.startswith(("val/", "test/")) for k in row):
+            self.line(text)
+        else:
+            self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self.bar.set_postfix_str(f"loss={row['train/loss']:.5g}", refresh=False)
+        if self.bar is not None:
+            self.bar.update(row["step"] - self.bar.n)
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.file.close()
+
+
+class Wandb:
+    """One W&B run per run folder: its id is made once and kept there; the step is a metric, so a resumed run goes on."""
+
+    def __init__(self, run_dir: Path, cfg: TrainConfig, environment: dict[str, Any], console: Console) -> None:
+        import wandb
+
+        mode: Any = _wandb_mode(wandb)
+        id_file = run_dir / "wandb_id"
+        if not id_file.exists():
+            id_file.write_text(uuid.uuid4().hex[:8])
+        settings = wandb.Settings(console="off", silent=True, init_timeout=15)
+        how: dict[str, Any] = {
+            "project": os.environ.get("WANDB_PROJECT", "distae"),
+            "name": run_dir.name,
+            "dir": str(run_dir),
+        }
+        how |= {
+            "id": id_file.read_text().strip(),
+            "config": to_dict(cfg) | {"environment": environment},
+            "settings": settings,
+        }
+        try:
+            self.run = wandb.init(mode=mode, resume="allow" if mode == "online" else None, **how)
+        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+            console.line(f"W&B: {error}")
+            mode = "offline"
+            self.run = wandb.init(mode=mode, **how)
+        if mode == "offline":
+            console.line(f"W&B is offline (no key or no network): sync later with `wandb sync {Path(self.run.dir).parent}`")
+        self.run.define_metric("*", step_metric="step")
+
+    def row(self, row: Row) -> None:
+        self.run.log(dict(row))
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        import wandb
+
+        self.run.log({name: wandb.Image(str(path)), "step": step})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def _wandb_mode(wandb: Any) -> str:
+    """online where there are a key and a server that answers, what WANDB_MODE says where it is set, else offline."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return "offline" if mode == "dryrun" else mode
+    url = urlparse(os.environ.get("WANDB_BASE_URL", wandb.Settings().base_url))
+    if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+        return "offline"
+    try:
+        socket.create_connection((url.hostname, url.port or (80 if url.scheme == "http" else 443)), timeout=3).close()
+    except OSError:
+        return "offline"
+    return "online"
+
+
+class Tracker:
+    """All sinks of a run; none on ranks other than 0."""
+
+    def __init__(self, sinks: list[Sink]) -> None:
+        self.sinks = sinks
+
+    @classmethod
+    def open(cls, run_dir: Path, cfg: TrainConfig, step: int, total: int, environment: dict[str, Any]) -> "Tracker":
+        """The sinks that `cfg` asks for, continuing after `step`."""
+        console = Console(run_dir / "log.txt", step, total)
+        sinks: list[Sink] = [Jsonl(run_dir / "metrics.jsonl", step), console]
+        if cfg.tracking == "wandb":
+            sinks.append(Wandb(run_dir, cfg, environment, console))
+        return cls(sinks)
+
+    def line(self, text: str) -> None:
+        for sink in self.sinks:
+            if isinstance(sink, Console):
+                sink.line(text)
+
+    def row(self, row: Row) -> None:
+        for sink in self.sinks:
+            sink.row(row)
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        for sink in self.sinks:
+            sink.image(name, path, step)
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+
+def describe_environment(world_size: int, threads: int, device: str) -> dict[str, Any]:
+    """Commit, versions, devices: what a run was made with."""
+    import torch
+
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    return {
+        "commit": commit.stdout.strip() or None, "python": platform.python_version(), "torch": torch.__version__,
+        "device": name, "world_size": world_size, "threads": threads, "host": platform.node(),
+    }  # fmt: skip

@@ -1,0 +1,282 @@
+"""The training loop: step, log, evaluate, save, in this order."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distae import data, dist
+from distae.checkpoint import Checkpoints
+from distae.config import TrainConfig
+from distae.config.check import defining
+from distae.data import Arrays, GlobalBatchSampler, Loader
+from distae.errors import TrainingError, UserError
+from distae.evaluation.exact import evaluate
+from distae.evaluation.pictures import draw
+from distae.models import build
+from distae.models.files import export, load_weights
+from distae.optim import Schedule, load_optimizer_tensors, optimizer_tensors
+from distae.stepper import Stepper, autocast, explaining_memory
+from distae.stop import StopRequest
+from distae.tracking import Tracker, describe_environment
+
+
+@dataclass
+class TrainState:
+    """Where a run stands, apart from tensors."""
+
+    step: int = 0
+    best_value: float = math.inf
+    best_step: int | None = None
+    bad_evals: int = 0
+    evaluated_step: int = 0
+    """Newest step whose evaluation is done: a stop may come before a due one."""
+
+
+class Trainer:
+    """Trains one model on one data set. All ranks call the same methods together."""
+
+    def __init__(self, cfg: TrainConfig, splits: dict[str, Arrays], stop: StopRequest, threads: int) -> None:
+        self.cfg, self.stop, self.threads = cfg, stop, threads
+        self.world = dist.world()
+        self.run_dir = Path(cfg.run_dir or ".")
+        dtype = torch.float64 if cfg.precision == "fp64" else torch.float32
+        self.loaders = {k: Loader(v, cfg.data.binarize, self.world.device, dtype) for k, v in splits.items()}
+        self.sampler = GlobalBatchSampler(
+            len(splits["train"]),
+            cfg.global_batch_size,
+            self.world.rank,
+            self.world.world_size,
+            cfg.grad_accum_steps,
+            cfg.seed,
+        )
+        self.total = cfg.steps or (cfg.epochs or 1) * self.sampler.steps_per_epoch
+        self.schedule = Schedule(cfg.schedule, self.total, self.sampler.steps_per_epoch)
+        model = build(cfg.model, cfg.net, cfg.data.shape(), cfg.seed, device=self.world.device, dtype=dtype)
+        self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+        self.stepper = Stepper(cfg, model, self.loaders["train"], self.schedule)
+        self.checkpoints = Checkpoints(self.run_dir / "checkpoints", cfg.checkpoint.keep_latest_k)
+        self.state = TrainState()
+        self.tracker = Tracker([])
+        self.notes: list[str] = []
+        self.vote = dist.Vote()
+        self.agreed_to_stop = False
+        self.saved_step: int | None = None
+        self.idle_seconds = 0.0
+        self.clock = (0, 0.0)
+
+    @property
+    def finished(self) -> bool:
+        patience = self.cfg.early_stop.patience
+        return self.state.step >= self.total or (patience is not None and self.state.bad_evals >= patience)
+
+    def fit(self) -> bool:
+        """Train to the end; or to an agreed stop, and then return False after a save."""
+        batches = data.steps(self.sampler, self.state.step, self.loaders["train"].home)
+        self._start_clock()
+        with explaining_memory(self.cfg, self.world.world_size):
+            self.evaluate_if_due()
+            while not self.finished:
+                if self.stop_agreed():
+                    return self.save_and_leave()
+                self.stepper(self.state.step, next(batches))
+                self.state.step += 1
+                self.log_if_due()
+                new_best = self.evaluate_if_due()
+                self.save_if_due(new_best)
+        return self.finish()
+
+    def stop_agreed(self) -> bool:
+        """Whether all ranks know that one of them was asked to stop."""
+        self.agreed_to_stop = self.agreed_to_stop or bool(self.vote.cast(self.stop.signum))
+        return self.agreed_to_stop
+
+    def log_if_due(self) -> None:
+        if self.state.step % self.cfg.log_every == 0 or self.state.step >= self.total:
+            self.log()
+
+    def log(self) -> None:
+        """Write the means since the last row. Raises TrainingError at a non-finite term or gradient."""
+        step, window = self.state.step, self.stepper.window
+        means, grad_norm = self.check_finite(), float(self.stepper.grad_norm)
+        since, started = self.clock
+        seconds = time.perf_counter() - started - self.idle_seconds
+        rate = (step - since) * self.cfg.global_batch_size / max(seconds, 1e-9)
+        lr = self.cfg.optim.lr * self.schedule.factor(step - 1)
+        row = {f"train/{k}": v for k, v in means.items()}
+        row |= {"train/lr": lr, "train/grad_norm": grad_norm, "train/samples_per_second": rate}
+        self._row(row)
+        window.clear()
+        self._start_clock()
+
+    def check_finite(self) -> dict[str, float]:
+        """Means of the open window. Raises TrainingError that names the first masked step and the terms that are not finite."""
+        window = self.stepper.window
+        means, masked = window.read()
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        if not bad and masked is None:
+            return means
+        first = self.state.step - window.steps
+        where = f"at step {first + masked}" if masked else f"between steps {first + 1} and {self.state.step}"
+        what = ", ".join(f"train/{name}" for name in bad) or "the gradient"
+        raise TrainingError(
+            f"{what} became non-finite {where}; that update was not applied and nothing is saved after it. "
+            f"Lower --optim.lr, set --optim.max-grad-norm, or look at the data; the newest checkpoint is from before"
+        )
+
+    def evaluate_if_due(self) -> bool:
+        """Evaluate where this step wants it; whether that gave a new best."""
+        step = self.state.step
+        every = self.cfg.eval_every or self.sampler.steps_per_epoch
+        due = step > self.state.evaluated_step and (step % every == 0 or step >= self.total)
+        if not due or not len(self.loaders["val"]):
+            return False
+        started = time.perf_counter()
+        if self.stepper.window.steps:
+            self.check_finite()
+        metrics = self.evaluate("val", self.stop_agreed)
+        new_best = metrics is not None and self._judge(metrics)
+        self.idle_seconds += time.perf_counter() - started
+        return new_best
+
+    def evaluate(self, split: str, interrupted: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        """Metrics of a split, and its pictures; None where interrupted."""
+        cfg, model, loader = self.cfg, self.stepper.evaluated, self.loaders[split]
+        with autocast(cfg.precision, self.world.device):
+            metrics = dist.broadcast(evaluate(model, loader, cfg.eval_batch_size, cfg.seed, interrupted))
+        if metrics is not None:
+            self._row({f"{split}/{k}": v for k, v in metrics.items()})
+            if self.world.is_main:
+                for name, path in draw(model, loader, self.run_dir / "images", self.state.step, cfg.seed, split).items():
+                    self.tracker.image(f"{split}/{name}", path, self.state.step)
+        return metrics  # type: ignore[no-any-return]
+
+    def _judge(self, metrics: dict[str, float]) -> bool:
+        """Plateau, early stop and best: decided on metrics that rank 0 broadcast. Whether they are a new best."""
+        state = self.state
+        state.evaluated_step = state.step
+        value = metrics[self.cfg.best_metric.removeprefix("val/")]
+        self.schedule.observe(value)
+        if not value < state.best_value - self.cfg.early_stop.min_delta:
+            state.bad_evals += 1
+            return False
+        state.best_value, state.best_step, state.bad_evals = value, state.step, 0
+        return True
+
+    def save_if_due(self, new_best: bool) -> None:
+        if self.state.step % self.cfg.save_every == 0 or new_best:
+            self.save()
+
+    def save(self) -> None:
+        """Save all there is to go on from here, unless that is done. Raises TrainingError where a non-finite step is in it."""
+        if self.saved_step == self.state.step:
+            return
+        started = time.perf_counter()
+        if self.stepper.window.steps:
+            self.check_finite()
+        self.stepper.window.reduce()
+        self.checkpoints.save(self.state.step, self._tensors(), self._state(), self.state.best_step)
+        self.saved_step = self.state.step
+        self.idle_seconds += time.perf_counter() - started
+
+    def save_and_leave(self) -> bool:
+        self.vote.settle()
+        self.save()
+        self.tracker.line(f"stopped at step {self.state.step} after a save: the same command goes on from there")
+        return False
+
+    def finish(self) -> bool:
+        """The last row, the last save, the test split, and the model for others to load."""
+        self.vote.settle()
+        if self.stepper.window.steps:
+            self.log()
+        self.save()
+        if len(self.loaders["test"]):
+            self.evaluate("test")
+        if self.world.is_main:
+            export(self.stepper.evaluated, self.cfg, self.run_dir / "model")
+        return True
+
+    def resume(self) -> None:
+        """Go to where the newest valid checkpoint stands, or to the start, and open the sinks there."""
+        self.stepper.prime(next(data.steps(self.sampler, 0, self.loaders["train"].home)))
+        found = self.checkpoints.newest()
+        if found is not None:
+            self.notes += [*found.complaints, f"resumed at step {found.step} of {self.total}"]
+            self._load(found.step)
+        elif self.cfg.init_from:
+            self._load_weights(Path(self.cfg.init_from))
+        if self.world.is_main:
+            about = describe_environment(self.world.world_size, self.threads, str(self.world.device))
+            self.tracker = Tracker.open(self.run_dir, self.cfg, self.state.step, self.total, about)
+            for note in self.notes:
+                self.tracker.line(note)
+
+    def _load(self, step: int) -> None:
+        saved = self.checkpoints.state(step)
+        into = {k: v for k, v in self._tensors().items() if not k.startswith("optim.")}
+        loaded = self.checkpoints.load(step, into, "optim.")
+        for turn, optimizer in self.stepper.optimizers.items():
+            prefix = f"optim.{turn}."
+            mine = {k.removeprefix(prefix): v for k, v in loaded.items() if k.startswith(prefix)}
+            load_optimizer_tensors(optimizer, self.names, mine)
+        self.state = TrainState(**saved["state"])
+        self.schedule.load(saved["schedule"])
+        if self.stepper.scaler:
+            self.stepper.scaler.load_state_dict(saved["scaler"])
+        self.stepper.window.load(saved["window"])
+        self.saved_step = self.state.step
+        if saved["threads"] != self.threads or saved["world_size"] != self.world.world_size:
+            self.notes.append(
+                f"saved by {saved['world_size']} processes of {saved['threads']} threads, resumed by {self.world.world_size} of "
+                f"{self.threads}: results agree up to rounding, not bit for bit"
+            )
+
+    def _load_weights(self, run_dir: Path) -> None:
+        weights = load_weights(run_dir)
+        for model in {self.stepper.model, self.stepper.evaluated}:
+            wrong = model.load_state_dict(weights, strict=False)
+            if wrong.missing_keys or wrong.unexpected_keys:
+                raise UserError(f"--init-from: the model in {run_dir} has other parameters than this one")
+
+    def _tensors(self) -> dict[str, Tensor]:
+        stepper = self.stepper
+        tensors = {f"model.{k}": v for k, v in stepper.model.state_dict().items()}
+        if stepper.average:
+            tensors |= {f"ema.{k}": v for k, v in stepper.average.model.state_dict().items()}
+        for turn, optimizer in stepper.optimizers.items():
+            tensors |= {f"optim.{turn}.{k}": v for k, v in optimizer_tensors(optimizer, self.names).items()}
+        return tensors
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "state": asdict(self.state),
+            "samples_seen": self.state.step * self.cfg.global_batch_size,
+            "schedule": self.schedule.state(),
+            "scaler": self.stepper.scaler.state_dict() if self.stepper.scaler else None,
+            "window": self.stepper.window.state(),
+            "settings": defining(self.cfg),
+            "world_size": self.world.world_size,
+            "threads": self.threads,
+            "torch": torch.__version__,
+        }
+
+    def _row(self, metrics: dict[str, float]) -> None:
+        step = self.state.step
+        where = {
+            "step": step,
+            "epoch": step / self.sampler.steps_per_epoch,
+            "samples_seen": step * self.cfg.global_batch_size,
+        }
+        self.tracker.row(where | {"time": time.time()} | metrics)
+
+    def _start_clock(self) -> None:
+        self.clock, self.idle_seconds = (self.state.step, time.perf_counter()), 0.0
+
+    def close(self) -> None:
+        self.tracker.close()

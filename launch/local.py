@@ -1,0 +1,53 @@
+"""Start a job on this machine with torchrun.
+
+    python -m launch.local --nproc 4 -- --config recipes/vae_mnist.toml --run-dir runs/a
+
+torchrun turns every failure into exit code 1 and dies from signals that it was not told of; this passes signals on and gives the
+job's own exit code: 0 done, 1 failed, 2 a user's mistake, 75 stopped after a save.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from distae.config import TrainConfig, check, parse
+from distae.errors import UserError
+from distae.outcome import EXIT_CODES, FILE, read
+from distae.stop import listening
+from distae.train import SWITCHES
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m launch.local", description="Start a job on this machine with torchrun.")
+    parser.add_argument("--nproc", type=int, default=os.cpu_count() or 1, help="processes, one per GPU (default: CPU cores)")
+    parser.add_argument("--max-restarts", type=int, default=0, help="restarts of a crashed job, each from the newest checkpoint")
+    parser.add_argument("train", nargs=argparse.REMAINDER, help="-- and the options of distae.train")
+    args = parser.parse_args(argv)
+    train = args.train[1:] if args.train[:1] == ["--"] else args.train
+    try:
+        command = parse(TrainConfig, train, SWITCHES, "python -m distae.train")
+        cfg = check(command.settings, args.nproc)
+    except UserError as error:
+        sys.stderr.write(f"distae: {error}\n")
+        return 2
+    outcome_file = Path(cfg.run_dir or ".") / FILE
+    outcome_file.unlink(missing_ok=True)
+    code = _torchrun(args.nproc, args.max_restarts, train)
+    outcome = read(outcome_file.parent)
+    return EXIT_CODES[outcome["outcome"]] if outcome else code
+
+
+def _torchrun(nproc: int, max_restarts: int, train: Sequence[str]) -> int:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}",
+        f"--max-restarts={max_restarts}", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2", "-m", "distae.train", *train,
+    ]  # fmt: skip
+    with listening(), subprocess.Popen(command) as process:
+        return process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
