@@ -56,7 +56,7 @@ def use(world: World) -> Iterator[World]:
 
 
 def pick_device(name: str, env: Environment) -> torch.device:
-    """The device of this process. Raises UserError where `cuda` is asked for and there is none.
+    """The device of this process. Raises UserError where `cuda` is asked for and there is none, or not one for each process.
 
     A launcher may show a task all GPUs of the node or only its own.
     """
@@ -64,14 +64,17 @@ def pick_device(name: str, env: Environment) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here; valid: auto, cpu")
-    return torch.device("cuda", env.local_rank if torch.cuda.device_count() > 1 else 0)
+    visible = torch.cuda.device_count()
+    if visible > 1 and env.local_rank >= visible:
+        raise UserError(f"{env.local_world_size} processes on this node see {visible} GPUs: start one process per GPU")
+    return torch.device("cuda", env.local_rank if visible > 1 else 0)
 
 
 def set_threads(threads: str | int, env: Environment) -> int:
     """Set and return the CPU threads of this process; before the first parallel operation, or denormals stay slow."""
     torch.set_flush_denormal(True)
     if threads == "auto":
-        threads = max(1, len(os.sched_getaffinity(0)) // env.local_world_size)
+        threads = env.cpus or max(1, len(os.sched_getaffinity(0)) // env.local_world_size)
     torch.set_num_threads(int(threads))
     return int(threads)
 
@@ -87,7 +90,9 @@ def session(env: Environment, device: torch.device, timeout: float) -> Iterator[
         return
     limit = timedelta(seconds=timeout)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    td.init_process_group(backend, timeout=limit, device_id=device if device.type == "cuda" else None)
+    td.init_process_group(
+        backend, env.rendezvous, limit, env.world_size, env.rank, device_id=device if device.type == "cuda" else None
+    )
     try:
         control = cast(td.ProcessGroup, td.new_group(backend="gloo", timeout=limit))
         with use(World(env.rank, env.world_size, device, cast(td.ProcessGroup, td.group.WORLD), control)) as joined:

@@ -19,6 +19,8 @@ class Outcome:
     step: int
     run_dir: str
     reason: str = ""
+    signal: str = ""
+    """What it was stopped by, as `SIGUSR2`; the same on all ranks."""
 
     @property
     def exit_code(self) -> int:

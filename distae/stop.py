@@ -23,8 +23,12 @@ class StopRequest:
 
 @contextlib.contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Record the signals in SIGNALS instead of dying from them, and put the old handlers back at the end."""
-    request = StopRequest()
+    """Record the signals in SIGNALS instead of dying from them, and put the old handlers back at the end.
+
+    A StopRequest that is already in place (`launch.job`) is used: no signal falls between the two.
+    """
+    there = signal.getsignal(signal.SIGTERM)
+    request = there if isinstance(there, StopRequest) else StopRequest()
     before = {s: signal.signal(s, request) for s in SIGNALS}
     try:
         yield request

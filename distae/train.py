@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING
 
 from distae import runfolder
@@ -99,7 +100,8 @@ def _train(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, thr
         outcome, reason = "failed", str(error)
         trainer.tracker.line(f"failed: {reason}")
     trainer.close()
-    end = Outcome(outcome, trainer.state.step, str(cfg.run_dir), reason)
+    signal = Signals(trainer.agreed_signal).name if outcome == "stopped" else ""
+    end = Outcome(outcome, trainer.state.step, str(cfg.run_dir), reason, signal)
     if main:
         end.write()
     return end

@@ -65,7 +65,7 @@ class Trainer:
         self.tracker = Tracker([])
         self.notes: list[str] = []
         self.vote = dist.Vote()
-        self.agreed_to_stop = False
+        self.agreed_signal = 0
         self.saved_step: int | None = None
         self.idle_seconds = 0.0
         self.clock = (0, 0.0)
@@ -92,9 +92,9 @@ class Trainer:
         return self.finish()
 
     def stop_agreed(self) -> bool:
-        """Whether all ranks know that one of them was asked to stop."""
-        self.agreed_to_stop = self.agreed_to_stop or bool(self.vote.cast(self.stop.signum))
-        return self.agreed_to_stop
+        """Whether all ranks know that one of them was asked to stop; `agreed_signal` says by what."""
+        self.agreed_signal = self.agreed_signal or self.vote.cast(self.stop.signum)
+        return bool(self.agreed_signal)
 
     def log_if_due(self) -> None:
         if self.state.step % self.cfg.log_every == 0 or self.state.step >= self.total:
