@@ -29,22 +29,22 @@ class Command(Generic[T]):
     """Which of the entry's own switches (`--smoke`, `--print-config`) were given."""
 
 
-def parse(cls: type[T], argv: Sequence[str], switches: dict[str, str], prog: str) -> Command[T]:
-    """Settings of class `cls` from `argv` and the file behind `--config`. Prints the help and exits on `--help`.
+def parse(cls: type[T], argv: Sequence[str], switches: dict[str, str], prog: str, file: str = "config") -> Command[T]:
+    """Settings of class `cls` from `argv` and the TOML file behind `--{file}`. Prints the help and exits on `--help`.
 
     Raises UserError on anything it does not know or cannot convert.
     """
     argv = [_kebab(a) for a in argv]
     if "--help" in argv or "-h" in argv:
-        sys.stdout.write(render(cls, switches, prog) + "\n")
+        sys.stdout.write(render(cls, switches, prog, file) + "\n")
         raise SystemExit(0)
-    table = read_toml(_value_of("config", argv))
+    table = read_toml(_value_of(file, argv), file)
     for field in _variants(cls):
         if (name := _value_of(field.name, argv)) and name != table.get(field.name, {}).get("name"):
             table[field.name] = {"name": name}
-    parser = _parser(cls, table, switches, prog)
+    parser = _parser(cls, table, switches, prog, file)
     given = vars(parser.parse_args(argv))
-    given.pop("config", None)
+    given.pop(file, None)
     flags = frozenset(s for s in switches if given.pop(s, False))
     for dotted, value in given.items():
         for rival in getattr(cls, "exclusive", ()):
@@ -146,15 +146,15 @@ def _value_of(name: str, argv: Sequence[str]) -> str | None:
     return found
 
 
-def read_toml(path: str | None) -> Table:
+def read_toml(path: str | None, option: str = "config") -> Table:
     if path is None:
         return {}
     try:
         return tomllib.loads(Path(path).read_text())
     except OSError as error:
-        raise UserError(f"--config: cannot read {path} ({error.strerror})") from error
+        raise UserError(f"--{option}: cannot read {path} ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: {path} is not valid TOML: {error}") from error
+        raise UserError(f"--{option}: {path} is not valid TOML: {error}") from error
 
 
 def _put(table: Table, dotted: str, value: Any) -> None:
@@ -185,10 +185,10 @@ class _Parser(argparse.ArgumentParser):
         return found
 
 
-def _parser(cls: type, table: Table, switches: dict[str, str], prog: str) -> _Parser:
+def _parser(cls: type, table: Table, switches: dict[str, str], prog: str, file: str) -> _Parser:
     """Options of the chosen variants only."""
     parser = _Parser(prog=prog, allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--config")
+    parser.add_argument(f"--{file}")
     for switch in switches:
         parser.add_argument(f"--{switch}", dest=switch, action="store_true")
     for field in fields_of(cls).values():

@@ -11,11 +11,11 @@ from distae.config.fields import Field, fields_of
 WIDTH, INDENT = 118, 36
 
 
-def render(cls: type, switches: dict[str, str], prog: str) -> str:
+def render(cls: type, switches: dict[str, str], prog: str, file: str = "config") -> str:
     """Help of an entry whose settings are `cls` and whose own switches are `switches`."""
-    rows = [f"usage: {prog} [--config FILE.toml] [--option VALUE ...]", "", _oneline(cls.__doc__), ""]
+    rows = [f"usage: {prog} [--{file} FILE.toml] [--option VALUE ...]", "", _oneline(cls.__doc__), ""]
     rows += _row(
-        "--config FILE",
+        f"--{file} FILE",
         "TOML file of settings. The command line wins over it; another variant chosen there replaces the file's whole table",
     )
     for switch, doc in switches.items():
