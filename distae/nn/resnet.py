@@ -29,7 +29,7 @@ class Block(Noisy):
         super().__init__()
         self.before = NormAct(cfg, channels)
         self.hidden = Hidden(nn.Conv2d(channels, channels, 3, 1, 1, bias=has_bias(cfg)), channels, cfg, images=True)
-        self.last = nn.Conv2d(channels, channels, 3, 1, 1)
+        self.last = nn.Conv2d(channels, channels, 3, 1, 1, bias=has_bias(cfg))
 
     def forward(self, x: Tensor, noise: Noise | None) -> Tensor:
         out: Tensor = x + self.last(self.hidden(self.before(x), noise))
@@ -41,7 +41,7 @@ def encoder(cfg: ResNetConfig, shape: tuple[int, ...], out: int) -> Chain:
     c = cfg.channels
     parts: list[nn.Module] = [nn.Conv2d(shape[0], c[0], 3, 1, 1)]
     for a, b in pairwise((c[0], *c)):
-        parts += [nn.Conv2d(a, b, 4, 2, 1), *(Block(cfg, b) for _ in range(cfg.blocks))]
+        parts += [nn.Conv2d(a, b, 4, 2, 1, bias=has_bias(cfg)), *(Block(cfg, b) for _ in range(cfg.blocks))]
     return Chain(*parts, NormAct(cfg, c[-1]), nn.Flatten(), nn.Linear(c[-1] * _area(cfg, shape), out))
 
 
@@ -54,7 +54,8 @@ def decoder(cfg: ResNetConfig, shape: tuple[int, ...], latent_dim: int) -> Chain
         nn.Unflatten(1, (c[0], shape[1] // half, shape[2] // half)),
     ]
     for a, b in pairwise((*c, c[-1])):
-        parts += [*(Block(cfg, a) for _ in range(cfg.blocks)), nn.Upsample(scale_factor=2), nn.Conv2d(a, b, 3, 1, 1)]
+        conv = nn.Conv2d(a, b, 3, 1, 1, bias=has_bias(cfg))
+        parts += [*(Block(cfg, a) for _ in range(cfg.blocks)), nn.Upsample(scale_factor=2), conv]
     return Chain(*parts, NormAct(cfg, c[-1]), nn.Conv2d(c[-1], shape[0], 3, 1, 1))
 
 
