@@ -1,0 +1,195 @@
+"""The parity gate: N ranks must end where 1 rank ends. Real gloo processes, one spawn for any number of cases.
+
+results = gate.run({"vae": settings(model={"name": "vae"}, precision="fp64")}, tmp_path)
+gate.assert_parity(results["vae"], gate.EXACT)
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import torch.distributed as td
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from helpers import splits
+from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import BatchSampler, DistributedSampler
+
+from distae import dist, train
+from distae.config import TrainConfig
+from distae.nn.layers import BatchNorm
+from distae.stepper import Stepper
+from distae.stop import StopRequest
+
+EXACT, BATCH_NORM, SINGLE = 1e-9, 1e-6, 1e-5
+"""Largest difference relative to a tensor's largest value: fp64; fp64 with batch norm; fp32 with SGD."""
+RANKS = {4: (0, 1, 2, 3), 3: (0, 1, 2), 1: (3,), 2: (0, 1)}
+"""Which of the 4 processes make up a world. Those of 3 and of 1 run side by side."""
+Plant = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+class Case(NamedTuple):
+    """Settings to run at several world sizes, perhaps with a planted bug."""
+
+    cfg: TrainConfig
+    plant: Plant = contextlib.nullcontext
+    world_sizes: tuple[int, ...] = tuple(RANKS)
+
+
+class Result(NamedTuple):
+    """What one run ended with."""
+
+    tensors: dict[str, Tensor]
+    """Parameters and buffers, and those of the average."""
+    metrics: dict[str, float]
+    """Every metric of every row that says nothing of time: `8 val/loss`."""
+    order: Tensor
+    """`[steps, global_batch]` int64: the samples of each step, sorted."""
+    apart: list[str]
+    """Tensors that are not the same, bit for bit, on every rank."""
+
+
+def run(cases: dict[str, Case], folder: Path) -> dict[str, dict[int, Result]]:
+    """Results by case and world size."""
+    (folder / "store").unlink(missing_ok=True)
+    mp.start_processes(_rank, (cases, folder), nprocs=4, start_method="spawn")
+    return {
+        name: {n: Result(**torch.load(folder / f"{name}.{n}.pt", weights_only=True)) for n in sorted(case.world_sizes)}
+        for name, case in cases.items()
+    }
+
+
+def differences(a: Result, b: Result) -> dict[str, float]:
+    """max|a-b| / max|b| of each tensor (absolute where b is zero) and of each metric."""
+    assert a.tensors.keys() == b.tensors.keys()
+    assert a.metrics.keys() == b.metrics.keys()
+    found = {k: float((a.tensors[k] - v).abs().max() / (v.abs().max() or 1)) for k, v in b.tensors.items()}
+    return found | {k: abs(a.metrics[k] - v) / (abs(v) or 1) for k, v in b.metrics.items()}
+
+
+def assert_parity(results: dict[int, Result], tolerance: float) -> None:
+    """Every world size agrees with the smallest, and took its samples in the order of torch's own sampler."""
+    reference = results[min(results)]
+    for world_size, result in results.items():
+        assert not result.apart, f"{world_size} ranks do not hold the same {result.apart[0]}"
+        found = differences(result, reference)
+        worst = max(found, key=lambda k: math.inf if math.isnan(found[k]) else found[k])
+        assert found[worst] <= tolerance, f"{world_size} ranks against {min(results)}: {worst} differs by {found[worst]:.2g}"
+
+
+def assert_order(result: Result, cfg: TrainConfig, n: int = 197) -> None:
+    """Each step's samples are those of torch's own sampler, another shuffle each epoch: N ranks alone could all be wrong alike."""
+    assert torch.equal(result.order, torch_order(n, cfg.global_batch_size, cfg.seed, len(result.order)))
+
+
+def torch_order(n: int, batch: int, seed: int, steps: int) -> Tensor:
+    """What torch's DistributedSampler and BatchSampler give one process in `steps` steps: `[steps, batch]`, each row sorted."""
+    sampler = DistributedSampler(range(n), 1, 0, shuffle=True, seed=seed, drop_last=True)  # type: ignore[arg-type]
+    rows: list[list[int]] = []
+    while len(rows) < steps:
+        sampler.set_epoch(len(rows) // (n // batch))
+        rows += BatchSampler(sampler, batch, drop_last=True)
+    return torch.tensor(rows[:steps]).sort(1).values
+
+
+def _rank(rank: int, cases: dict[str, Case], folder: Path) -> None:
+    """All cases on one of the 4 processes."""
+    torch.set_num_threads(1)
+    limit = datetime.timedelta(seconds=120)
+    td.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=4, timeout=limit)
+    pairs = {n: [td.new_group(list(ranks), timeout=limit) for _ in range(2)] for n, ranks in RANKS.items()}
+    for name, case in cases.items():
+        for n, ranks in RANKS.items():
+            if n in case.world_sizes and rank in ranks:
+                group, control = pairs[n] if n > 1 else (None, None)
+                with dist.use(dist.World(ranks.index(rank), n, torch.device("cpu"), group, control)), case.plant():
+                    result = _train(case.cfg, folder / f"{name}.{n}")
+                if rank == ranks[0]:
+                    torch.save(result._asdict(), folder / f"{name}.{n}.pt")
+    td.destroy_process_group()
+
+
+def _train(cfg: TrainConfig, run_dir: Path) -> Result:
+    """The whole of a run, from initial weights to the last evaluation."""
+    run_dir.mkdir(exist_ok=True)
+    with mock.patch("distae.trainer.Stepper", Recorder):
+        end = train._train(dataclasses.replace(cfg, run_dir=str(run_dir)), splits(), StopRequest(), 1)
+    assert end.outcome == "done", end.reason
+    stepper = Recorder.newest
+    tensors = dict(stepper.model.state_dict())
+    if stepper.average:
+        tensors |= {f"ema.{k}": v for k, v in stepper.average.model.state_dict().items()}
+    order = torch.cat(dist.gather(torch.stack(stepper.seen)), dim=1).sort(1).values
+    held = dist.gather(tensors)
+    apart = [k for k, v in tensors.items() if not all(torch.equal(v, other[k]) for other in held)]
+    return Result(tensors, _metrics(run_dir) if dist.world().is_main else {}, order, apart)
+
+
+class Recorder(Stepper):
+    """The stepper, which keeps the rows that it is given."""
+
+    newest: "Recorder"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.seen: list[Tensor] = []
+        Recorder.newest = self
+
+    def __call__(self, step: int, rows: Tensor) -> None:
+        self.seen.append(rows.flatten())
+        super().__call__(step, rows)
+
+
+def _metrics(run_dir: Path) -> dict[str, float]:
+    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return {f"{row['step']} {k}": v for row in rows for k, v in row.items() if "/" in k and "second" not in k}
+
+
+# Planted bugs: each must make the gate fail.
+
+
+@contextlib.contextmanager
+def dropped_gradient() -> Iterator[None]:
+    """Rank 1's gradient does not take part in the mean."""
+    wrap = Stepper._wrap
+
+    def hook(group: Any, bucket: td.GradBucket) -> torch.futures.Future[Tensor]:
+        if dist.world().rank == 1:
+            bucket.buffer().zero_()
+        return allreduce_hook(group, bucket)
+
+    def hooked(self: Stepper) -> DistributedDataParallel:
+        ddp = wrap(self)
+        ddp.register_comm_hook(self.world.group, hook)
+        return ddp
+
+    with mock.patch.object(Stepper, "_wrap", hooked):
+        yield
+
+
+def local_batch_norm() -> contextlib.AbstractContextManager[Any]:
+    """Batch norm with the statistics of each rank's own rows."""
+
+    def forward(self: BatchNorm, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+    return mock.patch.object(BatchNorm, "forward", forward)
+
+
+def one_shuffle() -> contextlib.AbstractContextManager[Any]:
+    """Nobody tells the sampler of a new epoch."""
+    return mock.patch("distae.data.sampler.GlobalBatchSampler.set_epoch", return_value=None)
+
+
+def noise_per_rank() -> contextlib.AbstractContextManager[Any]:
+    """Every rank draws the noise of the first rows."""
+    return mock.patch("distae.noise.Noise._rows", lambda self, x: x[: len(self.rows.index)] if self.rows.index is not None else x)

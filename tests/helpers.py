@@ -1,0 +1,61 @@
+"""Small settings, small data, and real processes: what several test modules need."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distae.config import TrainConfig, build, check
+from distae.data import Arrays
+
+ROOT = Path(__file__).parent.parent
+WIDTHS = {"mlp": {"hidden": [16, 8]}, "conv": {"channels": [4, 8]}, "resnet": {"channels": [4, 8]}}
+SMALL: dict[str, Any] = {
+    "model": {"name": "ae", "latent_dim": 4}, "net": {"name": "mlp", "groups": 2}, "optim": {"lr": 0.01},
+    "steps": 20, "global_batch_size": 24, "eval_batch_size": 20, "log_every": 7, "eval_every": 8, "save_every": 1000,
+    "tracking": "none", "device": "cpu", "threads": 1, "seed": 3, "run_dir": "unused",
+}  # fmt: skip
+
+
+def settings(**changes: Any) -> TrainConfig:
+    """A small run on 8x8 images, with changes: `settings(model={"name": "vae"}, steps=3)`. Tables are merged."""
+    table = {key: {**value} if isinstance(value, dict) else value for key, value in SMALL.items()}
+    for key, value in changes.items():
+        table[key] = table.get(key, {}) | value if isinstance(value, dict) else value
+    table["net"] = WIDTHS[table["net"]["name"]] | table["net"]
+    return check(build(TrainConfig, table), 1)
+
+
+def images(n: int, seed: int) -> Arrays:
+    """`n` smooth 8x8 images of bytes, and labels."""
+    rng = torch.Generator().manual_seed(seed)
+    coarse = torch.randint(0, 256, (n, 1, 4, 4), generator=rng, dtype=torch.uint8)
+    return Arrays(coarse.repeat_interleave(2, 2).repeat_interleave(2, 3), torch.arange(n) % 10, 1 / 255)
+
+
+def splits(train: int = 197, val: int = 50, test: int = 37) -> dict[str, Arrays]:
+    """Sizes that divide by no batch and no number of ranks."""
+    return {"train": images(train, 1), "val": images(val, 2), "test": images(test, 3)}
+
+
+def shared_data(name: str) -> Path:
+    """A folder of ../shared/data; the test is skipped where it is absent."""
+    places = [os.environ.get("DISTAE_SHARED", ""), str(ROOT / "../shared"), str(ROOT / "../../shared")]
+    for place in filter(None, places):
+        if (Path(place) / "data" / name).is_dir():
+            return (Path(place) / "data" / name).resolve()
+    pytest.skip(f"../shared/data/{name} is not there")
+
+
+def start(*args: str, nproc: int = 0, cwd: Path, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+    """`python -m distae.train ARGS`, or under torchrun with `nproc` processes, in the folder `cwd`."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"] if nproc else []
+    command = [sys.executable, *torchrun, "-m", "distae.train", *args]
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | {"PYTHONPATH": paths} | env, capture_output=True, text=True, timeout=timeout, check=False
+    )

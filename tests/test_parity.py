@@ -1,0 +1,107 @@
+"""N ranks end where 1 rank ends, for every variant, network and norm; and the gate sees planted bugs."""
+
+import gate
+import pytest
+from gate import BATCH_NORM, EXACT, SINGLE, Case
+from helpers import settings
+
+from distae.config.models import ModelConfig
+
+NETS, NORMS = ("mlp", "conv", "resnet"), ("none", "layer", "group", "batch")
+ALL_NETS = ("ae", "vae")
+"""Variants that run on every network and norm; the others run on the mlp."""
+
+
+def exact(model: str, net: str, norm: str, **changes: object) -> Case:
+    net_table = {"name": net, "norm": norm, "dropout": 0.1}
+    return Case(settings(model={"name": model}, net=net_table, precision="fp64", **changes))
+
+
+def everything() -> Case:
+    """What acts on gradients, weights, rates and inputs, all at once."""
+    return Case(
+        settings(
+            model={"name": "vae", "likelihood": "laplace", "learn_scale": True, "beta": 0.5},
+            net={"name": "mlp", "dropout": 0.2, "activation": "gelu"},
+            optim={"name": "adamw", "weight_decay": 0.01, "l1": 1e-3, "max_grad_norm": 5.0},
+            schedule={"name": "cosine", "warmup_steps": 4}, data={"binarize": "stochastic"},
+            ema=0.9, grad_accum_steps=2, precision="fp64",
+        )
+    )  # fmt: skip
+
+
+CASES = {f"{m}-{net}-{norm}": exact(m, net, norm) for m in ALL_NETS for net in NETS for norm in NORMS}
+CASES |= {f"{m}-mlp-layer": exact(m, "mlp", "layer") for m in ModelConfig.choices() if m not in ALL_NETS}
+CASES |= {"everything": everything()}
+HALVED = {
+    f"{m}-{net}-{norm}-accum2": exact(m, net, norm, grad_accum_steps=2)._replace(world_sizes=(1, 3))
+    for m in ALL_NETS
+    for net in NETS
+    for norm in NORMS[:3]
+}
+FLOAT32 = {
+    f"{m}-{net}-fp32-sgd": Case(settings(model={"name": m}, net={"name": net, "dropout": 0.1}, optim={"name": "sgd", "lr": 1e-3}))
+    for m in ALL_NETS
+    for net in NETS
+}
+PLANTED = {
+    "dropped-gradient": exact("ae", "mlp", "none")._replace(plant=gate.dropped_gradient, world_sizes=(1, 2)),
+    "local-batch-norm": exact("ae", "mlp", "batch")._replace(plant=gate.local_batch_norm, world_sizes=(1, 2)),
+    "noise-per-rank": exact("vae", "mlp", "none")._replace(plant=gate.noise_per_rank, world_sizes=(1, 2)),
+    "dropped-gradient-fp32": FLOAT32["ae-mlp-fp32-sgd"]._replace(plant=gate.dropped_gradient, world_sizes=(1, 2)),
+    "one-shuffle": exact("ae", "mlp", "none")._replace(plant=gate.one_shuffle, world_sizes=(1, 2)),
+    "per_rank": Case(settings(model={"name": "vae"}, precision="fp64", noise="per_rank"), world_sizes=(1, 2)),
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return gate.run(CASES | HALVED | FLOAT32 | PLANTED, tmp_path_factory.mktemp("gate"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_world_sizes_agree(results, name):
+    gate.assert_parity(results[name], BATCH_NORM if name.endswith("batch") else EXACT)
+
+
+@pytest.mark.parametrize("name", HALVED)
+def test_accumulation_changes_nothing(results, name):
+    whole = results[name.removesuffix("-accum2")][1]
+    gate.assert_parity({0: whole} | results[name], EXACT)
+
+
+@pytest.mark.parametrize("name", FLOAT32)
+def test_world_sizes_agree_in_single_precision(results, name):
+    gate.assert_parity(results[name], SINGLE)
+
+
+@pytest.mark.parametrize("name", [*CASES, *HALVED])
+def test_the_order_is_torchs_own(results, name):
+    for result in results[name].values():
+        gate.assert_order(result, (CASES | HALVED)[name].cfg)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("dropped-gradient", "2 ranks against 1"),
+        ("dropped-gradient-fp32", "2 ranks against 1"),
+        ("local-batch-norm", "2 ranks (against 1|do not hold the same)"),
+        ("noise-per-rank", "2 ranks against 1"),
+    ],
+)
+def test_a_planted_bug_breaks_parity(results, name, reason):
+    with pytest.raises(AssertionError, match=reason):
+        gate.assert_parity(results[name], SINGLE if name.endswith("fp32") else BATCH_NORM)
+
+
+def test_one_shuffle_for_all_epochs_breaks_the_order(results):
+    gate.assert_parity(results["one-shuffle"], EXACT)  # which alone does not see it
+    with pytest.raises(AssertionError):
+        gate.assert_order(results["one-shuffle"][2], PLANTED["one-shuffle"].cfg)
+
+
+def test_noise_per_rank_is_sane_and_gives_up_parity(results):
+    alone, two = results["per_rank"][1], results["per_rank"][2]
+    assert max(gate.differences(two, alone).values()) > BATCH_NORM
+    assert two.metrics["20 val/loss"] == pytest.approx(alone.metrics["20 val/loss"], rel=0.05)
