@@ -25,6 +25,9 @@ from distae.stepper import Stepper, autocast, explaining_memory
 from distae.stop import StopRequest
 from distae.tracking import Tracker, describe_environment
 
+FEWEST_STEPS_PER_EVALUATION = 50
+"""Where --eval-every is left open: an epoch of a small data set is over in a moment, its evaluation and pictures are not."""
+
 
 @dataclass
 class TrainState:
@@ -132,7 +135,7 @@ class Trainer:
     def evaluate_if_due(self) -> bool:
         """Evaluate where this step wants it; whether that gave a new best."""
         step = self.state.step
-        every = self.cfg.eval_every or self.sampler.steps_per_epoch
+        every = self.cfg.eval_every or max(self.sampler.steps_per_epoch, FEWEST_STEPS_PER_EVALUATION)
         due = step > self.state.evaluated_step and (step % every == 0 or step >= self.total)
         if not due or not len(self.loaders["val"]):
             return False

@@ -11,7 +11,7 @@ from distae.config.nets import ConvConfig, MLPConfig, NetConfig, ResNetConfig
 from distae.config.train import MAY_CHANGE, TrainConfig
 from distae.errors import UserError
 
-DEFAULT_EPOCHS = 30
+DEFAULT_EPOCHS = 100
 
 
 def check(cfg: TrainConfig, world_size: int) -> TrainConfig:

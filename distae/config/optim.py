@@ -12,7 +12,7 @@ class OptimConfig:
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     """adam, adamw (decoupled weight decay) or sgd."""
-    lr: Positive = 1e-3
+    lr: Positive = 2e-3
     """Peak learning rate, reached after warm-up. Not scaled by the world size: the global batch is what you say."""
     momentum: Fraction = 0.0
     """Momentum of sgd."""

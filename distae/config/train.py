@@ -49,7 +49,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     epochs: Count | None = None
-    """Passes over the training data; 30 where --steps is not given either."""
+    """Passes over the training data; 100 where --steps is not given either."""
     steps: Count | None = None
     """Optimizer steps, instead of --epochs."""
     global_batch_size: Count = 128
@@ -73,7 +73,7 @@ class TrainConfig:
     log_every: Count = 20
     """Optimizer steps between two rows of training metrics."""
     eval_every: Count | None = None
-    """Optimizer steps between two evaluations on the validation split; one epoch by default."""
+    """Optimizer steps between two evaluations on the validation split; by default one epoch, but at least 50."""
     save_every: Count = 500
     """Optimizer steps between two checkpoints; one is also taken at each new best and at the end."""
     run_dir: str | None = None
