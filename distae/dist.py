@@ -113,15 +113,38 @@ class _AllReduce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        grad = grads[0].clone(memory_format=torch.contiguous_format)
-        td.all_reduce(grad, group=ctx.group)
-        return grad, None
+        return _AllReduce.apply(grads[0], ctx.group), None  # itself differentiable: gradient penalties need it
 
 
 def all_reduce(x: Tensor) -> Tensor:
     """Sum of `x` over ranks, with gradients."""
     group = world().group
     return x if group is None else _AllReduce.apply(x, group)
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all ranks, interleaved into global order; the gradient is the sum of the ranks' gradients, each taking its rows'."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, here: World) -> Tensor:
+        ctx.here = here
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(here.world_size)]
+        td.all_gather(parts, x.contiguous(), group=here.group)
+        return torch.stack(parts, dim=1).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _AllReduce.apply(grads[0], ctx.here.group)[ctx.here.rank :: ctx.here.world_size], None
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """`[B, ...]` of every rank as `[world_size * B, ...]` in global order (rank r holds rows r::world_size), with gradients."""
+    return x if world().group is None else _GatherRows.apply(x, world())
+
+
+def my_rows(x: Tensor) -> Tensor:
+    """This rank's rows of a global batch: the inverse of `gather_rows`."""
+    return x[world().rank :: world().world_size]
 
 
 def sum_(x: Tensor) -> Tensor:

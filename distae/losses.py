@@ -1,6 +1,7 @@
 """Reconstruction likelihoods and divergences, per sample: sums over all values of a sample, in nats, in at least float32."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -50,12 +51,50 @@ class Likelihood(nn.Module):
         return sum_per_sample((x - raw).abs()) * torch.exp(-log_scale) + size * (log_scale + math.log(2))
 
 
-def kl_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mu, diag exp logvar) || N(0, I)) in nats per sample, `[B]` from two `[B, D]` (Kingma & Welling 2014, app. B)."""
+def kl_by_dimension(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mu, exp logvar) || N(0, 1)) of each value, in nats (Kingma & Welling 2014, app. B)."""
     mu, logvar = wide(mu), wide(logvar)
-    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)
+    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
+
+
+def kl_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mu, diag exp logvar) || N(0, I)) in nats per sample, `[B]` from two `[B, D]`."""
+    return kl_by_dimension(mu, logvar).sum(1)
 
 
 def soft_bound(x: Tensor, bound: float = 10.0) -> Tensor:
     """`x` kept inside (-bound, bound), almost unchanged near 0: an outlier cannot overflow exp(x)."""
     return bound * torch.tanh(x / bound)
+
+
+def log_normal(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """log N(z; mu, exp logvar) of each value, in nats; the three broadcast."""
+    return -0.5 * (math.log(2 * math.pi) + logvar + (z - mu).square() * torch.exp(-logvar))
+
+
+def log_standard_normal(z: Tensor) -> Tensor:
+    """log N(z; 0, I) summed over the last dimension, in nats: `[...]` from `[..., D]`."""
+    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances `[N, M]` between the rows of `a` `[N, D]` and `b` `[M, D]`, in at least float32 also under autocast."""
+    a, b = wide(a), wide(b)
+    with torch.autocast(a.device.type, enabled=False):
+        squares = a.square().sum(1, keepdim=True) + b.square().sum(1)
+        return (squares - 2 * a @ b.T).clamp_min(0)
+
+
+KERNELS: dict[str, Callable[[Tensor, int, float], Tensor]] = {
+    "rbf": lambda d2, dim, width: torch.exp(-d2 / (2 * dim * width**2)),
+    "imq": lambda d2, dim, width: 2 * dim * width**2 / (2 * dim * width**2 + d2),
+}
+"""Kernels of a squared distance, the number of dimensions and a width per dimension (Tolstikhin 2018, sec. 4, for imq)."""
+
+
+def mmd(x: Tensor, y: Tensor, kernel: str, width: float) -> Tensor:
+    """Unbiased estimate of the squared maximum mean discrepancy of two samples `[N, D]`, a scalar (Gretton 2012, eq. 4)."""
+    k, n, dim = KERNELS[kernel], len(x), x.shape[1]
+    off = 1 - torch.eye(n, dtype=x.dtype, device=x.device)
+    within = (k(squared_distances(x, x), dim, width) + k(squared_distances(y, y), dim, width)) * off
+    return within.sum() / max(1, n * (n - 1)) - 2 * k(squared_distances(x, y), dim, width).mean()

@@ -71,6 +71,14 @@ class Noise:
         """`x` `[B, ...]` with each value zeroed with probability `p`, the others scaled by 1/(1-p) (Srivastava 2014)."""
         return x * (self.uniform(x) >= p) / (1 - p)
 
+    def times(self, k: int) -> "Noise":
+        """Noise for `k` rows per sample, `[B * k, ...]`, those of a sample in a row."""
+        self.calls += 1
+        index = self.rows.index
+        if index is not None:
+            index = (index[:, None] * k + torch.arange(k, device=index.device)).flatten()
+        return Noise(self.seed, (*self.key, "times", self.calls), Rows(self.rows.total * k, index), self.device)
+
     def permutation(self, n: int) -> Tensor:
         """A permutation of range(n), the same on every rank: `[n]` int64."""
         return torch.randperm(n, generator=self._generator(), device=self.device)

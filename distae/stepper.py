@@ -4,7 +4,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,24 +37,27 @@ class Window:
 
     def clear(self) -> None:
         self.steps = self.adds = 0
+        self.open: dict[str, Tensor] = {}
         self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
         self.good = torch.ones((), device=self.device)
         self.good_steps = torch.zeros((), device=self.device)
 
     def add(self, out: Output) -> None:
-        """Add one micro-step's terms."""
-        if not self.names:
-            self.names = [*out.per_sample, *out.per_batch]
-            self.clear()
-        terms = [v.detach().mean() for v in out.per_sample.values()] + [v.detach() for v in out.per_batch.values()]
-        self.sums += torch.stack(terms)
-        self.adds += 1
+        """Add the terms of one micro-step of one turn."""
+        terms = {k: v.detach().mean() for k, v in out.per_sample.items()} | {k: v.detach() for k, v in out.per_batch.items()}
+        self.open |= {k: self.open[k] + v if k in self.open else v for k, v in terms.items()}
 
-    def close_step(self, finite: Tensor) -> None:
-        """End an optimizer step; `finite` is 1 where it was applied and 0 where it was masked."""
+    def close_step(self, finite: Tensor, micro_steps: int) -> None:
+        """End an optimizer step; `finite` is 1 where all its updates were applied and 0 where one was masked."""
+        if not self.names:
+            self.names = [*self.open]
+            self.sums = self.sums.new_zeros(len(self.names))
+        self.sums += torch.stack([*self.open.values()])
+        self.open = {}
         self.good *= finite
         self.good_steps += self.good
         self.steps += 1
+        self.adds += micro_steps
 
     def reduce(self) -> None:
         """Put all ranks' sums on rank 0, so that a checkpoint holds them for any world size. Means are not changed."""
@@ -94,6 +97,13 @@ class Average:
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - self.decay)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)
+
+
+class Update(NamedTuple):
+    """One turn's update: its gradient's norm, and 1 where it was applied, else 0. On the device."""
+
+    grad_norm: Tensor
+    finite: Tensor
 
 
 class Stepper:
@@ -157,28 +167,31 @@ class Stepper:
 
     def __call__(self, step: int, rows: Tensor) -> None:
         """Make the update after which the run has done step + 1 steps, from rows `[micro_steps, micro_batch]`."""
-        for turn in self.turns:
-            self._only(turn)
-            optimizer = self.optimizers[turn.name]
-            for group in optimizer.param_groups:
-                group["lr"] = self.cfg.optim.lr * self.schedule.factor(step)
-            optimizer.zero_grad()
-            for micro, mine in enumerate(rows):
-                with self._no_sync() if micro < len(rows) - 1 else contextlib.nullcontext():
-                    self.window.add(self._backward(turn, step, micro, mine))
-            finite = self._update(turn, optimizer)
+        updates = [self._turn(turn, step, rows) for turn in self.turns]
         if self.scaler:
             self.scaler.update()
-        self.window.close_step(finite)
+        self.grad_norm = updates[0].grad_norm
+        self.window.close_step(torch.stack([u.finite for u in updates]).amin(), len(rows))
         self.model.after_step(step + 1)
         if self.average:
             self.average.update(self.model)
+
+    def _turn(self, turn: Turn, step: int, rows: Tensor) -> Update:
+        self._only(turn)
+        optimizer = self.optimizers[turn.name]
+        for group in optimizer.param_groups:
+            group["lr"] = (turn.lr or self.cfg.optim.lr) * self.schedule.factor(step)
+        optimizer.zero_grad()
+        for micro, mine in enumerate(rows):
+            with self._no_sync() if micro < len(rows) - 1 else contextlib.nullcontext():
+                self.window.add(self._backward(turn, step, micro, mine))
+        return self._update(turn, optimizer)
 
     def _backward(self, turn: Turn, step: int, micro: int, rows: Tensor) -> Output:
         noise = self._noise(turn, step, micro)
         x, label = self.loader.batch(rows, noise)
         with autocast(self.cfg.precision, self.world.device):
-            out: Output = self.wrapped(Batch(x, label), turn.name, noise)
+            out: Output = self.wrapped(Batch(x, label, step, None, len(self.loader)), turn.name, noise)
         loss = out.loss / self.cfg.grad_accum_steps
         torch.autograd.backward(self.scaler.scale(loss) if self.scaler else loss)
         return out
@@ -190,8 +203,8 @@ class Stepper:
             return Noise(self.cfg.seed, (*key, micro, self.world.rank), Rows(size), self.world.device)
         return Noise(self.cfg.seed, key, self.rows[micro], self.world.device)
 
-    def _update(self, turn: Turn, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Clip and step; an update from a non-finite gradient is masked on the device. Returns 1 where it was applied, else 0.
+    def _update(self, turn: Turn, optimizer: torch.optim.Optimizer) -> Update:
+        """Clip and step; an update from a non-finite gradient is masked on the device.
 
         Gradients are reduced, so all ranks mask the same steps. With loss scaling a skipped step is business as usual.
         """
@@ -199,16 +212,16 @@ class Stepper:
             self.scaler.unscale_(optimizer)
         if self.cfg.optim.l1:
             add_l1(turn.parameters, self.cfg.optim.l1)
-        self.grad_norm = get_total_norm([p.grad for p in turn.parameters if p.grad is not None])
+        grad_norm = get_total_norm([p.grad for p in turn.parameters if p.grad is not None])
         if self.cfg.optim.max_grad_norm:
-            clip_grads_with_norm_(turn.parameters, self.cfg.optim.max_grad_norm, self.grad_norm)
+            clip_grads_with_norm_(turn.parameters, self.cfg.optim.max_grad_norm, grad_norm)
         if self.scaler:
             self.scaler.step(optimizer)
-            return torch.ones_like(self.grad_norm)
-        finite = self.grad_norm.isfinite()
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            return Update(grad_norm, torch.ones_like(grad_norm))
+        finite = grad_norm.isfinite().to(grad_norm.dtype)
+        optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]
         optimizer.step()
-        return finite
+        return Update(grad_norm, finite)
 
     def _only(self, turn: Turn) -> None:
         """Freeze what this turn does not train."""

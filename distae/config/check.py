@@ -23,6 +23,7 @@ def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
     _check_batch(cfg, world_size)
     _check_net(cfg.net, cfg.data.shape())
     _check_choices(cfg)
+    cfg.model.check(cfg.data.shape(), cfg.net)
     if not cfg.run_dir:
         cfg = dataclasses.replace(cfg, run_dir=f"runs/{cfg.model.name}_{cfg.data.name}_{fingerprint(cfg)}")
     _check_files(cfg)
@@ -36,12 +37,13 @@ def fingerprint(cfg: TrainConfig) -> str:
 
 def defining(cfg: TrainConfig) -> dict[str, Any]:
     """Dotted names and values of the settings that define the result: a resume must not change them."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in leaves(cfg) if k not in MAY_CHANGE}
+    may_change = MAY_CHANGE - ({"grad_accum_steps"} if couples_samples(cfg) else set())
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in leaves(cfg) if k not in may_change}
 
 
 def couples_samples(cfg: TrainConfig) -> bool:
     """Whether a sample's loss depends on the others of its batch, so that accumulation is another objective."""
-    return cfg.net.norm == "batch"
+    return cfg.net.norm == "batch" or cfg.model.couples_samples
 
 
 def _check_batch(cfg: TrainConfig, world_size: int) -> None:

@@ -1,6 +1,7 @@
 """From a command line and a TOML file to settings. The command line wins; every refusal names the key and what is valid."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import sys
@@ -14,6 +15,7 @@ import msgspec
 
 from distae.config.fields import Field, Variant, fields_of, to_dict
 from distae.config.help import render
+from distae.config.weights import Ramp
 from distae.errors import UserError
 
 T = TypeVar("T")
@@ -92,8 +94,13 @@ def _chosen(field: Field, table: Any, dotted: str) -> type[Any]:
 def _convert(value: Any, field: Field, dotted: str) -> Any:
     if value in ("none", "None") and type(None) in _members(field.type):
         return None
+    members = _members(field.type)
+    if Ramp in members and isinstance(value, str) and "@" in value:
+        with contextlib.suppress(ValueError):
+            return Ramp(value)
+    plain: Any = Union[tuple(m for m in members if m is not Ramp)]  # noqa: UP007 - made at run time
     try:
-        return msgspec.convert(value, field.type, strict=not _from_text(value))
+        return msgspec.convert(value, plain, strict=not _from_text(value))
     except msgspec.ValidationError as error:
         shown = " ".join(map(str, value)) if isinstance(value, list) else value
         raise UserError(f"{_flag(dotted)}: {shown!r} is not valid; expected {_expected(field.type)}") from error
@@ -121,7 +128,14 @@ def _expected(tp: Any) -> str:
     if get_origin(tp) is tuple:
         args = get_args(tp)
         return f"a list of {_expected(args[0])}" if args[-1] is ... else f"{len(args)} times {_expected(args[0])}"
-    words = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "none"}
+    words = {
+        int: "an integer",
+        float: "a number",
+        str: "a text",
+        bool: "true or false",
+        type(None): "none",
+        Ramp: "a ramp FROM:TO@STEPS[xCYCLES], as in 0:1@1000",
+    }
     return words[tp]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from distae.config.fields import Field, fields_of
+from distae.config.weights import Ramp
 
 WIDTH, INDENT = 118, 36
 
@@ -72,7 +73,7 @@ def _metavar(tp: Any) -> str:
         return "|".join(_metavar(t) for t in get_args(tp) if t is not type(None))
     if get_origin(tp) is Literal:
         return "|".join(map(str, get_args(tp)))
-    return {int: "N", float: "X", str: "TEXT"}[tp]
+    return {int: "N", float: "X", str: "TEXT", Ramp: "FROM:TO@STEPS"}[tp]
 
 
 def _oneline(doc: str | None) -> str:

@@ -12,6 +12,8 @@ def check_data(cfg: TrainConfig, splits: dict[str, Arrays]) -> None:
         raise UserError(
             f"--global-batch-size {cfg.global_batch_size}: the training split has only {len(train)} samples; valid: at most that"
         )
+    if cfg.model.conditional:
+        _check_labels(cfg, train)
     if cfg.model.likelihood != "bernoulli" and cfg.data.binarize != "stochastic":
         return
     for name, split in splits.items():
@@ -23,3 +25,11 @@ def check_data(cfg: TrainConfig, splits: dict[str, Arrays]) -> None:
                 f"--model.likelihood bernoulli needs data in [0, 1]; the {name} split of --data {cfg.data.name} has values in "
                 f"[{low:.4g}, {high:.4g}]: rescale it, or use gaussian or laplace"
             )
+
+
+def _check_labels(cfg: TrainConfig, train: Arrays) -> None:
+    classes = getattr(cfg.model, "classes", 0)
+    if train.label is None:
+        raise UserError(f"--model {cfg.model.name} needs labels; --data {cfg.data.name} has none")
+    if int(train.label.max()) >= classes:
+        raise UserError(f"--model.classes {classes}: --data {cfg.data.name} has labels up to {int(train.label.max())}")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distae import dist
 from distae.data import Loader
-from distae.models import Autoencoder, Batch
+from distae.models import Autoencoder, Batch, Output
 from distae.noise import Noise, Rows
 
 
@@ -39,16 +39,20 @@ def evaluate(
 def _chunk(
     model: Autoencoder, loader: Loader, number: int, start: int, chunk: int, seed: int, world: dist.World
 ) -> dict[str, Tensor]:
-    """Sums over this rank's rows of one chunk, in float64."""
+    """Sums over this rank's rows of one chunk, in float64, of the terms of all turns."""
     local = -(-chunk // world.world_size)
     rows = Rows.strided(chunk, world.rank, world.rank + local * world.world_size, world.world_size, world.device)
     place = torch.arange(local, device=loader.home) * world.world_size + world.rank
-    held = (place < chunk) & (start + place < len(loader))
-    weight = held.to(world.device, torch.float64)
-    noise = Noise(seed, ("eval", number), rows, world.device)
-    x, label = loader.batch(torch.where(held, start + place, 0), noise)
-    turn = model.turns()[0].name
-    out = model(Batch(x, label), turn, noise)
-    terms = dict(out.per_sample) | {"mse": (x - model.likelihood.mean(out.recon)).square().flatten(1).mean(1)}
-    sums = {name: (value.double() * weight).sum() for name, value in terms.items()}
-    return sums | {name: value.double() * weight.sum() for name, value in out.per_batch.items()}
+    mine = (place < chunk) & (start + place < len(loader))
+    held = mine.to(world.device)
+    weight = held.double()
+    sums: dict[str, Tensor] = {}
+    for turn in model.turns():
+        noise = Noise(seed, ("eval", number, turn.name), rows, world.device)
+        x, label = loader.batch(torch.where(mine, start + place, 0), noise)
+        out: Output = model(Batch(x, label, None, held, len(loader)), turn.name, noise)
+        per_sample = out.per_sample | {"mse": (x - model.likelihood.mean(out.recon)).square().flatten(1).mean(1)}
+        terms = {name: (value.double() * weight).sum() for name, value in per_sample.items()}
+        terms |= {name: value.double() * weight.sum() for name, value in out.per_batch.items()}
+        sums |= {name: value for name, value in terms.items() if name not in sums}
+    return sums

@@ -22,8 +22,8 @@ def draw(model: Autoencoder, loader: Loader, folder: Path, step: int, seed: int,
     model.eval()
     n = min(2 * COLUMNS, len(loader))
     rows = torch.arange(n, device=loader.home)
-    x, _ = loader.batch(rows, Noise(seed, ("pictures",), Rows(n), device))
-    pairs = zip(torch.split(x, COLUMNS), torch.split(model.reconstruct(x), COLUMNS), strict=True)
+    x, label = loader.batch(rows, Noise(seed, ("pictures",), Rows(n), device))
+    pairs = zip(torch.split(x, COLUMNS), torch.split(model.reconstruct(x, label), COLUMNS), strict=True)
     grids = {"reconstructions": torch.cat([half for pair in pairs for half in pair])}
     if model.cfg.generative:
         grids["samples"] = model.sample(4 * COLUMNS, Noise(seed, ("samples",), Rows(4 * COLUMNS), device))

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
+from distae import dist
 from distae import noise as noise_
 from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
@@ -20,6 +21,23 @@ class Batch(NamedTuple):
     """`[B, *shape]`, floating point."""
     label: Tensor | None = None
     """`[B]` int64, where the data has labels."""
+    step: int | None = None
+    """Optimizer step, from 0; None in evaluation: weights that change over training then have their final values."""
+    held: Tensor | None = None
+    """`[B]` bool, which rows count; None is all. In evaluation a rank may lack rows."""
+    population: int = 0
+    """Samples in the split that these were drawn from."""
+
+    def pool(self, x: Tensor) -> Tensor:
+        """`[B, ...]` of all ranks as `[global batch, ...]`, only rows that count, in the same order at every world size."""
+        rows = dist.gather_rows(x)
+        return rows if self.held is None else rows[dist.gather_rows(self.held.long()).bool()]
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Mean `[...]` of `[B, ...]` over the rows of all ranks that count, with gradients."""
+        if self.held is None:
+            return dist.all_reduce(x.sum(0)) / (len(x) * dist.world().world_size)
+        return dist.all_reduce(x[self.held].sum(0)) / dist.all_reduce(self.held.sum().to(x.dtype))
 
 
 class Codes(NamedTuple):
@@ -35,20 +53,32 @@ class Output(NamedTuple):
     """What a forward pass gives. A NamedTuple, so that DDP finds the tensors in it."""
 
     loss: Tensor
-    """Scalar to minimise: the mean of per_sample["loss"] over this process's rows, plus the weighted per_batch terms."""
+    """Scalar to minimise: the mean of per_sample["loss"] over this process's rows."""
     per_sample: dict[str, Tensor]
-    """Terms `[B]` in nats per sample; "loss" is their weighted sum."""
+    """Terms `[B]` in nats per sample; "loss" is the weighted sum of all terms."""
     per_batch: dict[str, Tensor]
-    """Scalar terms that are no mean over samples."""
+    """Scalar terms that are no mean over samples: the same on every rank."""
     recon: Tensor
     """Decoder output `[B, *shape]`; `likelihood.mean` of it is the reconstruction."""
 
 
+def output(loss: Tensor, recon: Tensor, terms: dict[str, Tensor], objective: str = "loss") -> Output:
+    """An Output that minimises `loss` `[B]`, and reports it under the name `objective` with `terms`: `[B]`, or scalars per batch.
+
+    A variant's turns report under names of their own: only the first one's objective is "loss".
+    """
+    reported = {k: v.detach() for k, v in {objective: loss, **terms}.items()}
+    per_sample = {k: v for k, v in reported.items() if v.ndim}
+    return Output(loss.mean(), per_sample, {k: v for k, v in reported.items() if not v.ndim}, recon.detach())
+
+
 class Turn(NamedTuple):
-    """One optimizer's share of a step: adversarial variants have several."""
+    """One optimizer's share of a step: adversarial variants have several. The first one's loss is the model's."""
 
     name: str
     parameters: list[nn.Parameter]
+    lr: float | None = None
+    """Peak learning rate; None is that of the settings."""
 
 
 class Autoencoder(nn.Module):
@@ -68,17 +98,17 @@ class Autoencoder(nn.Module):
         """The objective of `turn`, so that DDP's hooks see it."""
         raise NotImplementedError
 
-    def encode(self, x: Tensor) -> Codes:
-        """Codes of `x` `[B, *shape]`, without noise."""
+    def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
+        """Codes of `x` `[B, *shape]`, without noise. Labels `[B]` are for variants that are conditioned on them."""
         raise NotImplementedError
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Mean of p(x|z) in the data's units: `[B, *shape]` from `[B, latent_dim]`."""
         return self.likelihood.mean(self.decoder(z, None))
 
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """`decode(encode(x).z)`: `[B, *shape]` to the same."""
-        return self.decode(self.encode(x).z)
+        return self.decode(self.encode(x, label).z, label)
 
     def sample(self, n: int, noise: Noise) -> Tensor:
         """`n` samples from the model, `[n, *shape]`. Raises NotImplementedError where the variant has no prior."""
@@ -89,7 +119,10 @@ class Autoencoder(nn.Module):
         return [Turn("autoencoder", list(self.parameters()))]
 
     def after_step(self, step: int) -> None:
-        """Called once after each optimizer step, for codebooks and averages kept outside the optimizer."""
+        """Called once after each optimizer step, for codebooks and averages kept outside the optimizer.
+
+        Sum what this rank saw with `dist.sum_` first: every rank must end with the same buffers.
+        """
 
 
 M = TypeVar("M", bound=type[Autoencoder])

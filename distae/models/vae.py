@@ -1,40 +1,176 @@
-"""Variational autoencoders with a gaussian posterior."""
+"""Variational autoencoders with a gaussian posterior and a standard normal prior."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from distae.config.models import VAEConfig
-from distae.losses import kl_standard_normal, soft_bound, wide
-from distae.models.base import Autoencoder, Batch, Codes, Output, register
+from distae import dist
+from distae.config.models import (
+    BetaTCVAEConfig,
+    BetaVAEConfig,
+    CapacityVAEConfig,
+    DIPVAEConfig,
+    InfoVAEConfig,
+    VAEConfig,
+)
+from distae.config.models.variational import GaussianConfig
+from distae.config.weights import at
+from distae.losses import kl_by_dimension, kl_standard_normal, log_normal, log_standard_normal, mmd, soft_bound, wide
+from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.noise import Noise
 
 
-@register(VAEConfig)
-class VAE(Autoencoder):
-    """Kingma & Welling 2014, eq. 10, one posterior sample: -log p(x|z) + beta * KL(q(z|x) || N(0, I)), in nats per sample.
+class Posterior(NamedTuple):
+    """q(z|x) = N(mu, diag exp logvar) and one sample of it, all `[B, latent_dim]`."""
 
-    With beta = 1 the negative ELBO; other weights are the beta-VAE of Higgins et al. 2017, eq. 4.
-    """
+    z: Tensor
+    mu: Tensor
+    logvar: Tensor
 
-    cfg: VAEConfig
+    @staticmethod
+    def draw(mu: Tensor, logvar: Tensor, noise: Noise) -> "Posterior":
+        return Posterior(mu + noise.normal(mu) * torch.exp(0.5 * logvar), mu, logvar)
+
+
+class GaussianVAE(Autoencoder):
+    """-log p(x|z) + penalty(q(z|x)), one posterior sample; the family differs in the penalty."""
+
+    cfg: GaussianConfig
     latent_factor = 2
 
     def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
-        mu, logvar = self._posterior(batch.x, noise)
-        z = mu + noise.normal(mu) * torch.exp(0.5 * logvar)
-        recon = self.decoder(z, noise)
-        nll, kl = self.likelihood(recon, batch.x), kl_standard_normal(mu, logvar)
-        loss = nll + self.cfg.beta * kl
-        return Output(loss.mean(), {"loss": loss, "recon": nll, "kl": kl}, {}, recon)
+        q = Posterior.draw(*self.posterior(batch.x, noise), noise)
+        recon = self.decoder(q.z, noise)
+        nll = self.likelihood(recon, batch.x)
+        penalty, terms = self.penalty(q, batch, noise)
+        return output(nll + penalty, recon, {"recon": nll, **terms})
 
-    def encode(self, x: Tensor) -> Codes:
-        mu, logvar = self._posterior(x, None)
+    def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is added to -log p(x|z), `[B]` or a scalar over the global batch, and the terms to report of it, alike."""
+        raise NotImplementedError
+
+    def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
+        mu, logvar = self.posterior(x, None)
         return Codes(mu, mu, logvar)
 
     def sample(self, n: int, noise: Noise) -> Tensor:
-        like = next(self.parameters()).new_empty(n, self.cfg.latent_dim)
-        return self.decode(noise.normal(like))
+        return self.decode(self.prior(n, noise))
 
-    def _posterior(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
+    def prior(self, n: int, noise: Noise) -> Tensor:
+        """`n` codes from the prior: `[n, latent_dim]`."""
+        return noise.normal(next(self.parameters()).new_empty(n, self.cfg.latent_dim))
+
+    def posterior(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        """mu and logvar of q(z|x), each `[B, latent_dim]`."""
         mu, logvar = wide(self.encoder(x, noise)).chunk(2, dim=1)
         return mu, soft_bound(logvar)
+
+
+@register(VAEConfig)
+class VAE(GaussianVAE):
+    """Kingma & Welling 2014, eq. 10, one posterior sample: -log p(x|z) + beta * KL(q(z|x) || N(0, I)), in nats per sample.
+
+    With beta = 1 the negative ELBO; other weights are the beta-VAE of Higgins et al. 2017, eq. 4. With free bits, the sum over
+    dimensions of max(free_bits, mean KL) takes the KL's place (Kingma et al. 2016, eq. 15); `kl` stays the KL itself.
+    """
+
+    cfg: VAEConfig
+
+    def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        by_dimension = kl_by_dimension(q.mu, q.logvar)
+        kl = by_dimension.sum(1)
+        paid = batch.mean(by_dimension).clamp_min(self.cfg.free_bits).sum() if self.cfg.free_bits else kl
+        return at(self.cfg.beta, batch.step) * paid, {"kl": kl}
+
+
+@register(BetaVAEConfig)
+class BetaVAE(VAE):
+    """Higgins et al. 2017, eq. 4: -log p(x|z) + beta * KL(q(z|x) || N(0, I))."""
+
+
+@register(CapacityVAEConfig)
+class CapacityVAE(GaussianVAE):
+    """Burgess et al. 2018, eq. 8: -log p(x|z) + gamma * |KL - C|, KL the mean over the global batch, C growing."""
+
+    cfg: CapacityVAEConfig
+
+    def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        kl = kl_standard_normal(q.mu, q.logvar)
+        distance = (batch.mean(kl) - at(self.cfg.capacity, batch.step)).abs()
+        return at(self.cfg.gamma, batch.step) * distance, {"kl": kl}
+
+
+def log_stratified_weights(rows: Tensor, n: int, population: int) -> Tensor:
+    """log of the weights `[B, n]` that estimate q(z) from a global batch of n, for its rows number `rows` `[B]`.
+
+    Chen et al. 2018, eq. S6: 1/N for the sample itself, (N-M)/(NM) for one other and 1/M for the rest, M = n - 1, N the population.
+    """
+    if n == 1:
+        return rows.new_zeros(len(rows), 1, dtype=torch.float64)
+    others, total = n - 1, max(population, n)
+    weights = torch.full((len(rows), n), 1 / others, dtype=torch.float64, device=rows.device)
+    weights.scatter_(1, (rows % n)[:, None], 1 / total)
+    weights.scatter_(1, ((rows + 1) % n)[:, None], (total - others) / (total * others))
+    return weights.log()
+
+
+@register(BetaTCVAEConfig)
+class BetaTCVAE(GaussianVAE):
+    """Chen et al. 2018, eq. 4: -log p(x|z) + alpha * I(z; n) + beta * TC(z) + gamma * sum_j KL(q(z_j) || p(z_j)).
+
+    q(z) by minibatch stratified sampling over the global batch (app. C.2). The usual code fills columns of the weight matrix where
+    the equation has the diagonal (rtqichen/beta-tcvae, pull request 1); this is the equation.
+    """
+
+    cfg: BetaTCVAEConfig
+
+    def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        mu, logvar = batch.pool(q.mu), batch.pool(q.logvar)
+        rows = dist.my_rows(torch.arange(len(q.z) * dist.world().world_size, device=q.z.device))
+        weights = log_stratified_weights(rows, len(mu), batch.population).to(q.z.dtype)
+        each = log_normal(q.z[:, None], mu, logvar)
+        joint = torch.logsumexp(weights + each.sum(2), 1)
+        product = torch.logsumexp(weights[:, :, None] + each, 1).sum(1)
+        posterior, prior = log_normal(q.z, q.mu, q.logvar).sum(1), log_standard_normal(q.z)
+        terms = {"mutual_information": posterior - joint, "total_correlation": joint - product, "dimension_kl": product - prior}
+        weighed = zip((self.cfg.alpha, self.cfg.beta, self.cfg.gamma), terms.values(), strict=True)
+        penalty = torch.stack([at(w, batch.step) * t for w, t in weighed]).sum(0)
+        return penalty, {"kl": kl_standard_normal(q.mu, q.logvar), **terms}
+
+
+@register(DIPVAEConfig)
+class DIPVAE(GaussianVAE):
+    """Kumar et al. 2018, eq. 6 and 7: the negative ELBO + off_diagonal * sum_{i!=j} C_ij^2 + diagonal * sum_i (C_ii - 1)^2.
+
+    C is the covariance over the global batch of the posterior means (I), to which II adds the mean posterior variance.
+    """
+
+    cfg: DIPVAEConfig
+
+    def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        centred = q.mu - batch.mean(q.mu)
+        covariance = batch.mean(centred[:, :, None] * centred[:, None, :])
+        if self.cfg.variant == "II":
+            covariance = covariance + torch.diag(batch.mean(q.logvar.exp()))
+        variance = covariance.diagonal()
+        off, diagonal = covariance.square().sum() - variance.square().sum(), (variance - 1).square().sum()
+        kl = kl_standard_normal(q.mu, q.logvar)
+        penalty = kl + at(self.cfg.off_diagonal, batch.step) * off + at(self.cfg.diagonal, batch.step) * diagonal
+        return penalty, {"kl": kl, "off_diagonal": off, "diagonal": diagonal}
+
+
+@register(InfoVAEConfig)
+class InfoVAE(GaussianVAE):
+    """Zhao et al. 2019, eq. 6: -log p(x|z) + (1 - alpha) * KL(q(z|x) || p(z)) + (alpha + lambda - 1) * MMD(q(z), p(z)).
+
+    The MMD is between the codes of the global batch and as many from the prior.
+    """
+
+    cfg: InfoVAEConfig
+
+    def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        kl = kl_standard_normal(q.mu, q.logvar)
+        distance = mmd(batch.pool(q.z), batch.pool(noise.normal(q.z)), self.cfg.kernel, self.cfg.bandwidth)
+        alpha, scale = at(self.cfg.alpha, batch.step), at(self.cfg.lambda_, batch.step)
+        return (1 - alpha) * kl + (alpha + scale - 1) * distance, {"kl": kl, "mmd": distance}

@@ -1,9 +1,10 @@
-"""Settings of every model variant. The class in distae/models bound to one by @register holds its equations."""
+"""What the settings of all variants share."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from distae.config.fields import Count, NonNegative, Positive, Variant
+from distae.config.fields import Count, Positive, Variant
+from distae.config.nets import NetConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +15,8 @@ class ModelConfig(Variant):
     """Names of the loss terms that the variant reports besides `loss`."""
     generative: ClassVar[bool] = False
     """Has a prior to sample from."""
+    conditional: ClassVar[bool] = False
+    """Needs data with labels."""
 
     latent_dim: Count = 16
     """Size of the code z."""
@@ -25,24 +28,10 @@ class ModelConfig(Variant):
     learn_scale: bool = False
     """Learn that scale as one parameter shared by all values (Rybkin 2021, sigma-VAE)."""
 
+    @property
+    def couples_samples(self) -> bool:
+        """Whether a sample's loss depends on the others of its batch: then gradient accumulation is another objective."""
+        return False
 
-@dataclass(frozen=True, kw_only=True)
-class AEConfig(ModelConfig):
-    """Autoencoder: reconstruction alone."""
-
-    name: ClassVar[str] = "ae"
-
-    code_activation: Literal["none", "relu", "sigmoid", "tanh"] = "none"
-    """Activation on the code."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VAEConfig(ModelConfig):
-    """Variational autoencoder with a standard normal prior and a diagonal gaussian posterior."""
-
-    name: ClassVar[str] = "vae"
-    terms: ClassVar[tuple[str, ...]] = ("recon", "kl")
-    generative: ClassVar[bool] = True
-
-    beta: NonNegative = 1.0
-    """Weight of the KL term; 1 is the ELBO in nats per sample."""
+    def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
+        """Raises UserError where settings do not fit each other, the data's shape or the network."""

@@ -1,0 +1,54 @@
+"""Autoencoders that are given the sample's label."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distae.config.models import CVAEConfig, ModelConfig
+from distae.config.nets import NetConfig
+from distae.errors import UserError
+from distae.models.base import Batch, Codes, Output, output, register
+from distae.models.vae import VAE, Posterior
+from distae.nn import build_decoder, build_encoder
+from distae.noise import Noise
+
+
+@register(CVAEConfig)
+class CVAE(VAE):
+    """Sohn et al. 2015, eq. 4, with p(z|y) = N(0, I): -log p(x|z, y) + beta * KL(q(z|x, y) || N(0, I)).
+
+    The encoder sees the label as further channels (or values) that are 0 or 1, the decoder beside the code.
+    """
+
+    cfg: CVAEConfig
+
+    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(cfg, net, shape)
+        self.encoder = build_encoder(net, (shape[0] + self.cfg.classes, *shape[1:]), 2 * cfg.latent_dim)
+        self.decoder = build_decoder(net, shape, cfg.latent_dim + self.cfg.classes)
+
+    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+        q = Posterior.draw(*self.posterior(self._labelled(batch.x, batch.label), noise), noise)
+        recon = self.decoder(self._labelled(q.z, batch.label), noise)
+        nll = self.likelihood(recon, batch.x)
+        penalty, terms = self.penalty(q, batch, noise)
+        return output(nll + penalty, recon, {"recon": nll, **terms})
+
+    def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
+        mu, logvar = self.posterior(self._labelled(x, label), None)
+        return Codes(mu, mu, logvar)
+
+    def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.likelihood.mean(self.decoder(self._labelled(z, label), None))
+
+    def sample(self, n: int, noise: Noise, label: Tensor | None = None) -> Tensor:
+        """`n` samples, `[n, *shape]`, of the labels `[n]`; without them, of all labels in turn."""
+        z = self.prior(n, noise)
+        return self.decode(z, torch.arange(n, device=z.device) % self.cfg.classes if label is None else label)
+
+    def _labelled(self, x: Tensor, label: Tensor | None) -> Tensor:
+        """`x` `[B, C, ...]` with one channel more per class."""
+        if label is None:
+            raise UserError("cvae needs the label of each sample")
+        hot = F.one_hot(label, self.cfg.classes).to(x.dtype)
+        return torch.cat([x, hot.view(*hot.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])], 1)

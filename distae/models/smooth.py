@@ -1,0 +1,87 @@
+"""Deterministic autoencoders that are kept smooth by the derivative or the size of a network."""
+
+import torch
+from torch import Tensor, nn
+
+from distae.config.models import ContractiveAEConfig, RAEGPConfig, RAEL2Config
+from distae.config.weights import at
+from distae.losses import wide
+from distae.models.ae import AE
+from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.nn.layers import ACTIVATIONS
+from distae.noise import Noise
+
+
+def jacobian_norm(y: Tensor, x: Tensor, noise: Noise) -> Tensor:
+    """One-sample estimate of the squared Frobenius norm of dy/dx per sample: |v' dy/dx|^2, v standard normal (Hutchinson 1990).
+
+    `y` and `x` are `[B, ...]`, y a function of x row by row; `[B]`, differentiable.
+    """
+    v = noise.normal(y).to(y.dtype)
+    (row,) = torch.autograd.grad((y * v).sum(), x, create_graph=True)
+    return wide(row).square().flatten(1).sum(1)
+
+
+@register(ContractiveAEConfig)
+class ContractiveAE(AE):
+    """Rifai et al. 2011, eq. 5: -log p(x|z) + weight * |dz/dx|_F^2.
+
+    With an encoder of one layer the norm is sum_j act'(a_j)^2 |W_j|^2 (eq. 7), else estimated by `jacobian_norm`.
+    """
+
+    cfg: ContractiveAEConfig
+
+    @torch.enable_grad()
+    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+        x = batch.x.detach().requires_grad_()
+        before = self.encoder(x, noise)
+        z = ACTIVATIONS[self.cfg.code_activation](before)
+        recon = self.decoder(z, noise)
+        nll, contraction = self.likelihood(recon, batch.x), self.contraction(x, before, z, noise)
+        return output(nll + at(self.cfg.weight, batch.step) * contraction, recon, {"recon": nll, "contraction": contraction})
+
+    def contraction(self, x: Tensor, before: Tensor, z: Tensor, noise: Noise) -> Tensor:
+        """Squared Frobenius norm of dz/dx, `[B]`; `before` is z before its activation."""
+        linear = [m for m in self.encoder.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        if len(linear) > 1:
+            return jacobian_norm(z, x, noise)
+        (slope,) = torch.autograd.grad(z.sum(), before, create_graph=True)
+        return (wide(slope).square() * linear[0].weight.square().sum(1)).sum(1)
+
+
+class RAE(Autoencoder):
+    """Ghosh et al. 2020, eq. 11: -log p(x|z) + code_weight * |z|^2 / 2 + decoder_weight * regulariser of the decoder."""
+
+    cfg: RAEL2Config | RAEGPConfig
+
+    @torch.enable_grad()
+    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+        z = wide(self.encoder(batch.x, noise))
+        z = z if z.requires_grad else z.requires_grad_()
+        recon = self.decoder(z, noise)
+        nll, code, decoder = self.likelihood(recon, batch.x), 0.5 * z.square().sum(1), self.roughness(recon, z, noise)
+        loss = nll + at(self.cfg.code_weight, batch.step) * code + at(self.cfg.decoder_weight, batch.step) * decoder
+        return output(loss, recon, {"recon": nll, "code": code, "decoder": decoder})
+
+    def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
+        return Codes(self.encoder(x, None))
+
+    def roughness(self, recon: Tensor, z: Tensor, noise: Noise) -> Tensor:
+        """The decoder's regulariser: `[B]`, or a scalar."""
+        raise NotImplementedError
+
+
+@register(RAEL2Config)
+class RAEL2(RAE):
+    """Ghosh et al. 2020, sec. 3.1, L2: the sum of the decoder's squared weights."""
+
+    def roughness(self, recon: Tensor, z: Tensor, noise: Noise) -> Tensor:
+        return torch.stack([p.square().sum() for p in self.decoder.parameters() if p.ndim >= 2]).sum()
+
+
+@register(RAEGPConfig)
+class RAEGP(RAE):
+    """Ghosh et al. 2020, sec. 3.1, GP: the squared norm of the decoder's derivative, |d recon/dz|_F^2."""
+
+    def roughness(self, recon: Tensor, z: Tensor, noise: Noise) -> Tensor:
+        return jacobian_norm(self.likelihood.mean(recon), z, noise)

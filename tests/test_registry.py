@@ -1,0 +1,72 @@
+"""Every variant of the registry: the same result on 1, 2 and 4 ranks, and the gate sees a planted bug."""
+
+import contextlib
+from typing import Any
+from unittest import mock
+
+import gate
+import pytest
+from gate import Case
+from helpers import settings
+
+from distae.config.models import ModelConfig
+from distae.models import registry
+
+TOLERANCE = 1e-6
+FURTHER: dict[str, tuple[dict[str, Any], ...]] = {
+    "vae": ({"beta": "0:1@4"}, {"beta": "0:2@4x2", "free_bits": 0.1}),
+    "denoising_ae": ({"corruption": "masking"}, {"corruption": "salt_pepper"}),
+    "sparse_ae": ({"sparsity": "kl", "code_activation": "sigmoid"}, {"sparsity": "topk", "k": 2}),
+    "contractive_ae": ({"code_activation": "tanh"},),
+    "dip_vae": ({"variant": "I"},),
+    "info_vae": ({"kernel": "imq"},),
+}
+"""Settings besides the defaults that take another path."""
+
+
+def cases() -> dict[str, Case]:
+    found = {}
+    for name in ModelConfig.choices():
+        for number, changes in enumerate(({}, *FURTHER.get(name, ()))):
+            cfg = settings(
+                model={"name": name} | changes, net={"hidden": [12], "dropout": 0.1, "activation": "gelu"},
+                steps=10, eval_every=10, log_every=10, precision="fp64",
+            )  # fmt: skip
+            found[f"{name}-{number}"] = Case(cfg, world_sizes=(1, 2, 4))
+    return found
+
+
+CASES = cases()
+
+
+def local_pool() -> contextlib.AbstractContextManager[Any]:
+    """An estimator over each rank's own rows."""
+    return mock.patch("distae.models.base.Batch.pool", lambda self, x: x)
+
+
+PLANTED = {"local-pool": CASES["info_vae-0"]._replace(plant=local_pool, world_sizes=(1, 2))}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return gate.run(CASES | PLANTED, tmp_path_factory.mktemp("registry"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_world_sizes_agree(results, name):
+    gate.assert_parity(results[name], TOLERANCE)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_term_that_settings_name_is_evaluated(results, name):
+    terms = {"loss", "mse", *CASES[name].cfg.model.terms}
+    assert {f"10 val/{term}" for term in terms} <= results[name][1].metrics.keys()
+
+
+def test_a_planted_bug_breaks_parity(results):
+    with pytest.raises(AssertionError, match="2 ranks against 1"):
+        gate.assert_parity(results["local-pool"], TOLERANCE)
+
+
+def test_every_settings_class_has_its_variant():
+    assert set(registry()) == set(ModelConfig.choices().values())

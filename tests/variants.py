@@ -1,0 +1,47 @@
+"""Small variants to look at from outside, without the trainer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distae.config.models import ModelConfig
+from distae.config.nets import MLPConfig
+from distae.models import Autoencoder, Batch, Output, build
+from distae.noise import Noise, Rows
+
+
+def make(name: str, shape: tuple[int, ...] = (6,), hidden: tuple[int, ...] = (8,), seed: int = 0, **settings: Any) -> Autoencoder:
+    """A variant in float64 with smooth activations: `make("vae", latent_dim=2)`."""
+    cfg = ModelConfig.choices()[name](**{"latent_dim": 3, "likelihood": "gaussian"} | settings)
+    return build(cfg, MLPConfig(hidden=hidden, activation="tanh"), shape, seed, dtype=torch.float64)
+
+
+def noise(rows: int, number: int = 0) -> Noise:
+    return Noise(0, ("test", number), Rows(rows), torch.device("cpu"))
+
+
+def data(n: int, *shape: int, seed: int = 0) -> Tensor:
+    """`n` correlated samples in [0, 1], `[n, *shape]` float64."""
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.Size(shape or (6,))
+    mix = torch.randn(size.numel(), size.numel(), generator=generator, dtype=torch.float64)
+    return torch.sigmoid(torch.randn(n, size.numel(), generator=generator, dtype=torch.float64) @ mix).view(n, *size)
+
+
+def run(model: Autoencoder, x: Tensor, number: int = 0, turn: str | None = None, **batch: Any) -> Output:
+    """One forward of a turn, the first by default."""
+    out: Output = model(Batch(x, population=len(x), **batch), turn or model.turns()[0].name, noise(len(x), number))
+    return out
+
+
+def train(model: Autoencoder, x: Tensor, steps: int, lr: float = 0.01) -> Autoencoder:
+    """Full-batch Adam on all turns."""
+    turns = [(t, torch.optim.Adam(t.parameters, lr)) for t in model.turns()]
+    for step in range(steps):
+        for turn, optimizer in turns:
+            optimizer.zero_grad()
+            run(model, x, step, turn.name, step=step).loss.backward()
+            optimizer.step()
+        model.after_step(step + 1)
+    return model.eval()
