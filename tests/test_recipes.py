@@ -1,0 +1,78 @@
+"""Every recipe runs as it is: the settings are valid, the layers are those in its first lines, and it trains."""
+
+import gzip
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, shared_data
+from torch import nn
+
+from distae import train
+from distae.config import TrainConfig, check, parse
+from distae.environment import Environment
+from distae.models import build
+
+SIZES = {
+    "ae_mnist_64": [784, 128, 64],
+    "ae_mnist_20": [784, 256, 64, 20],
+    "ae_fashion_mnist_3": [784, 128, 64, 12, 3],
+    "ae_mnist_32_one_hidden": [784, 256, 32],
+    "ae_mnist_32_deep": [784, 256, 128, 64, 32],
+    "ae_mnist_32_single_layer": [784, 32],
+    "vae_mnist": [784, 200, 200, 50],
+    "vae_mnist_10": [784, 256, 64, 10],
+}
+BATCHES = {"ae_mnist_64": 64, "ae_mnist_20": 32, "vae_mnist_10": 32, "ae_mnist_32_one_hidden": 128, "ae_mnist_32_deep": 256}
+
+
+def recipe(name: str, *more: str) -> TrainConfig:
+    return check(parse(TrainConfig, ["--config", str(ROOT / f"recipes/{name}.toml"), *more], {}, "test").settings, 1)
+
+
+def widths(module: nn.Module) -> list[int]:
+    layers = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    return [layers[0].in_features, *(m.out_features for m in layers)]
+
+
+def test_every_recipe_is_listed_here_and_says_what_it_is() -> None:
+    files = sorted((ROOT / "recipes").glob("*.toml"))
+    assert [f.stem for f in files] == sorted(SIZES)
+    for file in files:
+        dashed = "-".join(map(str, SIZES[file.stem]))
+        first = file.read_text().partition("\n\n")[0]
+        assert first.startswith("# ")
+        assert dashed in first
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_layers_are_the_published_ones(name: str) -> None:
+    cfg = recipe(name)
+    model = build(cfg.model, cfg.net, cfg.data.shape())
+    *hidden, code = SIZES[name]
+    assert widths(model.encoder) == [*hidden, model.latent_factor * code]
+    assert widths(model.decoder) == [code, *reversed(hidden)]
+    assert cfg.global_batch_size == BATCHES.get(name, cfg.global_batch_size)
+    assert (cfg.optim.name, cfg.optim.lr) == ("adam", 1e-3)
+    assert cfg.optim.weight_decay == (1e-5 if name == "ae_fashion_mnist_3" else 0)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MNIST and Fashion-MNIST, unpacked into a folder that torchvision takes as it is."""
+    root = tmp_path_factory.mktemp("root")
+    for name in ("MNIST", "FashionMNIST"):
+        (root / name / "raw").mkdir(parents=True)
+        for packed in (shared_data(name) / "raw").glob("*.gz"):
+            with gzip.open(packed) as source, (root / name / "raw" / packed.stem).open("wb") as target:
+                shutil.copyfileobj(source, target)
+    return root
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_trains(name: str, root: Path, tmp_path: Path) -> None:
+    cfg = recipe(name, "--data.root", str(root), "--data.limit", "300", "--steps", "2", "--tracking", "none", "--device", "cpu")
+    outcome = train.run(replace(cfg, threads=1, eval_batch_size=100, run_dir=str(tmp_path / "run")), Environment())
+    assert (outcome.outcome, outcome.step) == ("done", 2)
+    assert list((tmp_path / "run" / "images").glob("test_reconstructions_*.png"))
