@@ -1,8 +1,10 @@
 """Small settings, small data, and real processes: what several test modules need."""
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import torch
 
 from distae.config import TrainConfig, build, check
 from distae.data import Arrays
+from distae.stop import StopRequest
+from distae.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 WIDTHS = {"mlp": {"hidden": [16, 8]}, "conv": {"channels": [4, 8]}, "resnet": {"channels": [4, 8]}}
@@ -59,3 +63,24 @@ def start(*args: str, nproc: int = 0, cwd: Path, timeout: float = 120, **env: st
     return subprocess.run(
         command, cwd=cwd, env=os.environ | {"PYTHONPATH": paths} | env, capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+def fresh_trainer(cfg: TrainConfig, run_dir: Path, data: dict[str, Arrays] | None = None) -> Trainer:
+    """A trainer at the start of its run, on `splits()` unless data is given."""
+    run_dir.mkdir(exist_ok=True)
+    trainer = Trainer(replace(cfg, run_dir=str(run_dir)), data or splits(), StopRequest(), 1)
+    trainer.resume()
+    return trainer
+
+
+def fitted(cfg: TrainConfig, run_dir: Path, data: dict[str, Arrays] | None = None) -> Trainer:
+    """The trainer at the end of its run."""
+    trainer = fresh_trainer(cfg, run_dir, data)
+    assert trainer.fit()
+    trainer.close()
+    return trainer
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    """The rows of metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -92,8 +92,10 @@ def _fetch(cls: Callable[..., object], root: str, train: bool) -> object:
         name = cls.__name__
         folder = Path(root) / (f"{name}/raw" if "MNIST" in name else "")
         files = [r[0] for r in cls.resources] if "MNIST" in name else [cls.filename]  # type: ignore[attr-defined]
+        lines = [line for line in str(error).splitlines() if len(line) > 2 and not line.startswith("Tried ")]
+        why = lines[-1] if lines else type(error).__name__
         raise UserError(
-            f"--data.root {root}: {name} is not there and could not be downloaded ({error});\n"
+            f"--data.root {root}: {name} is not there and could not be downloaded ({why});\n"
             f"put {', '.join(files)} into {folder}, or give the folder that has them"
         ) from error
     finally:

@@ -1,0 +1,165 @@
+"""The contract that every variant keeps."""
+
+import pytest
+import torch
+from helpers import fitted, settings
+
+import distae
+from distae.config.models import ModelConfig
+from distae.errors import UserError
+from distae.losses import kl_standard_normal
+from distae.models import Autoencoder, Batch, build
+from distae.noise import Noise, Rows
+
+CPU = torch.device("cpu")
+LABELS = torch.arange(6)
+VARIANTS = sorted(ModelConfig.choices())
+
+
+def made(name: str, shape: tuple[int, ...] = (1, 8, 8), **model: object) -> Autoencoder:
+    cfg = settings(model={"name": name, **model})
+    return build(cfg.model, cfg.net, shape, seed=1, dtype=torch.float64)
+
+
+def noise_for(n: int) -> Noise:
+    return Noise(0, ("test",), Rows(n), CPU)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_reports_the_terms_it_declares(name):
+    model, x = made(name), torch.rand(6, 1, 8, 8, dtype=torch.float64)
+    outs = [model(Batch(x, LABELS, population=100), turn.name, noise_for(6)) for turn in model.turns()]
+    for out in outs:
+        assert out.loss.shape == ()
+        assert out.recon.shape == x.shape
+        assert all(v.shape == (6,) for v in out.per_sample.values())
+        assert all(v.shape == () for v in out.per_batch.values())
+    assert "loss" in outs[0].per_sample
+    objectives = {f"{turn.name}_loss" for turn in model.turns()[1:]}
+    assert {k for out in outs for k in (*out.per_sample, *out.per_batch)} - objectives == {"loss", *model.cfg.terms}
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (5,), (3, 4, 6)])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_codes_and_reconstructions(name, shape):
+    model = made(name, shape, likelihood="gaussian").eval()
+    x, label = torch.rand(3, *shape, dtype=torch.float64), LABELS[:3]
+    codes = model.encode(x, label)
+    assert len(codes.z) == 3
+    assert torch.equal(model.decode(codes.z, label), model.reconstruct(x, label))
+    assert model.reconstruct(x, label).shape == x.shape
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_bernoulli_mean_is_a_probability(name):
+    try:
+        model = made(name, likelihood="bernoulli").eval()
+    except UserError:
+        return  # it says that it has no such likelihood
+    recon = model.reconstruct(torch.rand(3, 1, 8, 8, dtype=torch.float64), LABELS[:3])
+    assert 0 <= recon.min() <= recon.max() <= 1
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_those_with_a_prior_sample_and_the_others_say_so(name):
+    model = made(name).eval()
+    if model.cfg.generative:
+        assert model.sample(7, noise_for(7)).shape == (7, 1, 8, 8)
+        assert torch.equal(model.sample(7, noise_for(7)), model.sample(7, noise_for(7)))
+    else:
+        with pytest.raises(NotImplementedError, match=f"{name} has no prior to sample from"):
+            model.sample(7, noise_for(7))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_parameter_has_its_turn(name):
+    model = made(name, likelihood="gaussian", learn_scale=True)
+    assert {p for turn in model.turns() for p in turn.parameters} == set(model.parameters())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_initial_weights_depend_on_the_seed_alone(name):
+    torch.manual_seed(0)
+    first = made(name).state_dict()
+    torch.manual_seed(1)
+    assert all(torch.equal(first[k], v) for k, v in made(name).state_dict().items())
+    cfg = settings(model={"name": name})
+    single = build(cfg.model, cfg.net, (1, 8, 8), seed=1)
+    assert all(torch.equal(first[k], v.to(first[k].dtype)) for k, v in single.state_dict().items())
+    other = build(cfg.model, cfg.net, (1, 8, 8), seed=2)
+    assert not torch.equal(next(single.parameters()), next(other.parameters()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_initial_weights_do_not_depend_on_the_device(name):
+    cfg = settings(model={"name": name})
+    there = build(cfg.model, cfg.net, (1, 8, 8), seed=1, device=torch.device("cuda")).state_dict()
+    assert all(torch.equal(there[k].cpu(), v) for k, v in build(cfg.model, cfg.net, (1, 8, 8), seed=1).state_dict().items())
+
+
+def test_an_elbo_is_reconstruction_plus_beta_times_kl():
+    model, x = made("vae", beta=4.0), torch.rand(6, 1, 8, 8, dtype=torch.float64)
+    out, codes = model(Batch(x), "autoencoder", noise_for(6)), model.encode(x)
+    torch.testing.assert_close(out.per_sample["kl"], kl_standard_normal(codes.mu, codes.logvar))
+    torch.testing.assert_close(out.loss, (out.per_sample["recon"] + 4 * out.per_sample["kl"]).mean())
+    z = codes.mu + noise_for(6).normal(codes.mu) * (0.5 * codes.logvar).exp()
+    torch.testing.assert_close(model.likelihood(model.decoder(z, None), x), out.per_sample["recon"])
+
+
+def test_a_code_activation_bounds_the_code():
+    x = torch.rand(50, 1, 8, 8, dtype=torch.float64)
+    plain = made("ae").encode(x).z
+    assert torch.equal(made("ae", code_activation="relu").encode(x).z, plain.relu())
+    assert plain.min() < 0
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_outlier_stays_finite(name):
+    model = made(name, likelihood="gaussian").float()
+    out = model(Batch(torch.full((2, 1, 8, 8), 1e8), LABELS[:2], population=100), model.turns()[0].name, noise_for(2))
+    assert out.loss.isfinite()
+
+
+@pytest.mark.parametrize("net", [{"name": "mlp"}, {"name": "conv", "norm": "batch"}, {"name": "resnet", "norm": "batch"}])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_finished_run_is_loaded_in_one_line(name, net, tmp_path):
+    trainer = fitted(settings(model={"name": name}, net=net, steps=3), tmp_path)
+    model, trained = distae.load(tmp_path), trainer.stepper.model.eval()
+    assert not model.training
+    x, label = trainer.loaders["test"].batch(torch.arange(5), None)
+    with torch.no_grad():
+        assert torch.equal(model.encode(x, label).z, trained.encode(x, label).z)
+        assert torch.equal(model.reconstruct(x, label), trained.reconstruct(x, label))
+        assert torch.equal(model.decode(model.encode(x, label).z, label), trained.reconstruct(x, label))
+        if model.cfg.generative:
+            assert torch.equal(model.sample(4, noise_for(4)), trained.sample(4, noise_for(4)))
+
+
+def test_no_finished_run_is_the_users_mistake(tmp_path):
+    with pytest.raises(UserError, match=r"no finished run in .*: cannot read .*model.safetensors"):
+        distae.load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["{", "{}", '{"model": {"name": "no"}, "net": {}, "shape": [1]}'])
+def test_a_damaged_description_is_told(damage, tmp_path):
+    fitted(settings(steps=1), tmp_path)
+    (tmp_path / "model" / "config.json").write_text(damage)
+    with pytest.raises(UserError, match=r"config.json is missing or damaged|--model: unknown 'no'"):
+        distae.load(tmp_path)
+
+
+def test_weights_of_another_size_are_told(tmp_path):
+    fitted(settings(steps=1), tmp_path)
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"latent_dim": 4', '"latent_dim": 5'))
+    with pytest.raises(UserError, match="the weights do not fit the settings beside them"):
+        distae.load(tmp_path)
+
+
+def test_weights_are_taken_over_from_a_finished_run(tmp_path):
+    first = fitted(settings(steps=5), tmp_path / "first")
+    second = fitted(settings(steps=1, optim={"lr": 1e-30}, seed=9, init_from=str(tmp_path / "first")), tmp_path / "second")
+    pairs = zip(first.stepper.model.parameters(), second.stepper.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert second.state.step == 1

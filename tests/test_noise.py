@@ -1,0 +1,106 @@
+"""Keyed randomness: the same key gives the same numbers, however the rows are shared out."""
+
+import pytest
+import torch
+
+from distae import noise
+from distae.noise import Noise, Rows
+
+CPU = torch.device("cpu")
+DRAWS = {
+    "normal": lambda n, like: n.normal(like),
+    "uniform": lambda n, like: n.uniform(like),
+    "bernoulli": lambda n, like: n.bernoulli(like),
+    "dropout": lambda n, like: n.dropout(like, 0.3),
+}
+
+
+def draw(name: str, rows: Rows, held: int, key: tuple = ("train", 5, "autoencoder"), seed: int = 1) -> torch.Tensor:
+    return DRAWS[name](Noise(seed, key, rows, CPU), torch.full((held, 2, 3), 0.4))
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("micro_steps", [1, 2])
+def test_ranks_and_micro_steps_share_out_one_draw(name, world_size, micro_steps):
+    alone, micro = draw(name, Rows(24), 24), 24 // micro_steps
+    for m in range(micro_steps):
+        for rank in range(world_size):
+            rows = Rows.strided(24, m * micro + rank, (m + 1) * micro, world_size, CPU)
+            assert torch.equal(draw(name, rows, micro // world_size), alone[m * micro : (m + 1) * micro][rank::world_size])
+
+
+def test_rows_past_the_end_get_a_value_too():
+    rows = Rows.strided(5, 1, 1 + 2 * 3, 2, CPU)
+    assert rows.index.tolist() == [1, 3, 0]
+    assert draw("normal", rows, 3).isfinite().all()
+
+
+def test_the_key_decides_and_nothing_else():
+    torch.manual_seed(0)
+    first = draw("normal", Rows(4), 4)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert torch.equal(draw("normal", Rows(4), 4), first)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_every_part_of_the_key_counts():
+    keys = [("train", 5, "a"), ("train", 6, "a"), ("train", 5, "b"), ("eval", 5), ("train", "5", "a"), ("train", 5, "a", 0)]
+    draws = [draw("normal", Rows(4), 4, key) for key in keys] + [draw("normal", Rows(4), 4, keys[0], seed=2)]
+    stream = Noise(1, keys[0], Rows(4), CPU)
+    draws += [stream.normal(torch.empty(4, 2, 3)) for _ in range(3)][1:]
+    assert len({tuple(d.flatten().tolist()) for d in draws}) == len(draws)
+
+
+def test_distributions():
+    stream, like = Noise(0, ("x",), Rows(1000), CPU), torch.empty(1000, 100)
+    normal, uniform = stream.normal(like), stream.uniform(like)
+    assert abs(normal.mean()) < 0.02
+    assert abs(normal.var() - 1) < 0.03
+    assert abs(normal.pow(4).mean() - 3) < 0.15
+    assert uniform.min() >= 0
+    assert uniform.max() < 1
+    assert abs(uniform.mean() - 0.5) < 0.01
+    p = torch.linspace(0, 1, 100).expand(1000, 100)
+    ones = stream.bernoulli(p)
+    assert set(ones.unique().tolist()) == {0, 1}
+    assert (ones.mean(0) - p[0]).abs().max() < 0.08
+    assert ones[:, 0].sum() == 0
+    assert ones[:, -1].sum() == 1000
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    x = torch.ones(1000, 100)
+    out = Noise(0, ("x",), Rows(1000), CPU).dropout(x, 0.3)
+    assert sorted(out.unique().tolist()) == pytest.approx([0, 1 / 0.7])
+    assert abs((out == 0).float().mean() - 0.3) < 0.01
+    assert torch.equal(Noise(0, ("x",), Rows(1000), CPU).dropout(x, 0.0), x)
+
+
+def test_a_permutation_is_one_and_the_same_on_every_rank():
+    orders = [Noise(0, ("x",), Rows.strided(8, rank, 8, 2, CPU), CPU).permutation(8).tolist() for rank in range(2)]
+    assert orders[0] == orders[1]
+    assert sorted(orders[0]) == list(range(8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_values_are_drawn_in_at_least_single_precision(dtype):
+    assert Noise(0, ("x",), Rows(4), CPU).normal(torch.empty(4, 2, dtype=dtype)).dtype == torch.promote_types(dtype, torch.float32)
+
+
+def test_initialising_puts_the_generator_back():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with noise.initialising(1):
+        first = torch.get_rng_state()
+        torch.nn.Linear(2, 2)
+    assert torch.equal(torch.get_rng_state(), before)
+    with noise.initialising(1):
+        assert torch.equal(torch.get_rng_state(), first)
+
+
+def test_a_split_order_is_a_fixed_permutation():
+    assert torch.equal(noise.split_order(50, 0), noise.split_order(50, 0))
+    assert noise.split_order(50, 0).sort().values.tolist() == list(range(50))
+    assert not torch.equal(noise.split_order(50, 0), noise.split_order(50, 1))

@@ -1,0 +1,119 @@
+"""Rates and penalties against torch's own."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler as torchs
+
+from distae.config.optim import ConstantConfig, CosineConfig, ExponentialConfig, OptimConfig, PlateauConfig, StepConfig
+from distae.optim import Schedule, load_optimizer_tensors, make_optimizer, optimizer_tensors
+
+STEPS_PER_EPOCH, TOTAL = 5, 60
+
+
+def torch_rates(make, per_step: bool) -> list[float]:
+    """Rates of torch's scheduler at each of TOTAL steps, from a peak of 1."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], 1.0)
+    scheduler, rates = make(optimizer), []
+    for step in range(TOTAL):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if per_step or (step + 1) % STEPS_PER_EPOCH == 0:
+            scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("cfg", "make", "per_step"),
+    [
+        (ConstantConfig(), lambda o: torchs.ConstantLR(o, 1.0), True),
+        (CosineConfig(), lambda o: torchs.CosineAnnealingLR(o, TOTAL), True),
+        (CosineConfig(final_factor=0.1), lambda o: torchs.CosineAnnealingLR(o, TOTAL, eta_min=0.1), True),
+        (StepConfig(step_size=3, gamma=0.5), lambda o: torchs.StepLR(o, 3, 0.5), False),
+        (ExponentialConfig(gamma=0.9), lambda o: torchs.ExponentialLR(o, 0.9), False),
+    ],
+)
+def test_a_schedule_is_torchs(cfg, make, per_step):
+    schedule = Schedule(cfg, TOTAL, STEPS_PER_EPOCH)
+    assert [schedule.factor(s) for s in range(TOTAL)] == pytest.approx(torch_rates(make, per_step), abs=1e-12)
+
+
+@pytest.mark.parametrize(("factor", "patience", "min_factor"), [(0.1, 2, 0.0), (0.5, 0, 0.0), (0.5, 1, 0.2)])
+def test_plateau_is_torchs(factor, patience, min_factor):
+    schedule = Schedule(PlateauConfig(factor=factor, patience=patience, min_factor=min_factor), TOTAL, STEPS_PER_EPOCH)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], 1.0)
+    scheduler = torchs.ReduceLROnPlateau(optimizer, factor=factor, patience=patience, min_lr=min_factor, threshold=0.0)
+    for value in [5, 4, 4, 4, 4, 3, 3.5, 3.2, 3.1, 3.05, 2, 2, 2, 2, 2, 2, 1]:
+        schedule.observe(value)
+        scheduler.step(value)
+        assert schedule.factor(0) == pytest.approx(optimizer.param_groups[0]["lr"])
+
+
+def test_a_plateau_goes_on_from_its_state():
+    cfg = PlateauConfig(factor=0.5, patience=1)
+    whole, first, second = (Schedule(cfg, TOTAL, STEPS_PER_EPOCH) for _ in range(3))
+    for value in [3, 3, 3, 3, 3]:
+        whole.observe(value)
+    for value in [3, 3]:
+        first.observe(value)
+    second.load(first.state())
+    for value in [3, 3, 3]:
+        second.observe(value)
+    assert second.state() == whole.state()
+
+
+def test_warm_up_is_linear_then_the_decay_starts():
+    schedule = Schedule(CosineConfig(warmup_steps=10), TOTAL, STEPS_PER_EPOCH)
+    assert [schedule.factor(s) for s in range(10)] == pytest.approx([(s + 1) / 10 for s in range(10)])
+    later = Schedule(CosineConfig(), TOTAL - 10, STEPS_PER_EPOCH)
+    assert [schedule.factor(s) for s in range(10, TOTAL)] == pytest.approx([later.factor(s) for s in range(TOTAL - 10)])
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_weights_decay_and_vectors_do_not(name):
+    """Against torch's optimizer over the same two groups, written out, not fused."""
+    torch.manual_seed(0)
+    mine = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double()
+    theirs = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double()
+    theirs.load_state_dict(mine.state_dict())
+    cfg = OptimConfig(name=name, lr=0.05, weight_decay=0.3, momentum=0.9, betas=(0.8, 0.95), eps=1e-6)
+    groups = [
+        {"params": [p for n, p in theirs.named_parameters() if n in ("0.weight", "2.weight")], "weight_decay": 0.3},
+        {"params": [p for n, p in theirs.named_parameters() if n not in ("0.weight", "2.weight")], "weight_decay": 0.0},
+    ]
+    expected = {
+        "adam": lambda: torch.optim.Adam(groups, 0.05, betas=(0.8, 0.95), eps=1e-6),
+        "adamw": lambda: torch.optim.AdamW(groups, 0.05, betas=(0.8, 0.95), eps=1e-6),
+        "sgd": lambda: torch.optim.SGD(groups, 0.05, momentum=0.9),
+    }[name]()
+    optimizer = make_optimizer(cfg, list(mine.parameters()))
+    for _ in range(5):
+        x = torch.randn(6, 3, dtype=torch.float64)
+        for model, opt in ((mine, optimizer), (theirs, expected)):
+            opt.zero_grad()
+            model(x).square().sum().backward()
+            opt.step()
+    for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_an_optimizer_goes_on_from_its_tensors(name):
+    def advance(model, optimizer, steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3)).square().sum().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    cfg = OptimConfig(name=name, momentum=0.9)
+    whole, half = nn.Linear(3, 2), nn.Linear(3, 2)
+    half.load_state_dict(whole.state_dict())
+    advance(whole, make_optimizer(cfg, list(whole.parameters())), 5)
+    first = make_optimizer(cfg, list(half.parameters()))
+    advance(half, first, 2)
+    names = {p: n for n, p in half.named_parameters()}
+    second = make_optimizer(cfg, list(half.parameters()))
+    load_optimizer_tensors(second, names, {k: v.clone() for k, v in optimizer_tensors(first, names).items()})
+    advance(half, second, 3)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), half.parameters(), strict=True))

@@ -1,0 +1,205 @@
+"""The optimizer step against loops written out by hand, and what it does with numbers that are not finite."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import fitted, fresh_trainer, metrics, settings, splits
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from distae.data import Arrays
+from distae.errors import TrainingError
+from distae.models import build
+from distae.stepper import explaining_memory
+
+OPTIM = {
+    "plain": {},
+    "l2": {"weight_decay": 0.3},
+    "l1": {"l1": 0.2},
+    "clip": {"max_grad_norm": 0.5},
+    "all": {"weight_decay": 0.3, "l1": 0.2, "max_grad_norm": 3.0},
+}
+
+
+def by_hand(cfg, orders: list[torch.Tensor]) -> nn.Module:
+    """The same training, every term of the objective written out."""
+    model = build(cfg.model, cfg.net, (1, 8, 8), cfg.seed, dtype=torch.float64)
+    data, optim = splits()["train"], cfg.optim
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optim.name]
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    decay = {"weight_decay": optim.weight_decay} if optim.name == "adamw" else {}
+    optimizer = kind([{"params": matrices, **decay}, {"params": vectors, "weight_decay": 0.0}], optim.lr)
+    for rows in orders:
+        x = data.x[rows].double() / 255
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(model.decoder(model.encoder(x, None), None), x, reduction="none")
+        penalty = sum(w.abs().sum() for w in matrices) * optim.l1
+        (loss.sum((1, 2, 3)).mean() + penalty).backward()
+        if optim.max_grad_norm:
+            nn.utils.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
+        if optim.name != "adamw":
+            for w in matrices:
+                w.grad += optim.weight_decay * w.detach()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("accum", [1, 3])
+@pytest.mark.parametrize("case", OPTIM)
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_a_step_is_the_hand_written_one(name, case, accum, tmp_path):
+    cfg = settings(optim={"name": name, **OPTIM[case]}, precision="fp64", steps=6, grad_accum_steps=accum)
+    trainer = fresh_trainer(cfg, tmp_path)
+    orders = []
+    for step, rows in zip(range(6), trainer.sampler, strict=False):
+        orders.append(rows.flatten())
+        trainer.stepper(step, rows)
+    trainer.close()
+    for mine, expected in zip(trainer.stepper.model.parameters(), by_hand(cfg, orders).parameters(), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_the_average_is_torchs(tmp_path):
+    trainer = fresh_trainer(settings(ema=0.8, net={"norm": "batch"}), tmp_path)
+    stepper = trainer.stepper
+    torchs = AveragedModel(stepper.model, multi_avg_fn=get_ema_multi_avg_fn(0.8))
+    torchs.update_parameters(stepper.model)  # its first call copies: the average starts at the initial weights
+    for step, rows in zip(range(6), trainer.sampler, strict=False):
+        stepper(step, rows)
+        torchs.update_parameters(stepper.model)
+    trainer.close()
+    for (name, mine), (_, expected) in zip(
+        stepper.average.model.state_dict().items(), torchs.module.state_dict().items(), strict=True
+    ):
+        torch.testing.assert_close(mine, expected, msg=name)
+
+
+def test_logged_terms_are_means_over_the_window(tmp_path):
+    cfg = settings(model={"name": "vae", "beta": 3.0}, precision="fp64", steps=6, log_every=3, optim={"lr": 1e-12})
+    fitted(cfg, tmp_path)
+    rows = [row for row in metrics(tmp_path) if "train/loss" in row]
+    assert [row["step"] for row in rows] == [3, 6]
+    for row in rows:
+        assert row["train/loss"] == pytest.approx(row["train/recon"] + 3 * row["train/kl"])
+    still = settings(precision="fp64", steps=6, log_every=3, optim={"lr": 1e-12})
+    trainer = fitted(still, tmp_path / "ae")
+    x, _ = trainer.loaders["train"].batch(torch.cat(list(trainer.sampler))[:3].flatten(), None)
+    expected = float(
+        trainer.stepper.model.likelihood(trainer.stepper.model.decoder(trainer.stepper.model.encode(x).z, None), x).mean().detach()
+    )
+    assert metrics(tmp_path / "ae")[0]["train/loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def with_nan(at: int) -> dict[str, Arrays]:
+    """Float data of which sample `at` of the training split holds a NaN."""
+    data = splits()
+    data = {k: Arrays(v.x.float() / 255, None) for k, v in data.items()}
+    data["train"].x[at, 0, 0, 0] = float("nan")
+    return data
+
+
+@pytest.mark.parametrize("optim", ["adam", "adamw", "sgd"])
+def test_a_nan_sample_is_masked_and_named(optim, tmp_path):
+    """The step is named, its update is not applied, and nothing is saved after it."""
+    cfg = settings(model={"likelihood": "gaussian"}, optim={"name": optim, "lr": 1e-3}, log_every=5, save_every=1)
+    trainer = fresh_trainer(cfg, tmp_path)
+    orders = torch.cat(list(trainer.sampler)).view(-1, 24)
+    trainer.close()
+    step, victim = 3, int(orders[3, 5])
+    trainer = fresh_trainer(cfg, tmp_path / "a", with_nan(victim))
+    with pytest.raises(TrainingError, match=r"train/loss, train/recon became non-finite at step 4; that update was not applied"):
+        trainer.fit()
+    trainer.close()
+    saved = sorted(p.name for p in (tmp_path / "a" / "checkpoints").iterdir())
+    assert saved == ["step_00000002", "step_00000003"]
+    assert all(p.isfinite().all() for p in trainer.stepper.model.parameters())
+    reference = fresh_trainer(cfg, tmp_path / "b")
+    for i in range(step):
+        reference.stepper(i, orders[i : i + 1])
+    reference.close()
+    clean = splits()["train"]
+    assert clean.scale == 1 / 255
+    for a, b in zip(trainer.stepper.model.parameters(), reference.stepper.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_gradient_alone_that_is_not_finite_is_named(tmp_path):
+    trainer = fresh_trainer(settings(log_every=4, save_every=1000), tmp_path)
+    calls = []
+    weight = next(trainer.stepper.model.parameters())
+    weight.register_hook(lambda g: g * float("inf") if calls.append(0) or len(calls) == 3 else g)
+    with pytest.raises(TrainingError, match="the gradient became non-finite at step 3; that update was not applied"):
+        trainer.fit()
+    trainer.close()
+    assert all(p.isfinite().all() for p in trainer.stepper.model.parameters())
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.01)])
+@pytest.mark.parametrize("model", ["ae", "vae"])
+@pytest.mark.parametrize("net", ["mlp", "conv"])
+def test_autocast_stays_near_single_precision(precision, tolerance, model, net, tmp_path):
+    """fp16 with its loss scaler. Likelihood and KL are summed in single precision."""
+    runs = {}
+    for kind in ("fp32", precision):
+        cfg = settings(model={"name": model}, net={"name": net, "norm": "batch"}, precision=kind, optim={"max_grad_norm": 50.0})
+        trainer = fitted(cfg, tmp_path / kind)
+        assert {p.dtype for p in trainer.stepper.model.parameters()} == {torch.float32}
+        runs[kind] = {k: v for row in metrics(tmp_path / kind) for k, v in row.items() if k in ("val/loss", "test/loss")}
+    assert runs[precision] == pytest.approx(runs["fp32"], rel=tolerance)
+    assert runs[precision] != runs["fp32"]
+
+
+def test_a_skipped_step_of_the_loss_scaler_counts_as_a_step(tmp_path):
+    trainer = fresh_trainer(settings(precision="fp16", steps=3, log_every=1), tmp_path)
+    scaler, before = trainer.stepper.scaler, [p.clone() for p in trainer.stepper.model.parameters()]
+    scaler._init_scale = 2.0**60  # overflows float16 in the first backward
+    assert trainer.fit()
+    trainer.close()
+    assert trainer.state.step == 3
+    assert scaler.get_scale() < 2.0**60
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.stepper.model.parameters(), strict=True))
+
+
+def test_a_single_process_is_not_wrapped(tmp_path):
+    trainer = fresh_trainer(settings(), tmp_path)
+    trainer.close()
+    assert trainer.stepper.wrapped is trainer.stepper.model
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_out_of_memory_says_what_to_change(error):
+    with (
+        pytest.raises(
+            TrainingError, match=r"micro-batch of 4 samples .*raise --grad-accum-steps \(now 2\) or the number of processes"
+        ),
+        explaining_memory(settings(grad_accum_steps=2), world_size=3),
+    ):
+        raise error
+    with pytest.raises(RuntimeError, match="another"), explaining_memory(settings(), 1):
+        raise RuntimeError("another")
+
+
+def test_early_stop_and_best(tmp_path):
+    """With a rate that leads nowhere nothing improves after the first evaluation."""
+    cfg = settings(optim={"lr": 1e-30}, eval_every=2, early_stop={"patience": 3}, steps=20)
+    trainer = fitted(cfg, tmp_path)
+    assert trainer.state.step == 8
+    assert trainer.state.best_step == 2
+
+
+def test_the_rate_drops_on_a_plateau(tmp_path):
+    cfg = settings(
+        optim={"lr": 1e-30}, eval_every=2, log_every=2, steps=12, schedule={"name": "plateau", "patience": 1, "factor": 0.5}
+    )
+    fitted(cfg, tmp_path)
+    rates = [row["train/lr"] / 1e-30 for row in metrics(tmp_path) if "train/lr" in row]
+    assert rates == pytest.approx([1, 1, 1, 0.5, 0.5, 0.25])
