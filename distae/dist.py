@@ -6,6 +6,7 @@ decisions) goes through it, so the same code runs on one process, on all of them
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -163,13 +164,44 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: Any, group: td.ProcessGroup | None = None) -> list[Any]:
     """Every rank's `value`, in rank order, on every rank."""
-    if world().control is None:
+    group = group or world().control
+    if group is None:
         return [value]
-    boxes = [None] * world().world_size
-    td.all_gather_object(boxes, value, group=world().control)
+    boxes = [None] * group.size()
+    td.all_gather_object(boxes, value, group=group)
     return boxes
+
+
+def new_host_group() -> td.ProcessGroup | None:
+    """Another gloo group of the current world's ranks, for a thread that must not share one; None at world size 1."""
+    control = world().control
+    if control is None:
+        return None
+    ranks = td.get_process_group_ranks(control)
+    return cast(td.ProcessGroup, td.new_group(ranks, backend="gloo", use_local_synchronization=True))
+
+
+def first_failure(text: str) -> str:
+    """Announce that this rank failed; returns the first announcement of all ranks, the cause of the others.
+
+    Ranks that only lost contact give the culprit a moment to speak. Where the store is gone too, their own text is all there is.
+    """
+    lost = _LOST_CONTACT.search(text) is not None
+    text = f"rank {world().rank}: " + (f"lost contact with another rank ({text})" if lost else text)
+    if world().group is None:
+        return text
+    with contextlib.suppress(RuntimeError):
+        store = td.distributed_c10d._get_default_store()
+        if lost:
+            with contextlib.suppress(td.DistStoreError):
+                store.wait(["distae/failure"], timedelta(seconds=2))
+        return bytes(store.compare_set("distae/failure", "", text)).decode()
+    return text
+
+
+_LOST_CONTACT = re.compile(r"gloo|nccl|Connection (closed|reset)|Broken pipe|timed out", re.IGNORECASE)
 
 
 class Vote:

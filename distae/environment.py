@@ -20,6 +20,8 @@ class Environment:
     """Where the ranks meet: torch's `init_method`."""
     cpus: int | None = None
     """CPUs that the launcher gave to this process alone; None where the node's processes share them."""
+    restarts: int = 0
+    """How often the launcher has restarted this job after a crash."""
 
 
 def environment(env: Mapping[str, str] = os.environ) -> Environment:
@@ -31,7 +33,8 @@ def environment(env: Mapping[str, str] = os.environ) -> Environment:
         rank, world_size = int(env["RANK"]), int(env["WORLD_SIZE"])
         local_world_size = int(env.get("LOCAL_WORLD_SIZE", 1))
         local_rank = int(env.get("LOCAL_RANK", rank % local_world_size))
-        return Environment(rank, world_size, local_rank, local_world_size, "torchrun")
+        restarts = int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
+        return Environment(rank, world_size, local_rank, local_world_size, "torchrun", restarts=restarts)
     if "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
         return _slurm(env)
     return Environment()

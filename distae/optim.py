@@ -1,8 +1,7 @@
 """Optimizers, parameter groups and the learning rate over time."""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +47,11 @@ class Plateau:
     """ReduceLROnPlateau's state: decided on reduced metrics, so the same on every rank."""
 
     scale: float = 1.0
-    best: float = math.inf
+    best: float | None = None
     bad: int = 0
 
     def observe(self, value: float, cfg: PlateauConfig) -> None:
-        if value < self.best:
+        if self.best is None or value < self.best:
             self.best, self.bad = value, 0
             return
         self.bad += 1
@@ -88,12 +87,6 @@ class Schedule:
         """Tell the schedule the value of the best-metric at an evaluation."""
         if isinstance(self.cfg, PlateauConfig):
             self.plateau.observe(value, self.cfg)
-
-    def state(self) -> dict[str, Any]:
-        return asdict(self.plateau)
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.plateau = Plateau(**state)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:

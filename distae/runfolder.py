@@ -8,6 +8,7 @@ from distae.config import TrainConfig, build, write_toml
 from distae.config.check import defining
 from distae.config.cli import read_toml
 from distae.errors import UserError
+from distae.runlock import RunLock, acquire
 
 CONFIG = "config.toml"
 
@@ -33,14 +34,19 @@ def check(cfg: TrainConfig) -> None:
         )
 
 
-def prepare(cfg: TrainConfig, main: bool) -> None:
-    """Rank 0 moves an existing run aside where `--fresh` says so, and keeps the settings in config.toml."""
-    if not main:
-        return
+def open(cfg: TrainConfig) -> RunLock:
+    """Take the run folder, move an existing run aside where `--fresh` says so, and keep the settings in config.toml.
+
+    Raises UserError where another process has the folder.
+    """
     run_dir = Path(cfg.run_dir or ".")
+    lock = acquire(run_dir)
     if cfg.fresh and (run_dir / CONFIG).is_file():
+        lock.release()
         run_dir.rename(run_dir.with_name(f"{run_dir.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
         run_dir.mkdir()
+        lock = acquire(run_dir)
     fresh = run_dir / f".{CONFIG}.writing"
     fresh.write_text(write_toml(cfg))
     fresh.rename(run_dir / CONFIG)
+    return lock

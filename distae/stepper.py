@@ -4,6 +4,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,16 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST)
 
 
+@dataclass(frozen=True)
+class OpenWindow:
+    """A log window as a checkpoint holds it."""
+
+    names: list[str]
+    sums: list[list[float]]
+    """Of each rank."""
+    steps: int
+
+
 class Window:
     """Sums of the terms since the last log, on the device, and how many steps passed before the first non-finite one."""
 
@@ -36,7 +47,7 @@ class Window:
         self.clear()
 
     def clear(self) -> None:
-        self.steps = self.adds = 0
+        self.steps = 0
         self.open: dict[str, Tensor] = {}
         self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
         self.good = torch.ones((), device=self.device)
@@ -52,35 +63,36 @@ class Window:
         if not self.names:
             self.names = [*self.open]
             self.sums = self.sums.new_zeros(len(self.names))
-        self.sums += torch.stack([*self.open.values()])
+        values = torch.stack([*self.open.values()])
+        self.sums += values if micro_steps == 1 else values / micro_steps
         self.open = {}
         self.good *= finite
         self.good_steps += self.good
         self.steps += 1
-        self.adds += micro_steps
 
-    def reduce(self) -> None:
-        """Put all ranks' sums on rank 0, so that a checkpoint holds them for any world size. Means are not changed."""
-        dist.sum_(self.sums)
-        if dist.world().rank:
-            self.sums.zero_()
+    def state(self) -> OpenWindow:
+        """What `load` wants; asked of all ranks together."""
+        return OpenWindow(self.names, dist.gather(self.sums.tolist()), self.steps)
 
-    def state(self) -> dict[str, Any]:
-        """What `load` wants, on rank 0 after `reduce`."""
-        return {"names": self.names, "sums": self.sums.tolist(), "steps": self.steps, "adds": self.adds}
+    def load(self, state: OpenWindow) -> None:
+        """Go on with a window that was open at a save; all its steps were finite, else it had not been saved.
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on with a window that was open at a save; all its steps were finite, else it had not been saved."""
-        self.names = state["names"]
+        Each rank gets its own sums back, to the last bit; on another number of ranks rank 0 gets them all.
+        """
+        self.names = state.names
         self.clear()
-        self.steps, self.adds = state["steps"], state["adds"]
+        self.steps = state.steps
         self.good_steps += self.steps
-        if dist.world().is_main:
-            self.sums += torch.tensor(state["sums"], dtype=self.sums.dtype, device=self.device)
+        world, sums = dist.world(), torch.tensor(state.sums, dtype=self.sums.dtype, device=self.device)
+        if len(sums) == world.world_size:
+            self.sums += sums[world.rank]
+        elif world.is_main:
+            # read() divides by today's number of ranks; these are the sums of that many then.
+            self.sums += sums.sum(0) * (world.world_size / len(sums))
 
     def read(self) -> tuple[dict[str, float], int | None]:
         """Means over the window and all ranks, and the number (from 1) of the first masked step in it. Synchronises."""
-        sums = dist.sum_(self.sums.clone()) / max(1, self.adds * dist.world().world_size)
+        sums = dist.sum_(self.sums.clone()) / max(1, self.steps * dist.world().world_size)
         *means, good, good_steps = torch.cat([sums, torch.stack([self.good, self.good_steps])]).tolist()
         return dict(zip(self.names, means, strict=True)), None if good else int(good_steps) + 1
 

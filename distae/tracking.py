@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
@@ -29,29 +29,43 @@ class Sink(Protocol):
 
 
 class Jsonl:
-    """metrics.jsonl: one object per line, handed to the operating system line by line."""
+    """metrics.jsonl: one object per line, handed to the operating system line by line. Rows that cannot be written are kept."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        """Continue the file after `step`: rows past it and a torn last line are cut."""
-        kept = [line for line in _lines(path) if line["step"] <= step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.file = path.open("a", buffering=1)
+    def __init__(self, path: Path, size: int | None) -> None:
+        """Continue the file after its first `size` bytes: what a checkpoint does not know of is cut. None keeps all."""
+        self.file = path.open("ab", buffering=0)
+        self.size = path.stat().st_size if size is None else min(size, path.stat().st_size)
+        self.file.truncate(self.size)
+        self.late: list[bytes] = []
 
     def row(self, row: Row) -> None:
-        self.file.write(json.dumps(dict(row)) + "\n")
+        self.late.append(json.dumps(dict(row)).encode() + b"\n")
+        with contextlib.suppress(OSError):
+            self._flush()
+
+    def sync(self) -> int:
+        """Make all rows durable; the size of the file in bytes. Raises OSError where they cannot be written."""
+        self._flush()
+        os.fsync(self.file.fileno())
+        return self.size
+
+    def _flush(self) -> None:
+        """Write all rows or none, so that no torn line stays on a full disk."""
+        lines = memoryview(b"".join(self.late))
+        try:
+            while lines:
+                lines = lines[self.file.write(lines) :]
+        except OSError:
+            self.file.truncate(self.size)
+            raise
+        self.size += sum(map(len, self.late))
+        self.late.clear()
 
     def image(self, name: str, path: Path, step: int) -> None:
         pass
 
     def close(self) -> None:
         self.file.close()
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with contextlib.suppress(OSError):
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                yield json.loads(line)
 
 
 class Console:
@@ -68,11 +82,15 @@ class Console:
     def line(self, text: str) -> None:
         """Print and log one timed line."""
         timed = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
-        self.file.write(timed + "\n")
+        self._log(timed)
         if self.bar is not None:
             self.bar.write(text, file=sys.stderr)
         else:
             sys.stderr.write(timed + "\n")
+
+    def _log(self, line: str) -> None:
+        with contextlib.suppress(OSError):
+            self.file.write(line + "\n")
 
     def row(self, row: Row) -> None:
         shown = " ".join(f"{k}={v:.5g}" for k, v in row.items() if "/" in k and not k.endswith("_seconds"))
@@ -80,7 +98,7 @@ class Console:
         if self.bar is None or any(k.startswith(("val/", "test/")) for k in row):
             self.line(text)
         else:
-            self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
             self.bar.set_postfix_str(f"loss={row['train/loss']:.5g}", refresh=False)
         if self.bar is not None:
             self.bar.update(row["step"] - self.bar.n)
@@ -91,7 +109,8 @@ class Console:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-        self.file.close()
+        with contextlib.suppress(OSError):
+            self.file.close()
 
 
 class Wandb:
@@ -158,10 +177,11 @@ class Tracker:
         self.sinks = sinks
 
     @classmethod
-    def open(cls, run_dir: Path, cfg: TrainConfig, step: int, total: int, environment: dict[str, Any]) -> "Tracker":
-        """The sinks that `cfg` asks for, continuing after `step`."""
-        console = Console(run_dir / "log.txt", step, total)
-        sinks: list[Sink] = [Jsonl(run_dir / "metrics.jsonl", step), console]
+    def open(cls, cfg: TrainConfig, size: int, steps: tuple[int, int], environment: dict[str, Any]) -> "Tracker":
+        """The sinks that `cfg` asks for, from the first of `steps` to the last; metrics.jsonl goes on after `size` bytes."""
+        run_dir = Path(cfg.run_dir or ".")
+        console = Console(run_dir / "log.txt", *steps)
+        sinks: list[Sink] = [Jsonl(run_dir / "metrics.jsonl", size), console]
         if cfg.tracking == "wandb":
             sinks.append(Wandb(run_dir, cfg, environment, console))
         return cls(sinks)
@@ -174,6 +194,13 @@ class Tracker:
     def row(self, row: Row) -> None:
         for sink in self.sinks:
             sink.row(row)
+
+    def sync(self) -> int | None:
+        """Size in bytes of metrics.jsonl, now durable; None where it cannot be written to."""
+        try:
+            return next((s.sync() for s in self.sinks if isinstance(s, Jsonl)), 0)
+        except OSError:
+            return None
 
     def image(self, name: str, path: Path, step: int) -> None:
         for sink in self.sinks:

@@ -7,8 +7,10 @@
 0 done, 1 failed, 2 a user's mistake, 75 stopped after a save.
 """
 
+import os
 import shutil
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +21,13 @@ from distae import runfolder
 from distae.config import TrainConfig, check, parse, write_toml
 from distae.environment import Environment, environment
 from distae.errors import TrainingError, UserError
-from distae.outcome import Outcome
+from distae.outcome import Outcome, read
+from distae.runlock import RunLock
 from distae.stop import StopRequest, listening
 
 if TYPE_CHECKING:
     from distae.data import Arrays
+    from distae.trainer import Trainer
 
 SWITCHES = {
     "smoke": "Every phase once, in a temporary folder: steps, evaluation, pictures, save, resume.",
@@ -73,6 +77,9 @@ def _run_in_turn(runs: list[TrainConfig], env: Environment) -> Outcome:
     """One run after the other in one process group; they share device, threads and data."""
     cfg = runs[0]
     runfolder.check(cfg)
+    end = read(Path(str(cfg.run_dir)))
+    if env.restarts and end and end["outcome"] == "stopped":
+        return Outcome(**end)  # torchrun takes the exit code of a run that stopped on purpose for a crash
     with listening() as stop:
         from distae import data, dist
         from distae.data.checks import check_data
@@ -89,22 +96,63 @@ def _train(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, thr
     from distae import dist
     from distae.trainer import Trainer
 
-    main = dist.world().is_main
-    runfolder.prepare(cfg, main)
-    dist.broadcast(None)
-    trainer = Trainer(cfg, splits, stop, threads)
+    run_dir, main = Path(str(cfg.run_dir)), dist.world().is_main
+    lock = _open_folder(cfg)
+    trainer = None
     try:
-        trainer.resume()
-        outcome, reason = ("done" if trainer.fit() else "stopped"), ""
-    except TrainingError as error:
-        outcome, reason = "failed", str(error)
-        trainer.tracker.line(f"failed: {reason}")
-    trainer.close()
-    signal = Signals(trainer.agreed_signal).name if outcome == "stopped" else ""
-    end = Outcome(outcome, trainer.state.step, str(cfg.run_dir), reason, signal)
+        trainer = Trainer(cfg, splits, stop, threads, lock)
+        todo = trainer.resume()
+        if not todo and main:
+            sys.stderr.write(f"{run_dir} is complete at step {trainer.state.step}: give more --epochs to go on, or --fresh\n")
+        done = not todo or trainer.fit()
+        trainer.close()
+        signal = "" if done else Signals(trainer.agreed_signal).name
+        end = Outcome("done" if done else "stopped", trainer.state.step, str(run_dir), signal=signal)
+    except UserError:
+        raise
+    except Exception as error:
+        end = _failed(error, trainer, run_dir)
     if main:
         end.write()
+    if lock:
+        lock.release()
+    if end.outcome == "failed" and dist.world().world_size > 1:
+        # Other ranks, and threads of this one, may wait for a collective that never comes.
+        os._exit(end.exit_code)
     return end
+
+
+def _open_folder(cfg: TrainConfig) -> RunLock | None:
+    """Rank 0 takes the run folder; all ranks raise UserError where it is in use."""
+    from distae import dist
+
+    lock, refusal = None, None
+    if dist.world().is_main:
+        try:
+            lock = runfolder.open(cfg)
+        except UserError as error:
+            refusal = str(error)
+    if refusal := dist.broadcast(refusal):
+        raise UserError(refusal)
+    return lock
+
+
+def _failed(error: Exception, trainer: "Trainer | None", run_dir: Path) -> Outcome:
+    """Report an error once: by the rank where it happened, and on rank 0."""
+    from distae import dist
+
+    expected = isinstance(error, TrainingError)
+    own = str(error) if expected else f"{type(error).__name__}: {error}"
+    reason = dist.first_failure(own)
+    if reason.endswith(own) and not expected:
+        traceback.print_exc()
+    if dist.world().is_main:
+        text = f"failed: {reason.removeprefix('rank 0: ')}"
+        if trainer and trainer.tracker.sinks:
+            trainer.tracker.line(text)
+        else:
+            sys.stderr.write(f"distae: {text}\n")
+    return Outcome("failed", trainer.state.step if trainer else 0, str(run_dir), reason)
 
 
 if __name__ == "__main__":

@@ -3,25 +3,29 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
-from distae import data, dist
+from distae import data, dist, outcome
 from distae.checkpoint import Checkpoints
+from distae.checkpoint.folder import STATE
 from distae.config import TrainConfig
 from distae.config.check import defining
+from distae.config.optim import CosineConfig
 from distae.data import Arrays, GlobalBatchSampler, Loader
 from distae.errors import TrainingError, UserError
 from distae.evaluation.exact import evaluate
 from distae.evaluation.pictures import draw
 from distae.models import build
 from distae.models.files import export, load_weights
-from distae.optim import Schedule, load_optimizer_tensors, optimizer_tensors
-from distae.stepper import Stepper, autocast, explaining_memory
+from distae.optim import Plateau, Schedule, load_optimizer_tensors, optimizer_tensors
+from distae.runlock import RunLock
+from distae.stepper import OpenWindow, Stepper, autocast, explaining_memory
 from distae.stop import StopRequest
 from distae.tracking import Tracker, describe_environment
 
@@ -34,17 +38,39 @@ class TrainState:
     """Where a run stands, apart from tensors."""
 
     step: int = 0
-    best_value: float = math.inf
+    best_value: float | None = None
     best_step: int | None = None
     bad_evals: int = 0
     evaluated_step: int = 0
     """Newest step whose evaluation is done: a stop may come before a due one."""
 
 
+@dataclass(frozen=True)
+class Saved:
+    """state.json of a checkpoint: all there is besides tensors."""
+
+    state: TrainState
+    plateau: Plateau
+    window: OpenWindow
+    scaler: dict[str, int | float] | None
+    samples_seen: int
+    total_steps: int
+    metrics_bytes: int
+    """Size of metrics.jsonl at the save; what is behind it is cut on a resume."""
+    settings: dict[str, Any]
+    """The settings that define the result."""
+    world_size: int
+    threads: int
+    torch: str
+
+
 class Trainer:
     """Trains one model on one data set. All ranks call the same methods together."""
 
-    def __init__(self, cfg: TrainConfig, splits: dict[str, Arrays], stop: StopRequest, threads: int) -> None:
+    def __init__(
+        self, cfg: TrainConfig, splits: dict[str, Arrays], stop: StopRequest, threads: int, lock: RunLock | None = None
+    ) -> None:
+        """`lock` is rank 0's hold of the run folder."""
         self.cfg, self.stop, self.threads = cfg, stop, threads
         self.world = dist.world()
         self.run_dir = Path(cfg.run_dir or ".")
@@ -63,14 +89,16 @@ class Trainer:
         model = build(cfg.model, cfg.net, cfg.data.shape(), cfg.seed, device=self.world.device, dtype=dtype)
         self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         self.stepper = Stepper(cfg, model, self.loaders["train"], self.schedule)
-        self.checkpoints = Checkpoints(self.run_dir / "checkpoints", cfg.checkpoint.keep_latest_k)
+        self.checkpoints = Checkpoints(
+            self.run_dir / "checkpoints", cfg.checkpoint.keep_latest_k, cfg.checkpoint.mode, lock.check if lock else lambda: None
+        )
         self.state = TrainState()
         self.tracker = Tracker([])
         self.notes: list[str] = []
         self.vote = dist.Vote()
         self.agreed_signal = 0
         self.saved_step: int | None = None
-        self.idle_seconds = 0.0
+        self.idle_seconds = self.blocked_seconds = 0.0
         self.clock = (0, 0.0)
 
     @property
@@ -83,15 +111,14 @@ class Trainer:
         batches = data.steps(self.sampler, self.state.step, self.loaders["train"].home)
         self._start_clock()
         with explaining_memory(self.cfg, self.world.world_size):
-            self.evaluate_if_due()
+            self.save_if_due(self.evaluate_if_due())
             while not self.finished:
                 if self.stop_agreed():
                     return self.save_and_leave()
                 self.stepper(self.state.step, next(batches))
                 self.state.step += 1
                 self.log_if_due()
-                new_best = self.evaluate_if_due()
-                self.save_if_due(new_best)
+                self.save_if_due(self.evaluate_if_due())
         return self.finish()
 
     def stop_agreed(self) -> bool:
@@ -113,6 +140,8 @@ class Trainer:
         lr = self.cfg.optim.lr * self.schedule.factor(step - 1)
         row = {f"train/{k}": v for k, v in means.items()}
         row |= {"train/lr": lr, "train/grad_norm": grad_norm, "train/samples_per_second": rate}
+        row["train/checkpoint_blocked_seconds"] = self.blocked_seconds
+        self.blocked_seconds = 0.0
         self._row(row)
         window.clear()
         self._start_clock()
@@ -165,7 +194,7 @@ class Trainer:
         state.evaluated_step = state.step
         value = metrics[self.cfg.best_metric.removeprefix("val/")]
         self.schedule.observe(value)
-        if not value < state.best_value - self.cfg.early_stop.min_delta:
+        if state.best_value is not None and not value < state.best_value - self.cfg.early_stop.min_delta:
             state.bad_evals += 1
             return False
         state.best_value, state.best_step, state.bad_evals = value, state.step, 0
@@ -175,21 +204,42 @@ class Trainer:
         if self.state.step % self.cfg.save_every == 0 or new_best:
             self.save()
 
-    def save(self) -> None:
-        """Save all there is to go on from here, unless that is done. Raises TrainingError where a non-finite step is in it."""
-        if self.saved_step == self.state.step:
-            return
+    def save(self, wait: bool = False) -> None:
+        """Save all there is to go on from here, unless that is done; with `wait`, until it is on disk.
+
+        A save that fails is reported and tried again at the next interval. Raises TrainingError where a non-finite step is in it,
+        and, with `wait`, where it fails.
+        """
         started = time.perf_counter()
-        if self.stepper.window.steps:
-            self.check_finite()
-        self.stepper.window.reduce()
-        self.checkpoints.save(self.state.step, self._tensors(), self._state(), self.state.best_step)
-        self.saved_step = self.state.step
+        self._end_save()
+        if self.saved_step != self.state.step:
+            if self.stepper.window.steps:
+                self.check_finite()
+            metrics_bytes = dist.broadcast(self.tracker.sync())
+            if metrics_bytes is None:
+                self._save_failed("metrics.jsonl cannot be written")
+            else:
+                state = msgspec.json.encode(self._saved(metrics_bytes))
+                self.checkpoints.save(self.state.step, self._tensors(), state, self.state.best_step)
+                self.saved_step = self.state.step
+        if wait:
+            self._end_save()
+            if self.saved_step != self.state.step:
+                raise TrainingError(f"the checkpoint of step {self.state.step} could not be saved; an older one is all there is")
+        self.blocked_seconds += time.perf_counter() - started
         self.idle_seconds += time.perf_counter() - started
+
+    def _end_save(self) -> None:
+        if (error := self.checkpoints.wait()) is not None:
+            self._save_failed(error)
+
+    def _save_failed(self, why: str) -> None:
+        self.saved_step = None
+        self.tracker.line(f"saving a checkpoint failed, the next interval tries again: {why}")
 
     def save_and_leave(self) -> bool:
         self.vote.settle()
-        self.save()
+        self.save(wait=True)
         self.tracker.line(f"stopped at step {self.state.step} after a save: the same command goes on from there")
         return False
 
@@ -198,47 +248,89 @@ class Trainer:
         self.vote.settle()
         if self.stepper.window.steps:
             self.log()
-        self.save()
+        self.save(wait=True)
         if len(self.loaders["test"]):
             self.evaluate("test")
         if self.world.is_main:
-            export(self.stepper.evaluated, self.cfg, self.run_dir / "model")
+            export(self.stepper.evaluated.state_dict(), self.cfg, self.run_dir / "model")
         return True
 
-    def resume(self) -> None:
-        """Go to where the newest valid checkpoint stands, or to the start, and open the sinks there."""
+    def resume(self) -> bool:
+        """Go to where the newest valid checkpoint stands, or to the start, and open the sinks there.
+
+        Returns False where the run is complete: there is nothing to do, and nothing is touched.
+        """
         self.stepper.prime(next(data.steps(self.sampler, 0, self.loaders["train"].home)))
+        self.checkpoints.clean()
         found = self.checkpoints.newest()
+        metrics_bytes = 0
         if found is not None:
             self.notes += [*found.complaints, f"resumed at step {found.step} of {self.total}"]
-            self._load(found.step)
+            metrics_bytes = self._load(self.checkpoints, found.step)
+            self.saved_step = found.step
+            if self.finished and dist.broadcast(self._is_complete()):
+                return False
+        elif self.cfg.fork_from:
+            self._fork(Path(self.cfg.fork_from))
         elif self.cfg.init_from:
             self._load_weights(Path(self.cfg.init_from))
         if self.world.is_main:
+            (self.run_dir / outcome.FILE).unlink(missing_ok=True)
             about = describe_environment(self.world.world_size, self.threads, str(self.world.device))
-            self.tracker = Tracker.open(self.run_dir, self.cfg, self.state.step, self.total, about)
+            self.tracker = Tracker.open(self.cfg, metrics_bytes, (self.state.step, self.total), about)
             for note in self.notes:
                 self.tracker.line(note)
+        return True
 
-    def _load(self, step: int) -> None:
-        saved = self.checkpoints.state(step)
+    def _is_complete(self) -> bool:
+        """Whether an earlier start did all that this one would."""
+        end = outcome.read(self.run_dir)
+        return end is not None and (end["outcome"], end["step"]) == ("done", self.state.step)
+
+    def _load(self, checkpoints: Checkpoints, step: int) -> int:
+        """Take over a checkpoint's whole state; returns the size of metrics.jsonl at its save. Raises TrainingError."""
+        try:
+            saved = msgspec.json.decode(checkpoints.state(step), type=Saved)
+        except (OSError, msgspec.DecodeError) as error:
+            raise TrainingError(f"{STATE} of the checkpoint at step {step} cannot be read: {error}") from error
         into = {k: v for k, v in self._tensors().items() if not k.startswith("optim.")}
-        loaded = self.checkpoints.load(step, into, "optim.")
+        loaded = checkpoints.load(step, into, "optim.")
         for turn, optimizer in self.stepper.optimizers.items():
             prefix = f"optim.{turn}."
             mine = {k.removeprefix(prefix): v for k, v in loaded.items() if k.startswith(prefix)}
             load_optimizer_tensors(optimizer, self.names, mine)
-        self.state = TrainState(**saved["state"])
-        self.schedule.load(saved["schedule"])
-        if self.stepper.scaler:
-            self.stepper.scaler.load_state_dict(saved["scaler"])
-        self.stepper.window.load(saved["window"])
-        self.saved_step = self.state.step
-        if saved["threads"] != self.threads or saved["world_size"] != self.world.world_size:
+        self.state, self.schedule.plateau = saved.state, saved.plateau
+        if self.stepper.scaler and saved.scaler:
+            self.stepper.scaler.load_state_dict(saved.scaler)
+        self.stepper.window.load(saved.window)
+        self._compare(saved)
+        return saved.metrics_bytes
+
+    def _compare(self, saved: Saved) -> None:
+        """Note what differs from the processes that saved."""
+        then, now = (saved.world_size, saved.threads), (self.world.world_size, self.threads)
+        if then != now:
             self.notes.append(
-                f"saved by {saved['world_size']} processes of {saved['threads']} threads, resumed by {self.world.world_size} of "
-                f"{self.threads}: results agree up to rounding, not bit for bit"
+                f"saved by {then[0]} processes of {then[1]} threads, resumed by {now[0]} of {now[1]}: "
+                "results agree up to rounding, not bit for bit"
             )
+        if saved.total_steps != self.total and isinstance(self.cfg.schedule, CosineConfig):
+            self.notes.append(
+                f"the run is {self.total} steps long now, not {saved.total_steps}: the cosine schedule's remaining rates are those "
+                "of the new length"
+            )
+
+    def _fork(self, source: Path) -> None:
+        """Take over another run's newest state; its best is not a checkpoint of this run."""
+        others = Checkpoints(source / "checkpoints", 1, "sync")
+        found = others.newest()
+        if found is None:
+            raise TrainingError(f"no checkpoint in {source}")
+        self._load(others, found.step)
+        others.close()
+        self.state.best_value = self.state.best_step = None
+        self.state.bad_evals = 0
+        self.notes += [*found.complaints, f"forked from {source} at step {found.step}"]
 
     def _load_weights(self, run_dir: Path) -> None:
         weights = load_weights(run_dir)
@@ -256,18 +348,21 @@ class Trainer:
             tensors |= {f"optim.{turn}.{k}": v for k, v in optimizer_tensors(optimizer, self.names).items()}
         return tensors
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "state": asdict(self.state),
-            "samples_seen": self.state.step * self.cfg.global_batch_size,
-            "schedule": self.schedule.state(),
-            "scaler": self.stepper.scaler.state_dict() if self.stepper.scaler else None,
-            "window": self.stepper.window.state(),
-            "settings": defining(self.cfg),
-            "world_size": self.world.world_size,
-            "threads": self.threads,
-            "torch": torch.__version__,
-        }
+    def _saved(self, metrics_bytes: int) -> Saved:
+        scaler = self.stepper.scaler
+        return Saved(
+            state=self.state,
+            plateau=self.schedule.plateau,
+            window=self.stepper.window.state(),
+            scaler=scaler.state_dict() if scaler else None,
+            samples_seen=self.state.step * self.cfg.global_batch_size,
+            total_steps=self.total,
+            metrics_bytes=metrics_bytes,
+            settings=defining(self.cfg),
+            world_size=self.world.world_size,
+            threads=self.threads,
+            torch=str(torch.__version__),
+        )
 
     def _row(self, metrics: dict[str, float]) -> None:
         step = self.state.step
@@ -282,4 +377,5 @@ class Trainer:
         self.clock, self.idle_seconds = (self.state.step, time.perf_counter()), 0.0
 
     def close(self) -> None:
+        self.checkpoints.close()
         self.tracker.close()

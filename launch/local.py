@@ -8,15 +8,17 @@ job's own exit code: 0 done, 1 failed, 2 a user's mistake, 75 stopped after a sa
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from distae.config import TrainConfig, check, parse
 from distae.errors import UserError
 from distae.outcome import EXIT_CODES, FILE, read
-from distae.stop import listening
+from distae.stop import SIGNALS
 from distae.train import SWITCHES
 
 
@@ -41,11 +43,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _torchrun(nproc: int, max_restarts: int, train: Sequence[str]) -> int:
+    """Run torchrun in a session of its own, so that a terminal's Ctrl-C reaches it once, through us. A second one kills it."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}",
         f"--max-restarts={max_restarts}", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2", "-m", "distae.train", *train,
     ]  # fmt: skip
-    with listening(), subprocess.Popen(command) as process:
+    env = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600", **os.environ}  # time for the last save; before torch 2.15 it is 30 s
+    with subprocess.Popen(command, env=env, start_new_session=True) as process:
+        asked: list[int] = []
+
+        def forward(signum: int, frame: FrameType | None) -> None:
+            if asked and signum == signal.SIGINT:
+                os.killpg(process.pid, signal.SIGKILL)
+            elif not asked:
+                process.send_signal(signum)
+            asked.append(signum)
+
+        for signum in SIGNALS:
+            signal.signal(signum, forward)
         return process.wait()
 
 

@@ -86,6 +86,10 @@ def _check_choices(cfg: TrainConfig) -> None:
         raise UserError("--data.val-fraction 0 leaves nothing to evaluate: --early-stop.patience and --schedule plateau need it")
     if cfg.model.learn_scale and cfg.model.likelihood == "bernoulli":
         raise UserError("--model.learn-scale: the bernoulli likelihood has no scale; valid with gaussian and laplace")
+    if cfg.init_from and cfg.fork_from:
+        raise UserError("--init-from and --fork-from exclude each other: weights only, or the full state")
+    if cfg.fork_from and not list((Path(cfg.fork_from) / "checkpoints").glob("step_*")):
+        raise UserError(f"--fork-from: no checkpoints in {cfg.fork_from}")
     if cfg.init_from and not (Path(cfg.init_from) / "model" / "model.safetensors").is_file():
         raise UserError(f"--init-from: no finished run in {cfg.init_from} (model/model.safetensors is missing)")
 

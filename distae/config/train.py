@@ -26,6 +26,8 @@ class EarlyStopConfig:
 class CheckpointConfig:
     """Checkpoints for resuming."""
 
+    mode: Literal["async", "sync"] = "async"
+    """async copies the state and writes it beside training; sync waits for the disk."""
     keep_latest_k: Count = 2
     """Keep the newest so many, and the best by --best-metric."""
 
@@ -82,6 +84,8 @@ class TrainConfig:
     """Move an existing run folder aside and start anew, instead of resuming."""
     init_from: str | None = None
     """Start from the weights of this finished run (weights only; optimizer and counters start anew)."""
+    fork_from: str | None = None
+    """Start from the newest checkpoint of this run: its full state, under the other settings given here."""
     tracking: Literal["wandb", "none"] = "wandb"
     """wandb also logs to Weights & Biases from rank 0; metrics.jsonl, log.txt and images are always written."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -94,6 +98,6 @@ class TrainConfig:
 
 MAY_CHANGE = frozenset(
     {"epochs", "steps", "grad_accum_steps", "log_every", "eval_every", "save_every", "run_dir", "fresh"}
-    | {"tracking", "device", "threads", "timeout", "checkpoint.keep_latest_k", "data.root"}
+    | {"tracking", "device", "threads", "timeout", "data.root", "checkpoint.keep_latest_k", "checkpoint.mode"}
 )
 """Settings that a resumed run may be given anew. All others define the result: they name the run folder."""

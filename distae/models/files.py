@@ -17,14 +17,14 @@ from distae.models import base
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
-def export(model: base.Autoencoder, cfg: TrainConfig, folder: Path) -> None:
-    """Write the model's weights and what is needed to build it again, whole or not at all."""
+def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path) -> None:
+    """Write a model's weights and what is needed to build it again, whole or not at all."""
     fresh = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, fresh / WEIGHTS)
+    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, fresh / WEIGHTS)
     settings = to_dict(cfg)
-    about = {"model": settings["model"], "net": settings["net"], "data": settings["data"], "shape": list(model.shape)}
+    about = {"model": settings["model"], "net": settings["net"], "data": settings["data"], "shape": list(cfg.data.shape())}
     (fresh / CONFIG).write_text(json.dumps(about, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
