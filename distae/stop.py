@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -14,11 +15,14 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum = 0
+        self.since = 0.0
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum == signal.SIGINT == signum:
+        # One Ctrl-C under torchrun arrives twice, from the terminal and from the agent.
+        if self.signum == signal.SIGINT == signum and time.monotonic() - self.since > 1:
             os._exit(130)
-        self.signum = self.signum or signum
+        if not self.signum:
+            self.signum, self.since = signum, time.monotonic()
 
 
 @contextlib.contextmanager
