@@ -31,6 +31,8 @@ class World:
     """Gradients and reductions: NCCL on GPUs, else gloo."""
     control: td.ProcessGroup | None = None
     """gloo, for decisions on the host."""
+    background: td.ProcessGroup | None = None
+    """gloo, for the thread that writes checkpoints: two threads must not share a group."""
 
     @property
     def is_main(self) -> bool:
@@ -95,11 +97,15 @@ def session(env: Environment, device: torch.device, timeout: float) -> Iterator[
         backend, env.rendezvous, limit, env.world_size, env.rank, device_id=device if device.type == "cuda" else None
     )
     try:
-        control = cast(td.ProcessGroup, td.new_group(backend="gloo", timeout=limit))
-        with use(World(env.rank, env.world_size, device, cast(td.ProcessGroup, td.group.WORLD), control)) as joined:
+        everyone, control, background = (cast(td.ProcessGroup, g) for g in (td.group.WORLD, _host_group(limit), _host_group(limit)))
+        with use(World(env.rank, env.world_size, device, everyone, control, background)) as joined:
             yield joined
     finally:
         td.destroy_process_group()
+
+
+def _host_group(limit: timedelta) -> object:
+    return td.new_group(backend="gloo", timeout=limit)
 
 
 class _AllReduce(torch.autograd.Function):
@@ -172,15 +178,6 @@ def gather(value: Any, group: td.ProcessGroup | None = None) -> list[Any]:
     boxes = [None] * group.size()
     td.all_gather_object(boxes, value, group=group)
     return boxes
-
-
-def new_host_group() -> td.ProcessGroup | None:
-    """Another gloo group of the current world's ranks, for a thread that must not share one; None at world size 1."""
-    control = world().control
-    if control is None:
-        return None
-    ranks = td.get_process_group_ranks(control)
-    return cast(td.ProcessGroup, td.new_group(ranks, backend="gloo", use_local_synchronization=True))
 
 
 def first_failure(text: str) -> str:

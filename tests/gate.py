@@ -106,12 +106,12 @@ def _rank(rank: int, cases: dict[str, Case], folder: Path) -> None:
     torch.set_num_threads(1)
     limit = datetime.timedelta(seconds=120)
     td.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=4, timeout=limit)
-    pairs = {n: [td.new_group(list(ranks), timeout=limit) for _ in range(2)] for n, ranks in RANKS.items()}
+    triples = {n: [td.new_group(list(ranks), timeout=limit) for _ in range(3)] for n, ranks in RANKS.items()}
     for name, case in cases.items():
         for n, ranks in RANKS.items():
             if n in case.world_sizes and rank in ranks:
-                group, control = pairs[n] if n > 1 else (None, None)
-                with dist.use(dist.World(ranks.index(rank), n, torch.device("cpu"), group, control)), case.plant():
+                groups = triples[n] if n > 1 else ()
+                with dist.use(dist.World(ranks.index(rank), n, torch.device("cpu"), *groups)), case.plant():
                     result = _train(case.cfg, folder / f"{name}.{n}")
                 if rank == ranks[0]:
                     torch.save(result._asdict(), folder / f"{name}.{n}.pt")

@@ -52,7 +52,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep_latest_k: int, mode: str, may_commit: Callable[[], None] = lambda: None) -> None:
         """`may_commit` is asked on rank 0 before each commit and raises TrainingError where the run folder is no longer ours."""
         self.folder, self.keep_latest_k, self.mode, self.may_commit = folder, keep_latest_k, mode, may_commit
-        self.group = dist.new_host_group()
+        self.group = dist.world().background
         self.buffers: dict[str, Tensor] = {}
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Future[str | None] | None = None
