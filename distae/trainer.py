@@ -111,7 +111,8 @@ class Trainer:
         batches = data.steps(self.sampler, self.state.step, self.loaders["train"].home)
         self._start_clock()
         with explaining_memory(self.cfg, self.world.world_size):
-            self.save_if_due(self.evaluate_if_due())
+            if self.evaluate_if_due():
+                self.save()
             while not self.finished:
                 if self.stop_agreed():
                     return self.save_and_leave()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
@@ -22,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from distae import dist
 from distae.checkpoint.folder import COMMIT, STATE, manifest_of, name_of, remove, retain, steps_in, why_invalid
-from distae.checkpoint.shards import ShardWriter, checksum, fsync_folder, write_file
+from distae.checkpoint.shards import ShardWriter, damaged_file, fsync_folder, write_file
 from distae.errors import TrainingError
 
 
@@ -162,8 +163,7 @@ class Checkpoints:
     def _why_damaged(self, step: int) -> str | None:
         """Checksums, the files shared out over the ranks."""
         path, world = self.folder / name_of(step), dist.world()
-        files = sorted(manifest_of(path).items())[world.rank :: world.world_size]
-        bad = next((name for name, entry in files if checksum(path / name) != entry["xxh3"]), None)
+        bad = damaged_file(path, sorted(manifest_of(path))[world.rank :: world.world_size])
         return next((f"{name} is damaged (its checksum is another)" for name in dist.gather(bad) if name), None)
 
     def clean(self) -> None:
@@ -207,6 +207,14 @@ class _Manifest(FileSystem):
 
     def ls(self, path: str | os.PathLike[str]) -> list[str]:
         return [str(Path(path) / name) for name in manifest_of(Path(path))]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a valid checkpoint, on the CPU, by one process. Raises TrainingError where they cannot be read."""
+    try:
+        return {k: v for name in manifest_of(path) if name.endswith(".safetensors") for k, v in load_file(path / name).items()}
+    except (SafetensorError, OSError) as error:
+        raise TrainingError(f"{path} cannot be read: {error}") from error
 
 
 def _targets(path: Path, into: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from distae.checkpoint.folder import manifest_of
+
 Entry = dict[str, Any]
 """Size in bytes and xxh3 checksum of a file, as the manifest has them."""
 
@@ -76,6 +78,12 @@ def write_file(path: Path, blocks: list[Any]) -> Entry:
 
 
 _PIECE = 8 << 20
+
+
+def damaged_file(folder: Path, names: list[str]) -> str | None:
+    """The first of the files whose checksum is not the manifest's."""
+    files = manifest_of(folder)
+    return next((name for name in names if checksum(folder / name) != files[name]["xxh3"]), None)
 
 
 def checksum(path: Path) -> str:
