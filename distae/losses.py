@@ -85,16 +85,33 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
         return (squares - 2 * a @ b.T).clamp_min(0)
 
 
-KERNELS: dict[str, Callable[[Tensor, int, float], Tensor]] = {
-    "rbf": lambda d2, dim, width: torch.exp(-d2 / (2 * dim * width**2)),
-    "imq": lambda d2, dim, width: 2 * dim * width**2 / (2 * dim * width**2 + d2),
+KERNELS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "rbf": lambda d2, scale: torch.exp(-d2 / scale),
+    "imq": lambda d2, scale: scale / (scale + d2),
 }
-"""Kernels of a squared distance, the number of dimensions and a width per dimension (Tolstikhin 2018, sec. 4, for imq)."""
+"""Kernels of a squared distance and its scale, 2 * dimensions * width^2 (Tolstikhin 2018, sec. 4, for imq)."""
 
 
-def mmd(x: Tensor, y: Tensor, kernel: str, width: float) -> Tensor:
-    """Unbiased estimate of the squared maximum mean discrepancy of two samples `[N, D]`, a scalar (Gretton 2012, eq. 4)."""
-    k, n, dim = KERNELS[kernel], len(x), x.shape[1]
+def mmd(x: Tensor, y: Tensor, kernel: str, widths: tuple[float, ...]) -> Tensor:
+    """Unbiased estimate of the squared maximum mean discrepancy of two samples `[N, D]`, a scalar (Gretton 2012, eq. 4).
+
+    The kernel is the sum of those of all widths, in units per dimension.
+    """
+
+    def k(a: Tensor, b: Tensor) -> Tensor:
+        d2 = squared_distances(a, b)
+        return torch.stack([KERNELS[kernel](d2, 2 * x.shape[1] * w**2) for w in widths]).sum(0)
+
+    n = len(x)
     off = 1 - torch.eye(n, dtype=x.dtype, device=x.device)
-    within = (k(squared_distances(x, x), dim, width) + k(squared_distances(y, y), dim, width)) * off
-    return within.sum() / max(1, n * (n - 1)) - 2 * k(squared_distances(x, y), dim, width).mean()
+    within: Tensor = ((k(x, x) + k(y, y)) * off).sum() / max(1, n * (n - 1))
+    return within - 2 * k(x, y).mean()
+
+
+def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
+    """Squared sliced Wasserstein-2 distance of samples `[N, D]` along `directions` `[L, D]`, a scalar (Kolouri 2018, eq. 14)."""
+    x, y = wide(x), wide(y)
+    with torch.autocast(x.device.type, enabled=False):
+        along = (directions / directions.norm(dim=1, keepdim=True)).T.to(x.dtype)
+        apart: Tensor = (x @ along).sort(0).values - (y @ along).sort(0).values
+        return apart.square().mean()

@@ -53,6 +53,8 @@ class Noise:
     """(stream, step, turn): which forward pass this is."""
     rows: Rows
     device: torch.device
+    apart: tuple[int, ...] = ()
+    """What is added to the key of noise for rows, but not of draws that all ranks share: the rank, for --noise per_rank."""
     calls: int = field(default=0, init=False)
 
     def normal(self, like: Tensor) -> Tensor:
@@ -77,25 +79,29 @@ class Noise:
         index = self.rows.index
         if index is not None:
             index = (index[:, None] * k + torch.arange(k, device=index.device)).flatten()
-        return Noise(self.seed, (*self.key, "times", self.calls), Rows(self.rows.total * k, index), self.device)
+        return Noise(self.seed, (*self.key, "times", self.calls), Rows(self.rows.total * k, index), self.device, self.apart)
 
     def permutation(self, n: int) -> Tensor:
         """A permutation of range(n), the same on every rank: `[n]` int64."""
-        return torch.randperm(n, generator=self._generator(), device=self.device)
+        return torch.randperm(n, generator=self._generator(()), device=self.device)
+
+    def common(self, *shape: int) -> Tensor:
+        """Standard normal values of `shape`, the same on every rank."""
+        return torch.randn(shape, generator=self._generator(()), device=self.device)
 
     def _shape(self, like: Tensor) -> tuple[int, ...]:
         return (self.rows.total, *like.shape[1:])
 
     def _how(self, like: Tensor) -> dict[str, Any]:
         dtype = torch.promote_types(like.dtype, torch.float32)
-        return {"generator": self._generator(), "device": self.device, "dtype": dtype}
+        return {"generator": self._generator(self.apart), "device": self.device, "dtype": dtype}
 
     def _rows(self, x: Tensor) -> Tensor:
         return x if self.rows.index is None else x.index_select(0, self.rows.index)
 
-    def _generator(self) -> torch.Generator:
+    def _generator(self, apart: tuple[int, ...]) -> torch.Generator:
         self.calls += 1
-        text = repr((self.seed, *self.key, self.calls)).encode()
+        text = repr((self.seed, *self.key, *apart, self.calls)).encode()
         seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
         return _generator_on(self.device).manual_seed(seed)
 

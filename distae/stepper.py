@@ -212,7 +212,7 @@ class Stepper:
         key: tuple[str | int, ...] = ("train", step, turn.name)
         if self.cfg.noise == "per_rank":
             size = self.cfg.global_batch_size // self.cfg.grad_accum_steps // self.world.world_size
-            return Noise(self.cfg.seed, (*key, micro, self.world.rank), Rows(size), self.world.device)
+            return Noise(self.cfg.seed, (*key, micro), Rows(size), self.world.device, (self.world.rank,))
         return Noise(self.cfg.seed, key, self.rows[micro], self.world.device)
 
     def _update(self, turn: Turn, optimizer: torch.optim.Optimizer) -> Update:

@@ -13,6 +13,12 @@ from distae.config.models import ModelConfig
 from distae.models import registry
 
 TOLERANCE = 1e-6
+SMALL: dict[str, dict[str, Any]] = {
+    "lfq_vae": {"latent_dim": 8, "bits": 4},
+    "vaegan": {"features": 8},
+    **{name: {"critic_hidden": [12]} for name in ("aae", "wae_gan", "factor_vae")},
+}
+"""What keeps a variant small, or within the 4 code dimensions of the gate."""
 FURTHER: dict[str, tuple[dict[str, Any], ...]] = {
     "vae": ({"beta": "0:1@4"}, {"beta": "0:2@4x2", "free_bits": 0.1}),
     "denoising_ae": ({"corruption": "masking"}, {"corruption": "salt_pepper"}),
@@ -20,6 +26,7 @@ FURTHER: dict[str, tuple[dict[str, Any], ...]] = {
     "contractive_ae": ({"code_activation": "tanh"},),
     "dip_vae": ({"variant": "I"},),
     "info_vae": ({"kernel": "imq"},),
+    "vq_vae": ({"learning": "gradient"}, {"codebook_size": 16, "decay": 0.5, "restart_below": 0.9}),
 }
 """Settings besides the defaults that take another path."""
 
@@ -29,7 +36,7 @@ def cases() -> dict[str, Case]:
     for name in ModelConfig.choices():
         for number, changes in enumerate(({}, *FURTHER.get(name, ()))):
             cfg = settings(
-                model={"name": name} | changes, net={"hidden": [12], "dropout": 0.1, "activation": "gelu"},
+                model={"name": name} | SMALL.get(name, {}) | changes, net={"hidden": [12], "dropout": 0.1, "activation": "gelu"},
                 steps=10, eval_every=10, log_every=10, precision="fp64",
             )  # fmt: skip
             found[f"{name}-{number}"] = Case(cfg, world_sizes=(1, 2, 4))

@@ -114,14 +114,14 @@ def test_mmd_of_gaussians_is_its_closed_form(shift):
     width = 3.0  # s^2 = dim * 1^2
     between = (width / (width + 2)) ** 1.5 * math.exp(-3 * shift**2 / (2 * (width + 2)))
     expected = 2 * (width / (width + 2)) ** 1.5 - 2 * between
-    assert float(mmd(x, y + shift, "rbf", 1.0)) == pytest.approx(expected, abs=0.015)  # two of its standard errors
+    assert float(mmd(x, y + shift, "rbf", (1.0,))) == pytest.approx(expected, abs=0.015)  # two of its standard errors
 
 
 @pytest.mark.parametrize("kernel", ["rbf", "imq"])
 def test_mmd_is_unbiased(kernel):
     """Its mean over equal distributions is 0, not the positive bias of the estimate that counts each sample with itself."""
     generator = torch.Generator().manual_seed(0)
-    draws = [mmd(*torch.randn(2, 8, 2, generator=generator, dtype=torch.float64), kernel, 1.0) for _ in range(2000)]
+    draws = [mmd(*torch.randn(2, 8, 2, generator=generator, dtype=torch.float64), kernel, (1.0,)) for _ in range(2000)]
     assert abs(float(torch.stack(draws).mean())) < 0.01
 
 

@@ -17,6 +17,17 @@ def make(name: str, shape: tuple[int, ...] = (6,), hidden: tuple[int, ...] = (8,
     return build(cfg, MLPConfig(hidden=hidden, activation="tanh"), shape, seed, dtype=torch.float64)
 
 
+class Fixed(torch.nn.Module):
+    """An encoder that gives these codes, whatever it sees."""
+
+    def __init__(self, codes: Tensor) -> None:
+        super().__init__()
+        self.codes = codes
+
+    def forward(self, x: Tensor, noise: Noise | None) -> Tensor:
+        return self.codes
+
+
 def noise(rows: int, number: int = 0) -> Noise:
     return Noise(0, ("test", number), Rows(rows), torch.device("cpu"))
 

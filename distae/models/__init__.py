@@ -1,6 +1,6 @@
 """The variants, one file per family."""
 
-from distae.models import ae, conditional, importance, smooth, vae
+from distae.models import adversarial, ae, conditional, importance, quantized, smooth, vae, wasserstein
 from distae.models.base import Autoencoder, Batch, Codes, Output, Turn, build, output, register, registry
 
 __all__ = [
@@ -9,13 +9,16 @@ __all__ = [
     "Codes",
     "Output",
     "Turn",
+    "adversarial",
     "ae",
     "build",
     "conditional",
     "importance",
     "output",
+    "quantized",
     "register",
     "registry",
     "smooth",
     "vae",
+    "wasserstein",
 ]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from distae import dist
@@ -28,6 +29,11 @@ class Batch(NamedTuple):
     population: int = 0
     """Samples in the split that these were drawn from."""
 
+    @property
+    def places(self) -> Tensor:
+        """Which rows of the global batch these are: `[B]` int64."""
+        return dist.my_rows(torch.arange(len(self.x) * dist.world().world_size, device=self.x.device))
+
     def pool(self, x: Tensor) -> Tensor:
         """`[B, ...]` of all ranks as `[global batch, ...]`, only rows that count, in the same order at every world size."""
         rows = dist.gather_rows(x)
@@ -47,6 +53,8 @@ class Codes(NamedTuple):
     """`[B, latent_dim]`; the posterior's mean where there is a posterior."""
     mu: Tensor | None = None
     logvar: Tensor | None = None
+    numbers: Tensor | None = None
+    """`[B, N]` int64, which codes, where they are discrete."""
 
 
 class Output(NamedTuple):

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distae import dist
 from distae.config.models import (
     BetaTCVAEConfig,
     BetaVAEConfig,
@@ -127,8 +126,7 @@ class BetaTCVAE(GaussianVAE):
 
     def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         mu, logvar = batch.pool(q.mu), batch.pool(q.logvar)
-        rows = dist.my_rows(torch.arange(len(q.z) * dist.world().world_size, device=q.z.device))
-        weights = log_stratified_weights(rows, len(mu), batch.population).to(q.z.dtype)
+        weights = log_stratified_weights(batch.places, len(mu), batch.population).to(q.z.dtype)
         each = log_normal(q.z[:, None], mu, logvar)
         joint = torch.logsumexp(weights + each.sum(2), 1)
         product = torch.logsumexp(weights[:, :, None] + each, 1).sum(1)
@@ -171,6 +169,6 @@ class InfoVAE(GaussianVAE):
 
     def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         kl = kl_standard_normal(q.mu, q.logvar)
-        distance = mmd(batch.pool(q.z), batch.pool(noise.normal(q.z)), self.cfg.kernel, self.cfg.bandwidth)
+        distance = mmd(batch.pool(q.z), batch.pool(noise.normal(q.z)), self.cfg.kernel, self.cfg.bandwidths)
         alpha, scale = at(self.cfg.alpha, batch.step), at(self.cfg.lambda_, batch.step)
         return (1 - alpha) * kl + (alpha + scale - 1) * distance, {"kl": kl, "mmd": distance}

@@ -10,6 +10,7 @@ from distae.config.models.deterministic import (
     RAEL2Config,
     SparseAEConfig,
 )
+from distae.config.models.quantized import FSQVAEConfig, LFQVAEConfig, RQVAEConfig, VQVAEConfig
 from distae.config.models.variational import (
     BetaTCVAEConfig,
     BetaVAEConfig,
@@ -23,8 +24,17 @@ from distae.config.models.variational import (
     PIWAEConfig,
     VAEConfig,
 )
+from distae.config.models.wasserstein import (
+    AAEConfig,
+    FactorVAEConfig,
+    SWAEConfig,
+    VAEGANConfig,
+    WAEGANConfig,
+    WAEMMDConfig,
+)
 
 __all__ = [
+    "AAEConfig",
     "AEConfig",
     "BetaTCVAEConfig",
     "BetaVAEConfig",
@@ -34,14 +44,23 @@ __all__ = [
     "ContractiveAEConfig",
     "DIPVAEConfig",
     "DenoisingAEConfig",
+    "FSQVAEConfig",
+    "FactorVAEConfig",
     "IWAEConfig",
     "InfoVAEConfig",
+    "LFQVAEConfig",
     "LinearAEConfig",
     "MIWAEConfig",
     "ModelConfig",
     "PIWAEConfig",
     "RAEGPConfig",
     "RAEL2Config",
+    "RQVAEConfig",
+    "SWAEConfig",
     "SparseAEConfig",
     "VAEConfig",
+    "VAEGANConfig",
+    "VQVAEConfig",
+    "WAEGANConfig",
+    "WAEMMDConfig",
 ]

@@ -110,8 +110,8 @@ class InfoVAEConfig(GaussianConfig):
     """Scale of the divergence of the codes from the prior: the MMD weighs alpha + lambda - 1."""
     kernel: Literal["rbf", "imq"] = "rbf"
     """Kernel of the MMD: gaussian, or inverse multiquadratic."""
-    bandwidth: Positive = 1.0
-    """Width of the kernel, in standard deviations of the prior."""
+    bandwidths: tuple[Positive, ...] = (1.0,)
+    """Widths of the kernels that are summed, in standard deviations of the prior."""
 
     @property
     def couples_samples(self) -> bool:

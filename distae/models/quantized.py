@@ -1,0 +1,150 @@
+"""Autoencoders with discrete codes."""
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from distae.config.models import FSQVAEConfig, LFQVAEConfig, ModelConfig, RQVAEConfig, VQVAEConfig
+from distae.config.nets import NetConfig
+from distae.config.weights import at
+from distae.losses import wide
+from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.nn.quantizers import Codebook, describe, fsq, straight_through, usage
+from distae.noise import Noise
+
+
+def vectors(z: Tensor, dim: int) -> Tensor:
+    """`[B, N * dim]` as `[B, N, dim]`."""
+    return wide(z).view(len(z), -1, dim)
+
+
+@register(VQVAEConfig)
+class VQVAE(Autoencoder):
+    """Van den Oord et al. 2017, eq. 3: -log p(x|z_q) + |sg(z_e) - e|^2 + commitment * |z_e - sg(e)|^2, in sums over a sample.
+
+    With moving averages the second term is left out: the codes follow app. A.1 instead. `perplexity` and `live` are over the batch.
+    """
+
+    cfg: VQVAEConfig
+
+    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(cfg, net, shape)
+        c = self.cfg
+        self.codebook = Codebook(c.codebook_size, c.dim, c.learning == "gradient", c.decay, c.restart_below)
+
+    @property
+    def depth(self) -> int:
+        """Codes per vector."""
+        return 1
+
+    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+        z = self.vectors(batch.x, noise)
+        quantized, index, commitment, of_codes = self.quantize(z, noise)
+        recon = self.decoder(straight_through(z, quantized).flatten(1), noise)
+        nll = self.likelihood(recon, batch.x)
+        loss = nll + at(self.cfg.commitment, batch.step) * commitment + (of_codes if self.codebook.learned else 0.0)
+        used = describe(usage(index, self.codebook.size, batch.held))
+        return output(loss, recon, {"recon": nll, "commitment": commitment, **used})
+
+    def quantize(self, z: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Codes for `z` `[B, N, dim]`, their numbers `[B, N * depth]`, and the squared distance `[B]` of each sum of codes from z,
+        with gradients to z and with gradients to the codes."""
+        quantized, numbers, distances = torch.zeros_like(z), [], []
+        for _ in range(self.depth):
+            code, index = self.codebook(z - quantized, noise)
+            quantized = quantized + code
+            numbers.append(index)
+            distances.append(torch.stack([z - quantized.detach(), z.detach() - quantized]).square().sum((2, 3)))
+        to_codes, of_codes = torch.stack(distances).sum(0)
+        return quantized, torch.cat(numbers, 1), to_codes, of_codes
+
+    def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
+        quantized, index, _, _ = self.quantize(self.vectors(x, None), None)
+        return Codes(quantized.flatten(1), numbers=index)
+
+    def vectors(self, x: Tensor, noise: Noise | None) -> Tensor:
+        """What is quantized: `[B, N, dim]`."""
+        return vectors(self.encoder(x, noise), self.cfg.code_dim)
+
+    def after_step(self, step: int) -> None:
+        self.codebook.update()
+
+
+@register(RQVAEConfig)
+class RQVAE(VQVAE):
+    """Lee et al. 2022, eq. 1-7: `depth` codes of one codebook, each the nearest to what those before left over.
+
+    The commitment is the sum over depths of the distance of z from the sum of the codes so far.
+    """
+
+    cfg: RQVAEConfig
+
+    @property
+    def depth(self) -> int:
+        return self.cfg.depth
+
+
+@register(FSQVAEConfig)
+class FSQVAE(Autoencoder):
+    """Mentzer et al. 2023, sec. 3.1: -log p(x|z_q), z_q each value rounded to its levels. No codebook, no further term."""
+
+    cfg: FSQVAEConfig
+
+    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+        z, index = self.quantize(batch.x, noise)
+        recon = self.decoder(z, noise)
+        nll = self.likelihood(recon, batch.x)
+        return output(nll, recon, {"recon": nll, **describe(usage(index, prod(self.cfg.levels), batch.held))})
+
+    def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
+        z, index = self.quantize(x, None)
+        return Codes(z, numbers=index)
+
+    def quantize(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        """Codes `[B, latent_dim]` in [-1, 1] and their numbers `[B, N]`."""
+        z = vectors(self.encoder(x, noise), self.cfg.code_dim)
+        quantized, index = fsq(z, torch.tensor(self.cfg.levels, device=z.device))
+        return quantized.flatten(1), index
+
+
+@register(LFQVAEConfig)
+class LFQVAE(Autoencoder):
+    """Yu et al. 2024 (MAGVIT-v2), eq. 3-5: -log p(x|z_q) + commitment * |z - sg(z_q)|^2 + entropy * (E[H(q(z))] - H(E[q(z)])).
+
+    z_q = sign(z). q(z) is the softmax over the 2^bits codes c of -|z - c|^2. Both entropies are in nats per sample: sums over its
+    vectors, the second one of the mean over the global batch.
+    """
+
+    cfg: LFQVAEConfig
+
+    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+        z, signs, index = self.quantize(batch.x, noise)
+        recon = self.decoder(straight_through(z, signs).flatten(1), noise)
+        nll, commitment = self.likelihood(recon, batch.x), (z - signs).square().sum((1, 2))
+        probabilities = self.probabilities(z)
+        sample_entropy = torch.special.entr(probabilities).sum((1, 2))
+        batch_entropy = torch.special.entr(batch.mean(probabilities.mean(1))).sum() * z.shape[1]
+        entropy = at(self.cfg.entropy, batch.step) * (sample_entropy - batch_entropy)
+        loss = nll + at(self.cfg.commitment, batch.step) * commitment + entropy
+        used = describe(usage(index, 2**self.cfg.bits, batch.held))
+        entropies = {"sample_entropy": sample_entropy, "batch_entropy": batch_entropy}
+        return output(loss, recon, {"recon": nll, "commitment": commitment, **entropies, **used})
+
+    def probabilities(self, z: Tensor) -> Tensor:
+        """q of each code, `[B, N, 2**bits]` from `z` `[B, N, bits]`: -|z - c|^2 is 2 z.c up to what all codes share."""
+        numbers = torch.arange(2**self.cfg.bits, device=z.device)
+        codes = 2 * (numbers[:, None] >> torch.arange(self.cfg.bits, device=z.device) & 1) - 1
+        with torch.autocast(z.device.type, enabled=False):
+            return torch.softmax(2 * z @ codes.T.to(z.dtype), 2)
+
+    def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
+        _, signs, index = self.quantize(x, None)
+        return Codes(signs.flatten(1), numbers=index)
+
+    def quantize(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Encoder values and their signs, `[B, N, bits]`, and the numbers of the codes, `[B, N]`."""
+        z = vectors(self.encoder(x, noise), self.cfg.bits)
+        positive = z > 0
+        index = (positive.long() << torch.arange(self.cfg.bits, device=z.device)).sum(2)
+        return z, torch.where(positive, 1.0, -1.0).to(z.dtype), index

@@ -1,0 +1,48 @@
+"""Autoencoders with deterministic codes whose distribution is matched to a standard normal prior by a distance."""
+
+from torch import Tensor
+
+from distae.config.models import SWAEConfig, WAEMMDConfig
+from distae.config.weights import at
+from distae.losses import mmd, sliced_wasserstein, wide
+from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.noise import Noise
+
+
+class CodePrior(Autoencoder):
+    """Deterministic codes, a standard normal prior."""
+
+    def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
+        return Codes(wide(self.encoder(x, None)))
+
+    def sample(self, n: int, noise: Noise) -> Tensor:
+        return self.decode(noise.normal(next(self.parameters()).new_empty(n, self.cfg.latent_dim)))
+
+
+@register(WAEMMDConfig)
+class WAEMMD(CodePrior):
+    """Tolstikhin et al. 2018, algorithm 2: -log p(x|z) + weight * MMD(q(z), p(z)), unbiased, over the global batch."""
+
+    cfg: WAEMMDConfig
+
+    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+        z = wide(self.encoder(batch.x, noise))
+        recon = self.decoder(z, noise)
+        nll = self.likelihood(recon, batch.x)
+        distance = mmd(batch.pool(z), batch.pool(noise.normal(z)), self.cfg.kernel, self.cfg.bandwidths)
+        return output(nll + at(self.cfg.weight, batch.step) * distance, recon, {"recon": nll, "mmd": distance})
+
+
+@register(SWAEConfig)
+class SWAE(CodePrior):
+    """Kolouri et al. 2018, eq. 15: -log p(x|z) + weight * SW(q(z), p(z))^2, sorted projections of the global batch."""
+
+    cfg: SWAEConfig
+
+    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+        z = wide(self.encoder(batch.x, noise))
+        recon = self.decoder(z, noise)
+        nll = self.likelihood(recon, batch.x)
+        directions = noise.common(self.cfg.slices, self.cfg.latent_dim)
+        distance = sliced_wasserstein(batch.pool(z), batch.pool(noise.normal(z)), directions)
+        return output(nll + at(self.cfg.weight, batch.step) * distance, recon, {"recon": nll, "sliced": distance})

@@ -1,0 +1,113 @@
+"""Vectors to discrete codes, the same at every world size."""
+
+import torch
+from torch import Tensor, nn
+
+from distae import dist
+from distae.losses import squared_distances
+from distae.noise import Noise
+
+
+def straight_through(z: Tensor, quantized: Tensor) -> Tensor:
+    """`quantized` forward; backward, its gradient goes to `z` (Bengio 2013)."""
+    return z + (quantized - z).detach()
+
+
+class Codebook(nn.Module):
+    """Nearest-vector quantization (van den Oord 2017, eq. 1-2), codes learned by gradient or as moving averages (app. A.1).
+
+    Averages are of frequencies and mean vectors over the global batch. A code whose average frequency falls below
+    `restart_below / size` restarts at a vector of the last batch (Dhariwal 2020, app. B.1).
+    """
+
+    codes: Tensor
+    frequency: Tensor
+    total: Tensor
+    seen: Tensor
+    seen_total: Tensor
+    candidates: Tensor
+
+    def __init__(self, size: int, dim: int, learned: bool, decay: float, restart_below: float) -> None:
+        super().__init__()
+        self.size, self.learned, self.decay, self.restart_below = size, learned, decay, restart_below
+        codes = nn.init.uniform_(torch.empty(size, dim), -1 / size, 1 / size)
+        if learned:
+            self.codes = nn.Parameter(codes)
+        else:
+            self.register_buffer("codes", codes)
+            self.register_buffer("total", codes / size)
+        self.register_buffer("frequency", torch.full((size,), 1 / size))
+        for name, shape in {"seen": (size,), "seen_total": (size, dim), "candidates": (size, dim)}.items():
+            self.register_buffer(name, torch.zeros(shape), persistent=False)
+
+    def forward(self, z: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        """Nearest codes `[B, N, dim]` of `z` `[B, N, dim]`, and their numbers `[B, N]`; in training, remember what was seen."""
+        index = squared_distances(z.flatten(0, 1), self.codes).argmin(1).view(z.shape[:2])
+        if self.training and noise is not None:
+            self._observe(z.detach(), index, noise)
+        return self.codes[index], index
+
+    @torch.no_grad()
+    def _observe(self, z: Tensor, index: Tensor, noise: Noise) -> None:
+        rows = z.flatten(0, 1)
+        self.seen.index_add_(0, index.flatten(), torch.ones_like(rows[:, 0]))
+        self.seen_total.index_add_(0, index.flatten(), rows)
+        world = dist.world()
+        vectors = len(rows) * world.world_size
+        chosen = noise.permutation(vectors).repeat(-(-self.size // vectors))[: self.size]
+        sample, slot = chosen // z.shape[1], chosen % z.shape[1]
+        mine = sample % world.world_size == world.rank
+        found = z[sample // world.world_size, slot]
+        self.candidates.copy_(torch.where(mine[:, None], found, 0.0))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move averages, codes and dead codes after an optimizer step; a step with non-finite vectors changes nothing."""
+        both = dist.sum_(torch.cat([self.seen[:, None], self.seen_total, self.candidates], 1))
+        seen, (seen_total, candidates) = both[:, 0], both[:, 1:].chunk(2, 1)
+        finite = seen_total.isfinite().all() & candidates.isfinite().all()
+        rate = torch.where(finite, 1 - self.decay, 0.0)
+        self._average(self.frequency, seen / seen.sum(), rate)
+        if not self.learned:
+            self._average(self.total, torch.where(finite, seen_total, 0.0) / seen.sum(), rate)
+            self.codes.copy_(self.total / self.frequency.clamp_min(1e-12)[:, None])
+        dead = finite & (self.frequency < self.restart_below / self.size)
+        self.frequency.copy_(torch.where(dead, 1 / self.size, self.frequency))
+        self.codes.copy_(torch.where(dead[:, None], candidates, self.codes))
+        if not self.learned:
+            self.total.copy_(torch.where(dead[:, None], self.codes / self.size, self.total))
+        self.seen.zero_()
+        self.seen_total.zero_()
+
+    def _average(self, mean: Tensor, new: Tensor, rate: Tensor) -> None:
+        mean.copy_(torch.lerp(mean, new, rate.to(mean.dtype)))
+
+
+def usage(index: Tensor, size: int, held: Tensor | None) -> Tensor:
+    """How often each of `size` codes is used on all ranks, `[size]`; `index` `[B, N]`, of whose rows those `held` `[B]` count."""
+    weight = torch.ones(index.shape, dtype=torch.float64, device=index.device)
+    weight = weight if held is None else weight * held[:, None]
+    counts = dist.sum_(weight.new_zeros(size).index_add_(0, index.flatten(), weight.flatten()))
+    return counts / counts.sum()
+
+
+def describe(frequency: Tensor) -> dict[str, Tensor]:
+    """Perplexity of the codes in use, at most their number, and the share of codes used at all. Scalars."""
+    entropy = -torch.special.xlogy(frequency, frequency).sum()
+    return {"perplexity": entropy.exp(), "live": (frequency > 0).double().mean()}
+
+
+def fsq(z: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Finite scalar quantization (Mentzer 2023, sec. 3.1 and app. A.1) of `z` `[..., len(levels)]`.
+
+    Returns values in [-1, 1] of its shape, with straight-through gradients, and the number `[...]` of each vector's code. Even
+    levels are shifted by half a step; the shift is atanh, as it must be for 0 to stay 0 (the paper's listing has tan).
+    """
+    half = (levels - 1) * (1 - 1e-3) / 2
+    offset = torch.where(levels % 2 == 0, 0.5, 0.0).to(z.dtype)
+    bounded = torch.tanh(z + torch.atanh(offset / half)) * half - offset
+    width = levels // 2
+    rounded = straight_through(bounded, bounded.round())
+    digits = rounded.detach().round().long() + width
+    basis = torch.cat([levels.new_ones(1), levels[:-1]]).cumprod(0)
+    return rounded / width, (digits * basis).sum(-1)

@@ -1,0 +1,135 @@
+"""Variants that match codes to a prior, by a distance or by a critic."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from variants import Fixed, data, make, noise, run
+
+from distae.losses import mmd, sliced_wasserstein
+from distae.models.adversarial import told_apart
+
+
+def gaussian(n, dim, seed=0):
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_sliced_distance_of_a_shift_is_the_shift_along_the_slices():
+    x, shift, directions = gaussian(50, 3), torch.tensor([1.0, -2.0, 0.5]).double(), gaussian(20000, 3, 1)
+    distance = sliced_wasserstein(x[torch.randperm(50)], x + shift, directions)
+    torch.testing.assert_close(distance, (F.normalize(directions) @ shift).square().mean())
+    assert float(distance) == pytest.approx(float(shift.square().sum() / 3), rel=0.03)
+    assert float(sliced_wasserstein(x, x.flip(0), directions)) < 1e-30
+
+
+def test_a_wasserstein_autoencoder_pays_for_codes_unlike_the_prior():
+    x, model = data(200), make("wae_mmd", weight=7.0)
+    out, z = run(model, x), model.encode(x).z
+    distance = mmd(z, noise(200).normal(z), "imq", (1.0,))
+    torch.testing.assert_close(out.loss, out.per_sample["recon"].mean() + 7 * distance)
+    model.encoder = Fixed(gaussian(200, 3, 5))
+    assert abs(run(model, x).per_batch["mmd"]) < 0.02 < distance
+
+
+def test_swae_pays_for_codes_unlike_the_prior():
+    x, model = data(500), make("swae", weight=3.0)
+    out = run(model, x)
+    torch.testing.assert_close(out.loss, out.per_sample["recon"].mean() + 3 * out.per_batch["sliced"])
+    model.encoder = Fixed(gaussian(500, 3, 5))
+    assert float(run(model, x).per_batch["sliced"]) < 0.03 < float(out.per_batch["sliced"])
+
+
+def test_a_critics_loss_is_cross_entropy():
+    real, fake = gaussian(9, 1)[:, 0], gaussian(9, 1, 1)[:, 0]
+    loss, terms = told_apart(real, fake)
+    one, zero = torch.ones_like(real), torch.zeros_like(real)
+    bce = F.binary_cross_entropy_with_logits
+    torch.testing.assert_close(loss, bce(real, one, reduction="none") + bce(fake, zero, reduction="none"))
+    right = [*(real > 0).tolist(), *(fake < 0).tolist()]
+    assert float(terms["critic_accuracy"].mean()) == pytest.approx(sum(right) / 18)
+
+
+@pytest.mark.parametrize("name", ["wae_gan", "aae", "factor_vae", "vaegan", "piwae"])
+def test_each_turn_has_gradients_for_its_own_parameters_only(name):
+    x, model = data(8), make(name)
+    for turn in model.turns():
+        model.requires_grad_(False)
+        for p in turn.parameters:
+            p.requires_grad_(True)
+        run(model, x, turn=turn.name).loss.backward()
+        assert all(p.grad is not None and p.grad.any() for p in turn.parameters)
+        model.zero_grad()
+    held = {id(p) for turn in model.turns() for p in turn.parameters}
+    assert held == {id(p) for p in model.parameters()}
+
+
+def test_aae_has_its_encoder_in_two_turns_with_rates_of_their_own():
+    model = make("aae", critic_lr=0.1, adversarial_lr=0.2)
+    assert [(t.name, t.lr) for t in model.turns()] == [("autoencoder", None), ("critic", 0.1), ("encoder", 0.2)]
+    x = data(8)
+    out = run(model, x)
+    torch.testing.assert_close(out.loss, out.per_sample["recon"].mean())
+
+
+def learn(model, x, turn_name, steps, lr=0.01):
+    turn = next(t for t in model.turns() if t.name == turn_name)
+    optimizer = torch.optim.Adam(turn.parameters, lr)
+    for step in range(steps):
+        optimizer.zero_grad()
+        run(model, x, step, turn_name).loss.backward()
+        optimizer.step()
+
+
+def test_a_critic_without_an_opinion_costs_log_two_and_learns_to_see_a_shift():
+    x, model = data(200), make("wae_gan", critic_hidden=(16,), weight=3.0)
+    model.encoder = Fixed(gaussian(200, 3, 5) + 3)
+    torch.nn.init.zeros_(model.critic.layers[-1].weight)
+    torch.nn.init.zeros_(model.critic.layers[-1].bias)
+    out = run(model, x)
+    torch.testing.assert_close(out.loss, out.per_sample["recon"].mean() + 3 * math.log(2))
+    assert float(run(model, x, turn="critic").loss.detach()) == pytest.approx(2 * math.log(2))
+    model.turns = lambda: [type(model).turns(model)[1]]
+    learn(model, x, "critic", 100)
+    assert float(run(model, x).per_sample["critic_accuracy"].mean()) > 0.95
+
+
+def test_the_best_critic_of_factor_vae_gives_the_total_correlation():
+    """Of codes that are a correlated gaussian: -1/2 log(1 - r^2)."""
+    n, r = 4000, 0.9
+    pair = gaussian(n, 2)
+    mu = torch.stack([pair[:, 0], r * pair[:, 0] + math.sqrt(1 - r**2) * pair[:, 1]], 1)
+    model = make("factor_vae", latent_dim=2, critic_hidden=(32, 32))
+    model.posterior = lambda x, noise: (mu, torch.full_like(mu, -20.0))
+    learn(model, data(n), "critic", 250)
+    found = float(run(model, data(n)).per_sample["total_correlation"].mean())
+    assert found == pytest.approx(-0.5 * math.log(1 - r**2), rel=0.1)
+
+
+def test_factor_vae_permutes_each_dimension_on_its_own():
+    x, model = data(500), make("factor_vae")
+    pair = gaussian(500, 1)
+    model.posterior = lambda x, noise: (pair.expand(-1, 3), torch.full((500, 3), -4.0).double())
+    seen = []
+    model.critic.register_forward_hook(lambda module, args, out: seen.append(args[0].detach()))
+    run(model, x, turn="critic")
+    z, permuted = seen
+    assert torch.equal(z.sort(0).values, permuted.sort(0).values)
+    assert not torch.equal(z, permuted)
+    assert (torch.corrcoef(permuted.T) - torch.eye(3)).abs().max() < 0.15
+    assert torch.corrcoef(z.T).min() > 0.9
+
+
+def test_vaegan_compares_features_and_judges_three_kinds_of_images():
+    x, model = data(8), make("vaegan", gamma=5.0)
+    encoder, decoder, critic = (run(model, x, turn=t).per_sample for t in ("encoder", "decoder", "critic"))
+    torch.testing.assert_close(encoder["loss"], encoder["kl"] + encoder["features"])
+    recon = model.likelihood.mean(run(model, x).recon)
+    f = [model.critic(image, None)[0] for image in (x, recon)]
+    torch.testing.assert_close(encoder["features"], 0.5 * (f[0] - f[1]).square().sum(1))
+    torch.nn.init.zeros_(model.critic.head.weight)
+    torch.nn.init.zeros_(model.critic.head.bias)
+    blank = run(model, x, turn="decoder").per_sample["decoder_loss"]
+    torch.testing.assert_close(blank, 5 * encoder["features"] + 2 * math.log(2))
+    assert float(run(model, x, turn="critic").loss.detach()) == pytest.approx(3 * math.log(2))
+    assert {*decoder, *critic} == {"decoder_loss", "critic_loss", "critic_accuracy"}

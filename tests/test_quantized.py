@@ -1,0 +1,173 @@
+"""Discrete codes against brute force and the papers' formulas."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical
+from variants import data, make, noise, run
+
+from distae.nn.quantizers import Codebook, describe, fsq, straight_through, usage
+
+VQ = {"latent_dim": 6, "dim": 2, "codebook_size": 5}
+
+
+def like(model, name, **settings):
+    other = make(name, **settings)
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def codebook(learned=False, decay=0.9, restart_below=0.0):
+    book = Codebook(5, 2, learned, decay, restart_below).double()
+    with torch.no_grad():
+        book.codes.copy_(torch.randn(5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+        if not learned:
+            book.total.copy_(book.codes / 5)
+    return book
+
+
+def test_each_vector_gets_its_nearest_code():
+    book, z = codebook(), data(7, 3, 2)
+    quantized, index = book(z, None)
+    expected = (z[:, :, None] - book.codes).norm(dim=3).argmin(2)
+    assert torch.equal(index, expected)
+    assert torch.equal(quantized, book.codes[expected])
+
+
+def test_gradients_go_straight_through():
+    z = data(4).requires_grad_()
+    weight = torch.arange(6.0)
+    (straight_through(z, z.round()) * weight).sum().backward()
+    assert torch.equal(z.grad, weight.double().expand(4, 6))
+
+
+def test_the_losses_of_a_learned_codebook_are_the_papers():
+    x, model = data(4), make("vq_vae", learning="gradient", commitment=0.5, restart_below=0.0, **VQ)
+    z = model.vectors(x, None)
+    nearest = (z[:, :, None] - model.codebook.codes).square().sum(3).amin(2).sum(1)
+    out = run(model, x)
+    torch.testing.assert_close(out.per_sample["loss"], out.per_sample["recon"] + 1.5 * nearest)
+    out.loss.backward()
+    index = model.encode(x).numbers
+    used = torch.nn.functional.one_hot(index.flatten(), 5).double()
+    expected = 2 * (used.sum(0)[:, None] * model.codebook.codes - used.T @ z.flatten(0, 1)) / 4
+    torch.testing.assert_close(model.codebook.codes.grad, expected)
+
+
+def test_the_encoder_learns_from_the_decoder_at_the_code_and_from_its_commitment():
+    x, model = data(4), make("vq_vae", commitment=0.5, **VQ)
+    z = model.vectors(x, None).detach()
+    quantized = model.quantize(z, None)[0].detach().requires_grad_()
+    model.likelihood(model.decoder(quantized.flatten(1), None), x).mean().backward()
+    expected = quantized.grad + 2 * 0.5 * (z - quantized.detach()) / 4
+    leaf = z.clone().requires_grad_()
+    model.vectors = lambda x, noise: leaf
+    run(model, x).loss.backward()
+    torch.testing.assert_close(leaf.grad, expected)
+
+
+def test_moving_averages_without_memory_are_a_step_of_k_means():
+    book, z = codebook(decay=0.0), data(50, 3, 2)
+    _, index = book(z, noise(50))
+    book.update()
+    for code in index.unique():
+        torch.testing.assert_close(book.codes[code], z[index == code].mean(0))
+    torch.testing.assert_close(book.frequency, index.flatten().bincount(minlength=5).double() / 150)
+
+
+def test_moving_averages_are_the_papers_over_two_steps():
+    book, counts = codebook(decay=0.9), torch.full((5,), 0.2).double()
+    totals = book.codes * 0.2
+    for seed in range(2):
+        z = data(50, 3, 2, seed=seed)
+        _, index = book(z, noise(50))
+        hot = torch.nn.functional.one_hot(index.flatten(), 5).double()
+        counts, totals = 0.9 * counts + 0.1 * hot.mean(0), 0.9 * totals + 0.1 * (hot.T @ z.flatten(0, 1)) / 150
+        book.update()
+        torch.testing.assert_close(book.codes, totals / counts[:, None])
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_dead_code_restarts_at_a_vector_of_the_batch(learned):
+    book, z = codebook(learned=learned, decay=0.5, restart_below=0.5), data(50, 3, 2)
+    with torch.no_grad():
+        book.codes[3] = 1e6
+    for _ in range(2):  # its frequency goes from 1/5 to 1/10 to 1/20, below half of 1/5
+        assert (z.flatten(0, 1) != book.codes[3]).all()
+        book(z, noise(50))
+        book.update()
+    assert (z.flatten(0, 1) == book.codes[3]).all(1).any()
+
+
+def test_evaluation_leaves_the_codebook_alone():
+    book = codebook().eval()
+    book(data(5, 3, 2), noise(5))
+    assert not book.seen.any()
+
+
+def test_a_step_that_is_not_finite_changes_no_code():
+    book, z = codebook(restart_below=0.5), data(5, 3, 2)
+    before = book.codes.clone()
+    for bad in (math.inf, math.nan):
+        book(z * bad, noise(5))
+        book.update()
+        torch.testing.assert_close(book.codes, before)
+    book(z, noise(5))
+    book.update()
+    assert not torch.equal(book.codes, before)
+
+
+def test_perplexity_counts_the_codes_in_use():
+    used = describe(usage(torch.tensor([[0, 1], [2, 3], [7, 7]]), 8, torch.tensor([True, True, False])))
+    assert float(used["perplexity"]) == pytest.approx(4)
+    assert float(used["live"]) == 0.5
+
+
+def test_a_residual_quantizer_of_depth_one_is_vq_and_more_depth_comes_nearer():
+    x, vq = data(20), make("vq_vae", **VQ)
+    torch.testing.assert_close(run(like(vq, "rq_vae", depth=1, **VQ), x).loss, run(vq, x).loss)
+    z = vq.vectors(x, None)
+    partial = [like(vq, "rq_vae", depth=d, **VQ).quantize(z, None) for d in (1, 2, 3)]
+    torch.testing.assert_close(partial[2][2], sum((z - q[0]).square().sum((1, 2)) for q in partial))
+    assert partial[2][1].shape == (20, 9)
+
+
+def test_fsq_implies_a_codebook_of_the_product_of_its_levels():
+    levels = torch.tensor([4, 3, 5])
+    z = 4 * torch.randn(20000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    codes, numbers = fsq(z, levels)
+    assert set(numbers.tolist()) == set(range(60))
+    assert len({tuple(row) for row in codes.tolist()}) == 60
+    assert len(torch.unique(torch.cat([codes, numbers[:, None]], 1), dim=0)) == 60
+    assert [len(column.unique()) for column in codes.T] == [4, 3, 5]
+    assert codes.abs().max() <= 1
+    assert not fsq(torch.zeros(1, 3, dtype=torch.float64), levels)[0].any()
+
+
+def test_fsq_passes_the_gradient_of_its_bound():
+    levels, z = torch.tensor([5, 5]), torch.tensor([[0.3, -1.0]], dtype=torch.float64, requires_grad=True)
+    codes, _ = fsq(z, levels)
+    (slope,) = torch.autograd.grad(codes.sum(), z)
+    torch.testing.assert_close(slope, 2 * 0.999 / torch.cosh(z) ** 2 / 2)
+
+
+def test_lfq_entropies_are_those_of_a_softmax_over_all_codes():
+    x, model = data(6), make("lfq_vae", latent_dim=6, bits=3)
+    z, signs, numbers = model.quantize(x, None)
+    codes = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * 3).flip(1)  # the lowest bit changes fastest
+    q = Categorical(logits=-(z[:, :, None] - codes).square().sum(3))
+    torch.testing.assert_close(model.probabilities(z), q.probs)
+    out = run(model, x)
+    torch.testing.assert_close(out.per_sample["sample_entropy"], q.entropy().sum(1))
+    torch.testing.assert_close(out.per_batch["batch_entropy"], 2 * Categorical(q.probs.mean((0, 1))).entropy())
+    assert torch.equal(codes[numbers], signs)
+    torch.testing.assert_close(out.per_sample["commitment"], (z - z.sign()).square().sum((1, 2)))
+
+
+@pytest.mark.parametrize("name", ["vq_vae", "rq_vae", "fsq_vae", "lfq_vae"])
+def test_codes_decode_to_the_reconstruction(name):
+    x, model = data(6), make(name, latent_dim=8)
+    codes = model.encode(x)
+    assert codes.numbers.dtype == torch.int64
+    torch.testing.assert_close(model.decode(codes.z), model.likelihood.mean(run(model.eval(), x).recon))
