@@ -18,6 +18,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,25 @@ JOB = (
     "--precision fp16 --ema 0.9 --schedule plateau --schedule.patience 1 --data.limit 240 --eval-every 7 --log-every 5 "
     "--save-every 3 --tracking none --device cpu --threads 1"
 )
+Plant = Callable[[int], None]
 GRACE_SECONDS = 15
 """After this time the rest of a job is killed, as torchrun and srun do: a rank that waits for a rendezvous cannot know better."""
 
 
-def _rank(argv: list[str], env: dict[str, str], log: Path) -> None:
+def _rank(argv: list[str], env: dict[str, str], log: Path, plant: Plant | None) -> None:
     os.environ |= env
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     from distae.train import main
 
+    if plant:
+        plant(int(env.get("RANK", 0)))
     sys.exit(main(argv))
 
 
-def start(argv: list[str], ranks: int, log: Path) -> list[Any]:
-    """Start the ranks of a job as torchrun would, from a server that has torch imported already."""
+def start(argv: list[str], ranks: int, log: Path, plant: Plant | None = None) -> list[Any]:
+    """Start the ranks of a job as torchrun would, from a server that has torch imported already; `plant` puts a fault into each."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["distae.trainer", "sklearn.datasets", "torchvision.utils"])
     with socket.socket() as free:
@@ -49,7 +53,7 @@ def start(argv: list[str], ranks: int, log: Path) -> list[Any]:
         port = str(free.getsockname()[1])
     env = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     own = [env | {"RANK": str(r), "LOCAL_RANK": str(r)} if ranks > 1 else {} for r in range(ranks)]
-    processes = [context.Process(target=_rank, args=(argv, e, log)) for e in own]
+    processes = [context.Process(target=_rank, args=(argv, e, log, plant)) for e in own]
     for process in processes:
         process.start()
     return processes
@@ -75,12 +79,12 @@ def live_and_die(argv: list[str], ranks: int, run_dir: Path, rng: random.Random,
     return {"finished": finished, "saving": saving, "all": len(victims) == ranks, "waiting": bool(waiting)}
 
 
-def finish(argv: list[str], ranks: int, run_dir: Path) -> None:
-    """Run the job to its end."""
-    processes = start(argv, ranks, run_dir.with_suffix(".log"))
+def finish(argv: list[str], ranks: int, run_dir: Path, code: int = 0, plant: Plant | None = None) -> None:
+    """Run the job to its end, with this exit code on every rank."""
+    processes = start(argv, ranks, run_dir.with_suffix(".log"), plant)
     for process in processes:
         process.join()
-    if any(p.exitcode for p in processes):
+    if any(p.exitcode != code for p in processes):
         raise SystemExit(
             f"the run ended with {[p.exitcode for p in processes]}:\n{run_dir.with_suffix('.log').read_text()[-3000:]}"
         )
@@ -105,7 +109,7 @@ def _comparable(row: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in row.items() if k != "time" and not k.endswith(unsteady)}
 
 
-def crash(kills: int, ranks: int, seed: int, folder: Path, longest: float = 3.0, steps_per_kill: int = 25) -> dict[str, Any]:
+def crash(kills: int, ranks: int, seed: int, folder: Path, longest: float = 3.0, steps_per_kill: int = 60) -> dict[str, Any]:
     """The whole test; the outcome as plain values."""
     rng = random.Random(seed)
     job = [*JOB.split(), "--steps", str(kills * steps_per_kill)]

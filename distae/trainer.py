@@ -97,6 +97,7 @@ class Trainer:
         self.notes: list[str] = []
         self.vote = dist.Vote()
         self.agreed_signal = 0
+        self.interrupted = False
         self.saved_step: int | None = None
         self.idle_seconds = self.blocked_seconds = 0.0
         self.clock = (0, 0.0)
@@ -120,6 +121,8 @@ class Trainer:
                 self.state.step += 1
                 self.log_if_due()
                 self.save_if_due(self.evaluate_if_due())
+            if self.interrupted:
+                return self.save_and_leave()
         return self.finish()
 
     def stop_agreed(self) -> bool:
@@ -173,6 +176,7 @@ class Trainer:
         if self.stepper.window.steps:
             self.check_finite()
         metrics = self.evaluate("val", self.stop_agreed)
+        self.interrupted = metrics is None
         new_best = metrics is not None and self._judge(metrics)
         self.idle_seconds += time.perf_counter() - started
         return new_best

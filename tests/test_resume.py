@@ -1,0 +1,182 @@
+"""A run that was interrupted ends as one that never was: bit for bit, or on another number of ranks up to rounding."""
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import settings, splits
+
+from benchmarks import crash
+from distae import train
+from distae.checkpoint import read_tensors
+from distae.checkpoint.folder import name_of, steps_in
+from distae.config import TrainConfig
+from distae.errors import UserError
+from distae.outcome import Outcome
+from distae.stop import StopRequest
+
+RICH: dict[str, Any] = {
+    "model": {"name": "vae"}, "net": {"dropout": 0.1}, "ema": 0.9, "precision": "fp16", "grad_accum_steps": 2,
+    "schedule": {"name": "plateau", "patience": 0}, "save_every": 5, "eval_batch_size": 10,
+}  # fmt: skip
+
+
+class StopAt(StopRequest):
+    """Asks to stop when it is looked at for the n-th time: between two steps, or between two chunks of an evaluation."""
+
+    def __init__(self, look: int) -> None:
+        super().__init__()
+        self.left = look
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "signum":
+            self.left -= 1
+            return signal.SIGTERM if self.left < 0 else 0
+        return super().__getattribute__(name)
+
+
+def run(cfg: TrainConfig, run_dir: Path, stop: StopRequest | None = None) -> Outcome:
+    run_dir.mkdir(exist_ok=True)
+    train.runfolder.check(replace(cfg, run_dir=str(run_dir)))
+    return train._train(replace(cfg, run_dir=str(run_dir)), splits(), stop or StopRequest(), 1)
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("straight") / "run"
+    assert run(settings(**RICH), run_dir).outcome == "done"
+    return run_dir
+
+
+@pytest.mark.parametrize("look", [0, 1, 5, 7, 8, 9, 11, 12, 13, 20, 26, 30])
+def test_a_stop_at_any_moment_changes_nothing(straight: Path, tmp_path: Path, look: int) -> None:
+    """Steps 8, 16 and 20 are followed by evaluations in five chunks: the looks from 9 to 13 fall into the first."""
+    end = run(settings(**RICH), tmp_path / "run", StopAt(look))
+    assert (end.outcome, end.exit_code, end.signal) == ("stopped", 75, "SIGTERM")
+    assert run(settings(**RICH), tmp_path / "run").outcome == "done"
+    assert not crash.differences(straight, tmp_path / "run")
+
+
+def test_stops_inside_an_evaluation_are_among_those(tmp_path: Path) -> None:
+    end = run(settings(**RICH), tmp_path / "run", StopAt(10))
+    state = json.loads((tmp_path / "run" / "checkpoints" / name_of(end.step) / "state.json").read_text())["state"]
+    assert (state["step"], state["evaluated_step"]) == (8, 0)
+
+
+def test_many_stops_in_one_run(straight: Path, tmp_path: Path) -> None:
+    stops = 0
+    while run(settings(**RICH), tmp_path / "run", StopAt(7)).outcome == "stopped":
+        stops += 1
+    assert stops > 3
+    assert not crash.differences(straight, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("ranks", "kills"), [(1, 2), (2, 5), (3, 3), (4, 2)])
+def test_kills_change_nothing(tmp_path: Path, ranks: int, kills: int) -> None:
+    """SIGKILL at random moments; DDP's summation order matters from 3 ranks on."""
+    result = crash.crash(kills, ranks, seed=ranks, folder=tmp_path, steps_per_kill=40)
+    assert result["differences"] == []
+    assert result["resumes"] > 0
+
+
+ELASTIC = (
+    "--model vae --model.latent-dim 4 --net.hidden 16 --net.dropout 0.1 --precision fp64 --global-batch-size 24 --data.limit 240 "
+    "--eval-every 6 --log-every 4 --save-every 100 --tracking none --device cpu --threads 1"
+)
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("elastic") / "one"
+    crash.finish([*ELASTIC.split(), "--steps", "18", "--run-dir", str(run_dir)], 1, run_dir)
+    return run_dir
+
+
+@pytest.mark.parametrize(("saved_by", "resumed_by"), [(1, 4), (4, 1), (2, 3), (3, 2)])
+def test_another_number_of_ranks_goes_on(one_rank: Path, tmp_path: Path, saved_by: int, resumed_by: int) -> None:
+    """Stopped inside the first epoch and a log window: were a sample skipped or repeated, the result would differ."""
+    run_dir = tmp_path / "run"
+    for steps, ranks in ((7, saved_by), (18, resumed_by)):
+        crash.finish([*ELASTIC.split(), "--steps", str(steps), "--run-dir", str(run_dir)], ranks, run_dir)
+    a, b = (read_tensors(r / "checkpoints" / name_of(18)) for r in (one_rank, run_dir))
+    assert a.keys() == b.keys()
+    worst = max(float((a[k] - b[k]).abs().max() / (a[k].abs().max() or 1)) for k in a)
+    assert worst <= 1e-9
+    mine, theirs = ({r["step"]: r["train/loss"] for r in rows(d) if "train/loss" in r} for d in (run_dir, one_rank))
+    assert {k: mine[k] for k in (12, 16)} == pytest.approx({k: theirs[k] for k in (12, 16)}, rel=1e-9)
+
+
+def test_a_complete_run_says_so_and_touches_nothing(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p: p.read_bytes() for p in straight.rglob("*") if p.is_file() and p.name != "config.toml"}
+    assert run(settings(**RICH), straight).outcome == "done"
+    assert "is complete at step 20" in capsys.readouterr().err
+    after = {p: p.read_bytes() for p in straight.rglob("*") if p.is_file() and p.name != "config.toml"}
+    assert after == before
+
+
+def test_a_longer_run_goes_on(tmp_path: Path) -> None:
+    short, long = (settings(**RICH | {"steps": n}) for n in (16, 32))
+    run(short, tmp_path / "a")
+    assert run(long, tmp_path / "a").step == 32
+    run(long, tmp_path / "b")
+    a, b = (read_tensors(tmp_path / d / "checkpoints" / name_of(32)) for d in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in b)
+
+
+def test_a_longer_cosine_says_what_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(settings(schedule={"name": "cosine"}, steps=8), tmp_path / "run")
+    run(settings(schedule={"name": "cosine"}, steps=16), tmp_path / "run")
+    assert "16 steps long now, not 8" in capsys.readouterr().err
+
+
+def test_what_may_change_may(tmp_path: Path) -> None:
+    run(settings(model={"name": "vae"}, steps=8, precision="fp64"), tmp_path / "run")
+    free = {
+        "grad_accum_steps": 2,
+        "log_every": 3,
+        "eval_every": 5,
+        "save_every": 4,
+        "checkpoint": {"keep_latest_k": 3, "mode": "sync"},
+    }
+    assert run(settings(model={"name": "vae"}, steps=16, precision="fp64", **free), tmp_path / "run").step == 16
+    run(settings(model={"name": "vae"}, steps=16, precision="fp64"), tmp_path / "other")
+    a, b = (read_tensors(tmp_path / d / "checkpoints" / name_of(16)) for d in ("run", "other"))
+    assert all(torch.allclose(a[k], b[k], rtol=1e-9, atol=1e-12) for k in b)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ({}, {"seed": 4}, "seed is 3 there and 4 here"),
+        ({}, {"optim": {"lr": 0.5}}, "optim.lr is 0.01 there and 0.5 here"),
+        ({"net": {"norm": "batch"}}, {"grad_accum_steps": 2}, "grad_accum_steps is 1 there and 2 here"),
+    ],
+)
+def test_what_may_not_change_is_refused(tmp_path: Path, before: Any, after: Any, named: str) -> None:
+    run(settings(steps=4, **before), tmp_path / "run")
+    with pytest.raises(UserError, match=named):
+        run(settings(steps=8, **before | after), tmp_path / "run")
+
+
+def test_a_fork_takes_the_full_state_under_other_settings(tmp_path: Path) -> None:
+    run(settings(steps=8, ema=0.5), tmp_path / "a")
+    fork = settings(steps=9, ema=0.5, seed=9, optim={"lr": 1e-9}, fork_from=str(tmp_path / "a"))
+    assert run(fork, tmp_path / "b").step == 9
+    assert steps_in(tmp_path / "b" / "checkpoints") == [9]
+    a, b = (read_tensors(tmp_path / d / "checkpoints" / name_of(n)) for d, n in (("a", 8), ("b", 9)))
+    assert all(torch.allclose(a[k], b[k], atol=1e-7) for k in a if k.startswith("model."))
+    assert b["optim.autoencoder.encoder.layers.1.layer.weight.step"] == 9
+
+
+def test_a_fork_of_another_model_is_refused(tmp_path: Path) -> None:
+    run(settings(steps=8), tmp_path / "a")
+    end = run(settings(steps=9, ema=0.5, fork_from=str(tmp_path / "a")), tmp_path / "b")
+    assert "is a checkpoint of another model" in end.reason
