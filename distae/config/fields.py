@@ -66,7 +66,7 @@ def leaves(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         if dataclasses.is_dataclass(value):
             yield from leaves(value, f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{field.name}", value
+            yield f"{prefix}{field.name}", str(value) if isinstance(value, str) else value  # a Ramp is a text to others
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
