@@ -57,6 +57,11 @@ class Noise:
     """What is added to the key of noise for rows, but not of draws that all ranks share: the rank, for --noise per_rank."""
     calls: int = field(default=0, init=False)
 
+    @classmethod
+    def seeded(cls, seed: int, n: int, device: torch.device | str = "cpu") -> "Noise":
+        """Noise of `n` rows outside of training: `model.sample(n, Noise.seeded(0, n))`."""
+        return cls(seed, ("seeded",), Rows(n), torch.device(device))
+
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal values of `like`'s shape `[B, ...]`."""
         return self._rows(torch.randn(self._shape(like), **self._how(like)))

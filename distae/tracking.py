@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import netrc
 import os
 import platform
 import socket
@@ -161,13 +162,22 @@ def _wandb_mode(wandb: Any) -> str:
     if mode := os.environ.get("WANDB_MODE"):
         return "offline" if mode == "dryrun" else mode
     url = urlparse(os.environ.get("WANDB_BASE_URL", wandb.Settings().base_url))
-    if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+    if not _has_key({url.hostname or "", "api.wandb.ai"}):
         return "offline"
     try:
         socket.create_connection((url.hostname, url.port or (80 if url.scheme == "http" else 443)), timeout=3).close()
     except OSError:
         return "offline"
     return "online"
+
+
+def _has_key(hosts: set[str]) -> bool:
+    """Whether the environment or `wandb login` left a key. wandb's own look-ups warn (`api`) or hang without network (`login`)."""
+    if "WANDB_API_KEY" in os.environ or "WANDB_IDENTITY_TOKEN_FILE" in os.environ:
+        return True
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        return bool(hosts & set(netrc.netrc(os.environ.get("NETRC")).hosts))
+    return False
 
 
 class Tracker:
