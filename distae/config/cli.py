@@ -4,10 +4,12 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import math
 import sys
 import tomllib
 import types
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -42,7 +44,8 @@ def parse(cls: type[T], argv: Sequence[str], switches: dict[str, str], prog: str
         raise SystemExit(0)
     table = read_toml(_value_of(file, argv), file)
     for field in _variants(cls):
-        if (name := _value_of(field.name, argv)) and name != table.get(field.name, {}).get("name"):
+        there, name = table.setdefault(field.name, {}), _value_of(field.name, argv)
+        if name and isinstance(there, dict) and name != there.get("name"):
             table[field.name] = {"name": name}
     parser = _parser(cls, table, switches, prog, file)
     given = vars(parser.parse_args(argv))
@@ -84,7 +87,7 @@ def _chosen(field: Field, table: Any, dotted: str) -> type[Any]:
     if "name" not in table:
         return type(field.default)
     choices = field.type.choices()
-    if table["name"] not in choices:
+    if str(table["name"]) not in choices:
         raise UserError(
             f"{_flag(dotted)}: unknown {table['name']!r}{_near(str(table['name']), choices)}; valid: {', '.join(choices)}"
         )
@@ -100,7 +103,10 @@ def _convert(value: Any, field: Field, dotted: str) -> Any:
             return Ramp(value)
     plain: Any = Union[tuple(m for m in members if m is not Ramp)]  # noqa: UP007 - made at run time
     try:
-        return msgspec.convert(value, plain, strict=not _from_text(value))
+        found = msgspec.convert(value, plain, strict=not _from_text(value))
+        if found in (math.inf, -math.inf):
+            raise msgspec.ValidationError("infinite")
+        return found
     except msgspec.ValidationError as error:
         shown = " ".join(map(str, value)) if isinstance(value, list) else value
         raise UserError(f"{_flag(dotted)}: {shown!r} is not valid; expected {_expected(field.type)}") from error
@@ -152,9 +158,9 @@ def _kebab(arg: str) -> str:
 def _value_of(name: str, argv: Sequence[str]) -> str | None:
     """The last value of `--name` in argv."""
     flag, found = _flag(name), None
-    for i, arg in enumerate(argv):
-        if arg == flag and i + 1 < len(argv):
-            found = argv[i + 1]
+    for arg, after in pairwise([*argv, "--"]):
+        if arg == flag and not after.startswith("--"):
+            found = after
         elif arg.startswith(flag + "="):
             found = arg.partition("=")[2]
     return found
