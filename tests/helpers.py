@@ -55,14 +55,13 @@ def shared_data(name: str) -> Path:
     pytest.skip(f"../shared/data/{name} is not there")
 
 
-def start(*args: str, nproc: int = 0, cwd: Path, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
-    """`python -m distae.train ARGS`, or under torchrun with `nproc` processes, in the folder `cwd`."""
+def start(*args: str, nproc: int = 0, cwd: Path, timeout: float = 120, **env: str | None) -> subprocess.CompletedProcess[str]:
+    """`python -m distae.train ARGS`, or under torchrun with `nproc` processes, in the folder `cwd`; env None removes a variable."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"] if nproc else []
     command = [sys.executable, *torchrun, "-m", "distae.train", *args]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return subprocess.run(
-        command, cwd=cwd, env=os.environ | {"PYTHONPATH": paths} | env, capture_output=True, text=True, timeout=timeout, check=False
-    )
+    variables = {k: v for k, v in (os.environ | {"PYTHONPATH": paths} | env).items() if v is not None}
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def fresh_trainer(cfg: TrainConfig, run_dir: Path, data: dict[str, Arrays] | None = None) -> Trainer:

@@ -1,0 +1,140 @@
+"""The house's rules, read from its sources: imports go down, randomness has one source, nobody knows a variant by name."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+from distae.config.models import ModelConfig
+
+FLOORS = [
+    {"config", "errors", "environment", "stop", "outcome", "runfolder"},
+    {"dist", "noise", "losses"},
+    {"nn", "data", "optim", "checkpoint", "tracking", "profiling"},
+    {"models"},
+    {"evaluation", "stepper", "trainer"},
+    {"train", "evaluate", "generate", "encode", "report", "export"},
+]
+ORDER = {1: ["dist", "noise", "losses"], 4: ["evaluation", "stepper", "trainer"]}
+"""Floors whose rooms may know those before them; floor 0 and the entries may know each other; no room of the others may."""
+FREE = {0, 5}
+SOURCES = sorted((ROOT / "distae").rglob("*.py"))
+TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in SOURCES}
+ROOMS = {name for floor in FLOORS for name in floor}
+
+
+def room(path: str) -> str:
+    """`distae/nn/conv.py` is of the room nn."""
+    return Path(path).parts[1].removesuffix(".py")
+
+
+def floor(name: str) -> int:
+    return next(i for i, rooms in enumerate(FLOORS) if name in rooms)
+
+
+def imported(path: str) -> list[tuple[str, int]]:
+    """Every module that a file imports, anywhere in it, with the line; not what only type checkers read."""
+    found = []
+    for node in walk(TREES[path]):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            assert node.module
+            found += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
+    return found
+
+
+def walk(node: ast.AST):
+    """Like ast.walk, without the bodies of `if TYPE_CHECKING`."""
+    if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        return
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from walk(child)
+
+
+def test_every_room_has_its_floor():
+    assert {room(path) for path in TREES} - {"__init__"} <= ROOMS
+
+
+@pytest.mark.parametrize("path", TREES)
+def test_imports_go_down_only(path):
+    mine = room(path)
+    if mine == "__init__":  # distae.load, which imports when called
+        return
+    for module, line in imported(path):
+        if not module.startswith("distae.") or (theirs := module.split(".")[1]) not in ROOMS:
+            continue
+        below, here = floor(theirs), floor(mine)
+        same = theirs == mine or here in FREE
+        before = below == here in ORDER and ORDER[here].index(theirs) < ORDER[here].index(mine)
+        assert below < here or (below == here and (same or before)), f"{path}:{line}: {mine} may not import {theirs}"
+
+
+@pytest.mark.parametrize("path", [p for p in TREES if room(p) in FLOORS[0]])
+def test_the_ground_floor_knows_no_heavy_library(path):
+    heavy = {"torch", "torchvision", "wandb", "sklearn"}
+    for module, line in imported(path):
+        assert module.split(".")[0] not in heavy, f"{path}:{line}"
+
+
+@pytest.mark.parametrize("path", [p for p in TREES if room(p) not in ("tracking", "train")])
+def test_wandb_is_known_to_tracking_alone(path):
+    assert not [line for module, line in imported(path) if module.split(".")[0] == "wandb"], path
+
+
+FORBIDDEN = re.compile(
+    r"torch\.(rand|randn|randint|randperm|normal|bernoulli|multinomial|poisson)(_like)?|torch\.distributions\..*|torch\.manual_seed"
+    r"|(nn|F|torch\.nn\.functional|torch)\.((alpha_|feature_alpha_)?dropout[123]?d?|(Feature)?(Alpha)?Dropout[123]?d?|gumbel_softmax|rrelu)"
+    r"|random\..*|(np|numpy)\.random\..*|.*\.(normal_|uniform_|bernoulli_|random_|exponential_|multinomial|manual_seed)"
+)
+ALLOWED = {"distae/noise.py": FORBIDDEN, "distae/data/sampler.py": re.compile(r"torch\.randperm|.*\.manual_seed")}
+"""The order of samples is torch's own, of a generator of its own: the other source, and a pure function too."""
+
+
+@pytest.mark.parametrize("path", TREES)
+def test_noise_is_the_only_source_of_randomness(path):
+    for node in ast.walk(TREES[path]):
+        name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        drawn = FORBIDDEN.fullmatch(name) and not name.startswith("noise.")
+        if drawn and not (path in ALLOWED and ALLOWED[path].fullmatch(name)):
+            raise AssertionError(f"{path}:{node.lineno}: {name}")
+    for module, line in imported(path):
+        assert module.split(".")[0] not in ("random", "secrets"), f"{path}:{line}: {module}"
+        assert not module.startswith("torch.distributions"), f"{path}:{line}: {module}"
+
+
+def test_the_randomness_rule_sees_what_it_should():
+    seen = (
+        "torch.randn torch.rand_like nn.Dropout F.dropout torch.bernoulli x.normal_ torch.manual_seed np.random.rand nn.Dropout2d"
+    )
+    assert all(FORBIDDEN.fullmatch(name) for name in seen.split())
+    assert not any(
+        FORBIDDEN.fullmatch(name) for name in ["torch.range", "self.dropout", "torch.random.fork_rng", "cfg.dropout", "torch.zeros"]
+    )
+
+
+@pytest.mark.parametrize("path", [p for p in TREES if room(p) != "models" and not p.startswith("distae/config/models")])
+def test_no_room_knows_a_variant_by_name(path):
+    """The default of --model is the one exception."""
+    names = set(ModelConfig.choices())
+    classes = {cls.__name__ for cls in ModelConfig.choices().values()}
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert node.value not in names, f"{path}:{node.lineno}: {node.value!r}"
+    used = {module.split(".")[-1] for module, _ in imported(path)} & classes
+    assert used <= ({type(_default_model()).__name__} if path == "distae/config/train.py" else set())
+
+
+def _default_model() -> ModelConfig:
+    from distae.config import TrainConfig
+
+    return TrainConfig().model
+
+
+@pytest.mark.parametrize("path", TREES)
+def test_files_are_of_a_size_to_be_read(path):
+    assert len((ROOT / path).read_text().splitlines()) <= 400

@@ -1,0 +1,156 @@
+"""Where metrics and pictures go."""
+
+import io
+import json
+import socket
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import fitted, metrics, settings, splits
+
+from distae import dist
+from distae.stop import StopRequest
+from distae.tracking import Console, Jsonl, Tracker, _wandb_mode, describe_environment
+from distae.trainer import Trainer
+
+WHERE = {"step", "epoch", "samples_seen", "time"}
+
+
+@pytest.mark.parametrize("model", ["ae", "vae"])
+def test_rows_of_a_run(model, tmp_path):
+    """Names are the same for everyone who reads them."""
+    cfg = settings(model={"name": model}, steps=16)
+    fitted(cfg, tmp_path)
+    rows = metrics(tmp_path)
+    terms = ["loss", *cfg.model.terms]
+    train = {f"train/{t}" for t in terms} | {"train/lr", "train/grad_norm", "train/samples_per_second"}
+    shapes = [(row["step"], set(row) - WHERE) for row in rows]
+    evaluated = {split: {f"{split}/{t}" for t in [*terms, "mse"]} for split in ("val", "test")}
+    assert shapes == [
+        (7, train), (8, evaluated["val"]), (14, train), (16, train), (16, evaluated["val"]), (16, evaluated["test"])
+    ]  # fmt: skip
+    for row in rows:
+        assert set(row) >= WHERE
+        assert (row["epoch"], row["samples_seen"]) == (row["step"] / 8, row["step"] * 24)
+    assert [row["time"] for row in rows] == sorted(row["time"] for row in rows)
+
+
+def test_each_line_is_there_at_once(tmp_path):
+    sink = Jsonl(tmp_path / "metrics.jsonl", 0)
+    for step in range(3):
+        sink.row({"step": step, "train/loss": 0.1 + 0.2})
+        assert metrics(tmp_path)[-1] == {"step": step, "train/loss": 0.1 + 0.2}
+    sink.close()
+
+
+def test_a_resumed_file_loses_what_came_after_and_a_torn_line(tmp_path):
+    rows = [json.dumps({"step": step, "train/loss": 1.0}) for step in (2, 4, 6)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows) + '\n{"step": 8, "tra')
+    sink = Jsonl(tmp_path / "metrics.jsonl", 4)
+    sink.row({"step": 5})
+    sink.close()
+    assert [row["step"] for row in metrics(tmp_path)] == [2, 4, 5]
+
+
+def test_lines_are_timed_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", err := io.StringIO())
+    console = Console(tmp_path / "log.txt", 0, 10)
+    console.line("hello")
+    console.row({"step": 5, "epoch": 0.5, "samples_seen": 120, "time": 1.0, "train/loss": 1.25, "train/step_seconds": 3.0})
+    console.close()
+    first, second = err.getvalue().splitlines()
+    assert first.endswith(" hello")
+    assert second.endswith(" step 5 epoch 0.50 train/loss=1.25")
+    assert (tmp_path / "log.txt").read_text() == err.getvalue()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_bar_and_the_log_the_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", err := Terminal())
+    console = Console(tmp_path / "log.txt", 0, 10)
+    console.row({"step": 5, "epoch": 0.5, "train/loss": 1.25})
+    console.row({"step": 10, "epoch": 1.0, "val/loss": 1.5})
+    console.close()
+    log = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in log] == ["step 5 epoch 0.50 train/loss=1.25", "step 10 epoch 1.00 val/loss=1.5"]
+    assert "10/10" in err.getvalue()
+    assert "val/loss=1.5" in err.getvalue()
+
+
+class FakeWandb:
+    """A W&B with or without a key."""
+
+    def __init__(self, key: str | None) -> None:
+        self.api = type("Api", (), {"api_key": key})
+
+    class Settings:
+        base_url = "https://wandb.example"
+
+
+class NoSocket:
+    def __init__(self, answers: bool) -> None:
+        self.answers, self.asked = answers, []
+
+    def __call__(self, address: tuple[str, int], timeout: float) -> socket.socket:
+        self.asked.append((address, timeout))
+        if not self.answers:
+            raise OSError("unreachable")
+        return socket.socket()
+
+
+@pytest.mark.parametrize(
+    ("key", "answers", "mode"), [(None, True, "offline"), ("k", True, "online"), ("k", False, "offline"), (None, False, "offline")]
+)
+def test_without_a_key_or_a_server_wandb_is_offline_and_nobody_waits(key, answers, mode, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(socket, "create_connection", connect := NoSocket(answers))
+    assert _wandb_mode(FakeWandb(key)) == mode
+    assert connect.asked == ([(("wandb.example", 443), 3)] if key else [])
+
+
+@pytest.mark.parametrize(
+    ("asked", "mode"), [("offline", "offline"), ("dryrun", "offline"), ("online", "online"), ("disabled", "disabled")]
+)
+def test_wandb_mode_is_the_users(asked, mode, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", asked)
+    monkeypatch.setattr(socket, "create_connection", None)
+    assert _wandb_mode(FakeWandb("k")) == mode
+
+
+def test_another_server_is_asked_at_its_own_address(monkeypatch):
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.local:8080")
+    monkeypatch.setattr(socket, "create_connection", connect := NoSocket(True))
+    assert _wandb_mode(FakeWandb("k")) == "online"
+    assert connect.asked[0][0] == ("wandb.local", 8080)
+
+
+def test_only_rank_0_has_sinks(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tracker, "open", lambda *args: Tracker([None]))
+    cfg = replace(settings(), run_dir=str(tmp_path))
+    for rank, sinks in ((0, [None]), (1, [])):
+        with dist.use(dist.World(rank, 2, torch.device("cpu"))):
+            trainer = Trainer(cfg, splits(), StopRequest(), 1)
+            trainer.resume()
+        assert trainer.tracker.sinks == sinks
+
+
+def test_no_sinks_take_everything_and_do_nothing():
+    tracker = Tracker([])
+    tracker.line("hello")
+    tracker.row({"step": 1})
+    tracker.close()
+
+
+def test_the_environment_is_told():
+    about = describe_environment(4, 2, "cpu")
+    assert (about["world_size"], about["threads"]) == (4, 2)
+    assert about["torch"]
+    assert set(about) >= {"commit", "python", "torch", "device", "host"}
