@@ -155,6 +155,7 @@ class PIWAEConfig(MIWAEConfig):
     encoder on the mean of several."""
 
     name: ClassVar[str] = "piwae"
+    terms: ClassVar[tuple[str, ...]] = ("recon", "kl", "encoder_loss")
 
 
 @dataclass(frozen=True, kw_only=True)
