@@ -103,7 +103,8 @@ def _train(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, thr
         trainer = Trainer(cfg, splits, stop, threads, lock)
         todo = trainer.resume()
         if not todo and main:
-            sys.stderr.write(f"{run_dir} is complete at step {trainer.state.step}: give more --epochs to go on, or --fresh\n")
+            more = "--steps" if cfg.steps else "--epochs"
+            sys.stderr.write(f"{run_dir} is complete at step {trainer.state.step}: give more {more} to go on, or --fresh\n")
         done = not todo or trainer.fit()
         trainer.close()
         signal = "" if done else Signals(trainer.agreed_signal).name

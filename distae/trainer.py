@@ -224,7 +224,7 @@ class Trainer:
             if metrics_bytes is None:
                 self._save_failed("metrics.jsonl cannot be written")
             else:
-                state = msgspec.json.encode(self._saved(metrics_bytes), enc_hook=str)  # a Ramp is a str
+                state = msgspec.json.encode(self._saved(metrics_bytes))
                 self.checkpoints.save(self.state.step, self._tensors(), state, self.state.best_step)
                 self.saved_step = self.state.step
         if wait:
