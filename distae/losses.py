@@ -67,6 +67,12 @@ def soft_bound(x: Tensor, bound: float = 10.0) -> Tensor:
     return bound * torch.tanh(x / bound)
 
 
+def kl_normal(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor) -> Tensor:
+    """KL(N(mu, diag exp logvar) || N(prior_mu, diag exp prior_logvar)) in nats per sample, `[B]` from four `[B, D]`."""
+    apart = (mu - prior_mu).square() * torch.exp(-prior_logvar)
+    return 0.5 * (prior_logvar - logvar - 1 + apart + torch.exp(logvar - prior_logvar)).sum(1)
+
+
 def log_normal(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     """log N(z; mu, exp logvar) of each value, in nats; the three broadcast."""
     return -0.5 * (math.log(2 * math.pi) + logvar + (z - mu).square() * torch.exp(-logvar))

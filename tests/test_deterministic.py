@@ -71,7 +71,7 @@ def jacobian_norms(function, points):
 @pytest.mark.parametrize("activation", ["none", "sigmoid", "tanh"])
 def test_the_contraction_of_one_layer_is_the_jacobians_norm(activation):
     x = data(8)
-    model = make("contractive_ae", hidden=(), code_activation=activation)
+    model = make("contractive_ae", layers=(), code_activation=activation)
     expected = jacobian_norms(lambda row: model.encode(row[None]).z[0], x)
     torch.testing.assert_close(run(model, x).per_sample["contraction"], expected)
     with torch.no_grad():  # as in evaluation

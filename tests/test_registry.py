@@ -16,6 +16,11 @@ TOLERANCE = 1e-6
 SMALL: dict[str, dict[str, Any]] = {
     "lfq_vae": {"latent_dim": 8, "bits": 4},
     "vaegan": {"features": 8},
+    "categorical_vae": {"latent_dim": 12, "categories": 3},
+    "hvae": {"hidden": 12, "upper": [3, 2]},
+    "iaf_vae": {"flow_hidden": 12},
+    "msssim_vae": {"window": 3},
+    "vamp_vae": {"components": 5},
     **{name: {"critic_hidden": [12]} for name in ("aae", "wae_gan", "factor_vae")},
 }
 """What keeps a variant small, or within the 4 code dimensions of the gate."""
@@ -25,6 +30,8 @@ FURTHER: dict[str, tuple[dict[str, Any], ...]] = {
     "sparse_ae": ({"sparsity": "kl", "code_activation": "sigmoid"}, {"sparsity": "topk", "k": 2}),
     "contractive_ae": ({"code_activation": "tanh"},),
     "dip_vae": ({"variant": "I"},),
+    "lin_nf_vae": ({"flow": "radial"},),
+    "categorical_vae": ({"temperature": "2:0.5@8"},),
     "info_vae": ({"kernel": "imq"},),
     "vq_vae": ({"learning": "gradient"}, {"codebook_size": 16, "decay": 0.5, "restart_below": 0.9}),
 }

@@ -169,7 +169,7 @@ def test_iwae_with_one_sample_is_the_vae():
 
 def test_iwae_with_many_samples_is_the_likelihood_of_a_linear_model():
     """x = W z + b + e: p(x) is a gaussian that one can write down."""
-    x, model = data(8), make("iwae", hidden=(), samples=20000, latent_dim=2)
+    x, model = data(8), make("iwae", layers=(), samples=20000, latent_dim=2)
     linear = model.decoder.layers[0]
     covariance = linear.weight @ linear.weight.T + torch.eye(6)
     expected = -MultivariateNormal(linear.bias, covariance).log_prob(x)

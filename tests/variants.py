@@ -11,10 +11,10 @@ from distae.models import Autoencoder, Batch, Output, build
 from distae.noise import Noise, Rows
 
 
-def make(name: str, shape: tuple[int, ...] = (6,), hidden: tuple[int, ...] = (8,), seed: int = 0, **settings: Any) -> Autoencoder:
+def make(name: str, shape: tuple[int, ...] = (6,), layers: tuple[int, ...] = (8,), seed: int = 0, **settings: Any) -> Autoencoder:
     """A variant in float64 with smooth activations: `make("vae", latent_dim=2)`."""
     cfg = ModelConfig.choices()[name](**{"latent_dim": 3, "likelihood": "gaussian"} | settings)
-    return build(cfg, MLPConfig(hidden=hidden, activation="tanh"), shape, seed, dtype=torch.float64)
+    return build(cfg, MLPConfig(hidden=layers, activation="tanh"), shape, seed, dtype=torch.float64)
 
 
 class Fixed(torch.nn.Module):

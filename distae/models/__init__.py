@@ -1,6 +1,21 @@
 """The variants, one file per family."""
 
-from distae.models import adversarial, ae, conditional, importance, quantized, smooth, vae, wasserstein
+from distae.models import (
+    adversarial,
+    ae,
+    categorical,
+    conditional,
+    flow,
+    hierarchy,
+    importance,
+    quantized,
+    similarity,
+    smooth,
+    sphere,
+    vae,
+    vamp,
+    wasserstein,
+)
 from distae.models.base import Autoencoder, Batch, Codes, Output, Turn, build, output, register, registry
 
 __all__ = [
@@ -12,13 +27,19 @@ __all__ = [
     "adversarial",
     "ae",
     "build",
+    "categorical",
     "conditional",
+    "flow",
+    "hierarchy",
     "importance",
     "output",
     "quantized",
     "register",
     "registry",
+    "similarity",
     "smooth",
+    "sphere",
     "vae",
+    "vamp",
     "wasserstein",
 ]

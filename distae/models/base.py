@@ -122,6 +122,10 @@ class Autoencoder(nn.Module):
         """`n` samples from the model, `[n, *shape]`. Raises NotImplementedError where the variant has no prior."""
         raise NotImplementedError(f"{self.cfg.name} has no prior to sample from")
 
+    def normal_codes(self, n: int, noise: Noise) -> Tensor:
+        """`n` codes from a standard normal prior: `[n, latent_dim]`."""
+        return noise.normal(next(self.parameters()).new_empty(n, self.cfg.latent_dim))
+
     def turns(self) -> list[Turn]:
         """The optimizer turns of a step, in order."""
         return [Turn("autoencoder", list(self.parameters()))]

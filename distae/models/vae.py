@@ -58,7 +58,7 @@ class GaussianVAE(Autoencoder):
 
     def prior(self, n: int, noise: Noise) -> Tensor:
         """`n` codes from the prior: `[n, latent_dim]`."""
-        return noise.normal(next(self.parameters()).new_empty(n, self.cfg.latent_dim))
+        return self.normal_codes(n, noise)
 
     def posterior(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """mu and logvar of q(z|x), each `[B, latent_dim]`."""

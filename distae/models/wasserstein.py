@@ -16,7 +16,7 @@ class CodePrior(Autoencoder):
         return Codes(wide(self.encoder(x, None)))
 
     def sample(self, n: int, noise: Noise) -> Tensor:
-        return self.decode(noise.normal(next(self.parameters()).new_empty(n, self.cfg.latent_dim)))
+        return self.decode(self.normal_codes(n, noise))
 
 
 @register(WAEMMDConfig)

@@ -1,0 +1,53 @@
+"""A variational autoencoder with categorical codes."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distae.config.models import CategoricalVAEConfig
+from distae.config.weights import at
+from distae.losses import wide
+from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.noise import Noise
+
+
+@register(CategoricalVAEConfig)
+class CategoricalVAE(Autoencoder):
+    """Jang et al. 2017, eq. 2: -log p(x|z) + beta * sum_n KL(q(z_n|x) || uniform), z a Gumbel-softmax sample at the temperature.
+
+    The KL is exact, that of the categorical variables; `encode` gives the most probable category of each.
+    """
+
+    cfg: CategoricalVAEConfig
+
+    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+        logits = self.logits(batch.x, noise)
+        z = self.relax(logits, at(self.cfg.temperature, batch.step), noise)
+        recon = self.decoder(z.flatten(1), noise)
+        log_q = torch.log_softmax(logits, 2)
+        nll = self.likelihood(recon, batch.x)
+        kl = (log_q.exp() * (log_q + math.log(self.cfg.categories))).sum((1, 2))
+        return output(nll + at(self.cfg.beta, batch.step) * kl, recon, {"recon": nll, "kl": kl})
+
+    def relax(self, logits: Tensor, temperature: float, noise: Noise) -> Tensor:
+        """A sample on the simplex, `[B, N, categories]`, near a corner where the temperature is low."""
+        tiny = torch.finfo(logits.dtype).tiny
+        gumbel = -torch.log((-torch.log(noise.uniform(logits).clamp_min(tiny))).clamp_min(tiny))
+        return torch.softmax((logits + gumbel) / temperature, 2)
+
+    def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
+        numbers = self.logits(x, None).argmax(2)
+        return Codes(self._corners(numbers), numbers=numbers)
+
+    def sample(self, n: int, noise: Noise) -> Tensor:
+        like = next(self.parameters()).new_empty(n, self.cfg.latent_dim // self.cfg.categories)
+        return self.decode(self._corners((noise.uniform(like) * self.cfg.categories).long()))
+
+    def logits(self, x: Tensor, noise: Noise | None) -> Tensor:
+        """`[B, N, categories]`."""
+        return wide(self.encoder(x, noise)).view(len(x), -1, self.cfg.categories)
+
+    def _corners(self, numbers: Tensor) -> Tensor:
+        return F.one_hot(numbers, self.cfg.categories).flatten(1).to(next(self.parameters()).dtype)

@@ -1,0 +1,79 @@
+"""Variational autoencoders whose posterior is a gaussian bent by invertible maps."""
+
+import torch
+from torch import Tensor, nn
+
+from distae.config.models import IAFVAEConfig, LinNFVAEConfig, ModelConfig
+from distae.config.nets import NetConfig
+from distae.config.weights import at
+from distae.losses import log_normal, log_standard_normal, soft_bound, wide
+from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.vae import Posterior
+from distae.nn.flows import InverseAutoregressive, Planar, Radial
+from distae.noise import Noise
+
+
+class FlowVAE(Autoencoder):
+    """-log p(x|z) + beta * (log q(z|x) - log N(z; 0, I)), z = f(z0), log q(z|x) = log N(z0; mu, sigma) - log |det df/dz0|.
+
+    Rezende & Mohamed 2015, eq. 15. `kl` is the term that beta weighs: a one-sample estimate.
+    """
+
+    cfg: LinNFVAEConfig | IAFVAEConfig
+    flows: nn.ModuleList
+
+    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+        mu, logvar, context = self.start(batch.x, noise)
+        q = Posterior.draw(mu, logvar, noise)
+        z, log_det = self.bend(q.z, context)
+        recon = self.decoder(z, noise)
+        nll = self.likelihood(recon, batch.x)
+        kl = log_normal(q.z, mu, logvar).sum(1) - log_det - log_standard_normal(z)
+        return output(nll + at(self.cfg.beta, batch.step) * kl, recon, {"recon": nll, "kl": kl})
+
+    def start(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor]:
+        """mu and logvar of z0, and the flows' context, each `[B, latent_dim]`; without a context, `[B, 0]`."""
+        mu, logvar, *context = wide(self.encoder(x, noise)).chunk(self.latent_factor, 1)
+        return mu, soft_bound(logvar), context[0] if context else mu[:, :0]
+
+    def bend(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """f(z) `[B, latent_dim]` and log |det df/dz| `[B]`."""
+        total = torch.zeros_like(z[:, 0])
+        for flow in self.flows:
+            z, log_det = flow(z, context) if isinstance(flow, InverseAutoregressive) else flow(z)
+            total = total + log_det
+        return z, total
+
+    def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
+        """`z` is the image of z0's mean; mu and logvar are z0's."""
+        mu, logvar, context = self.start(x, None)
+        return Codes(self.bend(mu, context)[0], mu, logvar)
+
+    def sample(self, n: int, noise: Noise) -> Tensor:
+        return self.decode(self.normal_codes(n, noise))
+
+
+@register(LinNFVAEConfig)
+class LinNFVAE(FlowVAE):
+    """Rezende & Mohamed 2015, sec. 4.1: planar or radial flows, their parameters shared by all samples."""
+
+    cfg: LinNFVAEConfig
+    latent_factor = 2
+
+    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(cfg, net, shape)
+        kind = Planar if self.cfg.flow == "planar" else Radial
+        self.flows = nn.ModuleList(kind(cfg.latent_dim) for _ in range(self.cfg.flows))
+
+
+@register(IAFVAEConfig)
+class IAFVAE(FlowVAE):
+    """Kingma et al. 2016, algorithm 1: inverse autoregressive flows with a context from the encoder."""
+
+    cfg: IAFVAEConfig
+    latent_factor = 3
+
+    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(cfg, net, shape)
+        d = cfg.latent_dim
+        self.flows = nn.ModuleList(InverseAutoregressive(d, self.cfg.flow_hidden, d, bool(i % 2)) for i in range(self.cfg.flows))

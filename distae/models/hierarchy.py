@@ -1,0 +1,91 @@
+"""A variational autoencoder with several layers of codes."""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distae.config.models import HVAEConfig, ModelConfig
+from distae.config.nets import MLPConfig, NetConfig
+from distae.config.weights import at
+from distae.losses import kl_normal, soft_bound, wide
+from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.nn import build_encoder
+from distae.noise import Noise
+
+Normal = tuple[Tensor, Tensor]
+
+
+def combine(a: Normal, b: Normal) -> Normal:
+    """Precision-weighted mean and log-variance of two gaussians: their normalised product (Sonderby 2016, eq. 17-18)."""
+    precision_a, precision_b = torch.exp(-a[1]), torch.exp(-b[1])
+    variance = 1 / (precision_a + precision_b)
+    return (a[0] * precision_a + b[0] * precision_b) * variance, variance.log()
+
+
+@register(HVAEConfig)
+class HVAE(Autoencoder):
+    """Sonderby et al. 2016: -log p(x|z_1) + beta * sum_l KL(q(z_l|x, z_l+1) || p(z_l|z_l+1)), p of the top one standard normal.
+
+    q(z_l|x, z_l+1) is the precision-weighted combination of what the layers below see and what the prior says (eq. 17-19).
+    `kl_upper` is the part of `kl` above z_1.
+    """
+
+    cfg: HVAEConfig
+
+    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(cfg, net, shape)
+        sizes, hidden = (cfg.latent_dim, *self.cfg.upper), self.cfg.hidden
+        self.encoder = build_encoder(net, shape, hidden)
+        self.up = nn.ModuleList(nn.Linear(hidden, hidden) for _ in self.cfg.upper)
+        self.seen = nn.ModuleList(nn.Linear(hidden, 2 * d) for d in sizes)
+        between = MLPConfig(hidden=(hidden,), activation=net.activation)
+        self.expected = nn.ModuleList(build_encoder(between, (above,), 2 * d) for d, above in pairwise(sizes))
+
+    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+        z, kls = self.infer(batch.x, noise)
+        recon = self.decoder(z, noise)
+        nll, kl = self.likelihood(recon, batch.x), torch.stack(kls)
+        loss = nll + at(self.cfg.beta, batch.step) * kl.sum(0)
+        return output(loss, recon, {"recon": nll, "kl": kl.sum(0), "kl_upper": kl[:-1].sum(0)})
+
+    def infer(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, list[Tensor]]:
+        """A sample of z_1 `[B, latent_dim]` (without noise, means throughout) and the KL `[B]` of each layer, top first."""
+        seen = self.bottom_up(x, noise)
+        q, p = seen[-1], (torch.zeros_like(seen[-1][0]), torch.zeros_like(seen[-1][1]))
+        z, kls = self._draw(q, noise), [kl_normal(*q, *p)]
+        for level in reversed(range(len(seen) - 1)):
+            p = self.prior(level, z)
+            q = combine(seen[level], p)
+            z = self._draw(q, noise)
+            kls.append(kl_normal(*q, *p))
+        return z, kls
+
+    def bottom_up(self, x: Tensor, noise: Noise | None) -> list[Normal]:
+        """What the encoder alone says of each layer."""
+        features = [F.elu(self.encoder(x, noise))]
+        for layer in self.up:
+            features.append(F.elu(layer(features[-1])))
+        return [_normal(seen(h)) for seen, h in zip(self.seen, features, strict=True)]
+
+    def prior(self, level: int, above: Tensor) -> Normal:
+        """p(z_level | z_level+1), levels from 0."""
+        return _normal(self.expected[level](above, None))
+
+    def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
+        return Codes(self.infer(x, None)[0])
+
+    def sample(self, n: int, noise: Noise) -> Tensor:
+        z = noise.normal(next(self.parameters()).new_empty(n, self.cfg.upper[-1]))
+        for level in reversed(range(len(self.expected))):
+            z = self._draw(self.prior(level, z), noise)
+        return self.decode(z)
+
+    def _draw(self, q: Normal, noise: Noise | None) -> Tensor:
+        return q[0] if noise is None else q[0] + noise.normal(q[0]) * torch.exp(0.5 * q[1])
+
+
+def _normal(raw: Tensor) -> Normal:
+    mu, logvar = wide(raw).chunk(2, 1)
+    return mu, soft_bound(logvar)

@@ -1,0 +1,46 @@
+"""A variational autoencoder whose prior is learned."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from distae.config.models import ModelConfig, VampVAEConfig
+from distae.config.nets import NetConfig
+from distae.config.weights import at
+from distae.losses import log_normal
+from distae.models.base import Batch, register
+from distae.models.vae import GaussianVAE, Posterior
+from distae.noise import Noise
+
+
+@register(VampVAEConfig)
+class VampVAE(GaussianVAE):
+    """Tomczak & Welling 2018, eq. 9: -log p(x|z) + beta * (log q(z|x) - log 1/K sum_k q(z|u_k)), K learned pseudo-inputs u_k.
+
+    `kl` is the term that beta weighs: a one-sample estimate.
+    """
+
+    cfg: VampVAEConfig
+
+    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(cfg, net, shape)
+        self.raw_inputs = nn.Parameter(nn.init.normal_(torch.empty(self.cfg.components, *shape)))
+
+    def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        kl = log_normal(q.z, q.mu, q.logvar).sum(1) - self.log_prior(q.z)
+        return at(self.cfg.beta, batch.step) * kl, {"kl": kl}
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z) in nats, `[B]` from `[B, latent_dim]`."""
+        each = log_normal(z[:, None], *self.posterior(self.pseudo_inputs(), None)).sum(2)
+        return torch.logsumexp(each, 1) - math.log(self.cfg.components)
+
+    def pseudo_inputs(self) -> Tensor:
+        """u, `[K, *shape]` in the data's units."""
+        return self.likelihood.mean(self.raw_inputs)
+
+    def prior(self, n: int, noise: Noise) -> Tensor:
+        mu, logvar = self.posterior(self.pseudo_inputs(), None)
+        which = (noise.uniform(mu.new_empty(n, 1))[:, 0] * len(mu)).long()
+        return Posterior.draw(mu[which], logvar[which], noise).z

@@ -1,0 +1,87 @@
+"""Invertible maps of codes, with the log-determinants of their derivatives."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distae.losses import wide
+
+
+class Planar(nn.Module):
+    """f(z) = z + u tanh(w.z + b) (Rezende & Mohamed 2015, eq. 10), u corrected so that f is invertible (app. A.1).
+
+    It starts near the identity: the correction leaves nothing of u where w.u is log(e - 1).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(nn.init.normal_(torch.empty(1, dim), std=dim**-0.5))
+        almost_none = nn.init.normal_(torch.empty(1, dim), std=0.01)
+        self.u = nn.Parameter(almost_none + math.log(math.e - 1) * self.w.detach() / self.w.detach().square().sum())
+        self.b = nn.Parameter(torch.zeros(1))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """f(z) `[B, D]` and log |det df/dz| `[B]`."""
+        product = (self.w * self.u).sum()
+        u = self.u + (F.softplus(product) - 1 - product) * self.w / self.w.square().sum().clamp_min(1e-12)
+        inner = torch.tanh((z * self.w).sum(1, keepdim=True) + self.b)
+        slope = (1 - inner.square()) * (self.w * u).sum()
+        return z + u * inner, torch.log1p(slope[:, 0])
+
+
+class Radial(nn.Module):
+    """f(z) = z + beta (z - z0) / (alpha + |z - z0|) (Rezende & Mohamed 2015, eq. 14), invertible as beta > -alpha (app. A.2)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(nn.init.normal_(torch.empty(1, dim), std=0.1))
+        self.log_alpha = nn.Parameter(torch.zeros(1))
+        self.raw_beta = nn.Parameter(torch.zeros(1))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """f(z) `[B, D]` and log |det df/dz| `[B]`."""
+        alpha = self.log_alpha.exp()
+        beta = F.softplus(self.raw_beta) - alpha
+        away = z - self.centre
+        r = (away.square().sum(1, keepdim=True) + 1e-12).sqrt()
+        h = 1 / (alpha + r)
+        along = torch.log1p(beta * h - beta * r * h.square())
+        return z + beta * h * away, ((z.shape[1] - 1) * torch.log1p(beta * h) + along)[:, 0]
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer that lacks some connections; the other inputs, of a context, are all connected."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, context: int = 0) -> None:
+        super().__init__(mask.shape[1] + context, mask.shape[0])
+        self.register_buffer("mask", torch.cat([mask, mask.new_ones(len(mask), context)], 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.mask, self.bias)
+
+
+class InverseAutoregressive(nn.Module):
+    """z_i <- s_i z_i + (1 - s_i) m_i, s = sigmoid(.), m and s of z_1 … z_{i-1} and a context (Kingma et al. 2016, eq. 10-14).
+
+    The network is masked (MADE, Germain 2015). `reverse` lets the dimensions depend on each other in the other order.
+    """
+
+    def __init__(self, dim: int, hidden: int, context: int, reverse: bool) -> None:
+        super().__init__()
+        order = torch.arange(1, dim + 1)
+        order = order.flip(0) if reverse else order
+        degree = torch.arange(hidden) % max(1, dim - 1) + 1
+        self.first = MaskedLinear((degree[:, None] >= order).float(), context)
+        self.last = MaskedLinear((order[:, None] > degree).float().repeat(2, 1), context)
+
+    def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """The new z `[B, D]` and log |det| `[B]`, from z `[B, D]` and context `[B, C]`."""
+        hidden = F.elu(self.first(torch.cat([z, context.to(z.dtype)], 1)))
+        mean, gate = wide(self.last(torch.cat([hidden, context.to(hidden.dtype)], 1))).chunk(2, 1)
+        log_scale = F.logsigmoid(gate + 1.5)  # starts with scales near 1, sec. 4
+        scale = log_scale.exp()
+        return scale * z + (1 - scale) * mean, log_scale.sum(1)
