@@ -88,11 +88,6 @@ def test_a_terminal_gets_a_bar_and_the_log_the_lines(tmp_path, monkeypatch):
 
 
 class FakeWandb:
-    """A W&B with or without a key."""
-
-    def __init__(self, key: str | None) -> None:
-        self.api = type("Api", (), {"api_key": key})
-
     class Settings:
         base_url = "https://wandb.example"
 
@@ -108,15 +103,29 @@ class NoSocket:
         return socket.socket()
 
 
-@pytest.mark.parametrize(
-    ("key", "answers", "mode"), [(None, True, "offline"), ("k", True, "online"), ("k", False, "offline"), (None, False, "offline")]
-)
-def test_without_a_key_or_a_server_wandb_is_offline_and_nobody_waits(key, answers, mode, monkeypatch):
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+@pytest.fixture
+def key(monkeypatch, tmp_path):
+    """A function that leaves a key where the user may have left it; else there is none."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+    def leave(place: str) -> None:
+        if place == "environment":
+            monkeypatch.setenv("WANDB_API_KEY", "k")
+        if place == "netrc":
+            (tmp_path / "netrc").write_text("machine wandb.example login user password k\n")
+
+    return leave
+
+
+@pytest.mark.parametrize("answers", [True, False])
+@pytest.mark.parametrize("place", ["nowhere", "environment", "netrc"])
+def test_without_a_key_or_a_server_wandb_is_offline_and_nobody_waits(place, answers, key, monkeypatch):
+    key(place)
     monkeypatch.setattr(socket, "create_connection", connect := NoSocket(answers))
-    assert _wandb_mode(FakeWandb(key)) == mode
-    assert connect.asked == ([(("wandb.example", 443), 3)] if key else [])
+    assert _wandb_mode(FakeWandb()) == ("online" if answers and place != "nowhere" else "offline")
+    assert connect.asked == ([] if place == "nowhere" else [(("wandb.example", 443), 3)])
 
 
 @pytest.mark.parametrize(
@@ -125,14 +134,14 @@ def test_without_a_key_or_a_server_wandb_is_offline_and_nobody_waits(key, answer
 def test_wandb_mode_is_the_users(asked, mode, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", asked)
     monkeypatch.setattr(socket, "create_connection", None)
-    assert _wandb_mode(FakeWandb("k")) == mode
+    assert _wandb_mode(FakeWandb()) == mode
 
 
-def test_another_server_is_asked_at_its_own_address(monkeypatch):
-    monkeypatch.delenv("WANDB_MODE")
+def test_another_server_is_asked_at_its_own_address(key, monkeypatch):
+    key("environment")
     monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.local:8080")
     monkeypatch.setattr(socket, "create_connection", connect := NoSocket(True))
-    assert _wandb_mode(FakeWandb("k")) == "online"
+    assert _wandb_mode(FakeWandb()) == "online"
     assert connect.asked[0][0] == ("wandb.local", 8080)
 
 

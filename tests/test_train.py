@@ -15,21 +15,8 @@ from helpers import ROOT, metrics, start
 import distae
 from distae.train import main
 
-TINY = [
-    "--model.latent-dim",
-    "3",
-    "--net.hidden",
-    "8",
-    "--global-batch-size",
-    "24",
-    "--device",
-    "cpu",
-    "--steps",
-    "6",
-    "--log-every",
-    "2",
-]
-TINY += ["--eval-every", "3", "--save-every", "3", "--data.limit", "100", "--precision", "fp64"]
+TINY = ["--model.latent-dim=3", "--net.hidden", "8", "--global-batch-size=24", "--device=cpu", "--threads=1", "--precision=fp64"]
+TINY += ["--data.limit=100", "--steps=6", "--log-every=2", "--eval-every=3", "--save-every=3"]
 
 
 def test_the_help_and_early_refusals_do_without_torch(tmp_path):
