@@ -55,7 +55,7 @@ def shared_data(name: str) -> Path:
     pytest.skip(f"../shared/data/{name} is not there")
 
 
-def start(*args: str, nproc: int = 0, cwd: Path, timeout: float = 120, **env: str | None) -> subprocess.CompletedProcess[str]:
+def start(*args: str, nproc: int = 0, cwd: Path, timeout: float = 240, **env: str | None) -> subprocess.CompletedProcess[str]:
     """`python -m distae.train ARGS`, or under torchrun with `nproc` processes, in the folder `cwd`; env None removes a variable."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"] if nproc else []
     command = [sys.executable, *torchrun, "-m", "distae.train", *args]
