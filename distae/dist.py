@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as td
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from distae.environment import Environment
 from distae.errors import UserError
@@ -93,9 +94,11 @@ def session(env: Environment, device: torch.device, timeout: float) -> Iterator[
         return
     limit = timedelta(seconds=timeout)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    td.init_process_group(
-        backend, env.rendezvous, limit, env.world_size, env.rank, device_id=device if device.type == "cuda" else None
-    )
+    store, rank, world_size = next(rendezvous(env.rendezvous, env.rank, env.world_size, timeout=limit))
+    # torchrun keeps one store over its restarts, with the addresses of dead ranks in it (seen on 2.15): they meet elsewhere.
+    store = td.PrefixStore(f"start_{env.restarts}", store)  # type: ignore[attr-defined]
+    bound = device if device.type == "cuda" else None
+    td.init_process_group(backend, timeout=limit, world_size=world_size, rank=rank, store=store, device_id=bound)
     try:
         everyone, control, background = (cast(td.ProcessGroup, g) for g in (td.group.WORLD, _host_group(limit), _host_group(limit)))
         with use(World(env.rank, env.world_size, device, everyone, control, background)) as joined:

@@ -151,6 +151,7 @@ def _failed(error: Exception, trainer: "Trainer | None", run_dir: Path) -> Outco
         text = f"failed: {reason.removeprefix('rank 0: ')}"
         if trainer and trainer.tracker.sinks:
             trainer.tracker.line(text)
+            trainer.tracker.close()
         else:
             sys.stderr.write(f"distae: {text}\n")
     return Outcome("failed", trainer.state.step if trainer else 0, str(run_dir), reason)

@@ -48,7 +48,7 @@ def _torchrun(nproc: int, max_restarts: int, train: Sequence[str]) -> int:
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}",
         f"--max-restarts={max_restarts}", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2", "-m", "distae.train", *train,
     ]  # fmt: skip
-    env = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600", **os.environ}  # time for the last save; before torch 2.15 it is 30 s
+    env = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120", **os.environ}  # time for the last save; before torch 2.15 it is 30 s
     with subprocess.Popen(command, env=env, start_new_session=True) as process:
         asked: list[int] = []
 
