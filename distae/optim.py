@@ -14,6 +14,7 @@ from distae.config.optim import (
     ScheduleConfig,
     StepConfig,
 )
+from distae.errors import TrainingError
 
 
 def make_optimizer(cfg: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -100,11 +101,25 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor]) -> None:
-    """Give the optimizer the state that `optimizer_tensors` took."""
+    """Give the optimizer the state that `optimizer_tensors` took. Raises TrainingError on any that it cannot have."""
     parameters = {name: p for p, name in names.items()}
     optimizer.state.clear()
     for dotted, value in tensors.items():
-        name, key = dotted.rsplit(".", 1)
-        p = parameters[name]
-        on_host = key == "step" and p.device.type == "cpu"
-        optimizer.state[p][key] = value if on_host else value.to(p.device)
+        name, _, key = dotted.rpartition(".")
+        p = parameters.get(name)
+        # Fused optimizers do not compare sizes: a forged one would have them write past a tensor's end.
+        if p is None or (value.shape, value.dtype) != (((), torch.float32) if key == "step" else (p.shape, p.dtype)):
+            raise TrainingError(f"the optimizer state of the checkpoint has {dotted}, {value.dtype} {list(value.shape)}")
+        optimizer.state[p][key] = value.to(p.device)
+    kept = _KEPT[type(optimizer)]
+    if any(set(state) != kept for state in optimizer.state.values()):
+        raise TrainingError(
+            f"the optimizer state of the checkpoint is not that of {type(optimizer).__name__}: {', '.join(sorted(kept))}"
+        )
+
+
+_KEPT = {
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+}

@@ -3,7 +3,9 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+from distae.jsonfile import decode
 
 FILE = "outcome.json"
 EXIT_CODES = {"done": 0, "failed": 1, "stopped": 75}
@@ -14,8 +16,7 @@ EXIT_CODES = {"done": 0, "failed": 1, "stopped": 75}
 class Outcome:
     """The end of a run."""
 
-    outcome: str
-    """done, failed or stopped."""
+    outcome: Literal["done", "failed", "stopped"]
     step: int
     run_dir: str
     reason: str = ""
@@ -32,9 +33,9 @@ class Outcome:
         fresh.rename(Path(self.run_dir) / FILE)
 
 
-def read(run_dir: Path) -> dict[str, Any] | None:
-    """What outcome.json says; None where there is none."""
+def read(run_dir: Path) -> Outcome | None:
+    """What outcome.json says; None where there is none, or it is damaged."""
     try:
-        return json.loads((run_dir / FILE).read_text())  # type: ignore[no-any-return]
+        return decode((run_dir / FILE).read_bytes(), Outcome)
     except (OSError, ValueError):
         return None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distae.errors import TrainingError, UserError
+from distae.jsonfile import decode
 
 FILE = "lock"
 BEAT_SECONDS, STALE_SECONDS = 10.0, 60.0
@@ -100,10 +101,9 @@ def _create(path: Path, mine: dict[str, Any]) -> bool:
 def _holder(path: Path) -> dict[str, Any]:
     """What the lock file says; nothing where it is damaged. Raises OSError where it cannot be read."""
     try:
-        holder = json.loads(path.read_text())
+        return decode(path.read_bytes(), dict[str, Any])
     except ValueError:
         return {}
-    return holder if isinstance(holder, dict) else {}
 
 
 def _is_gone(holder: dict[str, Any], mine: dict[str, Any]) -> bool:

@@ -37,6 +37,10 @@ class OpenWindow:
     """Of each rank."""
     steps: int
 
+    def __post_init__(self) -> None:
+        if any(len(of_rank) != len(self.names) for of_rank in self.sums):
+            raise ValueError("a rank's sums are not one per name")
+
 
 class Window:
     """Sums of the terms since the last log, on the device, and how many steps passed before the first non-finite one."""

@@ -5,6 +5,7 @@ import json
 import netrc
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -121,9 +122,6 @@ class Wandb:
         import wandb
 
         mode: Any = _wandb_mode(wandb)
-        id_file = run_dir / "wandb_id"
-        if not id_file.exists():
-            id_file.write_text(uuid.uuid4().hex[:8])
         settings = wandb.Settings(console="off", silent=True, init_timeout=15)
         how: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT", "distae"),
@@ -131,7 +129,7 @@ class Wandb:
             "dir": str(run_dir),
         }
         how |= {
-            "id": id_file.read_text().strip(),
+            "id": _wandb_id(run_dir / "wandb_id", console),
             "config": to_dict(cfg) | {"environment": environment},
             "settings": settings,
         }
@@ -155,6 +153,17 @@ class Wandb:
 
     def close(self) -> None:
         self.run.finish()
+
+
+def _wandb_id(file: Path, console: Console) -> str:
+    """Made once and kept."""
+    if file.exists():
+        kept = file.read_bytes().strip()
+        if re.fullmatch(rb"[\w-]{1,64}", kept):
+            return kept.decode()
+        console.line(f"W&B: {file} is damaged; a new W&B run begins")
+    file.write_text(uuid.uuid4().hex[:8])
+    return file.read_text()
 
 
 def _wandb_mode(wandb: Any) -> str:

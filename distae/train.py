@@ -78,8 +78,8 @@ def _run_in_turn(runs: list[TrainConfig], env: Environment) -> Outcome:
     cfg = runs[0]
     runfolder.check(cfg)
     end = read(Path(str(cfg.run_dir)))
-    if env.restarts and end and end["outcome"] == "stopped":
-        return Outcome(**end)  # torchrun takes the exit code of a run that stopped on purpose for a crash
+    if env.restarts and end and end.outcome == "stopped":
+        return end  # torchrun takes the exit code of a run that stopped on purpose for a crash
     with listening() as stop:
         from distae import data, dist
         from distae.data.checks import check_data
@@ -110,6 +110,8 @@ def _train(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, thr
         signal = "" if done else Signals(trainer.agreed_signal).name
         end = Outcome("done" if done else "stopped", trainer.state.step, str(run_dir), signal=signal)
     except UserError:
+        if lock:
+            lock.release()
         raise
     except Exception as error:
         end = _failed(error, trainer, run_dir)

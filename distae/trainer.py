@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from distae import data, dist, outcome
@@ -21,6 +22,7 @@ from distae.data import Arrays, GlobalBatchSampler, Loader
 from distae.errors import TrainingError, UserError
 from distae.evaluation.exact import evaluate
 from distae.evaluation.pictures import draw
+from distae.jsonfile import decode
 from distae.models import build
 from distae.models.files import export, load_weights
 from distae.optim import Plateau, Schedule, load_optimizer_tensors, optimizer_tensors
@@ -31,6 +33,9 @@ from distae.tracking import Tracker, describe_environment
 
 FEWEST_STEPS_PER_EVALUATION = 50
 """Where --eval-every is left open: an epoch of a small data set is over in a moment, its evaluation and pictures are not."""
+
+
+_SCALER = set(torch.amp.GradScaler("cpu").state_dict())
 
 
 @dataclass
@@ -55,7 +60,7 @@ class Saved:
     scaler: dict[str, int | float] | None
     samples_seen: int
     total_steps: int
-    metrics_bytes: int
+    metrics_bytes: Annotated[int, Meta(ge=0)]
     """Size of metrics.jsonl at the save; what is behind it is cut on a resume."""
     settings: dict[str, Any]
     """The settings that define the result."""
@@ -290,14 +295,16 @@ class Trainer:
     def _is_complete(self) -> bool:
         """Whether an earlier start did all that this one would."""
         end = outcome.read(self.run_dir)
-        return end is not None and (end["outcome"], end["step"]) == ("done", self.state.step)
+        return end is not None and (end.outcome, end.step) == ("done", self.state.step)
 
     def _load(self, checkpoints: Checkpoints, step: int) -> int:
         """Take over a checkpoint's whole state; returns the size of metrics.jsonl at its save. Raises TrainingError."""
         try:
-            saved = msgspec.json.decode(checkpoints.state(step), type=Saved)
-        except (OSError, msgspec.DecodeError) as error:
+            saved = decode(checkpoints.state(step), Saved)
+        except (OSError, ValueError) as error:
             raise TrainingError(f"{STATE} of the checkpoint at step {step} cannot be read: {error}") from error
+        if saved.state.step != step or (saved.scaler and not saved.scaler.keys() >= _SCALER):
+            raise TrainingError(f"{STATE} of the checkpoint at step {step} is not of that step, or not whole")
         into = {k: v for k, v in self._tensors().items() if not k.startswith("optim.")}
         loaded = checkpoints.load(step, into, "optim.")
         for turn, optimizer in self.stepper.optimizers.items():
@@ -340,9 +347,10 @@ class Trainer:
     def _load_weights(self, run_dir: Path) -> None:
         weights = load_weights(run_dir)
         for model in {self.stepper.model, self.stepper.evaluated}:
-            wrong = model.load_state_dict(weights, strict=False)
-            if wrong.missing_keys or wrong.unexpected_keys:
-                raise UserError(f"--init-from: the model in {run_dir} has other parameters than this one")
+            try:
+                model.load_state_dict(weights)
+            except RuntimeError as error:
+                raise UserError(f"--init-from: the model in {run_dir} has other parameters than this one") from error
 
     def _tensors(self) -> dict[str, Tensor]:
         stepper = self.stepper

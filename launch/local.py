@@ -17,7 +17,7 @@ from types import FrameType
 
 from distae.config import TrainConfig, check, parse
 from distae.errors import UserError
-from distae.outcome import EXIT_CODES, FILE, read
+from distae.outcome import FILE, read
 from distae.stop import SIGNALS
 from distae.train import SWITCHES
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     outcome_file.unlink(missing_ok=True)
     code = _torchrun(args.nproc, args.max_restarts, train)
     outcome = read(outcome_file.parent)
-    return EXIT_CODES[outcome["outcome"]] if outcome else code
+    return outcome.exit_code if outcome else code
 
 
 def _torchrun(nproc: int, max_restarts: int, train: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -121,7 +121,7 @@ class Checkpoints:
         except (OSError, TrainingError) as error:
             complaint = str(error)
         except CheckpointException as error:
-            complaint = "; ".join(f"rank {r}: {e[0]}" for r, e in error.failures.items())
+            complaint = _in_words(error)
         return next((c for c in dist.gather(complaint, self.group) if c), None)
 
     def _prepare(self, fresh: Path, world: dist.World) -> None:
@@ -186,8 +186,8 @@ class Checkpoints:
             target = _targets(path, into, prefix)
             with _quiet():
                 load(target, storage_reader=_Reader(path), **self._how())
-        except (SafetensorError, CheckpointException) as error:
-            raise TrainingError(f"{path} cannot be read: {error}") from error
+        except CheckpointException as error:
+            raise TrainingError(f"{path} cannot be read: {_in_words(error)}") from error
         return {k: v for k, v in target.items() if k not in into}
 
     def _how(self) -> dict[str, Any]:
@@ -200,6 +200,13 @@ class _Reader(HuggingFaceStorageReader):
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         self.fs = _Manifest()
+
+    def read_metadata(self) -> Metadata:
+        """Raises TrainingError where a header is not as `save` writes it."""
+        try:
+            return super().read_metadata()
+        except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise TrainingError(f"{self.path} cannot be read: {type(error).__name__}: {error}") from error
 
 
 class _Manifest(FileSystem):
@@ -242,6 +249,11 @@ def share_out(sizes: dict[str, int], world_size: int) -> dict[str, int]:
         owners[name] = loads.index(min(loads))
         loads[owners[name]] += size
     return owners
+
+
+def _in_words(error: CheckpointException) -> str:
+    """Without the traceback of each rank."""
+    return "; ".join(f"rank {r}: {e[0]}" for r, e in error.failures.items())
 
 
 @contextlib.contextmanager

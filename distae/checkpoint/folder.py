@@ -6,12 +6,45 @@ step_00001000/
     COMMIT                                          size and checksum of each file, written last: without it, no checkpoint
 """
 
-import json
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
+
+from distae.jsonfile import decode
 
 COMMIT, STATE = "COMMIT", "state.json"
+
+
+class Entry(TypedDict):
+    """A file as the manifest has it."""
+
+    size: int
+    """Bytes."""
+    xxh3: str
+    """Checksum, 128 bits in hex."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What COMMIT holds."""
+
+    step: int
+    files: dict[str, Entry]
+
+
+@dataclass(frozen=True)
+class Progress:
+    best_step: int | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The part of state.json that a listing needs."""
+
+    world_size: int
+    state: Progress
 
 
 def name_of(step: int) -> str:
@@ -24,15 +57,21 @@ def steps_in(folder: Path) -> list[int]:
     return sorted((int(m[1]) for m in found if m), reverse=True)
 
 
-def manifest_of(path: Path) -> dict[str, dict[str, object]]:
+def manifest_of(path: Path) -> dict[str, Entry]:
     """The files of a checkpoint, by name. Raises OSError or ValueError where the marker is missing or damaged."""
-    manifest = json.loads((path / COMMIT).read_bytes())
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or not all(isinstance(e, dict) and {"size", "xxh3"} <= set(e) for e in files.values()):
-        raise ValueError(f"{COMMIT} is damaged")
-    if any("/" in name or name.startswith(".") for name in files):
-        raise ValueError(f"{COMMIT} names files outside the folder")
+    files = decode((path / COMMIT).read_bytes(), Manifest).files
+    for name in files:
+        if not re.fullmatch(r"[a-z][\w.-]{0,200}", name, re.ASCII):
+            raise ValueError(f"{name[:80]!r} is no file of a checkpoint")
     return files
+
+
+def summary_of(path: Path) -> Summary | None:
+    """What a listing needs of state.json; None where that is damaged."""
+    try:
+        return decode((path / STATE).read_bytes(), Summary)
+    except (OSError, ValueError):
+        return None
 
 
 def why_invalid(path: Path) -> str | None:
@@ -41,10 +80,10 @@ def why_invalid(path: Path) -> str | None:
         files = manifest_of(path)
     except OSError:
         return f"no {COMMIT} marker"
-    except ValueError:
-        return f"{COMMIT} is damaged"
+    except ValueError as error:
+        return f"{COMMIT} is damaged: {error}"
     if STATE not in files:
-        return f"{COMMIT} is damaged"
+        return f"{COMMIT} is damaged: {STATE} is not in it"
     for name, entry in files.items():
         file = path / name
         if not file.is_file():

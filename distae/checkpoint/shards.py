@@ -15,10 +15,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from distae.checkpoint.folder import manifest_of
-
-Entry = dict[str, Any]
-"""Size in bytes and xxh3 checksum of a file, as the manifest has them."""
+from distae.checkpoint.folder import Entry, manifest_of
 
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",

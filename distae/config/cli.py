@@ -173,7 +173,7 @@ def read_toml(path: str | None, option: str = "config") -> Table:
         return tomllib.loads(Path(path).read_text())
     except OSError as error:
         raise UserError(f"--{option}: cannot read {path} ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"--{option}: {path} is not valid TOML: {error}") from error
 
 

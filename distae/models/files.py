@@ -2,8 +2,11 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
+from msgspec import Meta
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -12,9 +15,19 @@ from distae.config import TrainConfig, build, to_dict
 from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
 from distae.errors import UserError
+from distae.jsonfile import decode
 from distae.models import base
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class About:
+    """The part of config.json that builds the model."""
+
+    model: dict[str, Any]
+    net: dict[str, Any]
+    shape: list[Annotated[int, Meta(ge=1)]]
 
 
 def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path) -> None:
@@ -38,21 +51,21 @@ def load(run_dir: str | Path) -> base.Autoencoder:
     folder = Path(run_dir) / "model"
     weights = load_weights(Path(run_dir))
     try:
-        about = json.loads((folder / CONFIG).read_text())
-        cfg = build(TrainConfig, {"model": about["model"], "net": about["net"]})
-        shape = tuple(int(n) for n in about["shape"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        about = decode((folder / CONFIG).read_bytes(), About)
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder / CONFIG} is missing or damaged ({error})") from error
-    return assemble(cfg.model, cfg.net, shape, weights).eval()
+    cfg = build(TrainConfig, {"model": about.model, "net": about.net})
+    return assemble(cfg.model, cfg.net, tuple(about.shape), weights).eval()
 
 
 def assemble(model: ModelConfig, net: NetConfig, shape: tuple[int, ...], weights: dict[str, Tensor]) -> base.Autoencoder:
     """A model of these settings with these weights. Raises UserError where they do not fit."""
-    made = base.build(model, net, shape, dtype=next(iter(weights.values())).dtype)
     try:
+        made = base.build(model, net, shape, dtype=next((w.dtype for w in weights.values()), None))
         made.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"the weights do not fit the settings beside them: {error}") from error
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise UserError(f"the weights do not fit the settings beside them: {what}") from error
     return made
 
 
