@@ -10,7 +10,7 @@ from helpers import ROOT
 from distae.config.models import ModelConfig
 
 FLOORS = [
-    {"config", "errors", "environment", "stop", "outcome", "runfolder", "runlock"},
+    {"config", "errors", "environment", "stop", "outcome", "jsonfile", "runfolder", "runlock"},
     {"dist", "noise", "losses"},
     {"nn", "data", "optim", "checkpoint", "tracking", "profiling"},
     {"models"},
