@@ -42,7 +42,7 @@ def test_a_variant_reports_the_terms_it_declares(name):
 @pytest.mark.parametrize("shape", [(1, 8, 8), (5,), (3, 4, 6)])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_codes_and_reconstructions(name, shape):
-    model = made(name, shape, likelihood="gaussian").eval()
+    model = made(name, shape).eval()
     x, label = torch.rand(3, *shape, dtype=torch.float64), LABELS[:3]
     codes = model.encode(x, label)
     assert len(codes.z) == 3
@@ -116,12 +116,12 @@ def test_a_code_activation_bounds_the_code():
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_an_outlier_stays_finite(name):
-    model = made(name, likelihood="gaussian").float()
+    model = made(name).float()
     out = model(Batch(torch.full((2, 1, 8, 8), 1e8), LABELS[:2], population=100), model.turns()[0].name, noise_for(2))
     assert out.loss.isfinite()
 
 
-@pytest.mark.parametrize("net", [{"name": "mlp"}, {"name": "conv", "norm": "batch"}, {"name": "resnet", "norm": "batch"}])
+@pytest.mark.parametrize("net", [{"name": "mlp"}, {"name": "conv", "norm": "layer"}, {"name": "resnet"}])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_finished_run_is_loaded_in_one_line(name, net, tmp_path):
     trainer = fitted(settings(model={"name": name} | SMALL.get(name, {}), net=net, steps=3), tmp_path)
@@ -134,6 +134,14 @@ def test_a_finished_run_is_loaded_in_one_line(name, net, tmp_path):
         assert torch.equal(model.decode(model.encode(x, label).z, label), trained.reconstruct(x, label))
         if model.cfg.generative:
             assert torch.equal(model.sample(4, noise_for(4)), trained.sample(4, noise_for(4)))
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv", "resnet"])
+def test_the_statistics_of_a_batch_norm_are_loaded_too(net, tmp_path):
+    trainer = fitted(settings(net={"name": net, "norm": "batch"}, steps=3), tmp_path)
+    x, _ = trainer.loaders["test"].batch(torch.arange(5), None)
+    with torch.no_grad():
+        assert torch.equal(distae.load(tmp_path).reconstruct(x), trainer.stepper.model.eval().reconstruct(x))
 
 
 def test_no_finished_run_is_the_users_mistake(tmp_path):
