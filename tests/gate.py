@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import pytest
 import torch
 import torch.distributed as td
 import torch.multiprocessing as mp
@@ -43,6 +44,8 @@ class Case(NamedTuple):
     cfg: TrainConfig
     plant: Plant = contextlib.nullcontext
     world_sizes: tuple[int, ...] = tuple(RANKS)
+    ends_at: int | None = None
+    """Step at which the run ends for a first time; it is then started again, and resumes."""
 
 
 class Result(NamedTuple):
@@ -86,6 +89,34 @@ def assert_parity(results: dict[int, Result], tolerance: float) -> None:
         assert found[worst] <= tolerance, f"{world_size} ranks against {min(results)}: {worst} differs by {found[worst]:.2g}"
 
 
+def gates(name: str, cfg: TrainConfig) -> dict[str, Case]:
+    """The cases that every variant must pass, for `assert_gates` to look at; `cfg` trains in float64."""
+    return {
+        name: Case(cfg),
+        f"{name} resumed": Case(cfg, world_sizes=(3,), ends_at=(cfg.steps or 0) // 2 + 1),
+        f"{name} fp32": Case(dataclasses.replace(cfg, precision="fp32"), world_sizes=(1,)),
+        f"{name} bf16": Case(dataclasses.replace(cfg, precision="bf16"), world_sizes=(1,)),
+    }
+
+
+def assert_gates(results: dict[str, dict[int, Result]], name: str) -> None:
+    """1 to 4 ranks agree; a resumed run of 3 ends bit for bit as one that never stopped; bf16 is finite and near fp32."""
+    assert_parity(results[name], BATCH_NORM)
+    straight, resumed = results[name][3], results[f"{name} resumed"][3]
+    differ = [k for k, v in straight.tensors.items() if not torch.equal(v, resumed.tensors[k])]
+    assert not differ, f"resumed on 3 ranks: {differ[0]} differs"
+    single, half = (results[f"{name} {precision}"][1].metrics for precision in ("fp32", "bf16"))
+    for k, v in single.items():
+        if k.endswith("/loss"):
+            assert half[k] == pytest.approx(v, rel=0.03), f"bf16: {k} is {half[k]}, and {v} in fp32"
+        assert math.isfinite(half[k]), f"bf16: {k} is {half[k]}"
+
+
+def check(cfg: TrainConfig, folder: Path) -> None:
+    """All gates on one variant, whoever's it is: `gate.check(settings(model={"name": "mine"}, precision="fp64"), tmp_path)`."""
+    assert_gates(run(gates("variant", cfg), folder), "variant")
+
+
 def assert_order(result: Result, cfg: TrainConfig, n: int = 197) -> None:
     """Each step's samples are those of torch's own sampler, another shuffle each epoch: N ranks alone could all be wrong alike."""
     assert torch.equal(result.order, torch_order(n, cfg.global_batch_size, cfg.seed, len(result.order)))
@@ -112,6 +143,8 @@ def _rank(rank: int, cases: dict[str, Case], folder: Path) -> None:
             if n in case.world_sizes and rank in ranks:
                 groups = triples[n] if n > 1 else ()
                 with dist.use(dist.World(ranks.index(rank), n, torch.device("cpu"), *groups)), case.plant():
+                    if case.ends_at:
+                        _train(dataclasses.replace(case.cfg, steps=case.ends_at), folder / f"{name}.{n}")
                     result = _train(case.cfg, folder / f"{name}.{n}")
                 if rank == ranks[0]:
                     torch.save(result._asdict(), folder / f"{name}.{n}.pt")
