@@ -30,7 +30,7 @@ def settings(**changes: Any) -> TrainConfig:
     table = {key: {**value} if isinstance(value, dict) else value for key, value in SMALL.items()}
     for key, value in changes.items():
         table[key] = table.get(key, {}) | value if isinstance(value, dict) else value
-    table["net"] = WIDTHS[table["net"]["name"]] | table["net"]
+    table["net"] = WIDTHS.get(table["net"]["name"], {}) | table["net"]
     return check(build(TrainConfig, table), 1)
 
 

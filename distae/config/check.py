@@ -59,13 +59,15 @@ def _check_batch(cfg: TrainConfig, world_size: int) -> None:
 def _check_net(net: NetConfig, shape: tuple[int, ...]) -> None:
     if net.norm == "group" and (bad := [w for w in net.widths if w % net.groups]):
         raise UserError(f"--net.groups {net.groups} does not divide the hidden width {bad[0]}")
-    if isinstance(net, MLPConfig):
-        if net.norm == "group" and net.groups in net.widths:
-            raise UserError(f"--net.groups {net.groups} leaves one value per group of a hidden layer of {net.groups}")
-        return
+    if isinstance(net, MLPConfig) and net.norm == "group" and net.groups in net.widths:
+        raise UserError(f"--net.groups {net.groups} leaves one value per group of a hidden layer of {net.groups}")
+    if isinstance(net, ConvConfig | ResNetConfig):
+        _check_halvings(net, shape)
+
+
+def _check_halvings(net: ConvConfig | ResNetConfig, shape: tuple[int, ...]) -> None:
     if len(shape) != 3:
         raise UserError(f"--net {net.name} needs images [C, H, W]; this data has shape {list(shape)}: use --net mlp")
-    assert isinstance(net, ConvConfig | ResNetConfig)
     halvings = len(net.channels)
     if not halvings:
         raise UserError("--net.channels: at least one")

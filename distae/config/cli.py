@@ -15,6 +15,7 @@ from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union, g
 
 import msgspec
 
+from distae.config import plugin
 from distae.config.fields import Field, Variant, fields_of, to_dict
 from distae.config.help import render
 from distae.config.weights import Ramp
@@ -39,6 +40,8 @@ def parse(cls: type[T], argv: Sequence[str], switches: dict[str, str], prog: str
     Raises UserError on anything it does not know or cannot convert.
     """
     argv = [_kebab(a) for a in argv]
+    if (file_of_plugin := _value_of("plugin", argv)) and _variants(cls):
+        plugin.load(file_of_plugin)
     if "--help" in argv or "-h" in argv:
         sys.stdout.write(render(cls, switches, prog, file) + "\n")
         raise SystemExit(0)
@@ -49,7 +52,8 @@ def parse(cls: type[T], argv: Sequence[str], switches: dict[str, str], prog: str
             table[field.name] = {"name": name}
     parser = _parser(cls, table, switches, prog, file)
     given = vars(parser.parse_args(argv))
-    given.pop(file, None)
+    for known in (file, "plugin"):
+        given.pop(known, None)
     flags = frozenset(s for s in switches if given.pop(s, False))
     for dotted, value in given.items():
         for rival in getattr(cls, "exclusive", ()):
@@ -209,6 +213,8 @@ def _parser(cls: type, table: Table, switches: dict[str, str], prog: str, file: 
     """Options of the chosen variants only."""
     parser = _Parser(prog=prog, allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS)
     parser.add_argument(f"--{file}")
+    if _variants(cls):
+        parser.add_argument("--plugin")
     for switch in switches:
         parser.add_argument(f"--{switch}", dest=switch, action="store_true")
     for field in fields_of(cls).values():

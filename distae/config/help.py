@@ -19,6 +19,8 @@ def render(cls: type, switches: dict[str, str], prog: str, file: str = "config")
         f"--{file} FILE",
         "TOML file of settings. The command line wins over it; another variant chosen there replaces the file's whole table",
     )
+    if any(f.is_variant for f in fields_of(cls).values()):
+        rows += _row("--plugin FILE.py", "Python file of yours with further variants or networks: docs/variants.md")
     for switch, doc in switches.items():
         rows += _row(f"--{switch}", doc)
     fields = fields_of(cls).values()

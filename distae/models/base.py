@@ -10,6 +10,7 @@ from distae import dist
 from distae import noise as noise_
 from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
+from distae.errors import UserError
 from distae.losses import Likelihood
 from distae.nn import build_decoder, build_encoder
 from distae.noise import Noise
@@ -158,6 +159,8 @@ def registry() -> dict[type[ModelConfig], type[Autoencoder]]:
 
 def build(cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...], seed: int = 0, **to: Any) -> Autoencoder:
     """A new model, its weights made on the CPU from `seed`, then moved by `model.to(**to)`."""
+    if type(cfg) not in _REGISTRY:
+        raise UserError(f"--model {cfg.name}: no class is bound to its settings by @register({type(cfg).__name__})")
     with noise_.initialising(seed):
         model = _REGISTRY[type(cfg)](cfg, net, shape)
     return model.to(**to)

@@ -1,13 +1,25 @@
 """Encoders and decoders: `[B, *shape]` to features and back."""
 
-from types import ModuleType
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch import nn
 
 from distae.config.nets import ConvConfig, MLPConfig, NetConfig, ResNetConfig
 from distae.nn import conv, mlp, resnet
 
-_NETS: dict[type[NetConfig], ModuleType] = {MLPConfig: mlp, ConvConfig: conv, ResNetConfig: resnet}
+N = TypeVar("N")
+_NETS: dict[type[NetConfig], Any] = {MLPConfig: mlp, ConvConfig: conv, ResNetConfig: resnet}
+
+
+def register_net(config: type[NetConfig]) -> Callable[[N], N]:
+    """Bind a module or class with functions `encoder(cfg, shape, out)` and `decoder(cfg, shape, latent_dim)` to its settings."""
+
+    def bind(net: N) -> N:
+        _NETS[config] = net
+        return net
+
+    return bind
 
 
 def build_encoder(cfg: NetConfig, shape: tuple[int, ...], out: int) -> nn.Module:

@@ -1,0 +1,30 @@
+"""A user's own Python file, whose settings classes and variants are then known like those of distae."""
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+
+from distae.errors import UserError
+
+
+def load(file: str) -> None:
+    """Import the file by its name without `.py`. It is named on the command line only: nothing that was saved can run code.
+
+    Raises UserError where it cannot be imported.
+    """
+    path = Path(file).resolve()
+    if not path.is_file() or path.suffix != ".py" or not path.stem.isidentifier():
+        raise UserError(f"--plugin: {file} is no Python file whose name could be imported")
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return
+    if importlib.util.find_spec(path.stem) is not None:
+        raise UserError(f"--plugin: there is another module {path.stem!r}; give {file} another name")
+    sys.path.append(str(path.parent))
+    try:
+        importlib.import_module(path.stem)
+    except Exception as error:
+        line = next((f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), "?")
+        raise UserError(f"--plugin: {file}, line {line}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,66 @@
+"""A user's own variant and network, in a file of theirs."""
+
+import json
+from pathlib import Path
+
+import gate
+import pytest
+from helpers import ROOT, settings, start
+
+from distae import load
+from distae.config import TrainConfig, parse, plugin
+from distae.config.help import render
+from distae.errors import UserError
+
+EXAMPLE = str(ROOT / "examples/my_variant.py")
+OPTIONS = [
+    "--plugin", EXAMPLE, "--model", "noisy_code_ae", "--model.std", "0.2", "--net", "tanh_net", "--net.hidden", "16",
+    "--steps", "4", "--data.limit", "300", "--global-batch-size", "24", "--tracking", "none", "--device", "cpu", "--run-dir", "run",
+]  # fmt: skip
+
+
+def test_the_example_trains_under_torchrun_and_resumes(tmp_path: Path) -> None:
+    for steps in ("4", "6"):
+        end = start(*OPTIONS, "--steps", steps, nproc=2, cwd=tmp_path)
+        assert end.returncode == 0, end.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 6
+    plugin.load(EXAMPLE)
+    model = load(tmp_path / "run")
+    assert type(model).__name__ == "NoisyCodeAE"
+    assert type(model.encoder.layers[2]).__name__ == "Tanh"
+
+
+def test_the_example_passes_the_gates(tmp_path: Path) -> None:
+    plugin.load(EXAMPLE)
+    cfg = settings(model={"name": "noisy_code_ae"}, net={"name": "tanh_net", "hidden": [12]}, steps=6, precision="fp64")
+    gate.check(cfg, tmp_path)
+
+
+def test_the_help_lists_it() -> None:
+    plugin.load(EXAMPLE)
+    text = render(TrainConfig, {}, "prog")
+    assert "--model noisy_code_ae: Autoencoder with gaussian noise on the code" in text
+    assert "--model.std X" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("absent.py", None, "is no Python file"),
+        ("my-variant.py", "", "is no Python file"),
+        ("torch.py", "", "there is another module 'torch'"),
+        ("broken_plugin.py", "x = 1\ny = z\n", "line 2: NameError: name 'z' is not defined"),
+    ],
+)
+def test_a_file_that_is_no_plugin_is_refused(tmp_path: Path, name: str, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=rf"--plugin: .*{message}"):
+        parse(TrainConfig, ["--plugin", str(tmp_path / name)], {}, "prog")
+
+
+def test_nothing_saved_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(f'plugin = "{EXAMPLE}"\n')
+    with pytest.raises(UserError, match="unknown key 'plugin'"):
+        parse(TrainConfig, ["--config", str(tmp_path / "a.toml")], {}, "prog")
