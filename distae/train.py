@@ -7,6 +7,7 @@
 0 done, 1 failed, 2 a user's mistake, 75 stopped after a save.
 """
 
+import errno
 import os
 import shutil
 import sys
@@ -21,7 +22,7 @@ from distae import runfolder
 from distae.config import TrainConfig, check, parse, write_toml
 from distae.environment import Environment, environment
 from distae.errors import TrainingError, UserError
-from distae.outcome import Outcome, read
+from distae.outcome import FILE, Outcome, read
 from distae.runlock import RunLock
 from distae.stop import StopRequest, listening
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from distae.data import Arrays
     from distae.trainer import Trainer
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 SWITCHES = {
     "smoke": "Every phase once, in a temporary folder: steps, evaluation, pictures, save, resume.",
     "print-config": "Print the resolved settings as TOML and exit.",
@@ -115,10 +117,8 @@ def _train(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, thr
         raise
     except Exception as error:
         end = _failed(error, trainer, run_dir)
-    if main:
-        end.write()
     if lock:
-        lock.release()
+        _leave_folder(lock, end)
     if end.outcome == "failed" and dist.world().world_size > 1:
         # Other ranks, and threads of this one, may wait for a collective that never comes.
         os._exit(end.exit_code)
@@ -140,15 +140,27 @@ def _open_folder(cfg: TrainConfig) -> RunLock | None:
     return lock
 
 
+def _leave_folder(lock: RunLock, end: Outcome) -> None:
+    """Rank 0 keeps how the run ended, and lets the folder go."""
+    try:
+        end.write()
+    except OSError as error:
+        sys.stderr.write(f"distae: {FILE} could not be written ({error.strerror})\n")
+    lock.release()
+
+
 def _failed(error: Exception, trainer: "Trainer | None", run_dir: Path) -> Outcome:
-    """Report an error once: by the rank where it happened, and on rank 0."""
+    """Report an error once: by the rank where it happened, and on rank 0. Only what may be a bug gets a traceback."""
     from distae import dist
 
-    expected = isinstance(error, TrainingError)
+    disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
+    expected = disk or isinstance(error, TrainingError)
     own = str(error) if expected else f"{type(error).__name__}: {error}"
     reason = dist.first_failure(own)
-    if reason.endswith(own) and not expected:
-        traceback.print_exc()
+    if reason.endswith(own):
+        reason = own if expected else reason
+        if not expected:
+            traceback.print_exc()
     if dist.world().is_main:
         text = f"failed: {reason.removeprefix('rank 0: ')}"
         if trainer and trainer.tracker.sinks:

@@ -194,9 +194,19 @@ class Trainer:
         if metrics is not None:
             self._row({f"{split}/{k}": v for k, v in metrics.items()})
             if self.world.is_main:
-                for name, path in draw(model, loader, self.run_dir / "images", self.state.step, cfg.seed, split).items():
-                    self.tracker.image(f"{split}/{name}", path, self.state.step)
+                self._draw(split)
         return metrics  # type: ignore[no-any-return]
+
+    def _draw(self, split: str) -> None:
+        """Pictures of a split; a disk that does not take them does not end the run."""
+        step, model, loader = self.state.step, self.stepper.evaluated, self.loaders[split]
+        try:
+            pictures = draw(model, loader, self.run_dir / "images", step, self.cfg.seed, split)
+        except OSError as error:
+            self.tracker.line(f"pictures of step {step} could not be written: {error}")
+            return
+        for name, path in pictures.items():
+            self.tracker.image(f"{split}/{name}", path, step)
 
     def _judge(self, metrics: dict[str, float]) -> bool:
         """Plateau, early stop and best: decided on metrics that rank 0 broadcast. Whether they are a new best."""

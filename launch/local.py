@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _torchrun(nproc: int, max_restarts: int, train: Sequence[str]) -> int:
     """Run torchrun in a session of its own, so that a terminal's Ctrl-C reaches it once, through us. A second one kills it."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}",
+        sys.executable, "-m", "launch.agent", "--standalone", f"--nproc-per-node={nproc}",
         f"--max-restarts={max_restarts}", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2", "-m", "distae.train", *train,
     ]  # fmt: skip
     env = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120", **os.environ}  # time for the last save; before torch 2.15 it is 30 s

@@ -84,7 +84,7 @@ def test_a_disk_that_stays_full_ends_in_one_message(small_disk: Path, capsys: An
     (small_disk / "ballast").write_bytes(bytes(2020 << 10))
     end = run(settings(steps=8, save_every=4, eval_every=100), small_disk / "run")
     assert (end.outcome, end.exit_code) == ("failed", 1)
-    assert "the checkpoint of step 8 could not be saved" in end.reason
+    assert end.reason.startswith("the checkpoint of step 8 could not be saved")
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -93,7 +93,7 @@ def test_a_run_folder_turned_read_only(tmp_path: Path, capsys: Any) -> None:
     run_dir = tmp_path / "run"
 
     def read_only() -> None:
-        while list((run_dir / "checkpoints").glob(".*")):
+        while 4 not in steps_in(run_dir / "checkpoints"):
             time.sleep(0.01)
         subprocess.run(["mount", "--bind", str(run_dir), str(run_dir)], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", str(run_dir)], check=True)
