@@ -182,7 +182,7 @@ def _wandb_mode(wandb: Any) -> str:
 
 def _has_key(hosts: set[str]) -> bool:
     """Whether the environment or `wandb login` left a key. wandb's own look-ups warn (`api`) or hang without network (`login`)."""
-    if "WANDB_API_KEY" in os.environ or "WANDB_IDENTITY_TOKEN_FILE" in os.environ:
+    if os.environ.get("WANDB_API_KEY") or "WANDB_IDENTITY_TOKEN_FILE" in os.environ:
         return True
     with contextlib.suppress(OSError, netrc.NetrcParseError):
         return bool(hosts & set(netrc.netrc(os.environ.get("NETRC")).hosts))

@@ -38,6 +38,10 @@ FEWEST_STEPS_PER_EVALUATION = 50
 _SCALER = set(torch.amp.GradScaler("cpu").state_dict())
 
 
+SMALLEST_LOSS_SCALE = 2.0**-10
+"""The scaler halves it at every overflow, from 65,536 on; so far down, every step is skipped."""
+
+
 @dataclass
 class TrainState:
     """Where a run stands, apart from tensors."""
@@ -160,6 +164,12 @@ class Trainer:
         window = self.stepper.window
         means, masked = window.read()
         bad = [name for name, value in means.items() if not math.isfinite(value)]
+        scaler = self.stepper.scaler
+        if not bad and scaler and scaler.get_scale() < SMALLEST_LOSS_SCALE:
+            raise TrainingError(
+                f"fp16 gradients overflow even at a loss scale of {scaler.get_scale():g} (step {self.state.step}): "
+                "lower --optim.lr, or take --precision bf16 or fp32"
+            )
         if not bad and masked is None:
             return means
         first = self.state.step - window.steps

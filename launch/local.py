@@ -48,7 +48,8 @@ def _torchrun(nproc: int, max_restarts: int, train: Sequence[str]) -> int:
         sys.executable, "-m", "launch.agent", "--standalone", f"--nproc-per-node={nproc}",
         f"--max-restarts={max_restarts}", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2", "-m", "distae.train", *train,
     ]  # fmt: skip
-    env = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120", **os.environ}  # time for the last save; before torch 2.15 it is 30 s
+    # Time for the last save (before torch 2.15 it is 30 s); a number of threads, for which torchrun would warn.
+    env = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120", "OMP_NUM_THREADS": "1", **os.environ}
     with subprocess.Popen(command, env=env, start_new_session=True) as process:
         asked: list[int] = []
 

@@ -231,3 +231,9 @@ def test_a_plugins_variant_is_a_choice():
         name = "two"
 
     assert Other.choices() == {"one": One, "two": Two}
+
+
+def test_an_unknown_wandb_mode_is_refused(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "of-line")
+    refused(match=r"WANDB_MODE: 'of-line' is not valid; valid: online, offline, disabled")
+    given("--tracking", "none")

@@ -1,5 +1,7 @@
 """The optimizer step against loops written out by hand, and what it does with numbers that are not finite."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -160,6 +162,15 @@ def test_a_skipped_step_of_the_loss_scaler_counts_as_a_step(tmp_path):
     assert trainer.state.step == 3
     assert scaler.get_scale() < 2.0**60
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.stepper.model.parameters(), strict=True))
+
+
+def test_a_loss_scale_that_collapses_ends_the_run(tmp_path):
+    trainer = fresh_trainer(settings(precision="fp16", steps=60, log_every=10), tmp_path)
+    for p in trainer.stepper.model.parameters():
+        p.register_hook(lambda grad: grad * math.inf)
+    with pytest.raises(TrainingError, match=r"fp16 gradients overflow even at a loss scale of .* \(step 30\)"):
+        trainer.fit()
+    trainer.close()
 
 
 def test_a_single_process_is_not_wrapped(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from distae.config.nets import ConvConfig, MLPConfig, NetConfig, ResNetConfig
 from distae.config.train import MAY_CHANGE, TrainConfig
 from distae.errors import UserError
 
+WANDB_MODES = ("online", "offline", "disabled", "dryrun")
 DEFAULT_EPOCHS = 100
 
 
@@ -88,6 +90,9 @@ def _check_choices(cfg: TrainConfig) -> None:
         raise UserError("--data.val-fraction 0 leaves nothing to evaluate: --early-stop.patience and --schedule plateau need it")
     if cfg.model.learn_scale and cfg.model.likelihood == "bernoulli":
         raise UserError("--model.learn-scale: the bernoulli likelihood has no scale; valid with gaussian and laplace")
+    mode = os.environ.get("WANDB_MODE")
+    if cfg.tracking == "wandb" and mode not in (None, *WANDB_MODES):
+        raise UserError(f"WANDB_MODE: {mode!r} is not valid; valid: {', '.join(WANDB_MODES)}, or --tracking none")
     if cfg.init_from and cfg.fork_from:
         raise UserError("--init-from and --fork-from exclude each other: weights only, or the full state")
     if cfg.fork_from and not list((Path(cfg.fork_from) / "checkpoints").glob("step_*")):
