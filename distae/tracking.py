@@ -95,7 +95,7 @@ class Console:
             self.file.write(line + "\n")
 
     def row(self, row: Row) -> None:
-        shown = " ".join(f"{k}={v:.5g}" for k, v in row.items() if "/" in k and not k.endswith("_seconds"))
+        shown = " ".join(f"{k}={v:.5g}" for k, v in row.items() if k.count("/") == 1 and not k.endswith("_seconds"))
         text = f"step {row['step']} epoch {row['epoch']:.2f} {shown}"
         if self.bar is None or any(k.startswith(("val/", "test/")) for k in row):
             self.line(text)

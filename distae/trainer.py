@@ -20,6 +20,7 @@ from distae.config.check import defining
 from distae.config.optim import CosineConfig
 from distae.data import Arrays, GlobalBatchSampler, Loader
 from distae.errors import TrainingError, UserError
+from distae.evaluation.diagnosis import diagnose, warnings
 from distae.evaluation.exact import evaluate
 from distae.evaluation.pictures import draw
 from distae.jsonfile import decode
@@ -201,8 +202,12 @@ class Trainer:
         cfg, model, loader = self.cfg, self.stepper.evaluated, self.loaders[split]
         with autocast(cfg.precision, self.world.device):
             metrics = dist.broadcast(evaluate(model, loader, cfg.eval_batch_size, cfg.seed, interrupted))
-        if metrics is not None:
-            self._row({f"{split}/{k}": v for k, v in metrics.items()})
+            told = None if metrics is None else diagnose(model, loader, cfg.eval_batch_size, cfg.seed)
+        if metrics is not None and told is not None:
+            self._row({f"{split}/{k}": v for k, v in (metrics | told).items()})
+            if split == "test":
+                for line in warnings(metrics | told, cfg.model.latent_dim):
+                    self.tracker.line(line)
             if self.world.is_main:
                 self._draw(split)
         return metrics  # type: ignore[no-any-return]

@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from distae.config import TrainConfig, build, check
+from distae.config.models import ModelConfig
 from distae.data import Arrays
 from distae.stop import StopRequest
 from distae.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 WIDTHS = {"mlp": {"hidden": [16, 8]}, "conv": {"channels": [4, 8]}, "resnet": {"channels": [4, 8]}}
+SHIPPED = sorted(k for k, v in ModelConfig.choices().items() if v.__module__.startswith("distae."))
+"""Names of the variants that come with distae; a test may load others."""
 SMALL: dict[str, Any] = {
     "model": {"name": "ae", "latent_dim": 4}, "net": {"name": "mlp", "groups": 2}, "optim": {"lr": 0.01},
     "steps": 20, "global_batch_size": 24, "eval_batch_size": 20, "log_every": 7, "eval_every": 8, "save_every": 1000,

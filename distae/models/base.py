@@ -123,6 +123,10 @@ class Autoencoder(nn.Module):
         """`n` samples from the model, `[n, *shape]`. Raises NotImplementedError where the variant has no prior."""
         raise NotImplementedError(f"{self.cfg.name} has no prior to sample from")
 
+    def kl_of_dimensions(self, codes: Codes) -> Tensor | None:
+        """KL of each code dimension from the prior in nats, `[B, ...]`, where it is a sum over dimensions; for diagnosis."""
+        return None
+
     def normal_codes(self, n: int, noise: Noise) -> Tensor:
         """`n` codes from a standard normal prior: `[n, latent_dim]`."""
         return noise.normal(next(self.parameters()).new_empty(n, self.cfg.latent_dim))

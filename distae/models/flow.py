@@ -45,9 +45,10 @@ class FlowVAE(Autoencoder):
         return z, total
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
-        """`z` is the image of z0's mean; mu and logvar are z0's."""
+        """`z` is the image of z0's mean; mu and logvar are z0's, and left out where the flows differ between samples."""
         mu, logvar, context = self.start(x, None)
-        return Codes(self.bend(mu, context)[0], mu, logvar)
+        z, _ = self.bend(mu, context)
+        return Codes(z) if context.shape[1] else Codes(z, mu, logvar)
 
     def sample(self, n: int, noise: Noise) -> Tensor:
         return self.decode(self.normal_codes(n, noise))

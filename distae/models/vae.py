@@ -53,6 +53,11 @@ class GaussianVAE(Autoencoder):
         mu, logvar = self.posterior(x, None)
         return Codes(mu, mu, logvar)
 
+    def kl_of_dimensions(self, codes: Codes) -> Tensor | None:
+        assert codes.mu is not None
+        assert codes.logvar is not None
+        return kl_by_dimension(codes.mu, codes.logvar)
+
     def sample(self, n: int, noise: Noise) -> Tensor:
         return self.decode(self.prior(n, noise))
 

@@ -1,0 +1,74 @@
+"""What goes wrong with codes: dimensions that say nothing, codebooks that lie idle."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from distae import dist
+from distae.data import Loader
+from distae.evaluation.exact import place
+from distae.losses import log_normal
+from distae.models import Autoencoder, Batch
+from distae.noise import Noise
+
+SAMPLES = 4096
+"""At most so many samples are looked at: a diagnosis costs next to nothing beside an evaluation."""
+ACTIVE = 0.01
+"""Variance above which a dimension counts as active (Burda 2016, sec. 5.3)."""
+
+
+@torch.no_grad()
+def diagnose(model: Autoencoder, loader: Loader, chunk: int, seed: int) -> dict[str, float]:
+    """Of codes with a gaussian posterior, else nothing; the same at every world size.
+
+    `active_units`: dimensions whose posterior mean varies by more than ACTIVE over samples. `mi`: mutual information of sample and
+    code in nats, E[log q(z|x) - log q(z)], q(z) the mean posterior of a chunk, hence at most log chunk (Hoffman & Johnson 2016).
+    `kl_dim/NNN`: mean KL of each dimension from the prior in nats, where the prior is standard normal.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        found = [_chunk(model, loader, n, start, chunk, seed) for n, start in enumerate(range(0, min(len(loader), SAMPLES), chunk))]
+    finally:
+        model.train(was_training)
+    if not found or not found[0]:
+        return {}
+    count, first, second, *rest = (dist.sum_(torch.stack(parts).sum(0)) for parts in zip(*found, strict=True))
+    variance = second / count - (first / count).square()
+    information, *kl = (part / count for part in rest)
+    metrics = {"active_units": float((variance > ACTIVE).sum()), "mi": float(information)}
+    return metrics | {f"kl_dim/{i:03}": value for i, value in enumerate(kl[0].tolist() if kl else [])}
+
+
+def _chunk(model: Autoencoder, loader: Loader, number: int, start: int, chunk: int, seed: int) -> list[Tensor]:
+    """Sums over this rank's rows: their number, posterior means and squares, log q(z|x) - log q(z), and the KL by dimension."""
+    here = place(loader, start, chunk)
+    noise = Noise(seed, ("diagnosis", number), here.rows, dist.world().device)
+    x, label = loader.batch(here.samples, noise)
+    codes = model.encode(x, label)
+    if codes.mu is None or codes.logvar is None:
+        return []
+    batch = Batch(x, label, None, here.held)
+    mu, logvar, weight = codes.mu.double(), codes.logvar.double(), here.held.double()[:, None]
+    z = mu + noise.normal(mu) * torch.exp(0.5 * logvar)
+    each = log_normal(z[:, None], batch.pool(mu), batch.pool(logvar)).sum(2)
+    aggregate = torch.logsumexp(each, 1) - math.log(each.shape[1])
+    information = (log_normal(z, mu, logvar).sum(1) - aggregate) * weight[:, 0]
+    kl = model.kl_of_dimensions(codes)
+    sums = [weight.sum(), (mu * weight).sum(0), (mu.square() * weight).sum(0), information.sum()]
+    return sums if kl is None else [*sums, (kl.double() * weight).sum(0)]
+
+
+def warnings(metrics: dict[str, float], latent_dim: int) -> list[str]:
+    """Lines that tell a user what is wrong with a trained model, and what to try."""
+    lines = []
+    active, live = metrics.get("active_units", latent_dim), metrics.get("live", 1.0)
+    if active < max(1, 0.1 * latent_dim):
+        lines.append(
+            f"posterior collapse: {active:.0f} of {latent_dim} code dimensions are in use; "
+            "try a KL warm-up (--model.beta 0:1@5000), --model.free-bits, or a smaller decoder"
+        )
+    if live < 0.1:
+        lines.append(f"codebook: {live:.1%} of the codes are in use; try fewer codes, or --model.restart-below where there is one")
+    return lines
