@@ -3,9 +3,11 @@
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
@@ -23,6 +25,12 @@ class StopRequest:
             os._exit(130)
         if not self.signum:
             self.signum, self.since = signum, time.monotonic()
+
+
+def leave(code: int) -> NoReturn:
+    """Exit with `code`, whatever is sent meanwhile: when the first rank has left, srun ends the others with TERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(code)
 
 
 @contextlib.contextmanager

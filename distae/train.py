@@ -24,7 +24,7 @@ from distae.environment import Environment, environment
 from distae.errors import TrainingError, UserError
 from distae.outcome import FILE, Outcome, read
 from distae.runlock import RunLock
-from distae.stop import StopRequest, listening
+from distae.stop import StopRequest, leave, listening
 
 if TYPE_CHECKING:
     from distae.data import Arrays
@@ -172,4 +172,4 @@ def _failed(error: Exception, trainer: "Trainer | None", run_dir: Path) -> Outco
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,0 +1,152 @@
+"""Step time, efficiency and goodput on up to 1,024 GPUs, predicted from what one GPU does, and checked by simulation.
+
+    python benchmarks/scale_model.py --compute-ms 120 --parameters 100e6
+
+Closed forms for the table; a simulation of the same step (buckets queue for the network while the backward pass goes on, the
+slowest rank holds up the others) and of the same failures says how far off they are. The last line is one JSON object.
+
+Figures and where they come from:
+- NVLink 4: 450 GB/s per GPU and direction, eight 400 Gb/s InfiniBand ports per node of eight GPUs (H100/H200 SXM, NVIDIA; as in
+  MLCommons' system descriptions, inference_results_v4.1/closed/NVIDIA/systems/H200-SXM-141GBx8_TRT_MaxQ.json).
+- Latencies of ring and tree, and how they add up: the tables of NCCL's own tuner (src/graph/tuning.cc, ncclTopoTuneModel).
+- What an all-reduce reaches of that bandwidth: `BUS_EFFICIENCY`, an assumption; nccl-tests on your machine gives yours.
+- Failures: 419 unexpected interruptions in 54 days of 16,384 GPUs (Llama Team 2024, "The Llama 3 Herd of Models", section 3.3.4).
+- Interval between saves, and time lost to failures: Daly 2006 (Future Generation Computer Systems 22); first order: Young 1974.
+- DDP's buckets: 1 MiB, then 25 MiB (torch.nn.parallel.DistributedDataParallel, bucket_cap_mb).
+"""
+
+import argparse
+import json
+import math
+import random
+from dataclasses import dataclass
+from statistics import NormalDist, fmean
+
+US, MIB, HOUR = 1e-6, 2**20, 3600.0
+NVLINK, NIC = 450e9, 50e9
+BUS_EFFICIENCY = 0.8
+GPUS_PER_NODE = 8
+MTBF_GPU = 54 * 24 * HOUR * 16384 / 419
+FORWARD = 1 / 3
+"""Share of the forward pass in the compute time; the backward pass costs twice as much."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one GPU does, and what the cluster costs it."""
+
+    compute: float
+    """Seconds of forward and backward on one GPU at its micro-batch."""
+    parameters: float
+    jitter: float
+    """Standard deviation of a rank's compute time, relative."""
+    staging: float
+    """Bytes/s from a GPU to the host: what a save holds the loop up for."""
+    restart: float
+    """Seconds from a failure to the first new step: requeue, imports, reading the checkpoint."""
+
+    @property
+    def buckets(self) -> list[float]:
+        """Bytes of fp32 gradients in the order in which the backward pass makes them ready."""
+        rest, sizes = 4 * self.parameters, []
+        while rest > 0:
+            sizes.append(min(rest, (25 if sizes else 1) * MIB))
+            rest -= sizes[-1]
+        return sizes
+
+    @property
+    def blocked(self) -> float:
+        """Seconds that a save holds the loop up: parameters and Adam's two moments, copied by every GPU."""
+        return 12 * self.parameters / self.staging
+
+
+def all_reduce(size: float, gpus: int) -> float:
+    """Seconds for `size` bytes: the better of NCCL's ring (Simple) and tree (LL128)."""
+    if gpus == 1:
+        return 0.0
+    nodes = -(-gpus // GPUS_PER_NODE)
+    local = gpus // nodes
+    bus = BUS_EFFICIENCY * (NVLINK if nodes == 1 else min(NVLINK, NIC * local))
+    inter, steps = 2 * (nodes - 1), 2 * (gpus - 1)
+    ring = 8.4 * US + (steps - inter) * 3.4 * US + inter * 9.6 * US + size * steps / gpus / bus
+    tree = 4.4 * US + 2 * ((local - 1) * 1.2 + math.log2(nodes) * 8.5) * US + 2 * size / (0.9 * 0.915 * bus)
+    return min(ring, tree)
+
+
+def step_time(job: Job, gpus: int) -> float:
+    """Closed form: the slowest rank's compute, and what of the all-reduces does not fit beside its backward pass."""
+    slowest = NormalDist().inv_cdf((gpus - 0.375) / (gpus + 0.25)) if gpus > 1 else 0.0  # Blom 1958
+    compute = job.compute * (1 + job.jitter * slowest)
+    times = [all_reduce(b, gpus) for b in job.buckets]
+    until_first = compute * (1 - FORWARD) * job.buckets[0] / (4 * job.parameters)
+    return compute + max(times[-1], until_first + sum(times) - compute * (1 - FORWARD))
+
+
+def simulated_step(job: Job, gpus: int, rng: random.Random) -> float:
+    """One step: a bucket is reduced once the slowest rank has it, and the one before it is done."""
+    compute = max(job.compute * rng.gauss(1, job.jitter) for _ in range(gpus))
+    done = ready = 0.0
+    for size in job.buckets:
+        ready += size
+        done = max(done, compute * (FORWARD + (1 - FORWARD) * ready / (4 * job.parameters))) + all_reduce(size, gpus)
+    return max(done, compute)
+
+
+def interval(job: Job, mtbf: float) -> float:
+    """Seconds of training between two saves (Daly), whose first order is Young's sqrt(2 * blocked * mtbf)."""
+    x = job.blocked / (2 * mtbf)
+    return math.sqrt(2 * job.blocked * mtbf) * (1 + math.sqrt(x) / 3 + x / 9) - job.blocked
+
+
+def goodput(job: Job, mtbf: float, between: float) -> float:
+    """Share of the time that ends up in the result (Daly): the rest is saving, restarting, and steps made twice."""
+    return between / (mtbf * math.exp(job.restart / mtbf) * math.expm1((between + job.blocked) / mtbf))
+
+
+def simulated_goodput(job: Job, mtbf: float, between: float, rng: random.Random, failures: int = 4000) -> float:
+    """The same from failures drawn one by one, during restarts too."""
+    useful = total = 0.0
+    for _ in range(failures):
+        life = rng.expovariate(1 / mtbf)
+        total += life
+        useful += max(0, math.floor((life - job.restart) / (between + job.blocked))) * between
+    return useful / total
+
+
+def row(job: Job, nodes: int, rng: random.Random) -> dict[str, float]:
+    """The figures of one cluster size."""
+    gpus = nodes * GPUS_PER_NODE
+    mtbf, step = MTBF_GPU / gpus, step_time(job, gpus)
+    between = interval(job, mtbf)
+    share = goodput(job, mtbf, between)
+    simulated = fmean(simulated_step(job, gpus, rng) for _ in range(200))
+    return {
+        "gpus": gpus, "step_ms": 1e3 * step, "simulated_step_ms": 1e3 * simulated, "efficiency": job.compute / step,
+        "mtbf_hours": mtbf / HOUR, "save_every_minutes": between / 60, "save_every_steps": round(between / step),
+        "goodput": share, "simulated_goodput": simulated_goodput(job, mtbf, between, rng), "total": share * job.compute / step,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--compute-ms", type=float, default=120.0, help="measured forward and backward of one GPU, in ms")
+    parser.add_argument("--parameters", type=float, default=100e6)
+    parser.add_argument("--jitter", type=float, default=0.01, help="relative standard deviation of a rank's compute time")
+    parser.add_argument("--staging-gb", type=float, default=20.0, help="GB/s from GPU memory to pinned host memory")
+    parser.add_argument("--restart-minutes", type=float, default=5.0)
+    args = parser.parse_args()
+    job = Job(args.compute_ms / 1e3, args.parameters, args.jitter, args.staging_gb * 1e9, args.restart_minutes * 60)
+    rng = random.Random(0)
+    rows = [row(job, nodes, rng) for nodes in (1, 2, 4, 8, 16, 32, 64, 128)]
+    print("  GPUs  step ms (simulated)  efficiency   MTBF h  save every       goodput (simulated)   of ideal")
+    for r in rows:
+        print(
+            f"{r['gpus']:6.0f}  {r['step_ms']:7.1f} ({r['simulated_step_ms']:7.1f})  {r['efficiency']:10.3f} {r['mtbf_hours']:8.0f}"
+            f"  {r['save_every_minutes']:4.1f} min {r['save_every_steps']:6.0f}  {r['goodput']:.4f} ({r['simulated_goodput']:.4f})"
+            f"     {r['total']:.3f}"
+        )
+    print(json.dumps({"compute_ms": args.compute_ms, "parameters": args.parameters, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What runs inside the allocation: submitit starts one TrainJob per task.
+
+On USR2 (the time limit is near, or the partition preempts) all ranks save together; then rank 0 requeues the job through
+submitit's own handler, and the others wait to be ended: a rank that returned would be stored as a success, and one that exited
+would make srun kill the job before it is requeued. On TERM (scancel, scontrol requeue) all save and leave.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn
+
+from submitit.core.utils import DelayedSubmission
+
+from distae.config import TrainConfig, build, check
+from distae.environment import Environment, environment
+from distae.errors import UserError
+from distae.outcome import EXIT_CODES, Outcome
+from distae.stop import StopRequest, leave
+from distae.train import run
+
+Handler = Callable[[int, Any], Any]
+STOPPED = EXIT_CODES["stopped"]
+WAIT = 60.0
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Trains as `settings` (TOML) say. It holds no progress: a submission that Slurm replays finds the newest checkpoint itself."""
+
+    settings: str
+    max_requeues: int
+
+    def __call__(self) -> dict[str, Any]:
+        """How the run ended, where it is done; else exits with the outcome's code."""
+        request = StopRequest()
+        requeue = signal.signal(signal.SIGUSR2, request)  # submitit's; ours stays, so that a run that is done is not requeued
+        signal.signal(signal.SIGTERM, request)
+        env = environment()
+        outcome = self._train(env)
+        if outcome.signal == "SIGUSR2" and callable(requeue):
+            self._requeue(env, requeue)
+        if outcome.outcome != "done":
+            leave(outcome.exit_code)
+        return asdict(outcome)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit stores when it requeues: the same again."""
+        return DelayedSubmission(self)
+
+    def _train(self, env: Environment) -> Outcome:
+        try:
+            return run(check(build(TrainConfig, tomllib.loads(self.settings)), env.world_size), env)
+        except UserError as error:  # by every rank: each has a log of its own, and the first to exit ends the others
+            sys.stderr.write(f"distae: {error}\n")
+            leave(2)
+
+    def _requeue(self, env: Environment, requeue: Handler) -> None:
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        if restarts >= self.max_requeues:
+            sys.stderr.write(f"distae: not requeued after {restarts} restarts (--max-requeues); the same command goes on\n")
+        elif env.rank:
+            wait_to_be_ended()
+        elif not cancelled():
+            try:
+                requeue(signal.SIGUSR2, None)
+            except subprocess.SubprocessError as error:
+                sys.stderr.write(f"distae: not requeued, the same command goes on: {error}\n")
+
+
+def cancelled() -> bool:
+    """Whether somebody cancelled this job while it saved: requeueing would bring it back."""
+    shown = subprocess.run(
+        ["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]], capture_output=True, text=True, timeout=60, check=False
+    )
+    return "JobState=CANCELLED" in shown.stdout
+
+
+def wait_to_be_ended() -> NoReturn:
+    """Stay until Slurm ends this process: at once on TERM, else after a minute."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(STOPPED))
+    time.sleep(WAIT)
+    sys.exit(STOPPED)

@@ -1,0 +1,95 @@
+"""Submit a training job to Slurm, one task per GPU.
+
+    python -m launch.slurm --nodes 2 --gpus-per-node 4 --time 4:00:00 -- --config recipes/vae_mnist.toml --run-dir runs/a
+    python -m launch.slurm --cluster slurm/clusters/example.toml --dry-run -- --config recipes/vae_mnist.toml
+
+The job saves and requeues itself before its time limit and on preemption. `--follow` gives the job's own exit code:
+0 done, 1 failed, 2 a user's mistake, 75 stopped after a save.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from distae import config, runfolder
+from distae.config import TrainConfig, write_toml
+from distae.errors import UserError
+from distae.train import SWITCHES as TRAIN_SWITCHES
+from launch import jobs, partitions, snapshot
+from launch.settings import SlurmConfig
+from launch.submit import Submission
+
+PROG = "python -m launch.slurm"
+SWITCHES = {
+    "wait": "Stay until the job has ended; the exit code is the job's.",
+    "follow": "Like --wait, and show rank 0's log.",
+    "dry-run": "Print the sbatch script and the resolved settings; submit nothing.",
+    "no-snapshot": "Run the code that is there when the job starts, not a copy of what it is now.",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    mine, train = split(sys.argv[1:] if argv is None else argv)
+    try:
+        command = config.parse(SlurmConfig, mine, SWITCHES, PROG, "cluster")
+        job = partitions.resolve(command.settings, partitions.partitions())
+        cfg = training(train, job)
+        folder = Path(cfg.run_dir or ".") / "slurm"
+        if "dry-run" in command.flags:
+            show(Submission(job, folder, folder.parent / "code" / "HASH", folder.parent.name), [cfg])
+            return 0
+        job_id = submit(job, folder, [cfg], "no-snapshot" not in command.flags)[0]
+    except UserError as error:
+        sys.stderr.write(f"distae: {error}\n")
+        return 2
+    sys.stdout.write(f"job {job_id}, logs in {folder / job_id}; python -m launch.status {folder.parent}\n")
+    if not command.flags & {"wait", "follow"}:
+        return 0
+    rank_0 = folder / job_id / "rank_0"
+    streams = [(rank_0.with_suffix(".out"), sys.stdout), (rank_0.with_suffix(".err"), sys.stderr)]
+    return jobs.follow(job_id, streams if "follow" in command.flags else [])
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The options before `--`, and those of distae.train behind it."""
+    argv = list(argv)
+    at = argv.index("--") if "--" in argv else len(argv)
+    return argv[:at], argv[at + 1 :]
+
+
+def training(argv: Sequence[str], job: SlurmConfig) -> TrainConfig:
+    """The run's settings, checked for this job. Raises UserError."""
+    command = config.parse(TrainConfig, argv, TRAIN_SWITCHES, "python -m distae.train")
+    if command.flags:
+        raise UserError(f"--{min(command.flags)} is for python -m distae.train itself, not for a job")
+    cfg = config.check(command.settings, job.world_size)
+    if cfg.device == "cuda" and not job.gpus_per_node:
+        raise UserError("--device cuda: the job has no GPUs; give --gpus-per-node")
+    return replace(cfg, run_dir=str(Path(cfg.run_dir or ".").absolute()))
+
+
+def submit(job: SlurmConfig, folder: Path, runs: Sequence[TrainConfig], with_snapshot: bool, max_parallel: int = 1) -> list[str]:
+    """Submit the runs with what they need in place; returns the job ids.
+
+    Raises UserError, in Slurm's words and before anything is written, where Slurm would refuse the job.
+    """
+    plan = Submission(job, folder, None, folder.parent.name, max_parallel)
+    plan.ask(len(runs))
+    for cfg in runs:
+        runfolder.check(cfg)
+        if cfg.fresh:  # here: the job would move its own logs, and again at every requeue
+            runfolder.open(cfg).release()
+    code = snapshot.take(folder.parent / "code", job.snapshot_include) if with_snapshot else None
+    return replace(plan, code=code).submit([replace(cfg, fresh=False) for cfg in runs])
+
+
+def show(plan: Submission, runs: Sequence[TrainConfig]) -> None:
+    """Print what would be submitted."""
+    sys.stdout.write(f"{plan.script(len(runs))}\n# settings of the job\n{write_toml(plan.job)}")
+    for cfg in runs:
+        sys.stdout.write(f"\n# settings of the run in {cfg.run_dir}\n{write_toml(cfg)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

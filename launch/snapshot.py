@@ -1,0 +1,66 @@
+"""The code as it is at submission: what waits in the queue is not what the editor has by then."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import distae
+from distae.errors import UserError
+
+ROOT = Path(distae.__file__).parents[1]
+
+
+def take(into: Path, include: Sequence[str] = (), root: Path = ROOT) -> Path:
+    """Copy the files that git tracks, as they are now, and `include` to `into/HASH`; returns that folder.
+
+    It also holds COMMIT and DIFF (against that commit). The same code is copied once. Raises UserError outside a git checkout.
+    """
+    if left_out := set(_names(root, "--others", "--exclude-standard")) - set(include):
+        shown = ", ".join(sorted(left_out)[:4]) + (" …" if len(left_out) > 4 else "")
+        sys.stderr.write(f"not in the snapshot, for git does not track it: {shown} (--snapshot-include, or git add)\n")
+    commit, diff = _git(root, "rev-parse", "HEAD"), _git(root, "diff", "HEAD", "--binary")
+    files = [root / name for name in _names(root) if (root / name).is_file()]
+    files += [f for name in include for f in _expand(root, name)]
+    folder = into / _digest(root, commit, files)
+    if folder.is_dir():
+        return folder
+    fresh = folder.with_name(f".{folder.name}.writing.{os.getpid()}")
+    for file in files:
+        copy = fresh / file.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, copy)
+    (fresh / "COMMIT").write_bytes(commit)
+    (fresh / "DIFF").write_bytes(diff)
+    fresh.rename(folder)
+    return folder
+
+
+def _expand(root: Path, name: str) -> Iterable[Path]:
+    path = (root / name).resolve()
+    if not path.is_relative_to(root) or not path.exists():
+        raise UserError(f"--snapshot-include: no {name} in {root}")
+    return [path] if path.is_file() else [p for p in sorted(path.rglob("*")) if p.is_file()]
+
+
+def _digest(root: Path, commit: bytes, files: Iterable[Path]) -> str:
+    digest = hashlib.sha256(commit)
+    for file in files:
+        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _names(root: Path, *options: str) -> list[str]:
+    return [name for name in _git(root, "ls-files", "-z", *options).decode().split("\0") if name]
+
+
+def _git(root: Path, *args: str) -> bytes:
+    done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, check=False)
+    if done.returncode:
+        raise UserError(
+            f"no snapshot: {root} is no git checkout ({done.stderr.decode().strip()}); --no-snapshot runs the code there"
+        )
+    return done.stdout

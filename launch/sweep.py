@@ -1,0 +1,93 @@
+"""Submit every combination of some settings as one job array.
+
+    python -m launch.sweep --nodes 1 --gpus-per-node 1 --grid model.beta=1,4,10 optim.lr=1e-3,3e-4 --max-parallel 4 \\
+        -- --config recipes/vae_mnist.toml --run-dir runs/sweep
+
+Each run has its own folder, runs/sweep/model.beta=1,optim.lr=1e-3, and goes on by itself when the same sweep is submitted again.
+"""
+
+import hashlib
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from distae import config
+from distae.config import TrainConfig
+from distae.config.check import fingerprint
+from distae.config.fields import Count
+from distae.errors import UserError
+from launch import jobs, partitions
+from launch.settings import SlurmConfig
+from launch.slurm import SWITCHES, show, split, submit, training
+from launch.submit import Submission
+
+PROG = "python -m launch.sweep"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(SlurmConfig):
+    """Every combination of some settings, as one array of jobs. The training options follow after --"""
+
+    grid: tuple[str, ...] = ()
+    """Options of distae.train with their values, as in model.beta=1,4,10 "net.hidden=512 256,128"."""
+    max_parallel: Count = 256
+    """Jobs of the array that may run at the same time."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    mine, train = split(sys.argv[1:] if argv is None else argv)
+    switches = {k: v for k, v in SWITCHES.items() if k != "follow"}
+    try:
+        command = config.parse(SweepConfig, mine, switches, PROG, "cluster")
+        job = partitions.resolve(command.settings, partitions.partitions())
+        base, runs = expand(command.settings.grid, train, job)
+        if "dry-run" in command.flags:
+            show(Submission(job, base / "slurm", base / "code" / "HASH", base.name, command.settings.max_parallel), runs)
+            return 0
+        ids = submit(job, base / "slurm", runs, "no-snapshot" not in command.flags, command.settings.max_parallel)
+    except UserError as error:
+        sys.stderr.write(f"distae: {error}\n")
+        return 2
+    for job_id, cfg in zip(ids, runs, strict=True):
+        _link_logs(base / "slurm" / job_id, Path(cfg.run_dir or "."))
+        sys.stdout.write(f"job {job_id}: {cfg.run_dir}\n")
+    sys.stdout.write(f"python -m launch.status {base}\n")
+    return max(jobs.follow(job_id, []) for job_id in ids) if "wait" in command.flags else 0
+
+
+def expand(grid: Sequence[str], train: Sequence[str], job: SlurmConfig) -> tuple[Path, list[TrainConfig]]:
+    """The sweep's folder, and the settings of each run in a folder of its own below it. Raises UserError."""
+    combinations = [(",".join(f"{k}={v}" for k, v in c), c) for c in product(grid)]
+    argvs = [[*train, *(a for k, v in c for a in (f"--{k}", *v.split()))] for _, c in combinations]
+    runs = [training(argv, job) for argv in argvs]
+    base = Path(runs[0].run_dir or ".")
+    if len({cfg.run_dir for cfg in runs}) > 1:  # no --run-dir: each has the default, which its settings name
+        digest = hashlib.sha256("".join(map(fingerprint, runs)).encode()).hexdigest()[:8]
+        base = base.with_name(f"sweep_{runs[0].model.name}_{runs[0].data.name}_{digest}")
+    return base, [replace(cfg, run_dir=str(base / name)) for (name, _), cfg in zip(combinations, runs, strict=True)]
+
+
+def product(grid: Sequence[str]) -> Iterator[tuple[tuple[str, str], ...]]:
+    """Every combination of `name=value,value` items, as (name, value) pairs. Raises UserError."""
+    axes = []
+    for item in grid:
+        name, _, values = item.partition("=")
+        if not name or not all(values.split(",")):
+            raise UserError(f"--grid: {item!r} is not NAME=VALUE,VALUE,...")
+        axes.append([(name.removeprefix("--"), value) for value in values.split(",")])
+    if not axes:
+        raise UserError("--grid: give at least one NAME=VALUE,VALUE,...")
+    yield from itertools.product(*axes)
+
+
+def _link_logs(logs: Path, run_dir: Path) -> None:
+    """Make the array's logs of a run findable from its own folder."""
+    (run_dir / "slurm").mkdir(parents=True, exist_ok=True)
+    (run_dir / "slurm" / logs.name).symlink_to(os.path.relpath(logs, run_dir / "slurm"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""Jobs on Slurm, as far as that can be known without one: settings, partitions, snapshot, script, and who requeues."""
+
+import io
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from distae.config import TrainConfig, check, write_toml
+from distae.environment import environment
+from distae.errors import UserError
+from distae.outcome import Outcome
+from launch import job, jobs, partitions, settings, slurm, snapshot, sweep
+
+SINFO = "debug*|infinite|3|4|gpu:2\nlong|2-00:00:00|10|64+|gpu:a100:4(S:0-1)\nlong|2-00:00:00|5|128|(null)\n"
+STEP = {
+    "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu-a[07-08,11],gpu-b3", "SLURM_CPUS_PER_TASK": "6",
+}  # fmt: skip
+
+
+def test_a_task_of_a_slurm_step_knows_its_place():
+    env = environment(STEP)
+    assert (env.rank, env.world_size, env.local_rank, env.local_world_size, env.cpus) == (5, 8, 1, 4, 6)
+    assert env.rendezvous.startswith("tcp://gpu-a07:")
+
+
+def test_torchruns_variables_come_first():
+    env = environment(STEP | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"})
+    assert (env.launcher, env.rank, env.world_size, env.rendezvous) == ("torchrun", 1, 2, "env://")
+
+
+def test_python_in_a_batch_script_is_alone():
+    assert environment({"SLURM_JOB_ID": "77", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}).world_size == 1
+
+
+def test_the_rendezvous_is_fresh_after_a_requeue_and_the_same_for_all_ranks():
+    again = STEP | {"SLURM_RESTART_COUNT": "1"}
+    assert environment(again).rendezvous != environment(STEP).rendezvous
+    assert environment(STEP | {"SLURM_PROCID": "0"}).rendezvous == environment(STEP).rendezvous
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"), [("n1", "n1"), ("n[1-2]", "n1"), ("a-b[003,5]c,d", "a-b003c"), ("r[1-2]n[4-9]", "r1n4"), ("x,y[1-2]", "x")]
+)
+def test_the_first_node_of_a_list(nodes, first):
+    assert environment(STEP | {"SLURM_STEP_NODELIST": nodes}).rendezvous.startswith(f"tcp://{first}:")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("30", 1800), ("1:30", 90), ("4:00:00", 14400), ("2-0", 172800), ("1-2:30", 95400), ("1-0:0:5", 86405)]
+)
+def test_times_as_slurm_writes_them(text, expected):
+    assert settings.seconds(text, "time") == expected
+    assert settings.seconds(settings.clock(expected), "time") == expected
+
+
+@pytest.mark.parametrize("text", ["", "x", "1:2:3:4", "-5", "1-"])
+def test_no_time(text):
+    with pytest.raises(UserError, match=r"--time.*valid: MINUTES"):
+        settings.seconds(text, "time")
+
+
+def test_what_is_left_open_comes_from_the_partition():
+    known = partitions.parse(SINFO)
+    assert known[1] == partitions.Partition("long", False, 172800, 15, 128, 4)
+    default = partitions.resolve(settings.SlurmConfig(), known)
+    assert (default.gpus_per_node, default.tasks_per_node, default.cpus_per_task, default.time) == (2, 2, 2, "1-00:00:00")
+    cpus = partitions.resolve(settings.SlurmConfig(gpus_per_node=0, nodes=2), known)
+    assert (cpus.gpus_per_node, cpus.tasks_per_node, cpus.world_size) == (0, 1, 2)
+    share = partitions.resolve(settings.SlurmConfig(partition="long", cpus_per_gpu=8), known)
+    assert (share.cpus_per_task, share.world_size, share.time) == (8, 4, "2-00:00:00")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"nodes": 4}, "--nodes 4: partition debug has 3"),
+        ({"gpus_per_node": 3}, "--gpus-per-node 3: partition debug has 2 on a node"),
+        ({"cpus_per_task": 3}, "2 tasks with --cpus-per-task 3: partition debug has 4 CPUs on a node"),
+        ({"partition": "long", "time": "3-0"}, "--time 3-0: partition long has a limit of 2-00:00:00"),
+        ({"partition": "lang"}, "--partition: unknown 'lang'; valid: debug, long"),
+        ({"time": "2", "signal_before": "2"}, "--signal-before 2: not shorter than --time 2"),
+        ({"sbatch": ("exclusive",)}, "--sbatch: 'exclusive' is no option"),
+        ({"env": ("NCCL_DEBUG",)}, "--env: 'NCCL_DEBUG' is not NAME=VALUE"),
+    ],
+)
+def test_refused_before_submission(asked, message):
+    with pytest.raises(UserError) as error:
+        partitions.resolve(settings.SlurmConfig(**asked), partitions.parse(SINFO))
+    assert message in str(error.value)
+
+
+@pytest.fixture
+def no_slurm(monkeypatch):
+    monkeypatch.setattr(partitions, "partitions", list)
+
+
+def test_a_dry_run_shows_script_and_settings(no_slurm, tmp_path, capsys):
+    cluster = Path(__file__).parents[1] / "slurm" / "clusters" / "example.toml"
+    run_dir = tmp_path / "run"
+    options = ["--cluster", str(cluster), "--nodes", "2", "--dry-run", "--", "--run-dir", str(run_dir), "--model.beta", "4"]
+    assert slurm.main(options) == 0
+    shown = capsys.readouterr().out
+    for line in (
+        "#SBATCH --nodes=2", "#SBATCH --gpus-per-node=4", "#SBATCH --ntasks-per-node=4", "#SBATCH --time=1440",
+        "#SBATCH --exclusive", "#SBATCH --requeue", "#SBATCH --signal=USR2@300", "module load cuda",
+        "export WANDB_MODE=offline", "beta = 4.0", "signal_before",
+    ):  # fmt: skip
+        assert line in shown
+    assert "--kill-on-bad-exit=1 --cpus-per-task=8 --cpu-bind=cores" in shown
+    assert not run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--nodse", "2"], "did you mean '--nodes'"),
+        (["--gpus-per-node", "0", "--", "--device", "cuda"], "--device cuda: the job has no GPUs"),
+        (["--gpus-per-node", "3", "--"], "world sizes that work"),
+        (["--gpus-per-node", "0", "--", "--smoke"], "--smoke is for python -m distae.train itself"),
+        (["--", "--epochs", "1"], "--gpus-per-node: give it"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(no_slurm, options, message, capsys):
+    assert slurm.main(options) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") <= 2
+
+
+def test_unknown_keys_of_a_cluster_file_are_refused_with_the_valid_ones(tmp_path, capsys):
+    (tmp_path / "c.toml").write_text('partiton = "gpu"\n')
+    assert slurm.main(["--cluster", str(tmp_path / "c.toml"), "--"]) == 2
+    told = capsys.readouterr().err
+    assert "unknown key 'partiton' (did you mean 'partition'?)" in told
+    assert "gpus_per_node" in told
+
+
+def test_every_combination_of_a_grid_has_its_own_folder(tmp_path):
+    one = settings.SlurmConfig(gpus_per_node=0)
+    base, runs = sweep.expand(["model.beta=1,4", "net.hidden=8 4,16"], ["--run-dir", str(tmp_path)], one)
+    assert base == tmp_path
+    assert [(cfg.model.beta, cfg.net.hidden) for cfg in runs] == [(1, (8, 4)), (1, (16,)), (4, (8, 4)), (4, (16,))]
+    assert runs[0].run_dir == str(tmp_path / "model.beta=1,net.hidden=8 4")
+    base, runs = sweep.expand(["optim.lr=1e-3,1e-4"], [], one)
+    assert base.name.startswith("sweep_vae_digits_")
+    assert {Path(cfg.run_dir).parent for cfg in runs} == {base}
+    for bad in ("", "model.beta", "model.beta=1,,2"):
+        with pytest.raises(UserError, match="--grid"):
+            sweep.expand([bad], [], one)
+
+
+def test_a_snapshot_is_the_tracked_code_as_it_is_now(tmp_path, capsys):
+    root, into = tmp_path / "repo", tmp_path / "code"
+    (root / "pkg").mkdir(parents=True)
+    for name, text in {"pkg/a.py": "old", "b.py": "b", "new.py": "n", "data.bin": "d", ".gitignore": "data.bin"}.items():
+        (root / name).write_text(text)
+    git = ["git", "-C", str(root), "-c", "user.name=n", "-c", "user.email=e"]
+    for command in (["init", "-q"], ["add", "pkg", "b.py", ".gitignore"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    (root / "pkg" / "a.py").write_text("now")
+    (root / "b.py").unlink()
+    copy = snapshot.take(into, ["data.bin"], root)
+    files = {p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()}
+    assert files == {"pkg/a.py", ".gitignore", "data.bin", "COMMIT", "DIFF"}
+    assert (copy / "pkg" / "a.py").read_text() == "now"
+    assert "+now" in (copy / "DIFF").read_text()
+    assert "new.py" in capsys.readouterr().err
+    assert snapshot.take(into, ["data.bin"], root) == copy
+    (root / "pkg" / "a.py").write_text("later")
+    assert snapshot.take(into, ["data.bin"], root) != copy
+    with pytest.raises(UserError, match="--snapshot-include: no nothing"):
+        snapshot.take(into, ["nothing"], root)
+    with pytest.raises(UserError, match="no git checkout"):
+        snapshot.take(into, [], tmp_path)
+
+
+def test_follow_copies_what_is_added_until_the_end_over_a_requeue(tmp_path):
+    log, seen = tmp_path / "rank_0.err", io.StringIO()
+    states = iter(["PENDING", "RUNNING", "NODE_FAIL", "PENDING", "RUNNING", "FAILED", "FAILED"])
+
+    def ask(job_id):
+        with log.open("a") as file:
+            file.write(f"{job_id} ")
+        return jobs.JobInfo(next(states), "", 0, 75)
+
+    assert jobs.follow("9", [(log, seen)], ask=ask, sleep=lambda _: None) == 75
+    assert seen.getvalue() == "9 " * 7
+
+
+def test_the_accounting_has_a_line_per_start():
+    info = jobs._from_accounting("9", "NODE_FAIL|n[1-2]|0:0\nCANCELLED by 0|n1|0:15\n")
+    assert info == jobs.JobInfo("CANCELLED", "n1", 1, 143)
+
+
+@pytest.fixture
+def in_a_job(monkeypatch):
+    """A task of a Slurm step, with submitit's handler in place; what happens to the job is recorded."""
+    happened = []
+    before = {s: signal.getsignal(s) for s in (signal.SIGUSR2, signal.SIGTERM)}
+    signal.signal(signal.SIGUSR2, lambda signum, _: happened.append("requeued"))
+    for name, value in (STEP | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(job, "cancelled", lambda: False)
+    monkeypatch.setattr(job, "wait_to_be_ended", lambda: happened.append("waited"))
+    yield happened
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+def job_that_ends(monkeypatch, outcome, name="", max_requeues=3):
+    monkeypatch.setattr(job, "run", lambda cfg, env: Outcome(outcome, 7, "run", signal=name))
+    return job.TrainJob(write_toml(check(TrainConfig(), 2)), max_requeues)
+
+
+def test_rank_0_requeues_after_usr2(in_a_job, monkeypatch):
+    with pytest.raises(SystemExit) as end:
+        job_that_ends(monkeypatch, "stopped", "SIGUSR2")()
+    assert (end.value.code, in_a_job) == (75, ["requeued"])
+
+
+def test_other_ranks_wait_to_be_ended(in_a_job, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    with pytest.raises(SystemExit):
+        job_that_ends(monkeypatch, "stopped", "SIGUSR2")()
+    assert in_a_job == ["waited"]
+
+
+@pytest.mark.parametrize(("outcome", "name", "code"), [("stopped", "SIGTERM", 75), ("failed", "", 1)])
+def test_nothing_else_requeues(in_a_job, monkeypatch, outcome, name, code):
+    with pytest.raises(SystemExit) as end:
+        job_that_ends(monkeypatch, outcome, name)()
+    assert (end.value.code, in_a_job) == (code, [])
+
+
+def test_a_run_that_is_done_is_not_requeued_even_by_a_late_signal(in_a_job, monkeypatch):
+    assert job_that_ends(monkeypatch, "done")()["step"] == 7
+    signal.raise_signal(signal.SIGUSR2)
+    assert in_a_job == []
+
+
+def test_a_job_that_was_cancelled_while_it_saved_stays_cancelled(in_a_job, monkeypatch):
+    monkeypatch.setattr(job, "cancelled", lambda: True)
+    with pytest.raises(SystemExit):
+        job_that_ends(monkeypatch, "stopped", "SIGUSR2")()
+    assert in_a_job == []
+
+
+def test_the_cap_counts_slurms_restarts(in_a_job, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    with pytest.raises(SystemExit) as end:
+        job_that_ends(monkeypatch, "stopped", "SIGUSR2")()
+    assert (end.value.code, in_a_job) == (75, [])
+    assert "not requeued after 3 restarts (--max-requeues)" in capsys.readouterr().err
+
+
+def test_a_signal_before_training_listens_is_not_lost(in_a_job, monkeypatch):
+    from distae.stop import listening
+
+    def run(cfg, env):
+        signal.raise_signal(signal.SIGUSR2)
+        with listening() as request:
+            return Outcome("stopped", 0, "run", signal=signal.Signals(request.signum).name)
+
+    task = job_that_ends(monkeypatch, "done")
+    monkeypatch.setattr(job, "run", run)
+    with pytest.raises(SystemExit):
+        task()
+    assert in_a_job == ["requeued"]
+
+
+def test_nothing_about_progress_is_in_what_submitit_stores(in_a_job, monkeypatch):
+    task = job_that_ends(monkeypatch, "done")
+    assert task.checkpoint().function == task
+    assert "step" not in {line.split(" = ")[0] for line in task.settings.splitlines()}

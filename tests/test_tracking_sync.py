@@ -1,0 +1,48 @@
+"""The W&B run that is rebuilt from a run folder, read with W&B's own offline reader."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distae.errors import UserError
+from distae.tracking.sync import rebuild
+from distae.train import main
+
+SMALL = ["--net.hidden", "8", "--global-batch-size", "64", "--log-every", "1", "--eval-every", "2", "--data.limit", "128"]
+
+
+def records(folder: Path) -> list[dict]:
+    [file] = folder.glob("*.wandb")
+    read = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)], capture_output=True, text=True, check=False
+    )
+    if "No such command" in read.stderr:
+        pytest.skip("this wandb has no offline reader (leet inspect)")
+    return [json.loads(line) for line in read.stdout.splitlines()]
+
+
+def test_starts_without_network_become_one_run(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    for steps in ("2", "4"):  # two starts, so two offline folders of one id
+        assert main(["--steps", steps, "--tracking", "wandb", "--run-dir", str(run_dir), *SMALL]) == 0
+    assert len(list((run_dir / "wandb").glob("offline-run-*"))) == 2
+    for _ in range(2):  # again gives the same again
+        found = records(rebuild(run_dir))
+    assert [r["run"]["run_id"] for r in found if r["type"] == "run"] == [(run_dir / "wandb_id").read_text()]
+    items = [r["history"]["item"] for r in found if r["type"] == "history"]
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["train/loss"]) for r in rows if "train/loss" in r] == [
+        (i["step"], i["train/loss"]) for i in items if "train/loss" in i
+    ]
+    pictures = {re.sub(r"_(\d+)$", r" \1", p.stem) for p in (run_dir / "images").glob("*.png")}
+    logged = {f"{k.removesuffix('.path').replace('/', '_')} {i['step']:08}" for i in items for k in i if k.endswith(".path")}
+    assert logged == pictures
+
+
+def test_no_run_is_said_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run in"):
+        rebuild(tmp_path)
