@@ -61,8 +61,8 @@ def report(run_dir: Path) -> Iterator[tuple[str, str]]:
         yield "job", _job_line(job_id)
     yield from _progress(run_dir)
     if end := outcome.read(run_dir):
-        why = " ".join(filter(None, [end.get("signal") and f"by {end['signal']}", end["reason"]]))
-        yield "outcome", f"{end['outcome']} at step {end['step']} {why}".strip()
+        why = " ".join(filter(None, [end.signal and f"by {end.signal}", end.reason]))
+        yield "outcome", f"{end.outcome} at step {end.step} {why}".strip()
     if job_id:
         yield "logs", f"{folder / job_id}/rank_*.err, {folder}/batch_{job_id}.err"
         yield from (("error", line) for line in jobs.last_words(folder, job_id))

@@ -200,11 +200,11 @@ def test_no_other_file_of_a_run_is_executed(run_dir, sentinel, capsys, monkeypat
 def test_a_forged_wandb_id_is_replaced(tmp_path, sentinel, capsys, exploit):
     (tmp_path / "wandb_id").write_bytes(exploit(sentinel))
     console = tracking.Console(tmp_path / "log.txt", 0, 1)
-    made = tracking._wandb_id(tmp_path / "wandb_id", console)
+    made = tracking._wandb_id(tmp_path / "wandb_id", console.line)
     console.close()
     assert len(made) == 8
     assert "wandb_id is damaged" in capsys.readouterr().err
-    assert tracking._wandb_id(tmp_path / "wandb_id", console) == made
+    assert tracking._wandb_id(tmp_path / "wandb_id", console.line) == made
 
 
 def test_pickles_in_the_metadata_of_a_good_shard_stay_text(run_dir, sentinel):

@@ -165,7 +165,7 @@ def test_two_ranks_train_and_rank_0_writes(two):
 def test_without_a_key_one_line_says_how_to_sync(two):
     done, run_dir = two
     (line,) = [text for text in done.stderr.splitlines() if "W&B is offline" in text]
-    folder = re.search(r"W&B is offline \(no key or no network\): sync later with `wandb sync (.*)`", line)[1]
+    folder = re.search(r"W&B is offline \(no key or no network\): sync later with `python -m distae.tracking sync (.*)`", line)[1]
     assert (run_dir.parent / folder).is_dir()
     assert len(list((run_dir / "wandb").glob("offline-run-*"))) == 1
 

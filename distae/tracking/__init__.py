@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
@@ -123,16 +123,9 @@ class Wandb:
 
         mode: Any = _wandb_mode(wandb)
         settings = wandb.Settings(console="off", silent=True, init_timeout=15)
-        how: dict[str, Any] = {
-            "project": os.environ.get("WANDB_PROJECT", "distae"),
-            "name": run_dir.name,
-            "dir": str(run_dir),
-        }
-        how |= {
-            "id": _wandb_id(run_dir / "wandb_id", console),
-            "config": to_dict(cfg) | {"environment": environment},
-            "settings": settings,
-        }
+        config = to_dict(cfg) | {"environment": environment}
+        identity = wandb_identity(run_dir, console.line)
+        how: dict[str, Any] = identity | {"dir": str(run_dir), "config": config, "settings": settings}
         try:
             self.run = wandb.init(mode=mode, resume="allow" if mode == "online" else None, **how)
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
@@ -140,7 +133,7 @@ class Wandb:
             mode = "offline"
             self.run = wandb.init(mode=mode, **how)
         if mode == "offline":
-            console.line(f"W&B is offline (no key or no network): sync later with `wandb sync {Path(self.run.dir).parent}`")
+            console.line(f"W&B is offline (no key or no network): sync later with `python -m distae.tracking sync {run_dir}`")
         self.run.define_metric("*", step_metric="step")
 
     def row(self, row: Row) -> None:
@@ -155,13 +148,18 @@ class Wandb:
         self.run.finish()
 
 
-def _wandb_id(file: Path, console: Console) -> str:
+def wandb_identity(run_dir: Path, say: Callable[[str], None]) -> dict[str, str]:
+    """Project, name and id of the one W&B run of a run folder."""
+    return {"project": os.environ.get("WANDB_PROJECT", "distae"), "name": run_dir.name, "id": _wandb_id(run_dir / "wandb_id", say)}
+
+
+def _wandb_id(file: Path, say: Callable[[str], None]) -> str:
     """Made once and kept."""
     if file.exists():
         kept = file.read_bytes().strip()
         if re.fullmatch(rb"[\w-]{1,64}", kept):
             return kept.decode()
-        console.line(f"W&B: {file} is damaged; a new W&B run begins")
+        say(f"W&B: {file} is damaged; a new W&B run begins")
     file.write_text(uuid.uuid4().hex[:8])
     return file.read_text()
 
@@ -234,11 +232,17 @@ def describe_environment(world_size: int, threads: int, device: str) -> dict[str
     """Commit, versions, devices: what a run was made with."""
     import torch
 
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
     name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
     return {
-        "commit": commit.stdout.strip() or None, "python": platform.python_version(), "torch": torch.__version__,
+        "commit": _commit(), "python": platform.python_version(), "torch": torch.__version__,
         "device": name, "world_size": world_size, "threads": threads, "host": platform.node(),
     }  # fmt: skip
+
+
+def _commit() -> str | None:
+    """The commit of this code; a snapshot for a Slurm job holds it in a file, and lies in no checkout of its own."""
+    root = Path(__file__).parents[2]
+    with contextlib.suppress(OSError):
+        return (root / "COMMIT").read_text().strip()
+    found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
