@@ -18,6 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "lfq_vae": {"latent_dim": 8, "bits": 4},
     "vaegan": {"features": 8},
     "categorical_vae": {"latent_dim": 12, "categories": 3},
+    "masked_ae": {"latent_dim": 8, "decoder_dim": 8, "patch": 2, "heads": 2, "depth": 1},
     "hvae": {"hidden": 12, "upper": [3, 2]},
     "iaf_vae": {"flow_hidden": 12},
     "msssim_vae": {"window": 3},

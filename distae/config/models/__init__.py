@@ -10,6 +10,7 @@ from distae.config.models.deterministic import (
     RAEL2Config,
     SparseAEConfig,
 )
+from distae.config.models.masked import MaskedAEConfig
 from distae.config.models.quantized import FSQVAEConfig, LFQVAEConfig, RQVAEConfig, VQVAEConfig
 from distae.config.models.structured import (
     CategoricalVAEConfig,
@@ -65,6 +66,7 @@ __all__ = [
     "LinearAEConfig",
     "MIWAEConfig",
     "MSSSIMVAEConfig",
+    "MaskedAEConfig",
     "ModelConfig",
     "PIWAEConfig",
     "RAEGPConfig",
