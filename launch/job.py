@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from submitit.core.utils import DelayedSubmission
 
-from distae.config import TrainConfig, build, check
+from distae.config import TrainConfig, build, check, plugin
 from distae.environment import Environment, environment
 from distae.errors import UserError
 from distae.outcome import EXIT_CODES, Outcome
@@ -35,6 +35,8 @@ class TrainJob:
 
     settings: str
     max_requeues: int
+    plugin: str | None = None
+    """The user's own file with variants, as `--plugin` named it."""
 
     def __call__(self) -> dict[str, Any]:
         """How the run ended, where it is done; else exits with the outcome's code."""
@@ -55,6 +57,8 @@ class TrainJob:
 
     def _train(self, env: Environment) -> Outcome:
         try:
+            if self.plugin:
+                plugin.load(self.plugin)
             return run(check(build(TrainConfig, tomllib.loads(self.settings)), env.world_size), env)
         except UserError as error:  # by every rank: each has a log of its own, and the first to exit ends the others
             sys.stderr.write(f"distae: {error}\n")

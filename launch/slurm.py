@@ -34,21 +34,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = config.parse(SlurmConfig, mine, SWITCHES, PROG, "cluster")
         job = partitions.resolve(command.settings, partitions.partitions())
-        cfg = training(train, job)
+        cfg, plugin = training(train, job)
         folder = Path(cfg.run_dir or ".") / "slurm"
         if "dry-run" in command.flags:
             show(Submission(job, folder, folder.parent / "code" / "HASH", folder.parent.name), [cfg])
             return 0
-        job_id = submit(job, folder, [cfg], "no-snapshot" not in command.flags)[0]
+        job_id = submit(job, folder, [cfg], plugin, "no-snapshot" not in command.flags)[0]
+        sys.stdout.write(f"job {job_id}, logs in {folder / job_id}; python -m launch.status {folder.parent}\n")
+        if not command.flags & {"wait", "follow"}:
+            return 0
+        rank_0 = folder / job_id / "rank_0"
+        streams = [(rank_0.with_suffix(".out"), sys.stdout), (rank_0.with_suffix(".err"), sys.stderr)]
+        return jobs.follow(job_id, streams if "follow" in command.flags else [])
     except UserError as error:
         sys.stderr.write(f"distae: {error}\n")
         return 2
-    sys.stdout.write(f"job {job_id}, logs in {folder / job_id}; python -m launch.status {folder.parent}\n")
-    if not command.flags & {"wait", "follow"}:
-        return 0
-    rank_0 = folder / job_id / "rank_0"
-    streams = [(rank_0.with_suffix(".out"), sys.stdout), (rank_0.with_suffix(".err"), sys.stderr)]
-    return jobs.follow(job_id, streams if "follow" in command.flags else [])
+    except KeyboardInterrupt:
+        sys.stderr.write("distae: no longer following; the job goes on (scancel ends it)\n")
+        return 130
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -58,18 +61,21 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return argv[:at], argv[at + 1 :]
 
 
-def training(argv: Sequence[str], job: SlurmConfig) -> TrainConfig:
-    """The run's settings, checked for this job. Raises UserError."""
+def training(argv: Sequence[str], job: SlurmConfig) -> tuple[TrainConfig, str | None]:
+    """The run's settings, checked for this job, and the plugin that they need. Raises UserError."""
     command = config.parse(TrainConfig, argv, TRAIN_SWITCHES, "python -m distae.train")
     if command.flags:
         raise UserError(f"--{min(command.flags)} is for python -m distae.train itself, not for a job")
     cfg = config.check(command.settings, job.world_size)
     if cfg.device == "cuda" and not job.gpus_per_node:
         raise UserError("--device cuda: the job has no GPUs; give --gpus-per-node")
-    return replace(cfg, run_dir=str(Path(cfg.run_dir or ".").absolute()))
+    plugin = str(Path(command.plugin).absolute()) if command.plugin else None
+    return replace(cfg, run_dir=str(Path(cfg.run_dir or ".").absolute())), plugin
 
 
-def submit(job: SlurmConfig, folder: Path, runs: Sequence[TrainConfig], with_snapshot: bool, max_parallel: int = 1) -> list[str]:
+def submit(
+    job: SlurmConfig, folder: Path, runs: Sequence[TrainConfig], plugin: str | None, with_snapshot: bool, max_parallel: int = 1
+) -> list[str]:
     """Submit the runs with what they need in place; returns the job ids.
 
     Raises UserError, in Slurm's words and before anything is written, where Slurm would refuse the job.
@@ -81,7 +87,7 @@ def submit(job: SlurmConfig, folder: Path, runs: Sequence[TrainConfig], with_sna
         if cfg.fresh:  # here: the job would move its own logs, and again at every requeue
             runfolder.open(cfg).release()
     code = snapshot.take(folder.parent / "code", job.snapshot_include) if with_snapshot else None
-    return replace(plan, code=code).submit([replace(cfg, fresh=False) for cfg in runs])
+    return replace(plan, code=code).submit([replace(cfg, fresh=False) for cfg in runs], plugin)
 
 
 def show(plan: Submission, runs: Sequence[TrainConfig]) -> None:

@@ -57,12 +57,14 @@ class Submission:
         with outside_any_job():
             call("sbatch", "--test-only", stdin=self.script(count))
 
-    def submit(self, runs: Sequence[TrainConfig]) -> list[str]:
+    def submit(self, runs: Sequence[TrainConfig], plugin: str | None) -> list[str]:
         """Submit, as an array where there are several; returns the job ids. Raises UserError where Slurm refuses."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with outside_any_job():
-                made = self._executor(len(runs)).submit_array([TrainJob(write_toml(cfg), self.job.max_requeues) for cfg in runs])
+                made = self._executor(len(runs)).submit_array(
+                    [TrainJob(write_toml(cfg), self.job.max_requeues, plugin) for cfg in runs]
+                )
         except (FailedSubmissionError, UncompletedJobError) as error:
             raise UserError(f"Slurm refuses: {error}") from error
         return [job.job_id for job in made]

@@ -43,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = config.parse(SweepConfig, mine, switches, PROG, "cluster")
         job = partitions.resolve(command.settings, partitions.partitions())
-        base, runs = expand(command.settings.grid, train, job)
+        base, runs, plugin = expand(command.settings.grid, train, job)
         if "dry-run" in command.flags:
             show(Submission(job, base / "slurm", base / "code" / "HASH", base.name, command.settings.max_parallel), runs)
             return 0
-        ids = submit(job, base / "slurm", runs, "no-snapshot" not in command.flags, command.settings.max_parallel)
+        ids = submit(job, base / "slurm", runs, plugin, "no-snapshot" not in command.flags, command.settings.max_parallel)
     except UserError as error:
         sys.stderr.write(f"distae: {error}\n")
         return 2
@@ -58,16 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return max(jobs.follow(job_id, []) for job_id in ids) if "wait" in command.flags else 0
 
 
-def expand(grid: Sequence[str], train: Sequence[str], job: SlurmConfig) -> tuple[Path, list[TrainConfig]]:
-    """The sweep's folder, and the settings of each run in a folder of its own below it. Raises UserError."""
+def expand(grid: Sequence[str], train: Sequence[str], job: SlurmConfig) -> tuple[Path, list[TrainConfig], str | None]:
+    """The sweep's folder, the settings of each run in a folder of its own below it, and their plugin. Raises UserError."""
     combinations = [(",".join(f"{k}={v}" for k, v in c), c) for c in product(grid)]
     argvs = [[*train, *(a for k, v in c for a in (f"--{k}", *v.split()))] for _, c in combinations]
-    runs = [training(argv, job) for argv in argvs]
+    runs, plugins = zip(*(training(argv, job) for argv in argvs), strict=True)
     base = Path(runs[0].run_dir or ".")
     if len({cfg.run_dir for cfg in runs}) > 1:  # no --run-dir: each has the default, which its settings name
         digest = hashlib.sha256("".join(map(fingerprint, runs)).encode()).hexdigest()[:8]
         base = base.with_name(f"sweep_{runs[0].model.name}_{runs[0].data.name}_{digest}")
-    return base, [replace(cfg, run_dir=str(base / name)) for (name, _), cfg in zip(combinations, runs, strict=True)]
+    return base, [replace(cfg, run_dir=str(base / name)) for (name, _), cfg in zip(combinations, runs, strict=True)], plugins[0]
 
 
 def product(grid: Sequence[str]) -> Iterator[tuple[tuple[str, str], ...]]:

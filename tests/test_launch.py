@@ -3,15 +3,18 @@
 import io
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from distae import dist
 from distae.config import TrainConfig, check, write_toml
 from distae.environment import environment
 from distae.errors import UserError
 from distae.outcome import Outcome
-from launch import job, jobs, partitions, settings, slurm, snapshot, sweep
+from launch import job, jobs, partitions, settings, slurm, snapshot, status, sweep
 
 SINFO = "debug*|infinite|3|4|gpu:2\nlong|2-00:00:00|10|64+|gpu:a100:4(S:0-1)\nlong|2-00:00:00|5|128|(null)\n"
 STEP = {
@@ -140,11 +143,11 @@ def test_unknown_keys_of_a_cluster_file_are_refused_with_the_valid_ones(tmp_path
 
 def test_every_combination_of_a_grid_has_its_own_folder(tmp_path):
     one = settings.SlurmConfig(gpus_per_node=0)
-    base, runs = sweep.expand(["model.beta=1,4", "net.hidden=8 4,16"], ["--run-dir", str(tmp_path)], one)
+    base, runs, _ = sweep.expand(["model.beta=1,4", "net.hidden=8 4,16"], ["--run-dir", str(tmp_path)], one)
     assert base == tmp_path
     assert [(cfg.model.beta, cfg.net.hidden) for cfg in runs] == [(1, (8, 4)), (1, (16,)), (4, (8, 4)), (4, (16,))]
     assert runs[0].run_dir == str(tmp_path / "model.beta=1,net.hidden=8 4")
-    base, runs = sweep.expand(["optim.lr=1e-3,1e-4"], [], one)
+    base, runs, _ = sweep.expand(["optim.lr=1e-3,1e-4"], [], one)
     assert base.name.startswith("sweep_vae_digits_")
     assert {Path(cfg.run_dir).parent for cfg in runs} == {base}
     for bad in ("", "model.beta", "model.beta=1,,2"):
@@ -269,6 +272,40 @@ def test_a_signal_before_training_listens_is_not_lost(in_a_job, monkeypatch):
     with pytest.raises(SystemExit):
         task()
     assert in_a_job == ["requeued"]
+
+
+def test_a_plugin_goes_with_the_job(in_a_job, monkeypatch, tmp_path):
+    (tmp_path / "mine_of_launch.py").write_text("loaded = True\n")
+    one = settings.SlurmConfig(gpus_per_node=0)
+    _, plugin = slurm.training(["--plugin", str(tmp_path / "mine_of_launch.py")], one)
+    assert plugin == str(tmp_path / "mine_of_launch.py")
+    sys.modules.pop("mine_of_launch")  # as in the fresh process of a job
+    sys.path.remove(str(tmp_path))
+    job.TrainJob(job_that_ends(monkeypatch, "done").settings, 0, plugin)()
+    assert sys.modules["mine_of_launch"].loaded
+
+
+def test_status_tells_how_a_run_without_network_is_synced(tmp_path, capsys):
+    (tmp_path / "wandb" / "offline-run-1").mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "epoch": 0.5, "train/loss": 2.5}\n{"step": 4, "epo')
+    Outcome("stopped", 3, str(tmp_path), signal="SIGTERM").write()
+    assert status.main([str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert f"python -m distae.tracking sync {tmp_path}" in shown
+    assert "train/loss=2.5" in shown
+    assert "stopped at step 3 by SIGTERM" in shown
+    assert status.main([str(tmp_path / "nothing")]) == 2
+
+
+def test_one_gpu_or_all_of_the_node_may_be_visible(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    task = environment(STEP | {"SLURM_LOCALID": "3"})
+    for visible, index in ((1, 0), (4, 3)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda n=visible: n)
+        assert dist.pick_device("auto", task) == torch.device("cuda", index)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="4 processes on this node see 2 GPUs"):
+        dist.pick_device("auto", task)
 
 
 def test_nothing_about_progress_is_in_what_submitit_stores(in_a_job, monkeypatch):

@@ -32,6 +32,8 @@ class Command(Generic[T]):
     settings: T
     flags: frozenset[str]
     """Which of the entry's own switches (`--smoke`, `--print-config`) were given."""
+    plugin: str | None = None
+    """The file behind `--plugin`."""
 
 
 def parse(cls: type[T], argv: Sequence[str], switches: dict[str, str], prog: str, file: str = "config") -> Command[T]:
@@ -60,7 +62,7 @@ def parse(cls: type[T], argv: Sequence[str], switches: dict[str, str], prog: str
             if dotted in cls.exclusive and rival not in given:  # type: ignore[attr-defined]
                 table.pop(rival, None)
         _put(table, dotted, value)
-    return Command(build(cls, table), flags)
+    return Command(build(cls, table), flags, file_of_plugin)
 
 
 def build(cls: type[T], table: Table, prefix: str = "") -> T:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,22 @@ def test_follow_streams_the_log_and_exits_like_the_job(cluster: Cluster, run_dir
     assert "step 20 epoch" in shown
     shown = cluster.call(*options, *f"{RUN} --data array --data.path /nonexistent.npy".split(), code=2)
     assert "no such file" in shown.lower() or "nonexistent" in shown
+
+
+def test_what_slurm_refuses_is_told_in_its_words_before_anything_is_written(cluster: Cluster, run_dir: Path) -> None:
+    told = cluster.call("-m", "launch.slurm", "--constraint", "nope", "--gpus-per-node", "0", "--", *train(run_dir).split(), code=2)
+    assert "Slurm refuses (sbatch): allocation failure: Invalid feature specification" in told
+    told = cluster.call("-m", "launch.slurm", "--nodes", "9", "--", *train(run_dir).split(), code=2)
+    assert "--nodes 9: partition debug has 3" in told
+    assert not run_dir.exists()
+
+
+def test_plain_python_in_a_batch_script_is_a_single_process(cluster: Cluster, tmp_path: Path) -> None:
+    ask = f"{sys.executable} -c 'from distae.environment import environment as e; print(e().launcher, e().world_size)'"
+    log = tmp_path / "log"
+    job = cluster.call("sbatch", "-n2", "--mem=100M", f"--output={log}", f"--wrap={ask}; srun --label {ask}").split()[-1]
+    cluster.wait(job, "COMPLETED")
+    assert sorted(log.read_text().splitlines()) == ["0: slurm 2", "1: slurm 2", "python 1"]
 
 
 def test_train_sbatch_requeues_on_exit_75(cluster: Cluster, run_dir: Path, reference: Path) -> None:
