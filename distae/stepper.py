@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from distae import dist
 from distae.config import TrainConfig
@@ -197,7 +197,8 @@ class Stepper:
         optimizer = self.optimizers[turn.name]
         for group in optimizer.param_groups:
             group["lr"] = (turn.lr or self.cfg.optim.lr) * self.schedule.factor(step)
-        optimizer.zero_grad()
+        for p in turn.parameters:
+            p.grad = None  # as zero_grad() does, at a tenth of its price for a small model
         for micro, mine in enumerate(rows):
             with self._no_sync() if micro < len(rows) - 1 else contextlib.nullcontext():
                 self.window.add(self._backward(turn, step, micro, mine))
@@ -228,7 +229,8 @@ class Stepper:
             self.scaler.unscale_(optimizer)
         if self.cfg.optim.l1:
             add_l1(turn.parameters, self.cfg.optim.l1)
-        grad_norm = get_total_norm([p.grad for p in turn.parameters if p.grad is not None])
+        grads = [p.grad for p in turn.parameters if p.grad is not None]
+        grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         if self.cfg.optim.max_grad_norm:
             clip_grads_with_norm_(turn.parameters, self.cfg.optim.max_grad_norm, grad_norm)
         if self.scaler:
