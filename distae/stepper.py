@@ -128,6 +128,7 @@ class Stepper:
     def __init__(self, cfg: TrainConfig, model: Autoencoder, loader: Loader, schedule: Schedule) -> None:
         self.cfg, self.model, self.loader, self.schedule = cfg, model, loader, schedule
         self.world = dist.world()
+        self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         self.turns = model.turns()
         self.optimizers = {t.name: make_optimizer(cfg.optim, t.parameters) for t in self.turns}
         self.scaler = torch.amp.GradScaler(self.world.device.type) if cfg.precision == "fp16" else None

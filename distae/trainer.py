@@ -3,32 +3,25 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
 import msgspec
 import torch
-from msgspec import Meta
-from torch import Tensor
 
-from distae import data, dist, outcome
+from distae import data, dist, outcome, snapshot
 from distae.checkpoint import Checkpoints
-from distae.checkpoint.folder import STATE
 from distae.config import TrainConfig
-from distae.config.check import defining
-from distae.config.optim import CosineConfig
 from distae.data import Arrays, GlobalBatchSampler, Loader
 from distae.errors import TrainingError, UserError
 from distae.evaluation.diagnosis import diagnose, warnings
 from distae.evaluation.exact import evaluate
 from distae.evaluation.pictures import draw
-from distae.jsonfile import decode
 from distae.models import build
 from distae.models.files import export, load_weights
-from distae.optim import Plateau, Schedule, load_optimizer_tensors, optimizer_tensors
+from distae.optim import Schedule
 from distae.runlock import RunLock
-from distae.stepper import OpenWindow, Stepper, autocast, explaining_memory
+from distae.snapshot import TrainState
+from distae.stepper import Stepper, autocast, explaining_memory
 from distae.stop import StopRequest
 from distae.tracking import Tracker, describe_environment
 
@@ -36,42 +29,8 @@ FEWEST_STEPS_PER_EVALUATION = 50
 """Where --eval-every is left open: an epoch of a small data set is over in a moment, its evaluation and pictures are not."""
 
 
-_SCALER = set(torch.amp.GradScaler("cpu").state_dict())
-
-
 SMALLEST_LOSS_SCALE = 2.0**-10
 """The scaler halves it at every overflow, from 65,536 on; so far down, every step is skipped."""
-
-
-@dataclass
-class TrainState:
-    """Where a run stands, apart from tensors."""
-
-    step: int = 0
-    best_value: float | None = None
-    best_step: int | None = None
-    bad_evals: int = 0
-    evaluated_step: int = 0
-    """Newest step whose evaluation is done: a stop may come before a due one."""
-
-
-@dataclass(frozen=True)
-class Saved:
-    """state.json of a checkpoint: all there is besides tensors."""
-
-    state: TrainState
-    plateau: Plateau
-    window: OpenWindow
-    scaler: dict[str, int | float] | None
-    samples_seen: int
-    total_steps: int
-    metrics_bytes: Annotated[int, Meta(ge=0)]
-    """Size of metrics.jsonl at the save; what is behind it is cut on a resume."""
-    settings: dict[str, Any]
-    """The settings that define the result."""
-    world_size: int
-    threads: int
-    torch: str
 
 
 class Trainer:
@@ -97,7 +56,6 @@ class Trainer:
         self.total = cfg.steps or (cfg.epochs or 1) * self.sampler.steps_per_epoch
         self.schedule = Schedule(cfg.schedule, self.total, self.sampler.steps_per_epoch)
         model = build(cfg.model, cfg.net, cfg.data.shape(), cfg.seed, device=self.world.device, dtype=dtype)
-        self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         self.stepper = Stepper(cfg, model, self.loaders["train"], self.schedule)
         self.checkpoints = Checkpoints(
             self.run_dir / "checkpoints", cfg.checkpoint.keep_latest_k, cfg.checkpoint.mode, lock.check if lock else lambda: None
@@ -254,8 +212,9 @@ class Trainer:
             if metrics_bytes is None:
                 self._save_failed("metrics.jsonl cannot be written")
             else:
-                state = msgspec.json.encode(self._saved(metrics_bytes))
-                self.checkpoints.save(self.state.step, self._tensors(), state, self.state.best_step)
+                saved = snapshot.take(self.cfg, self.state, self.stepper, metrics_bytes, self.total, self.threads)
+                tensors = snapshot.tensors_of(self.stepper)
+                self.checkpoints.save(self.state.step, tensors, msgspec.json.encode(saved), self.state.best_step)
                 self.saved_step = self.state.step
         if wait:
             self._end_save()
@@ -324,38 +283,10 @@ class Trainer:
 
     def _load(self, checkpoints: Checkpoints, step: int) -> int:
         """Take over a checkpoint's whole state; returns the size of metrics.jsonl at its save. Raises TrainingError."""
-        try:
-            saved = decode(checkpoints.state(step), Saved)
-        except (OSError, ValueError) as error:
-            raise TrainingError(f"{STATE} of the checkpoint at step {step} cannot be read: {error}") from error
-        if saved.state.step != step or (saved.scaler and not saved.scaler.keys() >= _SCALER):
-            raise TrainingError(f"{STATE} of the checkpoint at step {step} is not of that step, or not whole")
-        into = {k: v for k, v in self._tensors().items() if not k.startswith("optim.")}
-        loaded = checkpoints.load(step, into, "optim.")
-        for turn, optimizer in self.stepper.optimizers.items():
-            prefix = f"optim.{turn}."
-            mine = {k.removeprefix(prefix): v for k, v in loaded.items() if k.startswith(prefix)}
-            load_optimizer_tensors(optimizer, self.names, mine)
+        saved = snapshot.restore(checkpoints, step, self.stepper)
         self.state, self.schedule.plateau = saved.state, saved.plateau
-        if self.stepper.scaler and saved.scaler:
-            self.stepper.scaler.load_state_dict(saved.scaler)
-        self.stepper.window.load(saved.window)
-        self._compare(saved)
+        self.notes += snapshot.compare(saved, self.cfg, self.total, self.threads)
         return saved.metrics_bytes
-
-    def _compare(self, saved: Saved) -> None:
-        """Note what differs from the processes that saved."""
-        then, now = (saved.world_size, saved.threads), (self.world.world_size, self.threads)
-        if then != now:
-            self.notes.append(
-                f"saved by {then[0]} processes of {then[1]} threads, resumed by {now[0]} of {now[1]}: "
-                "results agree up to rounding, not bit for bit"
-            )
-        if saved.total_steps != self.total and isinstance(self.cfg.schedule, CosineConfig):
-            self.notes.append(
-                f"the run is {self.total} steps long now, not {saved.total_steps}: the cosine schedule's remaining rates are those "
-                "of the new length"
-            )
 
     def _fork(self, source: Path) -> None:
         """Take over another run's newest state; its best is not a checkpoint of this run."""
@@ -376,31 +307,6 @@ class Trainer:
                 model.load_state_dict(weights)
             except RuntimeError as error:
                 raise UserError(f"--init-from: the model in {run_dir} has other parameters than this one") from error
-
-    def _tensors(self) -> dict[str, Tensor]:
-        stepper = self.stepper
-        tensors = {f"model.{k}": v for k, v in stepper.model.state_dict().items()}
-        if stepper.average:
-            tensors |= {f"ema.{k}": v for k, v in stepper.average.model.state_dict().items()}
-        for turn, optimizer in stepper.optimizers.items():
-            tensors |= {f"optim.{turn}.{k}": v for k, v in optimizer_tensors(optimizer, self.names).items()}
-        return tensors
-
-    def _saved(self, metrics_bytes: int) -> Saved:
-        scaler = self.stepper.scaler
-        return Saved(
-            state=self.state,
-            plateau=self.schedule.plateau,
-            window=self.stepper.window.state(),
-            scaler=scaler.state_dict() if scaler else None,
-            samples_seen=self.state.step * self.cfg.global_batch_size,
-            total_steps=self.total,
-            metrics_bytes=metrics_bytes,
-            settings=defining(self.cfg),
-            world_size=self.world.world_size,
-            threads=self.threads,
-            torch=str(torch.__version__),
-        )
 
     def _row(self, metrics: dict[str, float]) -> None:
         step = self.state.step
