@@ -7,8 +7,8 @@ ours      `distae.train.main` with metrics.jsonl, as its train/samples_per_secon
 tutorial  per-sample PIL and ToTensor through a DataLoader, Adam as it comes, loss.item() at every step
 
 Same layers (equal parameter counts are asserted), batch, precision and thread. Rounds are interleaved; a figure is the median over
-rounds of the ratio to the limit in the same round, with its smallest and largest value. Data are random bytes of MNIST's shape: speed
-does not depend on them. The last line is one JSON object.
+rounds of the ratio to the limit in the same round, with its smallest and largest value. Data are random bytes of MNIST's shape:
+speed does not depend on them. The last line is one JSON object.
 """
 
 import argparse
