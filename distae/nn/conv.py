@@ -5,14 +5,14 @@ from itertools import pairwise
 from torch import nn
 
 from distae.config.nets import ConvConfig
-from distae.nn.layers import Chain, Hidden, has_bias
+from distae.nn.layers import Chain, Hidden, area, has_bias
 
 
 def encoder(cfg: ConvConfig, shape: tuple[int, ...], out: int) -> Chain:
     """`[B, C, H, W]` to `[B, out]`; H and W divisible by 2 once per entry of cfg.channels."""
     sizes = (shape[0], *cfg.channels)
     layers = [Hidden(nn.Conv2d(a, b, 4, 2, 1, bias=has_bias(cfg)), b, cfg, images=True) for a, b in pairwise(sizes)]
-    return Chain(*layers, nn.Flatten(), nn.Linear(sizes[-1] * _area(cfg, shape), out))
+    return Chain(*layers, nn.Flatten(), nn.Linear(sizes[-1] * area(shape, len(cfg.channels)), out))
 
 
 def decoder(cfg: ConvConfig, shape: tuple[int, ...], latent_dim: int) -> Chain:
@@ -20,14 +20,9 @@ def decoder(cfg: ConvConfig, shape: tuple[int, ...], latent_dim: int) -> Chain:
     sizes = tuple(reversed(cfg.channels))
     half = 1 << len(sizes)
     start = nn.Sequential(
-        nn.Linear(latent_dim, sizes[0] * _area(cfg, shape), bias=has_bias(cfg)),
+        nn.Linear(latent_dim, sizes[0] * area(shape, len(cfg.channels)), bias=has_bias(cfg)),
         nn.Unflatten(1, (sizes[0], shape[1] // half, shape[2] // half)),
     )
     layers = [Hidden(nn.ConvTranspose2d(a, b, 4, 2, 1, bias=has_bias(cfg)), b, cfg, images=True) for a, b in pairwise(sizes)]
     last = nn.ConvTranspose2d(sizes[-1], shape[0], 4, 2, 1)
     return Chain(Hidden(start, sizes[0], cfg, images=True), *layers, last)
-
-
-def _area(cfg: ConvConfig, shape: tuple[int, ...]) -> int:
-    half = 1 << len(cfg.channels)
-    return (shape[1] // half) * (shape[2] // half)

@@ -71,6 +71,11 @@ def make_norm(cfg: NetConfig, channels: int, images: bool) -> nn.Module | None:
     return None
 
 
+def area(shape: tuple[int, ...], halvings: int) -> int:
+    """Pixels that are left of an image `[C, H, W]` halved so many times."""
+    return (shape[1] >> halvings) * (shape[2] >> halvings)
+
+
 class Noisy(nn.Module):
     """A module whose forward takes `(x, noise)`; noise is None where nothing is to be drawn."""
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from distae.config.nets import ResNetConfig
-from distae.nn.layers import ACTIVATIONS, Chain, Hidden, Noisy, has_bias, make_norm
+from distae.nn.layers import ACTIVATIONS, Chain, Hidden, Noisy, area, has_bias, make_norm
 from distae.noise import Noise
 
 
@@ -42,7 +42,7 @@ def encoder(cfg: ResNetConfig, shape: tuple[int, ...], out: int) -> Chain:
     parts: list[nn.Module] = [nn.Conv2d(shape[0], c[0], 3, 1, 1)]
     for a, b in pairwise((c[0], *c)):
         parts += [nn.Conv2d(a, b, 4, 2, 1, bias=has_bias(cfg)), *(Block(cfg, b) for _ in range(cfg.blocks))]
-    return Chain(*parts, NormAct(cfg, c[-1]), nn.Flatten(), nn.Linear(c[-1] * _area(cfg, shape), out))
+    return Chain(*parts, NormAct(cfg, c[-1]), nn.Flatten(), nn.Linear(c[-1] * area(shape, len(cfg.channels)), out))
 
 
 def decoder(cfg: ResNetConfig, shape: tuple[int, ...], latent_dim: int) -> Chain:
@@ -50,15 +50,10 @@ def decoder(cfg: ResNetConfig, shape: tuple[int, ...], latent_dim: int) -> Chain
     c = tuple(reversed(cfg.channels))
     half = 1 << len(c)
     parts: list[nn.Module] = [
-        nn.Linear(latent_dim, c[0] * _area(cfg, shape)),
+        nn.Linear(latent_dim, c[0] * area(shape, len(cfg.channels))),
         nn.Unflatten(1, (c[0], shape[1] // half, shape[2] // half)),
     ]
     for a, b in pairwise((*c, c[-1])):
         conv = nn.Conv2d(a, b, 3, 1, 1, bias=has_bias(cfg))
         parts += [*(Block(cfg, a) for _ in range(cfg.blocks)), nn.Upsample(scale_factor=2), conv]
     return Chain(*parts, NormAct(cfg, c[-1]), nn.Conv2d(c[-1], shape[0], 3, 1, 1))
-
-
-def _area(cfg: ResNetConfig, shape: tuple[int, ...]) -> int:
-    half = 1 << len(cfg.channels)
-    return (shape[1] // half) * (shape[2] // half)
