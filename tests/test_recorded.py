@@ -21,6 +21,7 @@ from distae.checkpoint.folder import name_of
 from distae.config import TrainConfig, build, check
 from distae.config.cli import read_toml
 from distae.environment import Environment
+from distae.snapshot import tensors_of
 from distae.stop import StopRequest
 from distae.trainer import Trainer
 
@@ -48,7 +49,7 @@ def test_there_is_one_of_the_oldest_and_one_of_a_newer_torch():
 def test_a_checkpoint_of_another_torch_is_loaded_bit_for_bit(recorded, cfg):
     trainer = Trainer(cfg, data.load(cfg.data), StopRequest(), 1)
     trainer.resume()
-    there, here = read_tensors(recorded / "checkpoints" / name_of(6)), trainer._tensors()
+    there, here = read_tensors(recorded / "checkpoints" / name_of(6)), tensors_of(trainer.stepper)
     trainer.close()
     assert trainer.state.step == 6
     assert set(here) == set(there)
