@@ -90,6 +90,11 @@ class FSQVAE(Autoencoder):
     """Mentzer et al. 2023, sec. 3.1: -log p(x|z_q), z_q each value rounded to its levels. No codebook, no further term."""
 
     cfg: FSQVAEConfig
+    levels: Tensor
+
+    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(cfg, net, shape)
+        self.register_buffer("levels", torch.tensor(self.cfg.levels), persistent=False)
 
     def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
         z, index = self.quantize(batch.x, noise)
@@ -104,7 +109,7 @@ class FSQVAE(Autoencoder):
     def quantize(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """Codes `[B, latent_dim]` in [-1, 1] and their numbers `[B, N]`."""
         z = vectors(self.encoder(x, noise), self.cfg.code_dim)
-        quantized, index = fsq(z, torch.tensor(self.cfg.levels, device=z.device))
+        quantized, index = fsq(z, self.levels)
         return quantized.flatten(1), index
 
 
