@@ -47,7 +47,7 @@ def test_usr2_before_the_time_limit_saves_and_requeues(cluster: Cluster, run_dir
     cluster.hold(job, run_dir)
     cluster.wait(job, "RUNNING", "COMPLETING", "PENDING", until=lambda: outcome.read(run_dir) is not None)
     cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=20")  # a busy machine may need more for the rest
-    assert cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT")["Restarts"] == "1"
+    assert int(cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", seconds=180)["Restarts"]) >= 1
     assert "Requeued job" in (run_dir / "slurm" / job / "rank_0.out").read_text()
     assert_same(run_dir, reference)
 
@@ -94,7 +94,9 @@ def test_scancel_saves_and_is_never_requeued(cluster: Cluster, run_dir: Path) ->
     cluster.hold(job, run_dir)
     cluster.call("scancel", job)
     assert cluster.wait(job, "CANCELLED", until=lambda: outcome.read(run_dir) is not None)["Restarts"] == "0"
-    assert (outcome.read(run_dir) or {})["signal"] == "SIGTERM"
+    end = outcome.read(run_dir)
+    assert end
+    assert end.signal == "SIGTERM"
     assert "CANCELLED" in cluster.call("-m", "launch.status", job)
 
 
