@@ -22,6 +22,11 @@ def made(name: str, shape: tuple[int, ...] = (1, 8, 8), **model: object) -> Auto
     return build(cfg.model, cfg.net, shape, seed=1, dtype=torch.float64)
 
 
+def reconstructs_its_codes(model: Autoencoder) -> bool:
+    """Whether `reconstruct` is `decode(encode(x).z)`, as it is unless the variant says otherwise (masked_ae hides patches)."""
+    return type(model).reconstruct is Autoencoder.reconstruct
+
+
 def noise_for(n: int) -> Noise:
     return Noise(0, ("test",), Rows(n), CPU)
 
@@ -42,12 +47,18 @@ def test_a_variant_reports_the_terms_it_declares(name):
 @pytest.mark.parametrize("shape", [(1, 8, 8), (5,), (3, 4, 6)])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_codes_and_reconstructions(name, shape):
+    cfg = settings(model={"name": name} | SMALL.get(name, {}))
+    try:
+        cfg.model.check(shape, cfg.net)
+    except UserError as refusal:
+        pytest.skip(str(refusal))
     model = made(name, shape).eval()
     x, label = torch.rand(3, *shape, dtype=torch.float64), LABELS[:3]
     codes = model.encode(x, label)
     assert len(codes.z) == 3
-    assert torch.equal(model.decode(codes.z, label), model.reconstruct(x, label))
-    assert model.reconstruct(x, label).shape == x.shape
+    assert model.decode(codes.z, label).shape == model.reconstruct(x, label).shape == x.shape
+    if reconstructs_its_codes(model):
+        assert torch.equal(model.decode(codes.z, label), model.reconstruct(x, label))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -131,7 +142,8 @@ def test_a_finished_run_is_loaded_in_one_line(name, net, tmp_path):
     with torch.no_grad():
         assert torch.equal(model.encode(x, label).z, trained.encode(x, label).z)
         assert torch.equal(model.reconstruct(x, label), trained.reconstruct(x, label))
-        assert torch.equal(model.decode(model.encode(x, label).z, label), trained.reconstruct(x, label))
+        if reconstructs_its_codes(model):
+            assert torch.equal(model.decode(model.encode(x, label).z, label), trained.reconstruct(x, label))
         if model.cfg.generative:
             assert torch.equal(model.sample(4, noise_for(4)), trained.sample(4, noise_for(4)))
 

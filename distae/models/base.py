@@ -116,7 +116,7 @@ class Autoencoder(nn.Module):
         return self.likelihood.mean(self.decoder(z, None))
 
     def reconstruct(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """`decode(encode(x).z)`: `[B, *shape]` to the same."""
+        """`[B, *shape]` to the same: `decode(encode(x).z)`, unless the variant says otherwise."""
         return self.decode(self.encode(x, label).z, label)
 
     def sample(self, n: int, noise: Noise) -> Tensor:
