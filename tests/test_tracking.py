@@ -26,7 +26,8 @@ def test_rows_of_a_run(model, tmp_path):
     terms = ["loss", *cfg.model.terms]
     train = {f"train/{t}" for t in terms} | {"train/lr", "train/grad_norm", "train/samples_per_second"}
     shapes = [(row["step"], {k for k in row if not k.endswith("_seconds")} - WHERE) for row in rows]
-    evaluated = {split: {f"{split}/{t}" for t in [*terms, "mse"]} for split in ("val", "test")}
+    seen = ["active_units", "mi", *(f"kl_dim/{d:03}" for d in range(4))] if model == "vae" else []
+    evaluated = {split: {f"{split}/{t}" for t in [*terms, "mse", *seen]} for split in ("val", "test")}
     assert shapes == [
         (7, train), (8, evaluated["val"]), (14, train), (16, train), (16, evaluated["val"]), (16, evaluated["test"])
     ]  # fmt: skip
