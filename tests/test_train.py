@@ -10,6 +10,7 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
+import wandb
 from helpers import ROOT, metrics, start
 
 import distae
@@ -143,7 +144,8 @@ def test_print_config_gives_back_itself(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """A run of two ranks under torchrun, with W&B, but neither key nor network."""
+    """A run of two ranks under torchrun, with W&B, but neither key nor network. The parent's W&B serves it, as a sweep agent's."""
+    wandb.setup().ensure_service()
     folder = tmp_path_factory.mktemp("two")
     away = {"WANDB_MODE": None, "WANDB_API_KEY": None, "HOME": str(folder)}
     return start(*TINY, "--run-dir", "run", nproc=2, cwd=folder, **away), folder / "run"

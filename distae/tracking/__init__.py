@@ -125,7 +125,8 @@ class Wandb:
         settings = wandb.Settings(console="off", silent=True, init_timeout=15)
         config = to_dict(cfg) | {"environment": environment}
         identity = wandb_identity(run_dir, console.line)
-        how: dict[str, Any] = identity | {"dir": str(run_dir), "config": config, "settings": settings}
+        # An absolute folder: the service that writes there may be a sweep agent's, in another folder.
+        how: dict[str, Any] = identity | {"dir": str(run_dir.resolve()), "config": config, "settings": settings}
         try:
             self.run = wandb.init(mode=mode, resume="allow" if mode == "online" else None, **how)
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
