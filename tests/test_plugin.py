@@ -44,6 +44,13 @@ def test_the_help_lists_it() -> None:
     assert "--model.std X" in text
 
 
+def test_a_file_beside_the_command_is_no_other_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m distae.train` has the working folder on its path."""
+    (tmp_path / "beside_the_command.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    plugin.load(str(tmp_path / "beside_the_command.py"))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -20,7 +20,8 @@ def load(file: str) -> None:
     known = sys.modules.get(path.stem)
     if known is not None and getattr(known, "__file__", None) == str(path):
         return
-    if importlib.util.find_spec(path.stem) is not None:
+    other = importlib.util.find_spec(path.stem)
+    if other is not None and Path(other.origin or "").resolve() != path:  # its folder may be on the path, as that of `python -m` is
         raise UserError(f"--plugin: there is another module {path.stem!r}; give {file} another name")
     sys.path.append(str(path.parent))
     try:
