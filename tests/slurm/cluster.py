@@ -73,7 +73,8 @@ class Cluster:
         found = []
         for path in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):
-                if wanted <= set(path.read_bytes().split(b"\0")) and b"python\0" in path.with_name("cmdline").read_bytes()[:200]:
+                argv = path.with_name("cmdline").read_bytes().split(b"\0")
+                if wanted <= set(path.read_bytes().split(b"\0")) and Path(argv[0].decode()).name.startswith("python"):
                     found.append(path.parent.name)
         return found
 
