@@ -6,12 +6,16 @@ Closed forms for the table; a simulation of the same step (buckets queue for the
 slowest rank holds up the others) and of the same failures says how far off they are. The last line is one JSON object.
 
 Figures and where they come from:
-- NVLink 4: 450 GB/s per GPU and direction, eight 400 Gb/s InfiniBand ports per node of eight GPUs (H100/H200 SXM, NVIDIA; as in
-  MLCommons' system descriptions, inference_results_v4.1/closed/NVIDIA/systems/H200-SXM-141GBx8_TRT_MaxQ.json).
-- Latencies of ring and tree, and how they add up: the tables of NCCL's own tuner (src/graph/tuning.cc, ncclTopoTuneModel).
-- What an all-reduce reaches of that bandwidth: `BUS_EFFICIENCY`, an assumption; nccl-tests on your machine gives yours.
-- Failures: 419 unexpected interruptions in 54 days of 16,384 GPUs (Llama Team 2024, "The Llama 3 Herd of Models", section 3.3.4).
-- Interval between saves, and time lost to failures: Daly 2006 (Future Generation Computer Systems 22); first order: Young 1974.
+- NVLink 4: "18x 4th Gen NVLink, 900GB/s", both directions of a GPU together, so 450 GB/s each (NVIDIA's H200 SXM in MLCommons'
+  inference_results_v4.1, closed/NVIDIA/systems/H200-SXM-141GBx8_TRT_MaxQ.json; the H100 SXM has the same).
+- InfiniBand: eight ConnectX-7 in a node, one to each GPU (DGX H100 User Guide, table "Network Modules"), of 400 Gb/s (NDR) each.
+- Latencies of ring and tree, how they add up, and the protocols' shares of the bandwidth: the tables of NCCL's own tuner
+  (NVIDIA/nccl, src/graph/tuning.cc, ncclTopoTuneModel, at 01afd20a).
+- What an all-reduce reaches of the wires: 0.8, for a link of 25 GB/s carries 20 GB/s in packets of 128 bytes (S. Jeaugey of NCCL,
+  NVIDIA/nccl-tests#149); copies between two H100 reach 380 of 450 GB/s (NVIDIA/nccl#1264). Taken for InfiniBand, too;
+  nccl-tests on your machine gives yours.
+- Failures, and the interval between saves: `distae.saving`. Time lost to failures: Daly 2006 (Future Generation Computer
+  Systems 22).
 - DDP's buckets: 1 MiB, then 25 MiB (torch.nn.parallel.DistributedDataParallel, bucket_cap_mb).
 """
 
@@ -22,11 +26,12 @@ import random
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
+from distae.saving import GPU_HOURS_PER_FAILURE, best_interval
+
 US, MIB, HOUR = 1e-6, 2**20, 3600.0
 NVLINK, NIC = 450e9, 50e9
 BUS_EFFICIENCY = 0.8
 GPUS_PER_NODE = 8
-MTBF_GPU = 54 * 24 * HOUR * 16384 / 419
 FORWARD = 1 / 3
 """Share of the forward pass in the compute time; the backward pass costs twice as much."""
 
@@ -69,7 +74,8 @@ def all_reduce(size: float, gpus: int) -> float:
     bus = BUS_EFFICIENCY * (NVLINK if nodes == 1 else min(NVLINK, NIC * local))
     inter, steps = 2 * (nodes - 1), 2 * (gpus - 1)
     ring = 8.4 * US + (steps - inter) * 3.4 * US + inter * 9.6 * US + size * steps / gpus / bus
-    tree = 4.4 * US + 2 * ((local - 1) * 1.2 + math.log2(nodes) * 8.5) * US + 2 * size / (0.9 * 0.915 * bus)
+    tree_share = 0.9 * (7 / 9 if nodes == 1 else 0.915)
+    tree = 4.4 * US + 2 * ((local - 1) * 1.2 + math.log2(nodes) * 8.5) * US + 2 * size / (tree_share * bus)
     return min(ring, tree)
 
 
@@ -92,12 +98,6 @@ def simulated_step(job: Job, gpus: int, rng: random.Random) -> float:
     return max(done, compute)
 
 
-def interval(job: Job, mtbf: float) -> float:
-    """Seconds of training between two saves (Daly), whose first order is Young's sqrt(2 * blocked * mtbf)."""
-    x = job.blocked / (2 * mtbf)
-    return math.sqrt(2 * job.blocked * mtbf) * (1 + math.sqrt(x) / 3 + x / 9) - job.blocked
-
-
 def goodput(job: Job, mtbf: float, between: float) -> float:
     """Share of the time that ends up in the result (Daly): the rest is saving, restarting, and steps made twice."""
     return between / (mtbf * math.exp(job.restart / mtbf) * math.expm1((between + job.blocked) / mtbf))
@@ -116,8 +116,8 @@ def simulated_goodput(job: Job, mtbf: float, between: float, rng: random.Random,
 def row(job: Job, nodes: int, rng: random.Random) -> dict[str, float]:
     """The figures of one cluster size."""
     gpus = nodes * GPUS_PER_NODE
-    mtbf, step = MTBF_GPU / gpus, step_time(job, gpus)
-    between = interval(job, mtbf)
+    mtbf, step = GPU_HOURS_PER_FAILURE * HOUR / gpus, step_time(job, gpus)
+    between = best_interval(job.blocked, mtbf)
     share = goodput(job, mtbf, between)
     simulated = fmean(simulated_step(job, gpus, rng) for _ in range(200))
     return {

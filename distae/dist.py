@@ -74,6 +74,12 @@ def pick_device(name: str, env: Environment) -> torch.device:
     return torch.device("cuda", env.local_rank if visible > 1 else 0)
 
 
+def synchronize() -> None:
+    """Wait for what is queued on the device."""
+    if world().device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def set_threads(threads: str | int, env: Environment) -> int:
     """Set and return the CPU threads of this process; before the first parallel operation, or denormals stay slow."""
     torch.set_flush_denormal(True)

@@ -20,6 +20,7 @@ from distae.models import build
 from distae.models.files import export, load_weights
 from distae.optim import Schedule
 from distae.runlock import RunLock
+from distae.saving import GPU_HOURS_PER_FAILURE, SaveClock
 from distae.snapshot import TrainState
 from distae.stepper import Stepper, autocast, explaining_memory
 from distae.stop import StopRequest
@@ -60,6 +61,8 @@ class Trainer:
         self.checkpoints = Checkpoints(
             self.run_dir / "checkpoints", cfg.checkpoint.keep_latest_k, cfg.checkpoint.mode, lock.check if lock else lambda: None
         )
+        hours = cfg.checkpoint.mtbf_hours or GPU_HOURS_PER_FAILURE / self.world.world_size
+        self.save_clock = SaveClock(cfg.save_every, hours * 3600)
         self.state = TrainState()
         self.tracker = Tracker([])
         self.notes: list[str] = []
@@ -79,6 +82,7 @@ class Trainer:
         """Train to the end; or to an agreed stop, and then return False after a save."""
         batches = data.steps(self.sampler, self.state.step, self.loaders["train"].home)
         self._start_clock()
+        self.save_clock.start(*self.clock)
         with explaining_memory(self.cfg, self.world.world_size):
             if self.evaluate_if_due():
                 self.save()
@@ -194,7 +198,7 @@ class Trainer:
         return True
 
     def save_if_due(self, new_best: bool) -> None:
-        if self.state.step % self.cfg.save_every == 0 or new_best:
+        if self.save_clock.due(self.state.step) or new_best:
             self.save()
 
     def save(self, wait: bool = False) -> None:
@@ -203,6 +207,7 @@ class Trainer:
         A save that fails is reported and tried again at the next interval. Raises TrainingError where a non-finite step is in it,
         and, with `wait`, where it fails.
         """
+        dist.synchronize()  # what is queued is training, and no part of what a save costs
         started = time.perf_counter()
         self._end_save()
         if self.saved_step != self.state.step:
@@ -216,12 +221,18 @@ class Trainer:
                 tensors = snapshot.tensors_of(self.stepper)
                 self.checkpoints.save(self.state.step, tensors, msgspec.json.encode(saved), self.state.best_step)
                 self.saved_step = self.state.step
+                self._plan_next_save(started)
         if wait:
             self._end_save()
             if self.saved_step != self.state.step:
                 raise TrainingError(f"the checkpoint of step {self.state.step} could not be saved; an older one is all there is")
         self.blocked_seconds += time.perf_counter() - started
         self.idle_seconds += time.perf_counter() - started
+
+    def _plan_next_save(self, started: float) -> None:
+        """Learn from the save that began at `started`; each rank's clock says something else, so rank 0 decides."""
+        if self.cfg.save_every == "auto":
+            self.save_clock.next = dist.broadcast(self.save_clock.after(self.state.step, started, time.perf_counter()))
 
     def _end_save(self) -> None:
         if (error := self.checkpoints.wait()) is not None:

@@ -57,6 +57,7 @@ def test_names_may_be_written_with_either_dash():
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "step", "exponential", "plateau"])
 def test_what_is_written_is_read_back(model, net, schedule, tmp_path):
     more = ["--optim.max-grad-norm", "2", "--early-stop.patience", "3", "--threads", "2", "--net.norm", "batch", "--steps", "9"]
+    more += ["--save-every", "auto", "--checkpoint.mtbf-hours", "2"]
     cfg = given("--model", model, "--net", net, "--schedule", schedule, *more)
     (tmp_path / "config.toml").write_text(write_toml(cfg))
     assert given("--config", str(tmp_path / "config.toml")) == cfg
@@ -124,6 +125,8 @@ REFUSED = {
     "a number": (["--optim.lr", "fast"], r"--optim.lr: 'fast' is not valid; expected a number > 0"),
     "infinite": (["--optim.lr", "inf"], r"--optim.lr: 'inf' is not valid; expected a number > 0"),
     "out of bounds": (["--ema", "1"], r"--ema: '1' is not valid; expected a number >= 0 and < 1"),
+    "no interval": (["--save-every", "often"], r"--save-every: 'often' is not valid; expected auto or an integer >= 1"),
+    "no interval of failures": (["--checkpoint.mtbf-hours", "0"], r"mtbf-hours: '0' is not valid; expected a number > 0 or none"),
     "zero epochs": (["--epochs", "0"], r"--epochs: '0' is not valid; expected an integer >= 1 or none"),
     "choice": (["--precision", "fp8"], r"--precision: 'fp8' is not valid; expected one of fp32, bf16, fp16, fp64"),
     "list": (["--net.hidden", "12", "a"], r"--net.hidden: '12 a' is not valid; expected a list of an integer >= 1"),

@@ -94,8 +94,7 @@ class Checkpoints:
         targets = [self.buffers[name] for name in tensors]
         if tensors:
             torch._foreach_copy_(targets, list(tensors.values()), non_blocking=True)
-            if dist.world().device.type == "cuda":
-                torch.cuda.synchronize()
+            dist.synchronize()
         return dict(zip(tensors, targets, strict=True))
 
     def _write(self, job: Job, world: dist.World) -> str | None:
