@@ -1,186 +1,241 @@
-"""Training speed against the compute limit and a tutorial's loop, side by side on one thread.
+"""Training speed beside the compute limit and other trainers: one process, one thread, interleaved rounds.
 
-    python benchmarks/train.py --rounds 7
+    python benchmarks/train.py --root data                # pip install -r requirements-peers.txt for pythae and Lightning
+    python benchmarks/train.py --workloads ae-32 --rounds 5
 
-limit     a hand-written network on one resident batch: fused Adam, denormals flushed, no input path, no logging
-ours      `distae.train.main` with metrics.jsonl, as its train/samples_per_second says: between evaluations and saves
-tutorial  per-sample PIL and ToTensor through a DataLoader, Adam as it comes, loss.item() at every step
+limit      a network by hand on one resident batch: fused Adam, denormals flushed, no input path, no logging; lr 1e-12, as a normal
+           rate would drive a fixed batch into denormals and make a false limit
+ours       `distae.train.main` from its command line, with metrics.jsonl
+tutorial   torchvision's images through ToTensor and a DataLoader, Adam as it comes, loss.item() at every step
+pythae     its BaseTrainer's epoch; lightning: its Trainer; both as they come, and tuned: fused Adam, denormals flushed
 
-Same layers (equal parameter counts are asserted), batch, precision and thread. Rounds are interleaved; a figure is the median over
-rounds of the ratio to the limit in the same round, with its smallest and largest value. Data are random bytes of MNIST's shape:
-speed does not depend on them. The last line is one JSON object.
+Same layers (equal parameter counts are asserted), loss, batch, precision and thread. Only training between evaluations and saves
+is timed, progress bars and logging included. A figure is the median over rounds of the ratio within a round, with the smallest and
+the largest. The table is by the process's CPU time, which a neighbour on the machine disturbs least and which on one thread without
+waiting is the wall's; the JSON object on the last line has both. Ours is then train/samples_per_second by the wall, and the CPU
+time between the rows of metrics.
 """
 
 import argparse
+import importlib
+import importlib.util
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
-from torchvision.transforms.functional import to_tensor
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import ToTensor
+from workloads import (
+    WORKLOADS,
+    Clock,
+    Contestant,
+    Rate,
+    Workload,
+    count,
+    cpu_marks,
+    images,
+    interleave,
+    ratios,
+    run_ours,
+    show,
+    spread,
+    training_argv,
+    training_rows,
+    wall_rate,
+)
 
-from distae import load, train
+from distae import load
+from distae.config import TrainConfig, parse
+from distae.data import Arrays, Loader
+from distae.evaluation.diagnosis import diagnose
+from distae.evaluation.exact import evaluate
+from distae.models import build
 
-N = 60_000
-WORKLOADS: dict[str, tuple[int, int, list[str]]] = {
-    "ae 784-256-64-20, batch 32": (32, 1500, ["--model", "ae", "--model.latent-dim", "20", "--net.hidden", "256", "64"]),
-    "ae 784-256-64-20, batch 128": (128, 600, ["--model", "ae", "--model.latent-dim", "20", "--net.hidden", "256", "64"]),
-    "vae 784-512-256-16, batch 128": (128, 400, ["--model", "vae", "--model.latent-dim", "16", "--net.hidden", "512", "256"]),
-    "conv vae 32-64, batch 128": (
-        128,
-        80,
-        ["--model", "vae", "--model.latent-dim", "16", "--net", "conv", "--net.channels", "32", "64"],
-    ),
-}
-"""Batch, steps per round, settings."""
-
-
-class Coder(nn.Module):
-    """The same network by hand: logits and, for a VAE, the KL."""
-
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, variational: bool) -> None:
-        super().__init__()
-        self.encoder, self.decoder, self.variational = encoder, decoder, variational
-
-    def forward(self, x: Tensor) -> Tensor:
-        z, kl = self.encoder(x), torch.zeros(())
-        if self.variational:
-            mu, logvar = z.chunk(2, dim=1)
-            z = mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)
-            kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1).mean()
-        nll = F.binary_cross_entropy_with_logits(self.decoder(z), x, reduction="none").flatten(1).sum(1).mean()
-        return nll + kl
+CHUNK = 512
+"""Samples per chunk of evaluation."""
+PEERS = {"pythae": "peers.pythae_trainer", "lightning": "peers.lightning_trainer"}
 
 
-def by_hand(name: str) -> Coder:
-    """The network of a workload, from torch's own layers."""
-    if name.startswith("ae"):
-        return Coder(_mlp(784, 256, 64, 20), nn.Sequential(_mlp(20, 64, 256, 784), nn.Unflatten(1, (1, 28, 28))), False)
-    if name.startswith("vae"):
-        return Coder(_mlp(784, 512, 256, 32), nn.Sequential(_mlp(16, 256, 512, 784), nn.Unflatten(1, (1, 28, 28))), True)
-    encoder = nn.Sequential(
-        nn.Conv2d(1, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 49, 32)
-    )  # fmt: skip
-    decoder = nn.Sequential(
-        nn.Linear(16, 64 * 49), nn.Unflatten(1, (64, 7, 7)), nn.ReLU(), nn.ConvTranspose2d(64, 32, 4, 2, 1), nn.ReLU(),
-        nn.ConvTranspose2d(32, 1, 4, 2, 1),
-    )  # fmt: skip
-    return Coder(encoder, decoder, True)
-
-
-def _mlp(*sizes: int) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Flatten()]
-    for a, b in pairwise(sizes):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def limit(name: str, images: np.ndarray) -> Callable[[int], float]:
-    """Samples per second on one resident batch; at a rate that leaves the weights where they are."""
-    batch = WORKLOADS[name][0]
-    model, x = by_hand(name), torch.from_numpy(images[:batch]).unsqueeze(1) / 255
+def limit(workload: Workload, x: Tensor, steps: int) -> Contestant:
+    """The step on one batch; at a rate that leaves the weights where they are."""
+    model, x = workload.by_hand(), x[: workload.batch].clone()
     optimizer = torch.optim.Adam(model.parameters(), 1e-12, fused=True)
 
-    def run(steps: int) -> float:
-        started = time.perf_counter()
+    def run() -> Rate:
+        clock = Clock(workload.warm)
         for _ in range(steps):
             optimizer.zero_grad()
             model(x).backward()
             optimizer.step()
-        return steps * batch / (time.perf_counter() - started)
+            clock.tick()
+        return clock.rate(workload.batch)
 
     return run
 
 
-def tutorial(name: str, images: np.ndarray) -> Callable[[int], float]:
-    """Samples per second of the loop that tutorials show."""
-    batch = WORKLOADS[name][0]
-    model, data = by_hand(name), [(i,) for i in range(N)]
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    loader = torch.utils.data.DataLoader(
-        data, batch, shuffle=True, collate_fn=lambda rows: torch.stack([to_tensor(Image.fromarray(images[i])) for (i,) in rows])
-    )  # type: ignore[var-annotated, arg-type]
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """What torchvision.datasets.MNIST does with `[N, 28, 28]` uint8."""
 
-    def run(steps: int) -> float:
-        started, total = time.perf_counter(), 0.0
-        for done, x in enumerate(loader):
-            if done == steps:
-                break
+    def __init__(self, stored: np.ndarray) -> None:
+        self.stored, self.transform = torch.from_numpy(stored), ToTensor()
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.stored[index].numpy(), mode="L")), 0
+
+
+def tutorial(workload: Workload, stored: np.ndarray, steps: int) -> Contestant:
+    """The loop that tutorials show."""
+    model, loader = workload.by_hand(), DataLoader(Pictures(stored[: steps * workload.batch]), workload.batch, shuffle=True)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+
+    def run() -> Rate:
+        clock, total = Clock(workload.warm), 0.0
+        for x, _ in loader:
             optimizer.zero_grad()
             loss = model(x)
             loss.backward()
             optimizer.step()
             total += loss.item()
-        return steps * batch / (time.perf_counter() - started)
+            clock.tick()
+        return clock.rate(workload.batch)
 
     return run
 
 
-def ours(name: str, path: Path, folder: Path) -> Callable[[int], float]:
-    """Median of train/samples_per_second over the rows of one run, the first left out."""
-    batch, _, argv = WORKLOADS[name]
-    fixed = f"--data array --data.path {path} --tracking none --device cpu --threads 1 --fresh --data.val-fraction 0".split()
+def ours(workload: Workload, folder: Path, steps: int, set_ups: list[float]) -> Contestant:
+    """A whole run; `set_ups` takes its seconds before the first step."""
+    argv, run_dir = training_argv(workload, steps, folder / "images.npy"), folder / "run"
 
-    def run(steps: int) -> float:
-        run_dir = folder / f"{name.split(',', maxsplit=1)[0].replace(' ', '_')}_{batch}"
-        every = max(1, steps // 10)
-        sizes = f"--global-batch-size {batch} --steps {steps} --log-every {every} --save-every {10 * steps}".split()
-        with open(os.devnull, "w") as silence:  # noqa: PTH123
-            stderr, sys.stderr = sys.stderr, silence
-            assert train.main([*argv, *fixed, *sizes, "--run-dir", str(run_dir)]) == 0
-            sys.stderr = stderr
-        parameters = sum(p.numel() for p in load(run_dir).parameters())
-        assert parameters == sum(p.numel() for p in by_hand(name).parameters())
-        rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        rates = [row["train/samples_per_second"] for row in rows if "train/samples_per_second" in row]
-        return statistics.median(rates[1:])
+    def run() -> Rate:
+        started = time.time()
+        with cpu_marks() as marks:
+            rows = training_rows(run_ours(argv, run_dir))
+        assert count(load(run_dir)) == workload.parameters
+        set_ups.append(rows[0]["time"] - started - workload.warm * workload.batch / rows[0]["train/samples_per_second"])
+        (first, began), (last, ended) = marks[0], marks[-1]
+        return Rate(wall_rate(rows), (last - first) * workload.batch / (ended - began))
 
     return run
 
 
-def measure(name: str, rounds: int, scale: float, folder: Path, images: np.ndarray) -> dict[str, list[float]]:
-    """Rates of each contestant, round by round; the first round is not counted."""
-    steps = max(20, int(WORKLOADS[name][1] * scale))
-    contestants = {
-        "limit": limit(name, images),
-        "ours": ours(name, folder / "bytes.npy", folder),
-        "tutorial": tutorial(name, images),
+def with_denormals(flushed: bool, contestant: Contestant) -> Rate:
+    """Set for the only thread before each turn, as ours sets it for itself."""
+    torch.set_flush_denormal(flushed)
+    return contestant()
+
+
+def missing() -> list[str]:
+    return [name for name in PEERS if importlib.util.find_spec(name) is None]
+
+
+def contestants(workload: Workload, stored: np.ndarray, x: Tensor, steps: int, folder: Path, set_ups: list[float]) -> Any:
+    """Who runs, by name."""
+    made: dict[str, Contestant] = {
+        "limit": partial(with_denormals, True, limit(workload, x, steps)),
+        "ours": ours(workload, folder, steps, set_ups),
+        "tutorial": partial(with_denormals, False, tutorial(workload, stored, steps)),
     }
-    rates = [{who: run(steps) for who, run in contestants.items()} for _ in range(rounds + 1)][1:]
-    return {who: [r[who] for r in rates] for who in contestants}
+    for name in PEERS.keys() - set(missing()):
+        peer = importlib.import_module(PEERS[name])
+        for tuned in (False, True):
+            run = peer.contestant(workload, x, steps, folder / name, tuned)
+            made[f"{name}, tuned" if tuned else name] = partial(with_denormals, tuned, run)
+    return made
+
+
+def evaluation(workload: Workload, stored: np.ndarray, rounds: int) -> dict[str, list[float]]:
+    """Speed of our evaluation, alone and with the diagnosis that follows it in a run, over a loop of forward passes."""
+    cfg = parse(TrainConfig, workload.argv.split(), {}, "").settings
+    by_hand, model = workload.by_hand().eval(), build(cfg.model, cfg.net, (1, 28, 28)).eval()
+    x = torch.from_numpy(stored).unsqueeze(1)
+    loader = Loader(Arrays(x, None, 1 / 255), "none", torch.device("cpu"), torch.float32)
+
+    @torch.no_grad()
+    def forward() -> None:
+        sum(by_hand(chunk.float() / 255) * len(chunk) for chunk in x.split(CHUNK))
+
+    def timed(work: Callable[[], object]) -> Rate:
+        clock = Clock(1)
+        clock.tick()
+        work()
+        clock.tick()
+        return clock.rate(len(x))
+
+    alone = partial(evaluate, model, loader, CHUNK, 0)
+    ways = {"forward": forward, "evaluate": alone, "with_diagnosis": lambda: (alone(), diagnose(model, loader, CHUNK, 0))}
+    rates = interleave({name: partial(timed, way) for name, way in ways.items()}, rounds)
+    return {name: ratios(rates[name], rates["forward"])["cpu"] for name in ("evaluate", "with_diagnosis")}
+
+
+def blocked(workload: Workload, folder: Path, saves: int = 5) -> list[float]:
+    """Seconds that a save holds training up, without the first one, which allocates its buffers."""
+    steps = saves * workload.warm
+    rows = run_ours(f"{training_argv(workload, steps + 1, folder / 'images.npy')} --save-every {workload.warm}", folder / "run")
+    return spread([row["train/checkpoint_blocked_seconds"] for row in training_rows(rows)[2:]])
+
+
+def measure(workload: Workload, stored: np.ndarray, rounds: int, scale: float, folder: Path) -> dict[str, Any]:
+    """All figures of a workload."""
+    steps, set_ups = max(2 * workload.warm, int(workload.steps * scale)), []
+    x = torch.from_numpy(stored).unsqueeze(1).float() / 255
+    np.save(folder / "images.npy", stored)
+    rates = interleave(contestants(workload, stored, x, steps, folder, set_ups), rounds)
+    torch.set_flush_denormal(True)
+    return {
+        "parameters": workload.parameters,
+        "limit_samples_per_second": {c: round(statistics.median(getattr(r, c) for r in rates["limit"])) for c in Rate._fields},
+        "of_limit": {name: ratios(rates[name], rates["limit"]) for name in rates if name != "limit"},
+        "ours_over": {name: ratios(rates["ours"], rates[name]) for name in rates if name != "ours"},
+        "evaluation_of_forward_loop": evaluation(workload, stored[: int(10_000 * min(1, scale)) + 1], rounds),
+        "blocked_seconds_per_save": blocked(workload, folder),
+        "set_up_seconds": spread(set_ups[1:]),
+    }
+
+
+def table(name: str, found: dict[str, Any]) -> str:
+    """Median (smallest-largest) by CPU time."""
+    bars = WORKLOADS[name].bars
+    lines = [f"{name}: {found['parameters']:,} parameters", f"  {'':18} {'of the limit':>20} {'ours over it':>20}   wanted"]
+    for who, over in found["ours_over"].items():
+        of = show(found["of_limit"][who]["cpu"]) if who in found["of_limit"] else ""
+        lines.append(f"  {who:18} {of:>20} {show(over['cpu']):>20}   {bars.get(who, '')}")
+    alone, whole = (show(found["evaluation_of_forward_loop"][k]) for k in ("evaluate", "with_diagnosis"))
+    lines.append(f"  apart: evaluation {alone} of a forward-only loop (wanted 0.9), with diagnosis {whole};")
+    shown = [" ({}-{})".join(["{}", ""]).format(*found[k]) for k in ("blocked_seconds_per_save", "set_up_seconds")]
+    return "\n".join([*lines, f"  seconds that a save blocks: {shown[0]}; of set-up: {shown[1]}"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="steps per round, as a share of the default")
+    parser.add_argument("--root", help="folder that has MNIST; without it, made-up images like them")
     args = parser.parse_args()
-    torch.set_flush_denormal(True)
     torch.set_num_threads(1)
-    images = np.random.default_rng(0).integers(0, 256, (N, 28, 28), dtype=np.uint8)
-    result: dict[str, object] = {"torch": torch.__version__, "load_before": os.getloadavg()[0], "rounds": args.rounds}
-    with tempfile.TemporaryDirectory(prefix="distae-speed-") as name:
-        folder = Path(name)
-        np.save(folder / "bytes.npy", images)
-        for workload in WORKLOADS:
-            rates = measure(workload, args.rounds, args.scale, folder, images)
-            figures = {"limit_samples_per_second": round(statistics.median(rates["limit"]))}
-            for who in ("ours", "tutorial"):
-                ratios = [a / b for a, b in zip(rates[who], rates["limit"], strict=True)]
-                figures[who] = [round(f(ratios), 3) for f in (statistics.median, min, max)]  # type: ignore[assignment]
-            result[workload] = figures
-            print(f"{workload:32} ours {figures['ours']} tutorial {figures['tutorial']} of the limit (median, min, max)")
-    print(json.dumps(result | {"load_after": os.getloadavg()[0]}))
+    stored = images(args.root)
+    result: dict[str, Any] = {"torch": str(torch.__version__), "rounds": args.rounds, "mnist": bool(args.root)}
+    result["load_average_before"] = os.getloadavg()
+    if left_out := missing():
+        print(f"left out, as it is not installed: {', '.join(left_out)} (pip install -r requirements-peers.txt)")
+    for name in args.workloads:
+        with tempfile.TemporaryDirectory(prefix="distae-speed-") as folder:
+            result[name] = measure(WORKLOADS[name], stored, args.rounds, args.scale, Path(folder))
+        print(table(name, result[name]), flush=True)
+    print(json.dumps(result | {"load_average_after": os.getloadavg()}))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ import sys
 
 from helpers import ROOT
 
+from distae.config.models import VAEConfig
+from distae.models import build
+
 
 def run(name: str, *args: str) -> dict:
     """The JSON object that `benchmarks/NAME` ends with."""
@@ -24,3 +27,22 @@ def test_cost_of_checkpoints(tmp_path):
         assert sum(m["staging_bytes"] for m in told["memory"]) == told["bytes"]
         assert all(s["durable"]["min"] > 0 for s in told.values() if isinstance(s, dict) and "durable" in s)
     assert not list(tmp_path.iterdir())
+
+
+def test_training_speed():
+    result = run("train.py", "--workloads", "ae-32", "--rounds", "1", "--scale", "0.01")
+    told = result["ae-32"]
+    assert told["parameters"] == 438180
+    assert {"ours", "tutorial"} <= set(told["of_limit"])
+    assert all(
+        least <= median <= most for least, median, most in [[o["cpu"][i] for i in (1, 0, 2)] for o in told["ours_over"].values()]
+    )
+
+
+def test_the_network_of_pythae_by_hand_and_as_a_plugin(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from pythae_net import PythaeConvConfig
+    from workloads import conv_coder, count
+
+    net = PythaeConvConfig(width=2)
+    assert count(build(VAEConfig(latent_dim=16), net, (1, 28, 28))) == count(conv_coder(2))
