@@ -36,10 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         job = partitions.resolve(command.settings, partitions.partitions())
         cfg, plugin = training(train, job)
         folder = Path(cfg.run_dir or ".") / "slurm"
+        plan, with_snapshot = Submission(job, folder, folder.parent.name, plugin), "no-snapshot" not in command.flags
         if "dry-run" in command.flags:
-            show(Submission(job, folder, folder.parent / "code" / "HASH", folder.parent.name), [cfg])
+            show(plan, [cfg], with_snapshot)
             return 0
-        job_id = submit(job, folder, [cfg], plugin, "no-snapshot" not in command.flags)[0]
+        job_id = submit(plan, [cfg], with_snapshot)[0]
         sys.stdout.write(f"job {job_id}, logs in {folder / job_id}; python -m launch.status {folder.parent}\n")
         if not command.flags & {"wait", "follow"}:
             return 0
@@ -73,25 +74,25 @@ def training(argv: Sequence[str], job: SlurmConfig) -> tuple[TrainConfig, str | 
     return replace(cfg, run_dir=str(Path(cfg.run_dir or ".").absolute())), plugin
 
 
-def submit(
-    job: SlurmConfig, folder: Path, runs: Sequence[TrainConfig], plugin: str | None, with_snapshot: bool, max_parallel: int = 1
-) -> list[str]:
+def submit(plan: Submission, runs: Sequence[TrainConfig], with_snapshot: bool) -> list[str]:
     """Submit the runs with what they need in place; returns the job ids.
 
     Raises UserError, in Slurm's words and before anything is written, where Slurm would refuse the job.
     """
-    plan = Submission(job, folder, None, folder.parent.name, max_parallel)
     plan.ask(len(runs))
     for cfg in runs:
         runfolder.check(cfg)
         if cfg.fresh:  # here: the job would move its own logs, and again at every requeue
             runfolder.open(cfg).release()
-    code = snapshot.take(folder.parent / "code", job.snapshot_include) if with_snapshot else None
-    return replace(plan, code=code).submit([replace(cfg, fresh=False) for cfg in runs], plugin)
+    if with_snapshot:
+        plan = plan.running(snapshot.take(plan.folder.parent / "code", plan.job.snapshot_include, plan.plugin))
+    return plan.submit([replace(cfg, fresh=False) for cfg in runs])
 
 
-def show(plan: Submission, runs: Sequence[TrainConfig]) -> None:
+def show(plan: Submission, runs: Sequence[TrainConfig], with_snapshot: bool) -> None:
     """Print what would be submitted."""
+    if with_snapshot:
+        plan = plan.running(plan.folder.parent / "code" / "HASH")
     sys.stdout.write(f"{plan.script(len(runs))}\n# settings of the job\n{write_toml(plan.job)}")
     for cfg in runs:
         sys.stdout.write(f"\n# settings of the run in {cfg.run_dir}\n{write_toml(cfg)}")

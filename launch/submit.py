@@ -5,15 +5,16 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import submitit
 from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 
 from distae.config import TrainConfig, write_toml
 from distae.errors import UserError
+from launch import snapshot
 from launch.job import TrainJob
 from launch.partitions import call
 from launch.settings import SlurmConfig, seconds
@@ -40,10 +41,17 @@ class Submission:
     job: SlurmConfig
     folder: Path
     """RUN/slurm, or the sweep's."""
-    code: Path | None
-    """The snapshot; None runs the code that is installed."""
     name: str
+    plugin: str | None = None
+    """The user's own file with variants that the runs need."""
     max_parallel: int = NO_LIMIT
+    code: Path | None = None
+    """The snapshot; None runs the code that is installed."""
+
+    def running(self, code: Path) -> Self:
+        """The same with the code, and the plugin, of a snapshot."""
+        plugin = self.plugin and str(code / snapshot.home(self.plugin) / Path(self.plugin).name)
+        return replace(self, code=code, plugin=plugin)
 
     def script(self, count: int = 1) -> str:
         """The sbatch script of `count` runs."""
@@ -57,13 +65,13 @@ class Submission:
         with outside_any_job():
             call("sbatch", "--test-only", stdin=self.script(count))
 
-    def submit(self, runs: Sequence[TrainConfig], plugin: str | None) -> list[str]:
+    def submit(self, runs: Sequence[TrainConfig]) -> list[str]:
         """Submit, as an array where there are several; returns the job ids. Raises UserError where Slurm refuses."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with outside_any_job():
                 made = self._executor(len(runs)).submit_array(
-                    [TrainJob(write_toml(cfg), self.job.max_requeues, plugin) for cfg in runs]
+                    [TrainJob(write_toml(cfg), self.job.max_requeues, self.plugin) for cfg in runs]
                 )
         except (FailedSubmissionError, UncompletedJobError) as error:
             raise UserError(f"Slurm refuses: {error}") from error
@@ -99,7 +107,8 @@ class Submission:
         )
         lines = [f"logs={logs}", 'mkdir -p "$logs"']
         if self.code:
-            lines.append(f"export PYTHONPATH={shlex.quote(str(self.code))}${{PYTHONPATH:+:$PYTHONPATH}}")
+            first = [self.code, *([Path(self.plugin).parent] if self.plugin else [])]
+            lines.append(f"export PYTHONPATH={shlex.quote(':'.join(map(str, first)))}${{PYTHONPATH:+:$PYTHONPATH}}")
         # NCCL's flight recorder: a collective that times out leaves its last calls, for torchfrtrace
         lines += ["export TORCH_FR_BUFFER_SIZE=2000 TORCH_NCCL_DUMP_ON_TIMEOUT=1", 'export TORCH_FR_DUMP_TEMP_FILE="$logs/flight_"']
         exports = [f"export {name}={shlex.quote(value)}" for name, _, value in (e.partition("=") for e in self.job.env)]

@@ -44,10 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = config.parse(SweepConfig, mine, switches, PROG, "cluster")
         job = partitions.resolve(command.settings, partitions.partitions())
         base, runs, plugin = expand(command.settings.grid, train, job)
+        plan = Submission(job, base / "slurm", base.name, plugin, command.settings.max_parallel)
+        with_snapshot = "no-snapshot" not in command.flags
         if "dry-run" in command.flags:
-            show(Submission(job, base / "slurm", base / "code" / "HASH", base.name, command.settings.max_parallel), runs)
+            show(plan, runs, with_snapshot)
             return 0
-        ids = submit(job, base / "slurm", runs, plugin, "no-snapshot" not in command.flags, command.settings.max_parallel)
+        ids = submit(plan, runs, with_snapshot)
     except UserError as error:
         sys.stderr.write(f"distae: {error}\n")
         return 2

@@ -1,6 +1,7 @@
 """Jobs on Slurm, as far as that can be known without one: settings, partitions, snapshot, script, and who requeues."""
 
 import io
+import pickle
 import signal
 import subprocess
 import sys
@@ -10,11 +11,11 @@ import pytest
 import torch
 
 from distae import dist
-from distae.config import TrainConfig, check, write_toml
+from distae.config import TrainConfig, check, plugin, write_toml
 from distae.environment import environment
 from distae.errors import UserError
 from distae.outcome import Outcome
-from launch import job, jobs, partitions, settings, slurm, snapshot, status, sweep
+from launch import job, jobs, partitions, settings, slurm, snapshot, status, submit, sweep
 
 SINFO = "debug*|infinite|3|4|gpu:2\nlong|2-00:00:00|10|64+|gpu:a100:4(S:0-1)\nlong|2-00:00:00|5|128|(null)\n"
 STEP = {
@@ -165,19 +166,72 @@ def test_a_snapshot_is_the_tracked_code_as_it_is_now(tmp_path, capsys):
         subprocess.run([*git, *command], check=True)
     (root / "pkg" / "a.py").write_text("now")
     (root / "b.py").unlink()
-    copy = snapshot.take(into, ["data.bin"], root)
+    copy = snapshot.take(into, ["data.bin"], root=root)
     files = {p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()}
     assert files == {"pkg/a.py", ".gitignore", "data.bin", "COMMIT", "DIFF"}
     assert (copy / "pkg" / "a.py").read_text() == "now"
     assert "+now" in (copy / "DIFF").read_text()
     assert "new.py" in capsys.readouterr().err
-    assert snapshot.take(into, ["data.bin"], root) == copy
+    assert snapshot.take(into, ["data.bin"], root=root) == copy
     (root / "pkg" / "a.py").write_text("later")
-    assert snapshot.take(into, ["data.bin"], root) != copy
+    assert snapshot.take(into, ["data.bin"], root=root) != copy
     with pytest.raises(UserError, match="--snapshot-include: no nothing"):
-        snapshot.take(into, ["nothing"], root)
+        snapshot.take(into, ["nothing"], root=root)
     with pytest.raises(UserError, match="no git checkout"):
-        snapshot.take(into, [], tmp_path)
+        snapshot.take(into, [], root=tmp_path)
+
+
+PLUGIN = """
+import pathlib, sys
+from plugin_helper.words import WORD
+sys.stderr.write(f"plugin {WORD} of {pathlib.Path(__file__).parents[1].name}\\n")
+"""
+
+
+@pytest.fixture
+def plugin_file(tmp_path, monkeypatch):
+    """A plugin outside the checkout, with a module beside it that it needs."""
+    (tmp_path / "mine" / "plugin_helper").mkdir(parents=True)
+    for name, text in {
+        "plugin_of_launch.py": PLUGIN,
+        "plugin_helper/__init__.py": "",
+        "plugin_helper/words.py": "WORD = 'then'\n",
+    }.items():
+        (tmp_path / "mine" / name).write_text(text)
+    (tmp_path / "mine" / "another.py").write_text("")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path / "mine" / "plugin_of_launch.py"
+    for name in ("plugin_of_launch", "plugin_helper", "plugin_helper.words"):
+        sys.modules.pop(name, None)
+
+
+def test_the_job_loads_the_snapshots_copy_of_a_plugin(plugin_file, tmp_path, monkeypatch, capfd):
+    """Run here what the job runs, after the plugin was changed, and with its own folder on the path, as sbatch exports it."""
+    plugin.load(str(plugin_file))
+    plan = submit.Submission(settings.SlurmConfig(gpus_per_node=0, time="5"), tmp_path / "run" / "slurm", "run", str(plugin_file))
+    plan = plan.running(snapshot.take(tmp_path / "run" / "code", [], plan.plugin))
+    assert plan.plugin == str(plan.code / "plugin" / "plugin_of_launch.py")
+    assert {p.name for p in (plan.code / "plugin").iterdir()} == {"plugin_of_launch.py", "plugin_helper"}
+    (plugin_file.parent / "plugin_helper" / "words.py").write_text("WORD = 'now'\n")
+    capfd.readouterr()
+    task = job.TrainJob(write_toml(check(TrainConfig(steps=1, run_dir=str(tmp_path / "run"), tracking="none"), 1)), 0, plan.plugin)
+    (tmp_path / "task.pkl").write_bytes(pickle.dumps(task))
+    python = f'{sys.executable} -P -c \'import pickle; pickle.load(open("{tmp_path}/task.pkl", "rb"))()\''
+    monkeypatch.setenv("PYTHONPATH", f"{plugin_file.parent}:{snapshot.ROOT}")
+    setup = [line for line in plan.script().splitlines() if "PYTHONPATH" in line]
+    subprocess.run(["bash", "-c", "\n".join([*setup, python])], check=True, cwd=tmp_path)
+    assert f"plugin then of {plan.code.name}" in capfd.readouterr().err
+
+
+def test_a_plugin_of_the_checkout_keeps_its_place():
+    assert snapshot.home(str(snapshot.ROOT / "examples" / "my_variant.py")) == Path("examples")
+    assert snapshot.home("/elsewhere/my_variant.py") == Path("plugin")
+
+
+def test_without_a_snapshot_the_code_and_the_plugin_of_the_day_run(no_slurm, plugin_file, capsys):
+    for more, expected in ([], True), (["--no-snapshot"], False):
+        assert slurm.main(["--gpus-per-node", "0", "--dry-run", *more, "--", "--plugin", str(plugin_file)]) == 0
+        assert ("export PYTHONPATH=" in capsys.readouterr().out) == expected
 
 
 def test_follow_copies_what_is_added_until_the_end_over_a_requeue(tmp_path):

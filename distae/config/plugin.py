@@ -29,3 +29,14 @@ def load(file: str) -> None:
     except Exception as error:
         line = next((f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), "?")
         raise UserError(f"--plugin: {file}, line {line}: {type(error).__name__}: {error}") from error
+
+
+def files(file: str) -> dict[Path, Path]:
+    """A loaded plugin and what it has imported from its own folder: names in that folder, and where they are."""
+    folder = Path(file).resolve().parent
+    found = {}
+    for name, module in sys.modules.copy().items():
+        place, source = folder.joinpath(*name.split(".")), Path(getattr(module, "__file__", None) or "").resolve()
+        if source in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
+            found[source.relative_to(folder)] = source
+    return found
