@@ -199,9 +199,9 @@ def measure(workload: Workload, stored: np.ndarray, rounds: int, scale: float, f
         "limit_samples_per_second": {c: round(statistics.median(getattr(r, c) for r in rates["limit"])) for c in Rate._fields},
         "of_limit": {name: ratios(rates[name], rates["limit"]) for name in rates if name != "limit"},
         "ours_over": {name: ratios(rates["ours"], rates[name]) for name in rates if name != "ours"},
-        "evaluation_of_forward_loop": evaluation(workload, stored[: int(10_000 * min(1, scale)) + 1], rounds),
+        "evaluation_of_forward_loop": evaluation(workload, stored[: min(10_000, steps * workload.batch)], rounds),
         "blocked_seconds_per_save": blocked(workload, folder),
-        "set_up_seconds": spread(set_ups[1:]),
+        "set_up_seconds": spread(set_ups[1:] or set_ups),
     }
 
 
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--root", help="folder that has MNIST; without it, made-up images like them")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    stored = images(args.root)
+    stored = images(args.root, args.scale)
     result: dict[str, Any] = {"torch": str(torch.__version__), "rounds": args.rounds, "mnist": bool(args.root)}
     result["load_average_before"] = os.getloadavg()
     if left_out := missing():

@@ -94,7 +94,7 @@ WORKLOADS = {
         {"limit": 0.95, "pythae": 1.4, "lightning": 2.2},
     ),
     "conv-128": Workload(
-        128, 12, 4, conv_coder, f"{PLUGIN} {VAE} --net pythae_conv", {"limit": 0.95, "pythae": 1.0, "lightning": 1.0}
+        128, 6, 2, conv_coder, f"{PLUGIN} {VAE} --net pythae_conv", {"limit": 0.95, "pythae": 1.0, "lightning": 1.0}
     ),
 }  # fmt: skip
 """AE 784-256-64-20 (squared error), VAE 784-512-256-16 and pythae's conv net for MNIST (ELBO); the batch is in the name."""
@@ -104,12 +104,15 @@ def count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def images(root: str | None, n: int = N) -> np.ndarray:
-    """`[n, 28, 28]` uint8: MNIST's training images from the folder `root`, or bytes like them where it is None.
+def images(root: str | None, scale: float = 1.0) -> np.ndarray:
+    """`[N, 28, 28]` uint8: MNIST's training images from the folder `root`, or bytes like them where it is None.
+
+    Below a `scale` of 1 they are fewer, but enough for the warm-up of all workloads.
 
     As in MNIST, a fifth of the values is not 0, and a border always is: weights that see no gradient for long are what fills Adam's
     state with denormals.
     """
+    n = max(10_240, int(N * min(1, scale)))
     if root:
         table = {"name": "mnist", "root": root, "val_fraction": 0.0}
         return data.load(build(TrainConfig, {"data": table}).data)["train"].x.squeeze(1).numpy()[:n]
@@ -167,14 +170,23 @@ def silence() -> Iterator[None]:
         yield
 
 
-def run_ours(argv: str, run_dir: Path) -> list[dict[str, float]]:
-    """Train as the command line `argv` says, in this process; the rows of metrics.jsonl."""
-    shutil.rmtree(run_dir, ignore_errors=True)
+def train_quietly(argv: str, run_dir: Path) -> None:
+    """Train as the command line `argv` says, in this process."""
     with silence():
         code = train.main([*argv.split(), "--tracking", "none", "--run-dir", str(run_dir)])
     if code:
         raise SystemExit(f"distae.train {argv} ended with code {code}: {(run_dir / 'log.txt').read_text()}")
+
+
+def read_rows(run_dir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def run_ours(argv: str, run_dir: Path) -> list[dict[str, float]]:
+    """The rows of metrics.jsonl of a new run."""
+    shutil.rmtree(run_dir, ignore_errors=True)
+    train_quietly(argv, run_dir)
+    return read_rows(run_dir)
 
 
 def training_argv(workload: Workload, steps: int, path: Path) -> str:
@@ -200,14 +212,14 @@ Contestant = Callable[[], Rate]
 def interleave(contestants: dict[str, Contestant], rounds: int) -> dict[str, list[Rate]]:
     """Rates of each contestant in each round; in a round all run once, and each round starts with another one.
 
-    A round before them is not counted.
+    A round before them is not counted; with 0 rounds it is all there is, which tells whether everything runs.
     """
     names, found = [*contestants], {name: [] for name in contestants}
     for number in range(rounds + 1):
         first = number % len(names)
         for name in names[first:] + names[:first]:
             found[name].append(contestants[name]())
-    return {name: rates[1:] for name, rates in found.items()}
+    return {name: rates[1:] or rates for name, rates in found.items()}
 
 
 def ratios(above: list[Rate], below: list[Rate]) -> dict[str, list[float]]:

@@ -30,13 +30,25 @@ def test_cost_of_checkpoints(tmp_path):
 
 
 def test_training_speed():
-    result = run("train.py", "--workloads", "ae-32", "--rounds", "1", "--scale", "0.01")
+    result = run("train.py", "--workloads", "ae-32", "--rounds", "0", "--scale", "0.01")
     told = result["ae-32"]
     assert told["parameters"] == 438180
     assert {"ours", "tutorial"} <= set(told["of_limit"])
     assert all(
         least <= median <= most for least, median, most in [[o["cpu"][i] for i in (1, 0, 2)] for o in told["ours_over"].values()]
     )
+
+
+def test_two_processes():
+    result = run("ddp.py", "--workloads", "ae-32", "--rounds", "0", "--scale", "0.01", "--ours-args", "--noise per_rank")
+    assert set(result["ae-32"]["over"]) == {"apart", "ours", "by hand", "by hand, apart", "ours --noise per_rank"}
+    assert min(result["ae-32"]["samples_per_second"].values()) > 0
+
+
+def test_growth():
+    result = run("growth.py", "--rounds", "0", "--points", "1", "--no-plot")
+    assert [len(result[line]) for line in ("batch", "width", "depth", "images", "saves")] == [1] * 5
+    assert {"save_ms", "evaluation_s", "parameters"} <= set(result["saves"][0])
 
 
 def test_the_network_of_pythae_by_hand_and_as_a_plugin(monkeypatch):
