@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import functools
 import inspect
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,8 +26,8 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """The autocast region of a precision."""
-    return torch.autocast(device.type, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST)
+    """The autocast region of a precision; nothing where it is full."""
+    return torch.autocast(device.type, AUTOCAST[precision]) if precision in AUTOCAST else contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,12 @@ class Window:
 
     def add(self, out: Output) -> None:
         """Add the terms of one micro-step of one turn."""
-        terms = {k: v.detach().mean() for k, v in out.per_sample.items()} | {k: v.detach() for k, v in out.per_batch.items()}
+        means = torch.stack([*out.per_sample.values()]).mean(1)  # one operation for all: a tiny model's step counts them
+        terms = dict(zip(out.per_sample, means.unbind(), strict=True)) | out.per_batch
         self.open |= {k: self.open[k] + v if k in self.open else v for k, v in terms.items()}
 
     def close_step(self, finite: Tensor, micro_steps: int) -> None:
-        """End an optimizer step; `finite` is 1 where all its updates were applied and 0 where one was masked."""
+        """End an optimizer step; `finite` is false where one of its updates was masked."""
         if not self.names:
             self.names = [*self.open]
             self.sums = self.sums.new_zeros(len(self.names))
@@ -116,7 +119,7 @@ class Average:
 
 
 class Update(NamedTuple):
-    """One turn's update: its gradient's norm, and 1 where it was applied, else 0. On the device."""
+    """One turn's update: its gradient's norm, and whether it was applied. On the device."""
 
     grad_norm: Tensor
     finite: Tensor
@@ -188,7 +191,7 @@ class Stepper:
         if self.scaler:
             self.scaler.update()
         self.grad_norm = updates[0].grad_norm
-        self.window.close_step(torch.stack([u.finite for u in updates]).amin(), len(rows))
+        self.window.close_step(functools.reduce(torch.logical_and, [u.finite for u in updates]), len(rows))
         self.model.after_step(step + 1)
         if self.average:
             self.average.update(self.model)
@@ -236,9 +239,9 @@ class Stepper:
             clip_grads_with_norm_(turn.parameters, self.cfg.optim.max_grad_norm, grad_norm)
         if self.scaler:
             self.scaler.step(optimizer)
-            return Update(grad_norm, torch.ones_like(grad_norm))
-        finite = grad_norm.isfinite().to(grad_norm.dtype)
-        optimizer.found_inf = 1 - finite.float()  # type: ignore[attr-defined]
+            return Update(grad_norm, torch.ones_like(grad_norm, dtype=torch.bool))
+        finite = grad_norm < math.inf  # false for NaN too
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         optimizer.step()
         return Update(grad_norm, finite)
 
