@@ -97,14 +97,15 @@ def differences(a: Path, b: Path) -> list[str]:
     for path in sorted((a / "checkpoints" / last).glob("*.safetensors")):
         if path.read_bytes() != (b / "checkpoints" / last / path.name).read_bytes():
             found.append(f"{path.name} of {last}")
-    rows = [[_comparable(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (a, b)]
+    rows = [[timeless(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (a, b)]
     found += [f"row {i}: {x} != {y}" for i, (x, y) in enumerate(zip(*rows, strict=False)) if x != y][:3]
     if len(rows[0]) != len(rows[1]):
         found.append(f"{len(rows[0])} rows and {len(rows[1])}")
     return found
 
 
-def _comparable(row: dict[str, Any]) -> dict[str, Any]:
+def timeless(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of metrics.jsonl without what no two runs share: times, rates and memory."""
     unsteady = ("_seconds", "_per_second", "_fraction", "_bytes")
     return {k: v for k, v in row.items() if k != "time" and not k.endswith(unsteady)}
 

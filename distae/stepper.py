@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_
+from torch.utils.flop_counter import FlopCounterMode
 
 from distae import dist
 from distae.config import TrainConfig
@@ -21,8 +23,11 @@ from distae.errors import TrainingError
 from distae.models import Autoencoder, Batch, Output, Turn
 from distae.noise import Noise, Rows
 from distae.optim import Schedule, add_l1, make_optimizer
+from distae.profiling import Phases
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+COMPRESSION = {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
@@ -131,6 +136,7 @@ class Stepper:
     def __init__(self, cfg: TrainConfig, model: Autoencoder, loader: Loader, schedule: Schedule) -> None:
         self.cfg, self.model, self.loader, self.schedule = cfg, model, loader, schedule
         self.world = dist.world()
+        self.phases = Phases()
         self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         self.turns = model.turns()
         self.optimizers = {t.name: make_optimizer(cfg.optim, t.parameters) for t in self.turns}
@@ -157,11 +163,14 @@ class Stepper:
         devices = [self.world.device] if self.world.device.type == "cuda" else None
         renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.15
         buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-        return DistributedDataParallel(
+        wrapped = DistributedDataParallel(
             self.model, device_ids=devices, process_group=self.world.group, gradient_as_bucket_view=True,
-            find_unused_parameters=several, static_graph=not several,
+            find_unused_parameters=several, static_graph=not several, bucket_cap_mb=self.cfg.ddp.bucket_mb,
             **buffers,
         )  # fmt: skip
+        if self.cfg.ddp.compression != "none":
+            wrapped.register_comm_hook(self.world.group, COMPRESSION[self.cfg.ddp.compression])
+        return wrapped
 
     @property
     def evaluated(self) -> Autoencoder:
@@ -174,10 +183,19 @@ class Stepper:
         Summation order follows the buckets: with 3 ranks or more a resumed run would else differ in the last bit from one that was
         never interrupted. Call it before the weights are loaded.
         """
-        if self.world.group is None:
-            return
+        if self.world.group is not None:
+            self._rehearse(rows, 2)
+
+    def flops(self, rows: Tensor) -> float:
+        """Floating point operations of this rank's share of a step, forward and backward, counted by torch. Changes nothing."""
+        with FlopCounterMode(display=False) as counter:
+            self._rehearse(rows, 1)
+        return float(counter.get_total_flops() * len(rows))
+
+    def _rehearse(self, rows: Tensor, times: int) -> None:
+        """Run the first micro-step of every turn so many times, and leave no trace of it."""
         buffers = [b.clone() for b in self.model.buffers()]
-        for _ in range(2):
+        for _ in range(times):
             for turn in self.turns:
                 self._only(turn)
                 self._backward(turn, 0, 0, rows[0])
@@ -206,15 +224,18 @@ class Stepper:
         for micro, mine in enumerate(rows):
             with self._no_sync() if micro < len(rows) - 1 else contextlib.nullcontext():
                 self.window.add(self._backward(turn, step, micro, mine))
-        return self._update(turn, optimizer)
+        with self.phases["optimizer"]:
+            return self._update(turn, optimizer)
 
     def _backward(self, turn: Turn, step: int, micro: int, rows: Tensor) -> Output:
         noise = self._noise(turn, step, micro)
-        x, label = self.loader.batch(rows, noise)
-        with autocast(self.cfg.precision, self.world.device):
+        with self.phases["data"]:
+            x, label = self.loader.batch(rows, noise)
+        with self.phases["forward"], autocast(self.cfg.precision, self.world.device):
             out: Output = self.wrapped(Batch(x, label, step, None, len(self.loader)), turn.name, noise)
         loss = out.loss / self.cfg.grad_accum_steps
-        torch.autograd.backward(self.scaler.scale(loss) if self.scaler else loss)
+        with self.phases["backward"]:
+            torch.autograd.backward(self.scaler.scale(loss) if self.scaler else loss)
         return out
 
     def _noise(self, turn: Turn, step: int, micro: int) -> Noise:

@@ -19,6 +19,7 @@ from distae.evaluation.pictures import draw
 from distae.models import build
 from distae.models.files import export, load_weights
 from distae.optim import Schedule
+from distae.profiling import Profile, peak_flops, peak_memory_bytes
 from distae.runlock import RunLock
 from distae.saving import GPU_HOURS_PER_FAILURE, SaveClock
 from distae.snapshot import TrainState
@@ -70,8 +71,11 @@ class Trainer:
         self.agreed_signal = 0
         self.interrupted = False
         self.saved_step: int | None = None
-        self.idle_seconds = self.blocked_seconds = 0.0
-        self.clock = (0, 0.0)
+        self.phases = self.stepper.phases
+        self.clock = (0, self.phases.now())
+        self.profile: Profile | None = None
+        self.peak = peak_flops(self.world.device, cfg.precision, cfg.tf32)
+        self.flops = 0.0
 
     @property
     def finished(self) -> bool:
@@ -82,17 +86,23 @@ class Trainer:
         """Train to the end; or to an agreed stop, and then return False after a save."""
         batches = data.steps(self.sampler, self.state.step, self.loaders["train"].home)
         self._start_clock()
-        self.save_clock.start(*self.clock)
+        self.save_clock.start(self.state.step, time.perf_counter())
+        if self.cfg.profile:
+            self.profile = Profile(self.phases, self.stepper.model, self.run_dir / "profile", self.tracker.line)
         with explaining_memory(self.cfg, self.world.world_size):
             if self.evaluate_if_due():
                 self.save()
             while not self.finished:
                 if self.stop_agreed():
                     return self.save_and_leave()
-                self.stepper(self.state.step, next(batches))
+                with self.phases["data"]:
+                    rows = next(batches)
+                self.stepper(self.state.step, rows)
                 self.state.step += 1
                 self.log_if_due()
                 self.save_if_due(self.evaluate_if_due())
+                if self.profile:
+                    self.profile.step()
             if self.interrupted:
                 return self.save_and_leave()
         return self.finish()
@@ -104,23 +114,33 @@ class Trainer:
 
     def log_if_due(self) -> None:
         if self.state.step % self.cfg.log_every == 0 or self.state.step >= self.total:
-            self.log()
+            with self.phases["logging"]:
+                self.log()
 
     def log(self) -> None:
         """Write the means since the last row. Raises TrainingError at a non-finite term or gradient."""
         step, window = self.state.step, self.stepper.window
         means, grad_norm = self.check_finite(), float(self.stepper.grad_norm)
-        since, started = self.clock
-        seconds = time.perf_counter() - started - self.idle_seconds
-        rate = (step - since) * self.cfg.global_batch_size / max(seconds, 1e-9)
         lr = self.cfg.optim.lr * self.schedule.factor(step - 1)
-        row = {f"train/{k}": v for k, v in means.items()}
-        row |= {"train/lr": lr, "train/grad_norm": grad_norm, "train/samples_per_second": rate}
-        row["train/checkpoint_blocked_seconds"] = self.blocked_seconds
-        self.blocked_seconds = 0.0
-        self._row(row)
+        row = {f"train/{k}": v for k, v in means.items()} | {"train/lr": lr, "train/grad_norm": grad_norm}
+        self._row(row | {f"train/{k}": v for k, v in self._speed().items()})
         window.clear()
+
+    def _speed(self) -> dict[str, float]:
+        """What the steps since the last row took, logging included, evaluation and saving apart."""
+        device, (step, then) = self.world.device, self.clock
+        took, steps = self.phases.since(then), self.state.step - step
         self._start_clock()
+        seconds = max(took["elapsed"] - took["evaluation"] - took["checkpoint"], 1e-9)
+        speed = {
+            "samples_per_second": steps * self.cfg.global_batch_size / seconds,
+            "data_wait_fraction": took["data"] / seconds,
+            "checkpoint_blocked_seconds": took["checkpoint"],
+            "peak_memory_bytes": peak_memory_bytes(device),
+        }
+        if self.peak:
+            speed["mfu_fraction"] = self.flops * steps / seconds / self.peak
+        return speed
 
     def check_finite(self) -> dict[str, float]:
         """Means of the open window. Raises TrainingError that names the first masked step and the terms that are not finite."""
@@ -150,14 +170,12 @@ class Trainer:
         due = step > self.state.evaluated_step and (step % every == 0 or step >= self.total)
         if not due or not len(self.loaders["val"]):
             return False
-        started = time.perf_counter()
-        if self.stepper.window.steps:
-            self.check_finite()
-        metrics = self.evaluate("val", self.stop_agreed)
-        self.interrupted = metrics is None
-        new_best = metrics is not None and self._judge(metrics)
-        self.idle_seconds += time.perf_counter() - started
-        return new_best
+        with self.phases["evaluation"]:
+            if self.stepper.window.steps:
+                self.check_finite()
+            metrics = self.evaluate("val", self.stop_agreed)
+            self.interrupted = metrics is None
+            return metrics is not None and self._judge(metrics)
 
     def evaluate(self, split: str, interrupted: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """Metrics of a split, and its pictures; None where interrupted."""
@@ -209,25 +227,24 @@ class Trainer:
         """
         dist.synchronize()  # what is queued is training, and no part of what a save costs
         started = time.perf_counter()
-        self._end_save()
-        if self.saved_step != self.state.step:
-            if self.stepper.window.steps:
-                self.check_finite()
-            metrics_bytes = dist.broadcast(self.tracker.sync())
-            if metrics_bytes is None:
-                self._save_failed("metrics.jsonl cannot be written")
-            else:
-                saved = snapshot.take(self.cfg, self.state, self.stepper, metrics_bytes, self.total, self.threads)
-                tensors = snapshot.tensors_of(self.stepper)
-                self.checkpoints.save(self.state.step, tensors, msgspec.json.encode(saved), self.state.best_step)
-                self.saved_step = self.state.step
-                self._plan_next_save(started)
-        if wait:
+        with self.phases["checkpoint"]:
             self._end_save()
             if self.saved_step != self.state.step:
-                raise TrainingError(f"the checkpoint of step {self.state.step} could not be saved; an older one is all there is")
-        self.blocked_seconds += time.perf_counter() - started
-        self.idle_seconds += time.perf_counter() - started
+                if self.stepper.window.steps:
+                    self.check_finite()
+                metrics_bytes = dist.broadcast(self.tracker.sync())
+                if metrics_bytes is None:
+                    self._save_failed("metrics.jsonl cannot be written")
+                else:
+                    saved = snapshot.take(self.cfg, self.state, self.stepper, metrics_bytes, self.total, self.threads)
+                    tensors = snapshot.tensors_of(self.stepper)
+                    self.checkpoints.save(self.state.step, tensors, msgspec.json.encode(saved), self.state.best_step)
+                    self.saved_step = self.state.step
+                    self._plan_next_save(started)
+            if wait:
+                self._end_save()
+                if self.saved_step != self.state.step:
+                    raise TrainingError(f"step {self.state.step} could not be saved; an older checkpoint is all there is")
 
     def _plan_next_save(self, started: float) -> None:
         """Learn from the save that began at `started`; each rank's clock says something else, so rank 0 decides."""
@@ -265,7 +282,10 @@ class Trainer:
 
         Returns False where the run is complete: there is nothing to do, and nothing is touched.
         """
-        self.stepper.prime(next(data.steps(self.sampler, 0, self.loaders["train"].home)))
+        rows = next(data.steps(self.sampler, 0, self.loaders["train"].home))
+        if self.peak:
+            self.flops = self.stepper.flops(rows)
+        self.stepper.prime(rows)
         self.checkpoints.clean()
         found = self.checkpoints.newest()
         metrics_bytes = 0
@@ -329,8 +349,10 @@ class Trainer:
         self.tracker.row(where | {"time": time.time()} | metrics)
 
     def _start_clock(self) -> None:
-        self.clock, self.idle_seconds = (self.state.step, time.perf_counter()), 0.0
+        self.clock = (self.state.step, self.phases.now())
 
     def close(self) -> None:
+        if self.profile:
+            self.profile.close()
         self.checkpoints.close()
         self.tracker.close()

@@ -7,7 +7,6 @@ gate.assert_parity(results["vae"], gate.EXACT)
 import contextlib
 import dataclasses
 import datetime
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,12 +18,13 @@ import torch
 import torch.distributed as td
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from helpers import splits
+from helpers import metrics, splits
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DistributedSampler
 
+from benchmarks.crash import timeless
 from distae import dist, train
 from distae.config import TrainConfig
 from distae.nn.layers import BatchNorm
@@ -183,8 +183,7 @@ class Recorder(Stepper):
 
 
 def _metrics(run_dir: Path) -> dict[str, float]:
-    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return {f"{row['step']} {k}": v for row in rows for k, v in row.items() if "/" in k and "second" not in k}
+    return {f"{row['step']} {k}": v for row in metrics(run_dir) for k, v in timeless(row).items() if "/" in k}
 
 
 # Planted bugs: each must make the gate fail.

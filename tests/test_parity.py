@@ -48,6 +48,9 @@ PLANTED = {
     "dropped-gradient-fp32": FLOAT32["ae-mlp-fp32-sgd"]._replace(plant=gate.dropped_gradient, world_sizes=(1, 2)),
     "one-shuffle": exact("ae", "mlp", "none")._replace(plant=gate.one_shuffle, world_sizes=(1, 2)),
     "per_rank": Case(settings(model={"name": "vae"}, precision="fp64", noise="per_rank"), world_sizes=(1, 2)),
+    "buckets": exact("vae", "mlp", "none", ddp={"bucket_mb": 1e-3})._replace(world_sizes=(1, 3)),
+    "bf16-gradients": exact("ae", "mlp", "none", log_every=1, ddp={"compression": "bf16"})._replace(world_sizes=(1, 2)),
+    "fp16-gradients": exact("ae", "mlp", "none", log_every=1, ddp={"compression": "fp16"})._replace(world_sizes=(1, 2)),
 }
 
 
@@ -102,3 +105,14 @@ def test_noise_per_rank_is_sane_and_gives_up_parity(results):
     alone, two = results["per_rank"][1], results["per_rank"][2]
     assert max(gate.differences(two, alone).values()) > BATCH_NORM
     assert two.metrics["20 val/loss"] == pytest.approx(alone.metrics["20 val/loss"], rel=0.05)
+
+
+def test_small_buckets_change_nothing(results):
+    gate.assert_parity(results["buckets"], EXACT)
+
+
+@pytest.mark.parametrize(("kind", "rounding"), [("bf16", 2**-8), ("fp16", 2**-11)])
+def test_compressed_gradients_are_rounded_and_give_up_parity(results, kind, rounding):
+    alone, two = results[f"{kind}-gradients"][1], results[f"{kind}-gradients"][2]
+    assert EXACT < abs(two.metrics["1 train/grad_norm"] / alone.metrics["1 train/grad_norm"] - 1) < rounding
+    assert two.metrics["20 val/loss"] == pytest.approx(alone.metrics["20 val/loss"], rel=0.02)

@@ -24,8 +24,9 @@ def test_rows_of_a_run(model, tmp_path):
     fitted(cfg, tmp_path)
     rows = metrics(tmp_path)
     terms = ["loss", *cfg.model.terms]
-    train = {f"train/{t}" for t in terms} | {"train/lr", "train/grad_norm", "train/samples_per_second"}
-    shapes = [(row["step"], {k for k in row if not k.endswith("_seconds")} - WHERE) for row in rows]
+    speed = {"samples_per_second", "data_wait_fraction", "checkpoint_blocked_seconds", "peak_memory_bytes"}
+    train = {f"train/{t}" for t in [*terms, "lr", "grad_norm", *speed]}
+    shapes = [(row["step"], {*row} - WHERE) for row in rows]
     seen = ["active_units", "mi", *(f"kl_dim/{d:03}" for d in range(4))] if model == "vae" else []
     evaluated = {split: {f"{split}/{t}" for t in [*terms, "mse", *seen]} for split in ("val", "test")}
     assert shapes == [

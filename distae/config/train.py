@@ -36,6 +36,16 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DDPConfig:
+    """How ranks exchange gradients (torch's DistributedDataParallel)."""
+
+    bucket_mb: Positive = 25.0
+    """Megabytes of gradients that are reduced together; the reduction of one bucket overlaps with the backward pass of the next."""
+    compression: Literal["none", "fp16", "bf16"] = "none"
+    """Send gradients in half precision: half the bytes, but results then depend on the world size."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train an autoencoder on one process or many."""
 
@@ -52,6 +62,7 @@ class TrainConfig:
     """The learning rate over time."""
     early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    ddp: DDPConfig = field(default_factory=DDPConfig)
 
     epochs: Count | None = None
     """Passes over the training data; 100 where --steps is not given either."""
@@ -65,6 +76,14 @@ class TrainConfig:
     """Samples per evaluation chunk, over all ranks."""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     """bf16 and fp16 are autocast over fp32 parameters (fp16 with loss scaling); fp64 is for checks."""
+    tf32: bool = False
+    """Let a GPU multiply fp32 matrices and convolve in TF32: 10 bits of mantissa, up to 8 times the speed."""
+    channels_last: bool = False
+    """Keep images and kernels with the channels innermost: faster convolutions on GPUs with bf16 or fp16."""
+    compile: bool = False
+    """Compile forward, loss and backward with torch.compile; same losses as without up to rounding."""
+    cuda_graphs: bool = False
+    """With --compile on a GPU: replay them as CUDA graphs, for models so small that launching kernels takes the time."""
     ema: Fraction = 0.0
     """Decay of an exponential moving average of the parameters that evaluation and the exported model use; 0 is off."""
     best_metric: str = "val/loss"
@@ -79,6 +98,8 @@ class TrainConfig:
     """Optimizer steps between two rows of training metrics."""
     eval_every: Count | None = None
     """Optimizer steps between two evaluations on the validation split; by default one epoch, but at least 50."""
+    profile: bool = False
+    """Print where the time of a window of steps goes, and write a torch.profiler trace to the run folder."""
     save_every: Literal["auto"] | Count = 500
     """Optimizer steps between two checkpoints; one is also taken at each new best and at the end. auto: so far apart that saves and
     failures together cost the least time (Daly 2006), from the measured cost of a save and --checkpoint.mtbf-hours."""
@@ -102,7 +123,7 @@ class TrainConfig:
 
 MAY_CHANGE = frozenset(
     {"epochs", "steps", "grad_accum_steps", "log_every", "eval_every", "save_every", "run_dir", "fresh"}
-    | {"tracking", "device", "threads", "timeout", "data.root"}
+    | {"tracking", "device", "threads", "timeout", "profile", "data.root"}
     | {"checkpoint.keep_latest_k", "checkpoint.mode", "checkpoint.mtbf_hours"}
 )
 """Settings that a resumed run may be given anew. All others define the result: they name the run folder."""
