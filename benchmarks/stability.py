@@ -8,6 +8,7 @@ The outlier has values a hundred times too large where the likelihood allows it,
 
 import argparse
 import json
+import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,7 @@ def measure(cfg: TrainConfig, splits: dict[str, Arrays]) -> dict[str, Any]:
     splits = splits | {"train": with_outliers(splits["train"], cfg.model.likelihood != "bernoulli")}
     end = train._train(cfg, splits, StopRequest(), 1)
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    losses, norms = ([r[k] for r in rows if k in r] for k in ("train/loss", "train/grad_norm"))
+    losses, norms = ([r[k] for r in rows if k in r] or [math.nan] for k in ("train/loss", "train/grad_norm"))
     return {
         "outcome": end.outcome, "steps": end.step, "reason": end.reason,
         "first_loss": losses[0], "last_loss": losses[-1], "largest_grad_norm": max(norms),

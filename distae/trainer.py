@@ -244,7 +244,7 @@ class Trainer:
             if wait:
                 self._end_save()
                 if self.saved_step != self.state.step:
-                    raise TrainingError(f"step {self.state.step} could not be saved; an older checkpoint is all there is")
+                    raise TrainingError(f"the checkpoint of step {self.state.step} could not be saved; an older one is left")
 
     def _plan_next_save(self, started: float) -> None:
         """Learn from the save that began at `started`; each rank's clock says something else, so rank 0 decides."""

@@ -157,12 +157,23 @@ def test_lfq_entropies_are_those_of_a_softmax_over_all_codes():
     z, signs, numbers = model.quantize(x, None)
     codes = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * 3).flip(1)  # the lowest bit changes fastest
     q = Categorical(logits=-(z[:, :, None] - codes).square().sum(3))
-    torch.testing.assert_close(model.probabilities(z), q.probs)
+    torch.testing.assert_close(model.log_probabilities(z), q.logits)
     out = run(model, x)
     torch.testing.assert_close(out.per_sample["sample_entropy"], q.entropy().sum(1))
     torch.testing.assert_close(out.per_batch["batch_entropy"], 2 * Categorical(q.probs.mean((0, 1))).entropy())
     assert torch.equal(codes[numbers], signs)
     torch.testing.assert_close(out.per_sample["commitment"], (z - z.sign()).square().sum((1, 2)))
+
+
+def test_lfq_trains_where_probabilities_are_rounded_to_0():
+    model = make("lfq_vae", latent_dim=6, bits=3).float()
+    x = data(6).float()
+    with torch.no_grad():
+        for p in model.encoder.parameters():
+            p.mul_(30)
+    assert (model.log_probabilities(model.quantize(x, None)[0]).exp() == 0).any()
+    run(model, x).loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("name", ["vq_vae", "rq_vae", "fsq_vae", "lfq_vae"])

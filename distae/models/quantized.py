@@ -127,21 +127,26 @@ class LFQVAE(Autoencoder):
         z, signs, index = self.quantize(batch.x, noise)
         recon = self.decoder(straight_through(z, signs).flatten(1), noise)
         nll, commitment = self.likelihood(recon, batch.x), (z - signs).square().sum((1, 2))
-        probabilities = self.probabilities(z)
-        sample_entropy = torch.special.entr(probabilities).sum((1, 2))
-        batch_entropy = torch.special.entr(batch.mean(probabilities.mean(1))).sum() * z.shape[1]
+        log_probabilities = self.log_probabilities(z)
+        probabilities = log_probabilities.exp()
+        sample_entropy = -(probabilities * log_probabilities).sum((1, 2))
+        mean = batch.mean(probabilities.mean(1))
+        batch_entropy = -(mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum() * z.shape[1]
         entropy = at(self.cfg.entropy, batch.step) * (sample_entropy - batch_entropy)
         loss = nll + at(self.cfg.commitment, batch.step) * commitment + entropy
         used = describe(usage(index, 2**self.cfg.bits, batch.held))
         entropies = {"sample_entropy": sample_entropy, "batch_entropy": batch_entropy}
         return output(loss, recon, {"recon": nll, "commitment": commitment, **entropies, **used})
 
-    def probabilities(self, z: Tensor) -> Tensor:
-        """q of each code, `[B, N, 2**bits]` from `z` `[B, N, bits]`: -|z - c|^2 is 2 z.c up to what all codes share."""
+    def log_probabilities(self, z: Tensor) -> Tensor:
+        """log q of each code, `[B, N, 2**bits]` from `z` `[B, N, bits]`: -|z - c|^2 is 2 z.c up to what all codes share.
+
+        In logarithms: the gradient of p log p is not finite where p is rounded to 0.
+        """
         numbers = torch.arange(2**self.cfg.bits, device=z.device)
         codes = 2 * (numbers[:, None] >> torch.arange(self.cfg.bits, device=z.device) & 1) - 1
         with torch.autocast(z.device.type, enabled=False):
-            return torch.softmax(2 * z @ codes.T.to(z.dtype), 2)
+            return torch.log_softmax(2 * z @ codes.T.to(z.dtype), 2)
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         _, signs, index = self.quantize(x, None)
