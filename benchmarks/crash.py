@@ -59,10 +59,18 @@ def start(argv: list[str], ranks: int, log: Path, plant: Plant | None = None) ->
     return processes
 
 
-def live_and_die(argv: list[str], ranks: int, run_dir: Path, rng: random.Random, longest: float) -> dict[str, Any]:
-    """One life of the job, ended by SIGKILL; what was hit."""
+def _saved(run_dir: Path) -> bool:
+    return any((run_dir / "checkpoints").glob("step_*"))
+
+
+def live_and_die(
+    argv: list[str], ranks: int, run_dir: Path, rng: random.Random, longest: float, after_a_save: bool = False
+) -> dict[str, Any]:
+    """One life of the job, ended by SIGKILL; what was hit. On a slow machine it may end before the first save unless asked not to."""
     processes = start(argv, ranks, run_dir.with_suffix(".log"))
-    time.sleep(rng.uniform(0, longest))
+    end = time.monotonic() + rng.uniform(0, longest)
+    while time.monotonic() < end or (after_a_save and any(p.is_alive() for p in processes) and not _saved(run_dir)):
+        time.sleep(0.01)
     finished = all(p.exitcode == 0 for p in processes)
     saving = any((run_dir / "checkpoints").glob(".step_*.writing"))
     victims = processes if rng.random() < 0.5 else [rng.choice(processes)]
@@ -118,7 +126,8 @@ def crash(kills: int, ranks: int, seed: int, folder: Path, longest: float = 3.0,
     finish([*job, "--run-dir", str(straight)], ranks, straight)
     lives = []
     for number in range(kills):
-        lives.append(live_and_die([*job, "--run-dir", str(broken)], ranks, broken, rng, longest))
+        last = number == kills - 1
+        lives.append(live_and_die([*job, "--run-dir", str(broken)], ranks, broken, rng, longest, after_a_save=last))
         sys.stderr.write(f"\rkill {number + 1}/{kills}")
     finish([*job, "--run-dir", str(broken)], ranks, broken)
     return {
