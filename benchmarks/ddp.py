@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import statistics
 import tempfile
 from dataclasses import dataclass
@@ -39,8 +38,10 @@ from workloads import (
     Contestant,
     Rate,
     Workload,
+    free_port,
     images,
     interleave,
+    name_rank,
     ratios,
     read_rows,
     show,
@@ -69,9 +70,7 @@ class Pair:
     def meet(self) -> None:
         """Both are here, know a free port, and are about to start."""
         if self.rank == 0:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                self.port.value = free.getsockname()[1]
+            self.port.value = free_port()
         self.barrier.wait()
 
     def ours(self, ranks: tuple[int, ...], together: bool, more: str = "") -> Rate:
@@ -84,22 +83,16 @@ class Pair:
         if self.rank in ranks:
             if together:
                 argv += f" --global-batch-size {RANKS * self.workload.batch}"
-            self.name_ranks(together)
+                name_rank(self.rank, RANKS, self.port.value)
             train_quietly(argv, where)
+            for name in ("RANK", "WORLD_SIZE"):
+                os.environ.pop(name, None)
         self.barrier.wait()
         if self.rank in ranks:
             share = wall_rate(read_rows(where)) / (len(ranks) if together else 1)
         self.barrier.wait()
         shutil.rmtree(where, ignore_errors=True)
         return Rate(share, share)
-
-    def name_ranks(self, together: bool) -> None:
-        """torchrun's variables, or none."""
-        names = {"RANK": self.rank, "LOCAL_RANK": self.rank, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS}
-        for name, value in (names | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port.value}).items():
-            os.environ.pop(name, None)
-            if together:
-                os.environ[name] = str(value)
 
     def by_hand(self, exchange: bool) -> Rate:
         """This process's share of the speed of a loop by hand."""

@@ -18,7 +18,6 @@ time between the rows of metrics.
 
 import argparse
 import importlib
-import importlib.util
 import json
 import os
 import statistics
@@ -31,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peers import installed
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -138,7 +138,7 @@ def with_denormals(flushed: bool, contestant: Contestant) -> Rate:
 
 
 def missing() -> list[str]:
-    return [name for name in PEERS if importlib.util.find_spec(name) is None]
+    return [name for name in PEERS if not installed(name)]
 
 
 def contestants(workload: Workload, stored: np.ndarray, x: Tensor, steps: int, folder: Path, set_ups: list[float]) -> Any:

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import shutil
+import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -26,20 +28,24 @@ N = 60_000
 
 
 class Coder(nn.Module):
-    """A network by hand and its loss: half the squared error of an AE, nats of a VAE; mean over the batch."""
+    """A network by hand and its loss, mean over the batch: half the squared error or, from logits, nats; of a VAE, and the KL."""
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, variational: bool) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, variational: bool, logits: bool) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.variational = encoder, decoder, variational
+        self.encoder, self.decoder, self.variational, self.logits = encoder, decoder, variational, logits
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.encoder(x)
         if not self.variational:
-            return 0.5 * (x - self.decoder(z)).square().flatten(1).sum(1).mean()
-        mu, logvar = z.chunk(2, dim=1)
-        recon = self.decoder(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar))
-        nll = F.binary_cross_entropy_with_logits(recon, x, reduction="none").flatten(1).sum(1)
+            return self.error(self.decoder(z), x).mean()
+        mu, logvar = z.float().chunk(2, dim=1)
+        nll = self.error(self.decoder(mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)), x)
         return (nll + 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)).mean()
+
+    def error(self, recon: Tensor, x: Tensor) -> Tensor:
+        recon = recon.float()
+        each = F.binary_cross_entropy_with_logits(recon, x, reduction="none") if self.logits else 0.5 * (x - recon).square()
+        return each.flatten(1).sum(1)
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -53,13 +59,13 @@ def mlp_coder(variational: bool, *sizes: int) -> Coder:
     """`sizes` from the image to the code; the decoder mirrors the encoder."""
     *hidden, code = sizes
     up = nn.Sequential(mlp(*reversed(sizes)), nn.Unflatten(1, (1, 28, 28)))
-    return Coder(mlp(*hidden, 2 * code if variational else code), up, variational)
+    return Coder(mlp(*hidden, 2 * code if variational else code), up, variational, logits=variational)
 
 
 def conv_coder(width: int = 128) -> Coder:
     """pythae's network for MNIST, from torch's own layers."""
     down, up = pythae_net.conv_down(width, 32, nn.BatchNorm2d), pythae_net.conv_up(width, 16, nn.BatchNorm2d)
-    return Coder(nn.Sequential(*down), nn.Sequential(*up), True)
+    return Coder(nn.Sequential(*down), nn.Sequential(*up), variational=True, logits=True)
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ class Clock:
         self.warm, self.steps = warm, 0
 
     def tick(self) -> None:
-        """A step has ended."""
+        """A step has ended, or is with the GPU: synchronise before the tick that ends the warm-up, and before the last."""
         self.steps += 1
         self.last = np.array([time.perf_counter(), time.process_time()])
         if self.steps == self.warm:
@@ -189,12 +195,25 @@ def run_ours(argv: str, run_dir: Path) -> list[dict[str, float]]:
     return read_rows(run_dir)
 
 
-def training_argv(workload: Workload, steps: int, path: Path) -> str:
+def training_argv(workload: Workload, steps: int, path: Path, device: str = "cpu") -> str:
     """Training and nothing else, on one thread, on the array of images in the file `path`."""
     return (
-        f"{workload.argv} --data array --data.path {path} --data.val-fraction 0 --data.test-fraction 0 --device cpu --threads 1 "
-        f"--global-batch-size {workload.batch} --steps {steps} --log-every {workload.warm} --save-every {10 * steps}"
+        f"{workload.argv} --data array --data.path {path} --data.val-fraction 0 --data.test-fraction 0 "
+        f"--device {device} --threads 1 --global-batch-size {workload.batch} --steps {steps} "
+        f"--log-every {workload.warm} --save-every {10 * steps}"
     )
+
+
+def name_rank(rank: int, ranks: int, port: int) -> None:
+    """Set torchrun's variables for a process of one node."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def training_rows(rows: list[dict[str, float]]) -> list[dict[str, float]]:

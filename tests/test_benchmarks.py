@@ -51,6 +51,12 @@ def test_growth():
     assert {"save_ms", "evaluation_s", "parameters"} <= set(result["saves"][0])
 
 
+def test_the_gpu_benchmark_on_the_cpu():
+    result = run("gpu.py", "--device", "cpu", "--tiny", "--rounds", "0", "--no-pair", "--jobs", "vq-256", "resnet-128px")
+    assert {"limit", "ours"} <= set(result["vq-256"]["samples_per_second"])
+    assert result["resnet-128px"]["flops_per_sample"] > 1e6
+
+
 def test_the_network_of_pythae_by_hand_and_as_a_plugin(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from pythae_net import PythaeConvConfig

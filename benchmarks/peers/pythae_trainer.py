@@ -5,16 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from pythae.data.datasets import BaseDataset
-from pythae.models import AE, VAE, AEConfig, VAEConfig
+from pythae.models import AE, VAE, VQVAE, AEConfig, VAEConfig, VQVAEConfig
 from pythae.models.base.base_utils import ModelOutput
 from pythae.models.nn import BaseDecoder, BaseEncoder
-from pythae.models.nn.benchmarks.mnist import Decoder_Conv_AE_MNIST, Encoder_Conv_VAE_MNIST
+from pythae.models.nn.benchmarks.mnist import (
+    Decoder_Conv_AE_MNIST,
+    Decoder_ResNet_VQVAE_MNIST,
+    Encoder_Conv_VAE_MNIST,
+    Encoder_ResNet_VQVAE_MNIST,
+)
 from pythae.trainers import BaseTrainer, BaseTrainerConfig
 from pythae.trainers.training_callbacks import TrainingCallback
 from torch import Tensor, nn
 from workloads import Clock, Contestant, Rate, Workload, count, silence
-
-SHAPE = (1, 28, 28)
 
 
 class Encoder(BaseEncoder):
@@ -33,25 +36,28 @@ class Encoder(BaseEncoder):
 
 
 class Decoder(BaseDecoder):
-    """With a sigmoid for a VAE's binary cross-entropy."""
+    """With a sigmoid where the network gives logits: its binary cross-entropy wants none."""
 
-    def __init__(self, body: nn.Module, variational: bool) -> None:
+    def __init__(self, body: nn.Module, logits: bool) -> None:
         BaseDecoder.__init__(self)
-        self.body = nn.Sequential(body, nn.Sigmoid()) if variational else body
+        self.body = nn.Sequential(body, nn.Sigmoid()) if logits else body
 
     def forward(self, z: Tensor) -> ModelOutput:
         return ModelOutput(reconstruction=self.body(z))
 
 
 def model(workload: Workload) -> Any:
-    """The workload as pythae would have it: its own convolutional network, or ours in its classes."""
+    """The workload as pythae would have it: its own network for MNIST, or ours in its classes."""
+    if "pythae_resnet" in workload.argv:
+        quantized = VQVAEConfig((1, 28, 28), 32, use_ema=True, num_embeddings=256)
+        return VQVAE(quantized, Encoder_ResNet_VQVAE_MNIST(quantized), Decoder_ResNet_VQVAE_MNIST(quantized))
     coder = workload.by_hand()
     if not coder.variational:
-        return AE(AEConfig(SHAPE, 20), Encoder(coder.encoder, False), Decoder(coder.decoder, False))
-    config = VAEConfig(SHAPE, 16, reconstruction_loss="bce")
+        return AE(AEConfig(latent_dim=20), Encoder(coder.encoder, False), Decoder(coder.decoder, False))
+    config = VAEConfig(latent_dim=16, reconstruction_loss="bce" if coder.logits else "mse")
     if "pythae_conv" in workload.argv:
         return VAE(config, Encoder_Conv_VAE_MNIST(config), Decoder_Conv_AE_MNIST(config))
-    return VAE(config, Encoder(coder.encoder, True), Decoder(coder.decoder, True))
+    return VAE(config, Encoder(coder.encoder, True), Decoder(coder.decoder, coder.logits))
 
 
 class Ticks(TrainingCallback):
@@ -64,11 +70,11 @@ class Ticks(TrainingCallback):
         self.clock.tick()
 
 
-def trainer(made: Any, x: Tensor, batch: int, folder: Path, tuned: bool, on_cpu: bool = True) -> BaseTrainer:
+def trainer(made: Any, x: Tensor, batch: int, folder: Path, tuned: bool, device: str) -> BaseTrainer:
     """Its trainer with default settings, ready to train; `tuned` gives it torch's fused Adam."""
     logging.disable(logging.WARNING)
     config = BaseTrainerConfig(
-        output_dir=str(folder), per_device_train_batch_size=batch, learning_rate=1e-3, no_cuda=on_cpu, seed=0,
+        output_dir=str(folder), per_device_train_batch_size=batch, learning_rate=1e-3, no_cuda=device == "cpu", seed=0,
         optimizer_params={"fused": True} if tuned else None,
     )  # fmt: skip
     with silence():
@@ -77,12 +83,12 @@ def trainer(made: Any, x: Tensor, batch: int, folder: Path, tuned: bool, on_cpu:
     return ready
 
 
-def contestant(workload: Workload, x: Tensor, steps: int, folder: Path, tuned: bool) -> Contestant:
-    """Each call is an epoch over the first rows of `x` `[N, 1, 28, 28]`, `steps` batches; weights and optimizer go on from call to
+def contestant(workload: Workload, x: Tensor, steps: int, folder: Path, tuned: bool, device: str = "cpu") -> Contestant:
+    """Each call is an epoch over the first rows of `x` `[N, C, H, W]`, `steps` batches; weights and optimizer go on from call to
     call."""
     made = model(workload)
     assert count(made) == workload.parameters
-    ready = trainer(made, x[: steps * workload.batch], workload.batch, folder, tuned)
+    ready = trainer(made, x[: steps * workload.batch], workload.batch, folder, tuned, device)
     ticks = next(c for c in ready.callback_handler.callbacks if isinstance(c, Ticks))
 
     def run() -> Rate:
