@@ -93,7 +93,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return len(self.stored)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.stored[index].numpy(), mode="L")), 0
+        return self.transform(Image.fromarray(self.stored[index].numpy())), 0
 
 
 def tutorial(workload: Workload, stored: np.ndarray, steps: int) -> Contestant:

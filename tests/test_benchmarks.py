@@ -2,9 +2,11 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 
+import pytest
 from helpers import ROOT
 
 from distae.config.models import VAEConfig
@@ -19,6 +21,19 @@ def run(name: str, *args: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """The same in this process, which has torch already."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+    def main(name: str, *args: str) -> dict:
+        monkeypatch.setattr(sys, "argv", [name, *args])
+        runpy.run_path(str(ROOT / "benchmarks" / name), run_name="__main__")
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return main
+
+
 def test_cost_of_checkpoints(tmp_path):
     result = run("checkpoint.py", "--quick", "--dir", str(tmp_path))
     for ranks in (1, 2):
@@ -29,8 +44,8 @@ def test_cost_of_checkpoints(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_training_speed():
-    result = run("train.py", "--workloads", "ae-32", "--rounds", "0", "--scale", "0.01")
+def test_training_speed(run_here):
+    result = run_here("train.py", "--workloads", "ae-32", "--rounds", "0", "--scale", "0.01")
     told = result["ae-32"]
     assert told["parameters"] == 438180
     assert {"ours", "tutorial"} <= set(told["of_limit"])
@@ -39,20 +54,20 @@ def test_training_speed():
     )
 
 
-def test_two_processes():
-    result = run("ddp.py", "--workloads", "ae-32", "--rounds", "0", "--scale", "0.01", "--ours-args", "--noise per_rank")
+def test_two_processes(run_here):
+    result = run_here("ddp.py", "--workloads", "ae-32", "--rounds", "0", "--scale", "0.01", "--ours-args", "--noise per_rank")
     assert set(result["ae-32"]["over"]) == {"apart", "ours", "by hand", "by hand, apart", "ours --noise per_rank"}
     assert min(result["ae-32"]["samples_per_second"].values()) > 0
 
 
-def test_growth():
-    result = run("growth.py", "--rounds", "0", "--points", "1", "--no-plot")
+def test_growth(run_here):
+    result = run_here("growth.py", "--rounds", "0", "--points", "1", "--no-plot")
     assert [len(result[line]) for line in ("batch", "width", "depth", "images", "saves")] == [1] * 5
     assert {"save_ms", "evaluation_s", "parameters"} <= set(result["saves"][0])
 
 
-def test_the_gpu_benchmark_on_the_cpu():
-    result = run("gpu.py", "--device", "cpu", "--tiny", "--rounds", "0", "--no-pair", "--jobs", "vq-256", "resnet-128px")
+def test_the_gpu_benchmark_on_the_cpu(run_here):
+    result = run_here("gpu.py", "--device", "cpu", "--tiny", "--rounds", "0", "--no-pair", "--jobs", "vq-256", "resnet-128px")
     assert {"limit", "ours"} <= set(result["vq-256"]["samples_per_second"])
     assert result["resnet-128px"]["flops_per_sample"] > 1e6
 
