@@ -89,9 +89,7 @@ def _progress(run_dir: Path) -> Iterator[tuple[str, str]]:
                 row = json.loads(line)
                 last |= {name.partition("/")[0]: row for name in row if "/" in name}
     for split, row in last.items():
-        losses = " ".join(
-            f"{k}={v:.5g}" for k, v in row.items() if k.startswith((f"{split}/loss", f"{split}/recon", f"{split}/kl"))
-        )
+        losses = " ".join(f"{k}={v:.5g}" for k, v in row.items() if k.removeprefix(f"{split}/") in ("loss", "recon", "kl"))
         yield split, f"step {row['step']} epoch {row['epoch']:.2f} {losses}"
 
 

@@ -110,7 +110,8 @@ def test_a_dry_run_shows_script_and_settings(no_slurm, tmp_path, capsys):
     for line in (
         "#SBATCH --nodes=2", "#SBATCH --gpus-per-node=4", "#SBATCH --ntasks-per-node=4", "#SBATCH --time=1440",
         "#SBATCH --exclusive", "#SBATCH --requeue", "#SBATCH --signal=USR2@300", "module load cuda",
-        "export WANDB_MODE=offline", "beta = 4.0", "signal_before",
+        "export WANDB_MODE=offline", "beta = 4.0", "signal_before", "export TORCH_FR_BUFFER_SIZE=2000 TORCH_NCCL_DUMP_ON_TIMEOUT=1",
+        'export TORCH_FR_DUMP_TEMP_FILE="$logs/flight_"',
     ):  # fmt: skip
         assert line in shown
     assert "--kill-on-bad-exit=1 --cpus-per-task=8 --cpu-bind=cores" in shown
@@ -341,12 +342,12 @@ def test_a_plugin_goes_with_the_job(in_a_job, monkeypatch, tmp_path):
 
 def test_status_tells_how_a_run_without_network_is_synced(tmp_path, capsys):
     (tmp_path / "wandb" / "offline-run-1").mkdir(parents=True)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "epoch": 0.5, "train/loss": 2.5}\n{"step": 4, "epo')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "epoch": 0.5, "train/loss": 2.5, "train/kl_dim/000": 1}\n{"step": 4, "epo')
     Outcome("stopped", 3, str(tmp_path), signal="SIGTERM").write()
     assert status.main([str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert f"python -m distae.tracking sync {tmp_path}" in shown
-    assert "train/loss=2.5" in shown
+    assert "step 3 epoch 0.50 train/loss=2.5\n" in shown  # and not each dimension's
     assert "stopped at step 3 by SIGTERM" in shown
     assert status.main([str(tmp_path / "nothing")]) == 2
 
