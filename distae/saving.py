@@ -37,7 +37,7 @@ class SaveClock:
         self.every, self.mtbf = every, mtbf
         self.costs: deque[float] = deque(maxlen=REMEMBERED)
         self.saves = 0
-        self.next = FIRST
+        self.start(0, 0.0)
 
     def start(self, step: int, now: float) -> None:
         """Training goes on from `step`."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import wandb
 from helpers import fitted, metrics, settings, splits
 
 from distae import dist
@@ -145,6 +146,33 @@ def test_another_server_is_asked_at_its_own_address(key, monkeypatch):
     monkeypatch.setattr(socket, "create_connection", connect := NoSocket(True))
     assert _wandb_mode(FakeWandb()) == "online"
     assert connect.asked[0][0] == ("wandb.local", 8080)
+
+
+class OnlineRun:
+    """A W&B run that keeps the steps it is told, as the server would."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def log(self, row: dict[str, float]) -> None:
+        self.steps += [row["step"]] if "train/loss" in row else []
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        assert (name, step_metric) == ("*", "step")
+
+    def finish(self) -> None:
+        pass
+
+
+def test_online_one_run_goes_on_over_restarts(tmp_path, monkeypatch):
+    """With the id that it had, at the step after its checkpoint's."""
+    run, asked = OnlineRun(), []
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(wandb, "init", lambda **how: asked.append((how["mode"], how["resume"], how["id"])) or run)
+    for steps in (3, 7):
+        fitted(settings(tracking="wandb", steps=steps, log_every=1), tmp_path / "run")
+    assert asked == 2 * [("online", "allow", (tmp_path / "run" / "wandb_id").read_text())]
+    assert run.steps == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_only_rank_0_has_sinks(tmp_path, monkeypatch):
