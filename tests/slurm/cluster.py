@@ -6,21 +6,33 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from datetime import datetime
 from pathlib import Path
-
-from safetensors.torch import load_file
-from torch import Tensor
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 CLUSTER_SH = Path(__file__).parent / "cluster.sh"
 LAUNCHERS = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "SUBMITIT_", "MASTER_", "TORCHELASTIC_")
 RUN = "--steps 400 --precision fp64 --threads 1 --log-every 10 --eval-every 200 --save-every 100 --tracking none"
 """The default job with a set number of steps; fp64, so that other world sizes agree to 1e-9."""
+ON_CPUS = "--gpus-per-node 0 --cpus-per-task 1 --mem 2G --time 20"
+TOGETHER: dict[str, Callable[..., None]] = {}
+
+
+def together(test: Callable[..., None]) -> Callable[..., None]:
+    """A test that runs in a thread, beside the others of its kind: most of it is waiting for Slurm."""
+
+    def result(ahead: Mapping[str, Future[None]]) -> None:
+        ahead[test.__name__].result()
+
+    TOGETHER[test.__name__], result.__doc__ = test, test.__doc__
+    return result
 
 
 class Cluster:
-    """Three nodes with four CPUs and two pretended GPUs each; partitions `debug`, and `high` that preempts it."""
+    """Nodes with four CPUs and two pretended GPUs each: three in `debug`; three in `lossy`; one in `low`, which `high` preempts."""
 
     def __init__(self, lab: Path) -> None:
         self.lab = lab
@@ -29,34 +41,39 @@ class Cluster:
         self.env["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the sbatch scripts call `python`
 
     def script(self, *args: str) -> None:
-        env = self.env | {"LAB": str(self.lab), "NODES": "3", "OWNER": str(os.getpid())}
-        done = subprocess.run(["bash", CLUSTER_SH, *args], env=env, capture_output=True, text=True, timeout=120, check=False)
+        # The cgroups of nodes are named after them: those of another session on this machine must have other names.
+        env = {"PREFIX": f"n{os.getpid()}x"} | self.env | {"LAB": str(self.lab), "OWNER": str(os.getpid())}
+        done = subprocess.run(["bash", CLUSTER_SH, *args], env=env, capture_output=True, text=True, timeout=180, check=False)
         if done.returncode:
             raise RuntimeError(f"cluster.sh {args}: {done.stdout}{done.stderr}\n{self.logs()}")
 
-    def call(self, *command: str, code: int = 0) -> str:
+    def call(self, *command: str, code: int = 0, **env: str) -> str:
         """Output of a command (`-m` runs Python's), which must exit with `code`."""
         command = (sys.executable, *command) if command[0] == "-m" else command
-        done = subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, env=self.env | env, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
         assert done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
     def submit(self, slurm: str, train: str) -> str:
         """Job id of a run that `launch.slurm` submits on CPUs."""
-        shared = "--gpus-per-node 0 --cpus-per-task 1 --mem 500M --time 20"
-        return self.call("-m", "launch.slurm", *shared.split(), *slurm.split(), "--", *train.split()).split()[1].rstrip(",")
+        return self.call("-m", "launch.slurm", *ON_CPUS.split(), *slurm.split(), "--", *train.split()).split()[1].rstrip(",")
+
+    def sbatch(self, slurm: str, script: str, train: str, log: Path, **env: str) -> str:
+        """Job id of a run by one of the plain scripts."""
+        command = ["sbatch", "--mem=2G", f"--output={log}", *slurm.split(), f"slurm/{script}.sbatch", *train.split()]
+        return self.call(*command, **env).split()[-1]
 
     def job(self, job_id: str) -> dict[str, str]:
         """The controller's own view: at once, unlike sacct's."""
         shown = self.call("scontrol", "-o", "show", "job", job_id)
         return dict(item.partition("=")[::2] for item in shown.split())
 
-    def wait(self, job_id: str, *states: str, until: Callable[[], bool] = lambda: True, seconds: float = 120) -> dict[str, str]:
-        """The job once it is in one of `states` and `until` holds."""
+    def wait(self, job_id: str, *states: str, until: Callable[[], bool] = lambda: True, seconds: float = 180) -> dict[str, str]:
+        """The job once `until` holds, which is asked often, and it is in one of `states`, which costs more to ask."""
         end = time.monotonic() + seconds
-        while (job := self.job(job_id))["JobState"] not in states or not until():
-            assert time.monotonic() < end, f"job {job_id} is {job}, wanted {states}\n{self.logs()}"
-            time.sleep(0.1)
+        while not until() or (job := self.job(job_id))["JobState"] not in states:
+            assert time.monotonic() < end, f"job {job_id} is {self.job(job_id)}, wanted {states}\n{self.logs()}"
+            time.sleep(0.5 if until() else 0.05)
         return job
 
     def hold(self, job_id: str, run_dir: Path) -> dict[str, str]:
@@ -66,6 +83,12 @@ class Cluster:
             "kill", "-STOP", *self.pids(job_id)
         )  # not scancel --signal=STOP: it freezes them, and Slurm shows STOPPED for ever
         return job
+
+    def limit(self, job_id: str, seconds: int) -> None:
+        """Give a job at least so many seconds more; limits are whole minutes from its start."""
+        started = datetime.fromisoformat(self.job(job_id)["StartTime"])
+        minutes = -(-int((datetime.now() - started).total_seconds() + seconds) // 60)
+        self.call("scontrol", "update", f"JobId={job_id}", f"TimeLimit={minutes}")
 
     def pids(self, job_id: str, *task: str) -> list[str]:
         """The processes of a job's tasks, or of one (`SLURM_PROCID=1`), found by their environment: nodes have pid namespaces."""
@@ -87,7 +110,9 @@ class Cluster:
         return (self.lab / "log" / "slurmctld.log").read_text(errors="replace")[-4000:]
 
 
-def weights(run_dir: Path) -> dict[str, Tensor]:
+def weights(run_dir: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file  # torch takes long to import, and a session that only starts a cluster needs none
+
     return load_file(run_dir / "model" / "model.safetensors")
 
 

@@ -1,10 +1,11 @@
 #!/bin/bash
 # cluster.sh start|stop|status|env|kill-node N   - a real, disposable Slurm cluster on one machine.
-#   LAB=dir (state, default ${TMPDIR:-/tmp}/slurmlab)  NODES=2  CPUS=4 (fake, per node)  GPUS=2 (fake, per node)
+#   LAB=dir (state, default ${TMPDIR:-/tmp}/slurmlab)  NODES=7  CPUS=4 (fake, per node)  GPUS=2 (fake, per node)
+#   partitions: `debug`; `lossy`, three nodes that may lose power; `low` and `high`, one node where the one preempts the other
 #   OWNER=pid (stop by itself when that process is gone)  PREFIX=node (NS=1 node names; unique per parallel cluster)
 #   DB=1 (slurmdbd+mariadb => real sacct; 0 => no sacct)   NS=auto|1|0 (own pid/uts/mount namespace per node)
 set -u
-LAB=${LAB:-${TMPDIR:-/tmp}/slurmlab} NODES=${NODES:-2} CPUS=${CPUS:-4} GPUS=${GPUS:-2} DB=${DB:-1} NS=${NS:-auto}
+LAB=${LAB:-${TMPDIR:-/tmp}/slurmlab} NODES=${NODES:-7} CPUS=${CPUS:-4} GPUS=${GPUS:-2} DB=${DB:-1} NS=${NS:-auto}
 PATH=$PATH:/usr/sbin:/sbin
 export LAB SLURM_CONF=$LAB/slurm.conf
 for v in $(compgen -e | grep -E '^(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SUBMITIT)_' | grep -vx SLURM_CONF); do unset "$v"; done
@@ -45,13 +46,15 @@ PY
   local prefix=${PREFIX:-node}; [ $NS = 0 ] && prefix=127.0.1.      # NS=0: names that are addresses need no /etc/hosts entry
   local cg=/sys/fs/cgroup/freezer track=proctrack/linuxproc   # linuxproc loses daemonized/reparented children; cgroup does not
   if [ "$(id -u)" = 0 ] && mkdir "$cg/lab$$" 2>/dev/null; then rmdir "$cg/lab$$"; track=proctrack/cgroup; fi; track=${TRACK:-$track}
+  local ram=no task=none                                      # memory limits: a job that needs more meets the OOM killer
+  if [ $track = proctrack/cgroup ] && mkdir "/sys/fs/cgroup/memory/lab$$" 2>/dev/null; then rmdir "/sys/fs/cgroup/memory/lab$$"; ram=yes task=cgroup; fi
   # --- munge: a private daemon, key and socket; nothing in /etc/munge or /run/munge is touched
   head -c 128 /dev/urandom > "$LAB/munge/key"; chmod 400 "$LAB/munge/key"
   local M=$LAB/munge
   spawn munged munged -F --key-file="$M/key" --socket="$M/sock" --pid-file="$M/pid" --seed-file="$M/seed" --log-file="$LAB/log/munged.log" --num-threads=10
   # --- config
   : > "$LAB/plugstack.conf"; : > "$LAB/gres.conf"
-  printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n' > "$LAB/cgroup.conf"
+  printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\nConstrainRAMSpace=%s\nConstrainSwapSpace=%s\nAllowedSwapSpace=0\n' $ram $ram > "$LAB/cgroup.conf"
   cat > "$LAB/slurm.conf" <<C
 ClusterName=lab
 FirstJobId=$((RANDOM * 25 + 1000))
@@ -74,11 +77,11 @@ SlurmdDebug=verbose
 PlugStackConfig=$LAB/plugstack.conf
 MailProg=/bin/true
 ProctrackType=$track
-TaskPlugin=task/none
+TaskPlugin=task/$task
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
+SelectTypeParameters=CR_Core_Memory
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 PreemptType=preempt/partition_prio
@@ -130,11 +133,13 @@ C
   for ((i=1;i<=NODES;i++)); do
     local n=$prefix$i nh=$host; [ $NS = 1 ] && nh=$n
     [ $NS = 1 ] && echo "127.0.0.1 $n" >> "$LAB/hosts"
-    echo "NodeName=$n NodeHostname=$nh NodeAddr=$addr Port=${P[i+1]} CPUs=$CPUS RealMemory=4000 State=UNKNOWN$([ $GPUS -gt 0 ] && echo " Gres=gpu:$GPUS")"
+    echo "NodeName=$n NodeHostname=$nh NodeAddr=$addr Port=${P[i+1]} CPUs=$CPUS RealMemory=16000 State=UNKNOWN$([ $GPUS -gt 0 ] && echo " Gres=gpu:$GPUS")"
   done >> "$LAB/slurm.conf"
   cat >> "$LAB/slurm.conf" <<C
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
-PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
+PartitionName=debug Nodes=$(nodes 1 $((NODES-4))) Default=YES MaxTime=INFINITE State=UP
+PartitionName=lossy Nodes=$(nodes $((NODES-3)) $((NODES-1))) MaxTime=INFINITE State=UP
+PartitionName=low Nodes=$prefix$NODES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
+PartitionName=high Nodes=$prefix$NODES MaxTime=INFINITE State=UP PriorityTier=10
 C
   # --- daemons
   wait_for 5 munge munge -S "$M/sock" -n || die "munged, see $LAB/log/munged*"
@@ -163,7 +168,8 @@ start_node() {
       hostname "$1"; mount --bind "$2/hosts" /etc/hosts; slurmd -D -f "$2/slurm.conf" -N "$1" & wait' bash "$1" "$LAB"
   else spawn "slurmd-$1" slurmd -D -f "$LAB/slurm.conf" -N "$1"; fi
 }
-idle() { [ "$(timeout 5 sinfo -h -p debug -N -t idle -o %N | wc -l)" = "$NODES" ]; }
+nodes() { local i; for ((i=$1;i<$2;i++)); do echo -n "$prefix$i,"; done; echo "$prefix$2"; }
+idle() { [ "$(timeout 5 sinfo -h -N -t idle -o %N | sort -u | wc -l)" = "$NODES" ]; }
 stop() {
   [ -d "$LAB/pids" ] || return 0
   local n f
@@ -176,12 +182,15 @@ stop() {
     wait_for 3 "$n to stop" sh -c '! kill -0 '"$(cut -d' ' -f1 "$LAB/pids/$n")"' 2>/dev/null || grep -q "^State:.*Z" /proc/'"$(cut -d' ' -f1 "$LAB/pids/$n")"'/status' || sig KILL $n
     rm -f "$LAB/pids/$n"
   done
-  for f in /sys/fs/cgroup/freezer/slurm_*; do   # slurm never removes its top directories; ours only
-    [ -d "$f" ] && grep -q "^NodeName=${f##*/slurm_} " "$LAB/slurm.conf" || continue
-    find "$f" -name freezer.state -exec sh -c 'echo THAWED > "$1"' _ {} \;   # a frozen process (scancel --signal=STOP) does not even die
-    for n in $(find "$f" -name cgroup.procs -exec cat {} +); do kill -KILL "$n" 2>/dev/null; done; sleep 0.2
-    find "$f" -depth -type d -exec rmdir {} \; 2>/dev/null
+  local ours=()
+  for f in /sys/fs/cgroup/{freezer,memory}/slurm_*; do   # slurm never removes its top directories; ours only
+    [ -d "$f" ] && grep -q "^NodeName=${f##*/slurm_} " "$LAB/slurm.conf" && ours+=("$f")
   done
+  if [ ${#ours[@]} -gt 0 ]; then
+    find "${ours[@]}" -name freezer.state -exec sh -c 'echo THAWED > "$1"' _ {} \;   # a frozen process (scancel --signal=STOP) does not even die
+    for n in $(find "${ours[@]}" -name cgroup.procs -exec cat {} +); do kill -KILL "$n" 2>/dev/null; done; sleep 0.2
+    find "${ours[@]}" -depth -type d -exec rmdir {} \; 2>/dev/null
+  fi
   [ -L "$LAB/db" ] && case "$(readlink "$LAB/db")" in /dev/shm/slurmdb.*) rm -rf "$(readlink "$LAB/db")" ;; esac
   # leftovers of jobs (a slurmd that dies leaves slurmstepd and the tasks behind unless NS=1): ours have both variables
   for f in /proc/[0-9]*/environ; do
