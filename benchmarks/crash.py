@@ -66,7 +66,7 @@ def _saved(run_dir: Path) -> bool:
 def live_and_die(
     argv: list[str], ranks: int, run_dir: Path, rng: random.Random, longest: float, after_a_save: bool = False
 ) -> dict[str, Any]:
-    """One life of the job, ended by SIGKILL; what was hit. On a slow machine that is before the first save, unless asked not to be."""
+    """One life of the job, ended by SIGKILL, on a slow machine before the first save unless `after_a_save`; what was hit."""
     processes = start(argv, ranks, run_dir.with_suffix(".log"))
     end = time.monotonic() + rng.uniform(0, longest)
     while time.monotonic() < end or (after_a_save and any(p.is_alive() for p in processes) and not _saved(run_dir)):
