@@ -104,12 +104,14 @@ def no_slurm(monkeypatch):
 def test_a_dry_run_shows_script_and_settings(no_slurm, tmp_path, capsys):
     cluster = Path(__file__).parents[1] / "slurm" / "clusters" / "example.toml"
     run_dir = tmp_path / "run"
-    options = ["--cluster", str(cluster), "--nodes", "2", "--dry-run", "--", "--run-dir", str(run_dir), "--model.beta", "4"]
+    options = ["--cluster", str(cluster), "--nodes", "2", "--qos", "low", "--constraint", "a100", "--dry-run"]
+    options += ["--", "--run-dir", str(run_dir), "--model.beta", "4"]
     assert slurm.main(options) == 0
     shown = capsys.readouterr().out
     for line in (
-        "#SBATCH --nodes=2", "#SBATCH --gpus-per-node=4", "#SBATCH --ntasks-per-node=4", "#SBATCH --time=1440",
-        "#SBATCH --exclusive", "#SBATCH --requeue", "#SBATCH --signal=USR2@300", "module load cuda",
+        "#SBATCH --partition=gpu", "#SBATCH --account=my_project", "#SBATCH --qos=low", "#SBATCH --constraint=a100",
+        "#SBATCH --mem=120G", "#SBATCH --nodes=2", "#SBATCH --gpus-per-node=4", "#SBATCH --ntasks-per-node=4",
+        "#SBATCH --time=1440", "#SBATCH --exclusive", "#SBATCH --requeue", "#SBATCH --signal=USR2@300", "module load cuda",
         "export WANDB_MODE=offline", "beta = 4.0", "signal_before", "export TORCH_FR_BUFFER_SIZE=2000 TORCH_NCCL_DUMP_ON_TIMEOUT=1",
         'export TORCH_FR_DUMP_TEMP_FILE="$logs/flight_"',
     ):  # fmt: skip

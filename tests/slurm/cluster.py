@@ -17,7 +17,8 @@ CLUSTER_SH = Path(__file__).parent / "cluster.sh"
 LAUNCHERS = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "SUBMITIT_", "MASTER_", "TORCHELASTIC_")
 RUN = "--steps 400 --precision fp64 --threads 1 --log-every 10 --eval-every 200 --save-every 100 --tracking none"
 """The default job with a set number of steps; fp64, so that other world sizes agree to 1e-9."""
-ON_CPUS = "--gpus-per-node 0 --cpus-per-task 1 --mem 2G --time 20"
+SMALL = "--cpus-per-task 1 --mem 2G --time 20"
+ON_CPUS = f"--gpus-per-node 0 {SMALL}"
 TOGETHER: dict[str, Callable[..., None]] = {}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cluster import ON_CPUS, RUN, Cluster, steps, together, weights
+from cluster import ON_CPUS, RUN, SMALL, Cluster, steps, together, weights
 
 from distae import outcome
 
@@ -52,14 +52,15 @@ def test_two_nodes_with_two_tasks_each_match_a_local_run(cluster: Cluster, run_d
 
 @together
 def test_the_code_of_the_submission_runs(cluster: Cluster, run_dir: Path, reference: Path) -> None:
-    """A plugin's, too, and its settings; the log is streamed, and the exit code is the job's."""
+    """A plugin's, too. One task for each GPU that sinfo tells of; the log is streamed, and the exit code is the job's."""
     plugin = run_dir.with_name("plugin_of_a_job.py")
     plugin.write_text("import sys, distae\nsys.stderr.write(f'{__file__} of {distae.__file__}\\n')")
-    command = ["-m", "launch.slurm", *ON_CPUS.split(), "--follow", "--"]
+    command = ["-m", "launch.slurm", *SMALL.split(), "--follow", "--"]
     shown = cluster.call(*command, *f"{RUN} --steps 20 --run-dir {run_dir} --plugin {plugin}".split())
     [code] = (run_dir / "code").iterdir()
     assert f"{code}/plugin/plugin_of_a_job.py of {code}/distae/__init__.py" in shown
     assert "step 20 epoch" in shown
+    assert sorted(p.name for p in run_dir.glob("slurm/*/rank_*.err")) == ["rank_0.err", "rank_1.err"]
     assert re.fullmatch(r"[0-9a-f]{40}\n", (code / "COMMIT").read_text())
     assert (code / "DIFF").is_file()
     options = f"{RUN} --run-dir {run_dir.with_name('refused')} --data array --data.path /nonexistent.npy"
