@@ -154,7 +154,7 @@ def measure(name: str, args: argparse.Namespace, stored: np.ndarray) -> dict[str
     with tempfile.TemporaryDirectory(prefix="distae-ddp-") as path:
         folder = Path(path)
         np.save(folder / "images.npy", stored)
-        shared = context.Barrier(RANKS), context.Value("i", 0)
+        shared = context.Barrier(RANKS, timeout=900), context.Value("i", 0)
         mp.start_processes(process, (*shared, name, args, folder), nprocs=RANKS, start_method="spawn")
         shares = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
     total = {who: [sum(parts) for parts in zip(*(s[who] for s in shares), strict=True)] for who in shares[0]}
