@@ -89,6 +89,13 @@ def set_threads(threads: str | int, env: Environment) -> int:
     return int(threads)
 
 
+def set_tf32(allowed: bool) -> None:
+    """Whether GPUs may multiply fp32 matrices and convolve in TF32. torch's own default differs between the two."""
+    precision = "tf32" if allowed else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+
+
 @contextlib.contextmanager
 def session(env: Environment, device: torch.device, timeout: float) -> Iterator[World]:
     """The world of this job: joins the process group where there are several ranks, and leaves it at the end."""

@@ -114,7 +114,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor,
         # Fused optimizers do not compare sizes: a forged one would have them write past a tensor's end.
         if p is None or (value.shape, value.dtype) != (((), torch.float32) if key == "step" else (p.shape, p.dtype)):
             raise TrainingError(f"the optimizer state of the checkpoint has {dotted}, {value.dtype} {list(value.shape)}")
-        optimizer.state[p][key] = value.to(p.device)
+        # In the parameter's own memory format, which a fused optimizer takes for granted.
+        optimizer.state[p][key] = value.to(p.device) if key == "step" else torch.empty_like(p).copy_(value)
     kept = _KEPT[type(optimizer)]
     if any(set(state) != kept for state in optimizer.state.values()):
         raise TrainingError(

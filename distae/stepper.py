@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
 from distae import dist
+from distae.compiled import Compiled
 from distae.config import TrainConfig
 from distae.data import Loader
 from distae.errors import TrainingError
@@ -133,7 +134,7 @@ class Update(NamedTuple):
 class Stepper:
     """Holds the model, its wrapper, its optimizers and the loss scaler."""
 
-    def __init__(self, cfg: TrainConfig, model: Autoencoder, loader: Loader, schedule: Schedule) -> None:
+    def __init__(self, cfg: TrainConfig, model: Autoencoder, loader: Loader, schedule: Schedule, compiled: bool = False) -> None:
         self.cfg, self.model, self.loader, self.schedule = cfg, model, loader, schedule
         self.world = dist.world()
         self.phases = Phases()
@@ -144,7 +145,10 @@ class Stepper:
         self.average = Average(model, cfg.ema) if cfg.ema else None
         self.window = Window(self.world.device)
         self.grad_norm = torch.zeros((), device=self.world.device)
-        self.wrapped: nn.Module = model if self.world.group is None else self._wrap()
+        self.compiled = Compiled(model, cfg.cuda_graphs) if compiled else None
+        self.wrapped: nn.Module = self.compiled or model
+        if self.world.group is not None:
+            self.wrapped = self._wrap(self.wrapped)
         micro = cfg.global_batch_size // cfg.grad_accum_steps
         self.rows = [
             Rows.strided(
@@ -157,14 +161,14 @@ class Stepper:
             for m in range(cfg.grad_accum_steps)
         ]
 
-    def _wrap(self) -> DistributedDataParallel:
+    def _wrap(self, model: nn.Module) -> DistributedDataParallel:
         """find_unused_parameters is paid only by variants with several turns."""
         several = len(self.turns) > 1
         devices = [self.world.device] if self.world.device.type == "cuda" else None
         renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.15
         buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         wrapped = DistributedDataParallel(
-            self.model, device_ids=devices, process_group=self.world.group, gradient_as_bucket_view=True,
+            model, device_ids=devices, process_group=self.world.group, gradient_as_bucket_view=True,
             find_unused_parameters=several, static_graph=not several, bucket_cap_mb=self.cfg.ddp.bucket_mb,
             **buffers,
         )  # fmt: skip
@@ -178,12 +182,14 @@ class Stepper:
         return self.average.model if self.average else self.model
 
     def prime(self, rows: Tensor) -> None:
-        """Run and discard the passes after which DDP has rebuilt its buckets, on the rows `[micro_steps, micro_batch]`.
+        """Run and discard the passes after which DDP has rebuilt its buckets and torch.compile has compiled.
+
+        `rows` is `[micro_steps, micro_batch]`.
 
         Summation order follows the buckets: with 3 ranks or more a resumed run would else differ in the last bit from one that was
         never interrupted. Call it before the weights are loaded.
         """
-        if self.world.group is not None:
+        if self.world.group is not None or self.compiled:
             self._rehearse(rows, 2)
 
     def flops(self, rows: Tensor) -> float:

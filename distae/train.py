@@ -88,6 +88,7 @@ def _run_in_turn(runs: list[TrainConfig], env: Environment) -> Outcome:
 
         device = dist.pick_device(cfg.device, env)
         threads = dist.set_threads(cfg.threads, env)
+        dist.set_tf32(cfg.tf32)
         splits = data.load(cfg.data)
         check_data(cfg, splits)
         with dist.session(env, device, cfg.timeout):

@@ -10,6 +10,7 @@ import torch
 
 from distae import data, dist, outcome, snapshot
 from distae.checkpoint import Checkpoints
+from distae.compiled import no_compiler
 from distae.config import TrainConfig
 from distae.data import Arrays, GlobalBatchSampler, Loader
 from distae.errors import TrainingError, UserError
@@ -46,7 +47,8 @@ class Trainer:
         self.world = dist.world()
         self.run_dir = Path(cfg.run_dir or ".")
         dtype = torch.float64 if cfg.precision == "fp64" else torch.float32
-        self.loaders = {k: Loader(v, cfg.data.binarize, self.world.device, dtype) for k, v in splits.items()}
+        device, last = self.world.device, cfg.channels_last
+        self.loaders = {k: Loader(v, cfg.data.binarize, device, dtype, last) for k, v in splits.items()}
         self.sampler = GlobalBatchSampler(
             len(splits["train"]),
             cfg.global_batch_size,
@@ -57,8 +59,10 @@ class Trainer:
         )
         self.total = cfg.steps or (cfg.epochs or 1) * self.sampler.steps_per_epoch
         self.schedule = Schedule(cfg.schedule, self.total, self.sampler.steps_per_epoch)
-        model = build(cfg.model, cfg.net, cfg.data.shape(), cfg.seed, device=self.world.device, dtype=dtype)
-        self.stepper = Stepper(cfg, model, self.loaders["train"], self.schedule)
+        to = {"memory_format": torch.channels_last} if last else {}
+        model = build(cfg.model, cfg.net, cfg.data.shape(), cfg.seed, device=device, dtype=dtype, **to)
+        self.notes: list[str] = []
+        self.stepper = Stepper(cfg, model, self.loaders["train"], self.schedule, cfg.compile and self._compiler_works())
         self.checkpoints = Checkpoints(
             self.run_dir / "checkpoints", cfg.checkpoint.keep_latest_k, cfg.checkpoint.mode, lock.check if lock else lambda: None
         )
@@ -66,7 +70,6 @@ class Trainer:
         self.save_clock = SaveClock(cfg.save_every, hours * 3600)
         self.state = TrainState()
         self.tracker = Tracker([])
-        self.notes: list[str] = []
         self.vote = dist.Vote()
         self.agreed_signal = 0
         self.interrupted = False
@@ -76,6 +79,13 @@ class Trainer:
         self.profile: Profile | None = None
         self.peak = peak_flops(self.world.device, cfg.precision, cfg.tf32)
         self.flops = 0.0
+
+    def _compiler_works(self) -> bool:
+        """All ranks compile, or none does; a note says why not."""
+        reason = next(filter(None, dist.gather(no_compiler(self.world.device))), None)
+        if reason:
+            self.notes.append(f"--compile: torch.compile finds no compiler here, training goes on without ({reason})")
+        return reason is None
 
     @property
     def finished(self) -> bool:

@@ -19,7 +19,7 @@ import torch.distributed as td
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from helpers import metrics, splits
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DistributedSampler
@@ -199,8 +199,8 @@ def dropped_gradient() -> Iterator[None]:
             bucket.buffer().zero_()
         return allreduce_hook(group, bucket)
 
-    def hooked(self: Stepper) -> DistributedDataParallel:
-        ddp = wrap(self)
+    def hooked(self: Stepper, model: nn.Module) -> DistributedDataParallel:
+        ddp = wrap(self, model)
         ddp.register_comm_hook(self.world.group, hook)
         return ddp
 

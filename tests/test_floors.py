@@ -14,10 +14,10 @@ FLOORS = [
     {"dist", "noise", "losses"},
     {"nn", "data", "optim", "checkpoint", "tracking", "profiling"},
     {"models"},
-    {"evaluation", "stepper", "snapshot", "trainer"},
+    {"evaluation", "compiled", "stepper", "snapshot", "trainer"},
     {"train", "evaluate", "generate", "encode", "report", "export"},
 ]
-ORDER = {1: ["dist", "noise", "losses"], 4: ["evaluation", "stepper", "snapshot", "trainer"]}
+ORDER = {1: ["dist", "noise", "losses"], 4: ["evaluation", "compiled", "stepper", "snapshot", "trainer"]}
 """Floors whose rooms may know those before them; floor 0 and the entries may know each other; no room of the others may."""
 FREE = {0, 5}
 SOURCES = sorted((ROOT / "distae").rglob("*.py"))

@@ -90,6 +90,10 @@ def _check_choices(cfg: TrainConfig) -> None:
         raise UserError("--data.val-fraction 0 leaves nothing to evaluate: --early-stop.patience and --schedule plateau need it")
     if cfg.model.learn_scale and cfg.model.likelihood == "bernoulli":
         raise UserError("--model.learn-scale: the bernoulli likelihood has no scale; valid with gaussian and laplace")
+    if cfg.compile and not cfg.model.compiles:
+        raise UserError(f"--compile: {cfg.model.name} takes gradients of gradients, which torch.compile cannot; leave it out")
+    if cfg.cuda_graphs and (not cfg.compile or cfg.device == "cpu"):
+        raise UserError("--cuda-graphs goes with --compile, on a GPU")
     mode = os.environ.get("WANDB_MODE")
     if cfg.tracking == "wandb" and mode not in (None, *WANDB_MODES):
         raise UserError(f"WANDB_MODE: {mode!r} is not valid; valid: {', '.join(WANDB_MODES)}, or --tracking none")

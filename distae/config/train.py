@@ -81,7 +81,7 @@ class TrainConfig:
     channels_last: bool = False
     """Keep images and kernels with the channels innermost: faster convolutions on GPUs with bf16 or fp16."""
     compile: bool = False
-    """Compile forward, loss and backward with torch.compile; same losses as without up to rounding."""
+    """Compile forward, loss and backward with torch.compile: some seconds at the start; losses as without, up to rounding."""
     cuda_graphs: bool = False
     """With --compile on a GPU: replay them as CUDA graphs, for models so small that launching kernels takes the time."""
     ema: Fraction = 0.0

@@ -14,9 +14,13 @@ from distae.noise import Noise
 class Loader:
     """Turns row numbers of one split into batches of floating point values on the device."""
 
-    def __init__(self, arrays: Arrays, binarize: str, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, arrays: Arrays, binarize: str, device: torch.device, dtype: torch.dtype, channels_last: bool = False
+    ) -> None:
         self.arrays = replace(arrays, x=arrays.x.to(device)) if _fits(arrays.x, device) else arrays
         self.binarize, self.device, self.dtype = binarize, device, dtype
+        images = channels_last and arrays.x.ndim == 4
+        self.memory_format = torch.channels_last if images else torch.contiguous_format
 
     def __len__(self) -> int:
         return len(self.arrays)
@@ -29,7 +33,7 @@ class Loader:
     def batch(self, rows: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
         """Samples `[B, *shape]` and labels `[B]` of the rows `[B]` (int64, on `home`)."""
         stored = self.arrays.x.index_select(0, rows).to(self.device, non_blocking=True)
-        x = stored.to(self.dtype)
+        x = stored.to(self.dtype, memory_format=self.memory_format)
         if self.arrays.scale != 1:
             x *= self.arrays.scale
         if self.binarize == "threshold":

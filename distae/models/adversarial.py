@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from distae.config.models import AAEConfig, FactorVAEConfig, ModelConfig, VAEGANConfig, WAEGANConfig
 from distae.config.nets import MLPConfig, NetConfig
-from distae.config.weights import at
 from distae.losses import kl_standard_normal, wide
 from distae.models.base import Batch, Output, Turn, output, register
 from distae.models.vae import GaussianVAE, Posterior
@@ -68,7 +67,7 @@ class WAEGAN(JudgedCodes):
         z = wide(self.encoder(batch.x, noise))
         recon = self.decoder(z, noise)
         nll, fooled = self.likelihood(recon, batch.x), F.softplus(-self.logits(z))
-        return output(nll + at(self.cfg.weight, batch.step) * fooled, recon, {"recon": nll, "adversarial": fooled})
+        return output(nll + batch.weight(self.cfg.weight) * fooled, recon, {"recon": nll, "adversarial": fooled})
 
 
 @register(AAEConfig)
@@ -114,7 +113,7 @@ class FactorVAE(GaussianVAE):
 
     def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         kl, correlation = kl_standard_normal(q.mu, q.logvar), self.logits(q.z)
-        return kl + at(self.cfg.gamma, batch.step) * correlation, {"kl": kl, "total_correlation": correlation}
+        return kl + batch.weight(self.cfg.gamma) * correlation, {"kl": kl, "total_correlation": correlation}
 
     def judge(self, batch: Batch, noise: Noise) -> Output:
         z = Posterior.draw(*self.posterior(batch.x, noise), noise).z
@@ -177,6 +176,6 @@ class VAEGAN(GaussianVAE):
         _, made = self.critic(self.likelihood.mean(self.decoder(noise.normal(q.z), noise)), noise)
         if turn == "decoder":
             fooled = F.softplus(-remade) + F.softplus(-made)
-            return output(at(self.cfg.gamma, batch.step) * distance + fooled, recon, {}, "decoder_loss")
+            return output(batch.weight(self.cfg.gamma) * distance + fooled, recon, {}, "decoder_loss")
         loss, terms = told_apart(real, remade)
         return output(loss + F.softplus(made), recon, terms, "critic_loss")

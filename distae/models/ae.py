@@ -5,7 +5,6 @@ from torch import Tensor
 
 from distae.config.models import AEConfig, DenoisingAEConfig, LinearAEConfig, ModelConfig, SparseAEConfig
 from distae.config.nets import MLPConfig, NetConfig
-from distae.config.weights import at
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.nn.layers import ACTIVATIONS
 from distae.noise import Noise
@@ -77,7 +76,7 @@ class SparseAE(AE):
         z = self._code(batch.x, noise)
         recon = self.decoder(z, noise)
         nll, sparsity = self.likelihood(recon, batch.x), self.sparsity(z, batch)
-        weight = 0.0 if self.cfg.sparsity == "topk" else at(self.cfg.weight, batch.step)
+        weight = 0.0 if self.cfg.sparsity == "topk" else batch.weight(self.cfg.weight)
         return output(nll + weight * sparsity, recon, {"recon": nll, "sparsity": sparsity})
 
     def sparsity(self, z: Tensor, batch: Batch) -> Tensor:

@@ -10,6 +10,7 @@ from distae import dist
 from distae import noise as noise_
 from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
+from distae.config.weights import Ramp, Weight, at
 from distae.errors import UserError
 from distae.losses import Likelihood
 from distae.nn import build_decoder, build_encoder
@@ -29,6 +30,12 @@ class Batch(NamedTuple):
     """`[B]` bool, which rows count; None is all. In evaluation a rank may lack rows."""
     population: int = 0
     """Samples in the split that these were drawn from."""
+    ramps: dict[str, Tensor] | None = None
+    """Today's values of the weights that change over training, for a compiled program, which must not look at the step."""
+
+    def weight(self, weight: Weight) -> Any:
+        """The value of a weight of the settings at this step: a number, or a scalar tensor."""
+        return self.ramps[str(weight)] if isinstance(weight, Ramp) and self.ramps is not None else at(weight, self.step)
 
     @property
     def places(self) -> Tensor:

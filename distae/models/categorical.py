@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distae.config.models import CategoricalVAEConfig
-from distae.config.weights import at
 from distae.losses import wide
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.noise import Noise
@@ -24,12 +23,12 @@ class CategoricalVAE(Autoencoder):
 
     def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
         logits = self.logits(batch.x, noise)
-        z = self.relax(logits, at(self.cfg.temperature, batch.step), noise)
+        z = self.relax(logits, batch.weight(self.cfg.temperature), noise)
         recon = self.decoder(z.flatten(1), noise)
         log_q = torch.log_softmax(logits, 2)
         nll = self.likelihood(recon, batch.x)
         kl = (log_q.exp() * (log_q + math.log(self.cfg.categories))).sum((1, 2))
-        return output(nll + at(self.cfg.beta, batch.step) * kl, recon, {"recon": nll, "kl": kl})
+        return output(nll + batch.weight(self.cfg.beta) * kl, recon, {"recon": nll, "kl": kl})
 
     def relax(self, logits: Tensor, temperature: float, noise: Noise) -> Tensor:
         """A sample on the simplex, `[B, N, categories]`, near a corner where the temperature is low."""

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from distae.config.models import IAFVAEConfig, LinNFVAEConfig, ModelConfig
 from distae.config.nets import NetConfig
-from distae.config.weights import at
 from distae.losses import log_normal, log_standard_normal, soft_bound, wide
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.models.vae import Posterior
@@ -29,7 +28,7 @@ class FlowVAE(Autoencoder):
         recon = self.decoder(z, noise)
         nll = self.likelihood(recon, batch.x)
         kl = log_normal(q.z, mu, logvar).sum(1) - log_det - log_standard_normal(z)
-        return output(nll + at(self.cfg.beta, batch.step) * kl, recon, {"recon": nll, "kl": kl})
+        return output(nll + batch.weight(self.cfg.beta) * kl, recon, {"recon": nll, "kl": kl})
 
     def start(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor]:
         """mu and logvar of z0, and the flows' context, each `[B, latent_dim]`; without a context, `[B, 0]`."""

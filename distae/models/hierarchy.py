@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from distae.config.models import HVAEConfig, ModelConfig
 from distae.config.nets import MLPConfig, NetConfig
-from distae.config.weights import at
 from distae.losses import kl_normal, soft_bound, wide
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.nn import build_encoder
@@ -47,7 +46,7 @@ class HVAE(Autoencoder):
         z, kls = self.infer(batch.x, noise)
         recon = self.decoder(z, noise)
         nll, kl = self.likelihood(recon, batch.x), torch.stack(kls)
-        loss = nll + at(self.cfg.beta, batch.step) * kl.sum(0)
+        loss = nll + batch.weight(self.cfg.beta) * kl.sum(0)
         return output(loss, recon, {"recon": nll, "kl": kl.sum(0), "kl_upper": kl[:-1].sum(0)})
 
     def infer(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, list[Tensor]]:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from distae.config.models import FSQVAEConfig, LFQVAEConfig, ModelConfig, RQVAEConfig, VQVAEConfig
 from distae.config.nets import NetConfig
-from distae.config.weights import at
 from distae.losses import wide
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.nn.quantizers import Codebook, describe, fsq, straight_through, usage
@@ -43,7 +42,7 @@ class VQVAE(Autoencoder):
         quantized, index, commitment, of_codes = self.quantize(z, noise)
         recon = self.decoder(straight_through(z, quantized).flatten(1), noise)
         nll = self.likelihood(recon, batch.x)
-        loss = nll + at(self.cfg.commitment, batch.step) * commitment + (of_codes if self.codebook.learned else 0.0)
+        loss = nll + batch.weight(self.cfg.commitment) * commitment + (of_codes if self.codebook.learned else 0.0)
         used = describe(usage(index, self.codebook.size, batch.held))
         return output(loss, recon, {"recon": nll, "commitment": commitment, **used})
 
@@ -132,8 +131,8 @@ class LFQVAE(Autoencoder):
         sample_entropy = -(probabilities * log_probabilities).sum((1, 2))
         mean = batch.mean(probabilities.mean(1))
         batch_entropy = -(mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum() * z.shape[1]
-        entropy = at(self.cfg.entropy, batch.step) * (sample_entropy - batch_entropy)
-        loss = nll + at(self.cfg.commitment, batch.step) * commitment + entropy
+        entropy = batch.weight(self.cfg.entropy) * (sample_entropy - batch_entropy)
+        loss = nll + batch.weight(self.cfg.commitment) * commitment + entropy
         used = describe(usage(index, 2**self.cfg.bits, batch.held))
         entropies = {"sample_entropy": sample_entropy, "batch_entropy": batch_entropy}
         return output(loss, recon, {"recon": nll, "commitment": commitment, **entropies, **used})

@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distae.config.models import MSSSIMVAEConfig
-from distae.config.weights import at
 from distae.losses import wide
 from distae.models.base import Batch, Output, output, register
 from distae.models.vae import VAE, Posterior
@@ -60,5 +59,5 @@ class MSSSIMVAE(VAE):
         recon = self.decoder(q.z, noise)
         similarity = ms_ssim(batch.x, self.likelihood.mean(recon), self.cfg.window)
         penalty, terms = self.penalty(q, batch, noise)
-        loss = at(self.cfg.weight, batch.step) * (1 - similarity) + penalty
+        loss = batch.weight(self.cfg.weight) * (1 - similarity) + penalty
         return output(loss, recon, {"recon": self.likelihood(recon, batch.x), "similarity": similarity, **terms})

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from distae.config.models import ContractiveAEConfig, RAEGPConfig, RAEL2Config
-from distae.config.weights import at
 from distae.losses import wide
 from distae.models.ae import AE
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
@@ -38,7 +37,7 @@ class ContractiveAE(AE):
         z = ACTIVATIONS[self.cfg.code_activation](before)
         recon = self.decoder(z, noise)
         nll, contraction = self.likelihood(recon, batch.x), self.contraction(x, before, z, noise)
-        return output(nll + at(self.cfg.weight, batch.step) * contraction, recon, {"recon": nll, "contraction": contraction})
+        return output(nll + batch.weight(self.cfg.weight) * contraction, recon, {"recon": nll, "contraction": contraction})
 
     def contraction(self, x: Tensor, before: Tensor, z: Tensor, noise: Noise) -> Tensor:
         """Squared Frobenius norm of dz/dx, `[B]`; `before` is z before its activation."""
@@ -60,7 +59,7 @@ class RAE(Autoencoder):
         z = z if z.requires_grad else z.requires_grad_()
         recon = self.decoder(z, noise)
         nll, code, decoder = self.likelihood(recon, batch.x), 0.5 * z.square().sum(1), self.roughness(recon, z, noise)
-        loss = nll + at(self.cfg.code_weight, batch.step) * code + at(self.cfg.decoder_weight, batch.step) * decoder
+        loss = nll + batch.weight(self.cfg.code_weight) * code + batch.weight(self.cfg.decoder_weight) * decoder
         return output(loss, recon, {"recon": nll, "code": code, "decoder": decoder})
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from distae.config.models import ModelConfig, SVAEConfig
 from distae.config.nets import NetConfig
-from distae.config.weights import at
 from distae.losses import wide
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.nn import build_encoder
@@ -73,7 +72,7 @@ class SVAE(Autoencoder):
         z = self.draw(q, mu, noise)
         recon = self.decoder(z, noise)
         nll, kl = self.likelihood(recon, batch.x), q.kl_from_uniform()
-        return output(nll + at(self.cfg.beta, batch.step) * kl, recon, {"recon": nll, "kl": kl})
+        return output(nll + batch.weight(self.cfg.beta) * kl, recon, {"recon": nll, "kl": kl})
 
     def draw(self, q: VonMisesFisher, mu: Tensor, noise: Noise) -> Tensor:
         """A sample of q about mu, `[B, latent_dim]`: its angle, and a direction around mu that is uniform."""

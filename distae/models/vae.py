@@ -14,7 +14,6 @@ from distae.config.models import (
     VAEConfig,
 )
 from distae.config.models.variational import GaussianConfig
-from distae.config.weights import at
 from distae.losses import kl_by_dimension, kl_standard_normal, log_normal, log_standard_normal, mmd, soft_bound, wide
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.noise import Noise
@@ -85,7 +84,7 @@ class VAE(GaussianVAE):
         by_dimension = kl_by_dimension(q.mu, q.logvar)
         kl = by_dimension.sum(1)
         paid = batch.mean(by_dimension).clamp_min(self.cfg.free_bits).sum() if self.cfg.free_bits else kl
-        return at(self.cfg.beta, batch.step) * paid, {"kl": kl}
+        return batch.weight(self.cfg.beta) * paid, {"kl": kl}
 
 
 @register(BetaVAEConfig)
@@ -101,8 +100,8 @@ class CapacityVAE(GaussianVAE):
 
     def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         kl = kl_standard_normal(q.mu, q.logvar)
-        distance = (batch.mean(kl) - at(self.cfg.capacity, batch.step)).abs()
-        return at(self.cfg.gamma, batch.step) * distance, {"kl": kl}
+        distance = (batch.mean(kl) - batch.weight(self.cfg.capacity)).abs()
+        return batch.weight(self.cfg.gamma) * distance, {"kl": kl}
 
 
 def log_stratified_weights(rows: Tensor, n: int, population: int) -> Tensor:
@@ -138,7 +137,7 @@ class BetaTCVAE(GaussianVAE):
         posterior, prior = log_normal(q.z, q.mu, q.logvar).sum(1), log_standard_normal(q.z)
         terms = {"mutual_information": posterior - joint, "total_correlation": joint - product, "dimension_kl": product - prior}
         weighed = zip((self.cfg.alpha, self.cfg.beta, self.cfg.gamma), terms.values(), strict=True)
-        penalty = torch.stack([at(w, batch.step) * t for w, t in weighed]).sum(0)
+        penalty = torch.stack([batch.weight(w) * t for w, t in weighed]).sum(0)
         return penalty, {"kl": kl_standard_normal(q.mu, q.logvar), **terms}
 
 
@@ -159,7 +158,7 @@ class DIPVAE(GaussianVAE):
         variance = covariance.diagonal()
         off, diagonal = covariance.square().sum() - variance.square().sum(), (variance - 1).square().sum()
         kl = kl_standard_normal(q.mu, q.logvar)
-        penalty = kl + at(self.cfg.off_diagonal, batch.step) * off + at(self.cfg.diagonal, batch.step) * diagonal
+        penalty = kl + batch.weight(self.cfg.off_diagonal) * off + batch.weight(self.cfg.diagonal) * diagonal
         return penalty, {"kl": kl, "off_diagonal": off, "diagonal": diagonal}
 
 
@@ -175,5 +174,5 @@ class InfoVAE(GaussianVAE):
     def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         kl = kl_standard_normal(q.mu, q.logvar)
         distance = mmd(batch.pool(q.z), batch.pool(noise.normal(q.z)), self.cfg.kernel, self.cfg.bandwidths)
-        alpha, scale = at(self.cfg.alpha, batch.step), at(self.cfg.lambda_, batch.step)
+        alpha, scale = batch.weight(self.cfg.alpha), batch.weight(self.cfg.lambda_)
         return (1 - alpha) * kl + (alpha + scale - 1) * distance, {"kl": kl, "mmd": distance}

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from distae.config.models import ModelConfig, VampVAEConfig
 from distae.config.nets import NetConfig
-from distae.config.weights import at
 from distae.losses import log_normal
 from distae.models.base import Batch, Codes, register
 from distae.models.vae import GaussianVAE, Posterior
@@ -29,7 +28,7 @@ class VampVAE(GaussianVAE):
 
     def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         kl = log_normal(q.z, q.mu, q.logvar).sum(1) - self.log_prior(q.z)
-        return at(self.cfg.beta, batch.step) * kl, {"kl": kl}
+        return batch.weight(self.cfg.beta) * kl, {"kl": kl}
 
     def kl_of_dimensions(self, codes: Codes) -> Tensor | None:
         return None  # the prior is a mixture

@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from distae.config.models import SWAEConfig, WAEMMDConfig
-from distae.config.weights import at
 from distae.losses import mmd, sliced_wasserstein, wide
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.noise import Noise
@@ -30,7 +29,7 @@ class WAEMMD(CodePrior):
         recon = self.decoder(z, noise)
         nll = self.likelihood(recon, batch.x)
         distance = mmd(batch.pool(z), batch.pool(noise.normal(z)), self.cfg.kernel, self.cfg.bandwidths)
-        return output(nll + at(self.cfg.weight, batch.step) * distance, recon, {"recon": nll, "mmd": distance})
+        return output(nll + batch.weight(self.cfg.weight) * distance, recon, {"recon": nll, "mmd": distance})
 
 
 @register(SWAEConfig)
@@ -45,4 +44,4 @@ class SWAE(CodePrior):
         nll = self.likelihood(recon, batch.x)
         directions = noise.common(self.cfg.slices, self.cfg.latent_dim)
         distance = sliced_wasserstein(batch.pool(z), batch.pool(noise.normal(z)), directions)
-        return output(nll + at(self.cfg.weight, batch.step) * distance, recon, {"recon": nll, "sliced": distance})
+        return output(nll + batch.weight(self.cfg.weight) * distance, recon, {"recon": nll, "sliced": distance})

@@ -17,6 +17,8 @@ class ModelConfig(Variant):
     """Has a prior to sample from."""
     conditional: ClassVar[bool] = False
     """Needs data with labels."""
+    compiles: ClassVar[bool] = True
+    """torch.compile can take its forward: it takes no gradient of a gradient."""
 
     latent_dim: Count = 16
     """Size of the code z."""
