@@ -225,3 +225,9 @@ def one_shuffle() -> contextlib.AbstractContextManager[Any]:
 def noise_per_rank() -> contextlib.AbstractContextManager[Any]:
     """Every rank draws the noise of the first rows."""
     return mock.patch("distae.noise.Noise._rows", lambda self, x: x[: len(self.rows.index)] if self.rows.index is not None else x)
+
+
+def traced() -> contextlib.AbstractContextManager[Any]:
+    """No bug: torch.compile without code generation, which takes seconds instead of minutes."""
+    compile_ = torch.compile
+    return mock.patch("torch.compile", lambda f, mode=None, **how: compile_(f, backend="aot_eager", **how))

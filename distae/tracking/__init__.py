@@ -241,9 +241,11 @@ def describe_environment(world_size: int, threads: int, device: str) -> dict[str
 
 
 def _commit() -> str | None:
-    """The commit of this code; a snapshot for a Slurm job holds it in a file, and lies in no checkout of its own."""
+    """The commit of this code, where that can be known; a snapshot for a Slurm job holds it in a file, and lies in no checkout."""
     root = Path(__file__).parents[2]
     with contextlib.suppress(OSError):
         return (root / "COMMIT").read_text().strip()
-    found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
+    with contextlib.suppress(OSError):
+        found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        return found.stdout.strip() or None
+    return None
