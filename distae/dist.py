@@ -108,8 +108,10 @@ def session(env: Environment, device: torch.device, timeout: float) -> Iterator[
     limit = timedelta(seconds=timeout)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store, rank, world_size = next(rendezvous(env.rendezvous, env.rank, env.world_size, timeout=limit))
-    # torchrun keeps one store over its restarts, with the addresses of dead ranks in it (seen on 2.15): they meet elsewhere.
-    store = td.PrefixStore(f"start_{env.restarts}", store)  # type: ignore[attr-defined]
+    # torchrun's agent keeps one store over its restarts, with addresses of dead ranks in it (seen on 2.15): they meet elsewhere.
+    # Agents of several nodes count restarts differently and must not share it (slurm/torchrun.sbatch): then it is fresh by itself.
+    start = env.restarts if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
+    store = td.PrefixStore(f"start_{start}", store)  # type: ignore[attr-defined]
     bound = device if device.type == "cuda" else None
     td.init_process_group(backend, timeout=limit, world_size=world_size, rank=rank, store=store, device_id=bound)
     try:
