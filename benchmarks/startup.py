@@ -41,8 +41,8 @@ for step in range(int(sys.argv[2])):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 OURS = (
-    "-m distae.train --model ae --model.latent-dim 20 --net.hidden 256 64 --data mnist --data.val-fraction 0 --global-batch-size 128 "
-    "--tracking none --device cpu --threads 1 --save-every 100000 --fresh"
+    "-m distae.train --model ae --model.latent-dim 20 --net.hidden 256 64 --data mnist --data.val-fraction 0 "
+    "--global-batch-size 128 --tracking none --device cpu --threads 1 --save-every 100000 --fresh"
 )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,66 @@ def make_optimizer(cfg: OptimConfig, parameters: list[nn.Parameter]) -> torch.op
     groups = [g for g in groups if g["params"]]
     if cfg.name == "sgd":
         return torch.optim.SGD(groups, cfg.lr, momentum=cfg.momentum, fused=True)
-    kind = torch.optim.Adam if cfg.name == "adam" else torch.optim.AdamW
-    return kind(groups, cfg.lr, betas=cfg.betas, eps=cfg.eps, fused=True)
+    return FusedAdam(groups, cfg.lr, betas=cfg.betas, eps=cfg.eps, decoupled_weight_decay=cfg.name == "adamw", fused=True)
+
+
+class _Together(NamedTuple):
+    """The parameters of a group that have gradients, and their state; `steps` are views of `vector`."""
+
+    names: tuple[int, ...]
+    tensors: tuple[list[Tensor], list[Tensor], list[Tensor]]
+    """Parameters, first and second moments."""
+    steps: list[Tensor]
+    vector: Tensor
+
+
+class FusedAdam(torch.optim.Adam):
+    """torch's fused Adam and AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019), bit for bit, at less cost between its kernels.
+
+    torch adds 1 to a step count per parameter, takes it back where the update is masked, and sorts all tensors by device at every
+    step: a tenth of a tiny model's step. Here the counts of a group are views of one vector, and the lists are kept.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.together: dict[int, _Together] = {}
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update from the gradients; parameters without one are left alone, as by torch."""
+        groups = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        if any(p not in self.state for params in groups for p in params):
+            self.together = {}
+            super().step()  # which makes their state
+            return
+        for number, (group, params) in enumerate(zip(self.param_groups, groups, strict=True)):
+            names = tuple(map(id, params))
+            if params and (number not in self.together or self.together[number].names != names):
+                self.together[number] = self._gather(names, params)
+            if params:
+                self._update(group, self.together[number])
+
+    def _gather(self, names: tuple[int, ...], params: list[Tensor]) -> _Together:
+        states = [self.state[p] for p in params]
+        vector = torch.stack([state["step"] for state in states])
+        steps = list(vector.unbind())
+        for state, own in zip(states, steps, strict=True):
+            state["step"] = own
+        return _Together(names, (params, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]), steps, vector)
+
+    def _update(self, group: dict[str, Any], of: _Together) -> None:
+        params, averages, squares = of.tensors
+        update = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+        found_inf = getattr(self, "found_inf", None)
+        of.vector.add_(1)
+        grads = [p.grad for p in params if p.grad is not None]
+        update(
+            params, grads, averages, squares, [], of.steps,
+            lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"], weight_decay=group["weight_decay"],
+            amsgrad=False, maximize=False, grad_scale=getattr(self, "grad_scale", None), found_inf=found_inf,
+        )  # fmt: skip
+        if found_inf is not None:
+            of.vector.sub_(found_inf)
 
 
 def weights(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
@@ -108,6 +167,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor,
     """Give the optimizer the state that `optimizer_tensors` took. Raises TrainingError on any that it cannot have."""
     parameters = {name: p for p, name in names.items()}
     optimizer.state.clear()
+    if isinstance(optimizer, FusedAdam):
+        optimizer.together = {}
     for dotted, value in tensors.items():
         name, _, key = dotted.rpartition(".")
         p = parameters.get(name)
@@ -125,6 +186,5 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor,
 
 _KEPT = {
     torch.optim.SGD: {"momentum_buffer"},
-    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
-    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    FusedAdam: {"step", "exp_avg", "exp_avg_sq"},
 }

@@ -60,23 +60,26 @@ class Window:
 
     def clear(self) -> None:
         self.steps = 0
-        self.open: dict[str, Tensor] = {}
+        self.open: dict[tuple[str, ...], Tensor] = {}
         self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
         self.good = torch.ones((), device=self.device)
         self.good_steps = torch.zeros((), device=self.device)
 
     def add(self, out: Output) -> None:
         """Add the terms of one micro-step of one turn."""
-        means = torch.stack([*out.per_sample.values()]).mean(1)  # one operation for all: a tiny model's step counts them
-        terms = dict(zip(out.per_sample, means.unbind(), strict=True)) | out.per_batch
-        self.open |= {k: self.open[k] + v if k in self.open else v for k, v in terms.items()}
+        names = (*out.per_sample, *out.per_batch)
+        values = torch.stack([*out.per_sample.values()]).mean(1)
+        if out.per_batch:
+            values = torch.cat([values, torch.stack([*out.per_batch.values()]).to(values.dtype)])
+        self.open[names] = self.open[names] + values if names in self.open else values
 
     def close_step(self, finite: Tensor, micro_steps: int) -> None:
         """End an optimizer step; `finite` is false where one of its updates was masked."""
         if not self.names:
-            self.names = [*self.open]
+            self.names = [name for names in self.open for name in names]
             self.sums = self.sums.new_zeros(len(self.names))
-        values = torch.stack([*self.open.values()])
+        turns = [*self.open.values()]
+        values = turns[0] if len(turns) == 1 else torch.cat(turns)
         self.sums += values if micro_steps == 1 else values / micro_steps
         self.open = {}
         self.good *= finite
@@ -239,7 +242,7 @@ class Stepper:
             x, label = self.loader.batch(rows, noise)
         with self.phases["forward"], autocast(self.cfg.precision, self.world.device):
             out: Output = self.wrapped(Batch(x, label, step, None, len(self.loader)), turn.name, noise)
-        loss = out.loss / self.cfg.grad_accum_steps
+        loss = out.loss if self.cfg.grad_accum_steps == 1 else out.loss / self.cfg.grad_accum_steps
         with self.phases["backward"]:
             torch.autograd.backward(self.scaler.scale(loss) if self.scaler else loss)
         return out

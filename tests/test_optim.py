@@ -1,5 +1,6 @@
 """Rates and penalties against torch's own."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -97,6 +98,36 @@ def test_weights_decay_and_vectors_do_not(name):
             opt.step()
     for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_is_torchs_fused_one_bit_for_bit(name):
+    """Parameters without a gradient at some steps, masked updates, another rate, two groups."""
+    torch.manual_seed(0)
+    mine = nn.ModuleList([nn.Linear(3, 40), nn.Linear(3, 40), nn.Linear(3, 1)])
+    theirs = copy.deepcopy(mine)
+    groups = [
+        {"params": [m.weight for m in theirs], "weight_decay": 0.3},
+        {"params": [m.bias for m in theirs], "weight_decay": 0.0},
+    ]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    expected = kind(groups, 0.05, betas=(0.8, 0.95), eps=1e-6, fused=True)
+    optimizer = make_optimizer(
+        OptimConfig(name=name, lr=0.05, weight_decay=0.3, betas=(0.8, 0.95), eps=1e-6), list(mine.parameters())
+    )
+    for step in range(12):
+        x = torch.randn(6, 3)
+        used = [m for m in range(3) if (step + m) % 3]
+        for models, opt in ((mine, optimizer), (theirs, expected)):
+            for group in opt.param_groups:
+                group["lr"] = 0.05 / (1 + step)
+            opt.zero_grad()
+            sum(models[m](x).square().sum() for m in used).backward()
+            opt.found_inf = torch.tensor(float(step % 4 == 3))
+            opt.step()
+    for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert all(torch.equal(optimizer.state[a][k], expected.state[b][k]) for k in ("step", "exp_avg", "exp_avg_sq"))
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
