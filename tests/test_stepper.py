@@ -1,6 +1,7 @@
 """The optimizer step against loops written out by hand, and what it does with numbers that are not finite."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from helpers import fitted, fresh_trainer, metrics, settings, splits
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from benchmarks.crash import timeless
+from distae import dist
 from distae.data import Arrays
 from distae.errors import TrainingError
 from distae.models import build
@@ -214,3 +217,31 @@ def test_the_rate_drops_on_a_plateau(tmp_path):
     fitted(cfg, tmp_path)
     rates = [row["train/lr"] / 1e-30 for row in metrics(tmp_path) if "train/lr" in row]
     assert rates == pytest.approx([1, 1, 1, 0.5, 0.5, 0.25])
+
+
+def test_channels_last_changes_nothing_and_resumes_bit_for_bit(tmp_path):
+    cfg = settings(model={"name": "vae"}, net={"name": "conv", "norm": "batch"}, steps=6, log_every=1, eval_every=6)
+    last = replace(cfg, channels_last=True)
+    trainer = fitted(last, tmp_path / "last")
+    kernel = next(p for p in trainer.stepper.model.parameters() if p.ndim == 4 and p.shape[1] > 1)
+    moment = trainer.stepper.optimizers["autoencoder"].state[kernel]["exp_avg"]
+    assert kernel.stride() == moment.stride() != kernel.contiguous().stride()
+    fitted(cfg, tmp_path / "first")
+    for mine, expected in zip(metrics(tmp_path / "last"), metrics(tmp_path / "first"), strict=True):
+        assert timeless(mine) == pytest.approx(timeless(expected), rel=1e-4)
+    for steps in (3, 6):
+        fitted(replace(last, steps=steps), tmp_path / "stopped")
+    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("last", "stopped")]
+    assert models[0] == models[1]
+
+
+def test_tf32_is_off_unless_asked_for():
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [b.fp32_precision for b in backends]
+    try:
+        for allowed, name in ((False, "ieee"), (True, "tf32")):
+            dist.set_tf32(allowed)
+            assert [b.fp32_precision for b in backends] == [name, name]
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
