@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from distae.config import TrainConfig, build, check, leaves, parse, to_dict, write_toml
 from distae.config.check import couples_samples, defining, fingerprint
@@ -153,6 +154,15 @@ def refused(*argv: str, match: str, **how: object) -> None:
     with pytest.raises(UserError, match=match) as caught:
         given(*argv, **how)
     assert len(str(caught.value).splitlines()) <= 2
+
+
+def test_zero_is_refused_after_a_run_too():
+    """Which has denormals flushed, and msgspec's `gt=0` is a denormal."""
+    torch.set_flush_denormal(True)
+    try:
+        refused("--optim.lr", "0", match="'0' is not valid; expected a number > 0")
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union, g
 import msgspec
 
 from distae.config import plugin
-from distae.config.fields import Field, Variant, fields_of, to_dict
+from distae.config.fields import SMALLEST, Field, Variant, fields_of, to_dict
 from distae.config.help import render
 from distae.config.weights import Ramp
 from distae.errors import UserError
@@ -136,6 +136,7 @@ def _expected(tp: Any) -> str:
         inner, meta = get_args(tp)
         signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
         bounds = [f"{sign} {getattr(meta, k)}" for k, sign in signs.items() if getattr(meta, k) is not None]
+        bounds = ["> 0" if bound == f">= {SMALLEST}" else bound for bound in bounds]
         return f"{_expected(inner)} {' and '.join(bounds)}"
     if get_origin(tp) is tuple:
         args = get_args(tp)

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import sys
 import textwrap
 from collections.abc import Iterator
 from functools import cache
@@ -12,7 +13,9 @@ from msgspec import Meta
 
 Count = Annotated[int, Meta(ge=1)]
 Index = Annotated[int, Meta(ge=0)]
-Positive = Annotated[float, Meta(gt=0)]
+SMALLEST = sys.float_info.min
+"""msgspec takes gt=0 for "at least the smallest denormal", which is 0 once a run has had denormals flushed in this process."""
+Positive = Annotated[float, Meta(ge=SMALLEST)]
 NonNegative = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 

@@ -48,7 +48,9 @@ def end_a_session(how: str, folder: Path) -> tuple[dict[int, str], dict[int, str
     if how == "fail":
         (folder / "fail").touch()
     environment = os.environ | {"PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}", "PREFIX": prefix}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-p", "no:cacheprovider", "test_ends.py"]
+    # A background job of a shell, as a gate may be, has SIGINT ignored, and so would all that it starts.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-p", "no:cacheprovider"]
+    command.append("test_ends.py")
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as session:
         while not (folder / "lab").is_file() or not (lab := (folder / "lab").read_text()):
             assert session.poll() is None, session.communicate()[0]

@@ -5,12 +5,12 @@ from typing import Annotated, ClassVar
 
 from msgspec import Meta
 
-from distae.config.fields import Count
+from distae.config.fields import SMALLEST, Count
 from distae.config.models.base import ModelConfig
 from distae.config.nets import NetConfig
 from distae.errors import UserError
 
-Share = Annotated[float, Meta(gt=0, lt=1)]
+Share = Annotated[float, Meta(ge=SMALLEST, lt=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
