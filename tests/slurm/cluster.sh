@@ -157,7 +157,7 @@ C
   spawn slurmctld slurmctld -D -f "$SLURM_CONF"
   wait_for 20 slurmctld port_open "$ctl" || die "slurmctld, see $LAB/log/slurmctld.log"
   for ((i=1;i<=NODES;i++)); do start_node $prefix$i; done
-  wait_for 20 "idle nodes" idle || { timeout 10 sinfo -N -o '%N %T %E'; die "nodes, see $LAB/log"; }
+  wait_for 60 "idle nodes" idle || { timeout 10 sinfo -N -o '%N %T %E'; die "nodes, see $LAB/log"; }
   [ -n "${OWNER:-}" ] && spawn watchdog bash -c 'while read -r l < "/proc/$1/stat" && l=${l##*) } && [ "${l%% *}" != Z ]; do sleep 2; done 2>/dev/null; exec "$2" stop' bash "$OWNER" "$(readlink -f "$0")"
   echo "up in $(( ($(date +%s%N) - t0) / 1000000 )) ms: export SLURM_CONF=$SLURM_CONF (NS=$NS DB=$DB)"
 }

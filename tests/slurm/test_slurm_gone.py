@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster import Cluster, together
@@ -71,10 +70,8 @@ def end_a_session(how: str, folder: Path) -> tuple[dict[int, str], dict[int, str
 
 @together
 def test_the_cluster_is_gone_whatever_happened(cluster: Cluster, run_dir: Path, reference: Path) -> None:
-    with ThreadPoolExecutor(3) as pool:
-        ends = {how: pool.submit(end_a_session, how, run_dir.with_name(how)) for how in ("fail", "SIGINT", "SIGKILL")}
-    for how, end in ends.items():
-        up, left, folders = end.result()
+    for how in ("fail", "SIGINT", "SIGKILL"):
+        up, left, folders = end_a_session(how, run_dir.with_name(how))
         assert set(up.values()) >= {*DAEMONS, "sleep"}, (how, up)
         assert not left, (how, left)
         assert not folders, how
