@@ -11,10 +11,11 @@ from distae import load
 from distae.config import TrainConfig, parse, plugin
 from distae.config.help import render
 from distae.errors import UserError
+from distae.models import build
 
-EXAMPLE = str(ROOT / "examples/my_variant.py")
+EXAMPLE, NET = (str(ROOT / "examples" / name) for name in ("my_variant.py", "my_net.py"))
 OPTIONS = [
-    "--plugin", EXAMPLE, "--model", "noisy_code_ae", "--model.std", "0.2", "--net", "tanh_net", "--net.hidden", "16",
+    "--plugin", EXAMPLE, "--model", "noisy_code_ae", "--model.std", "0.2", "--net.hidden", "16",
     "--steps", "4", "--data.limit", "300", "--global-batch-size", "24", "--tracking", "none", "--device", "cpu", "--run-dir", "run",
 ]  # fmt: skip
 
@@ -26,13 +27,12 @@ def test_the_example_trains_under_torchrun_and_resumes(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 6
     plugin.load(EXAMPLE)
-    model = load(tmp_path / "run")
-    assert type(model).__name__ == "NoisyCodeAE"
-    assert type(model.encoder.layers[2]).__name__ == "Tanh"
+    assert type(load(tmp_path / "run")).__name__ == "NoisyCodeAE"
 
 
-def test_the_example_passes_the_gates(tmp_path: Path) -> None:
+def test_the_examples_pass_the_gates(tmp_path: Path) -> None:
     plugin.load(EXAMPLE)
+    plugin.load(NET)
     cfg = settings(model={"name": "noisy_code_ae"}, net={"name": "tanh_net", "hidden": [12]}, steps=6, precision="fp64")
     gate.check(cfg, tmp_path)
 
@@ -65,6 +65,13 @@ def test_a_file_that_is_no_plugin_is_refused(tmp_path: Path, name: str, text: st
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=rf"--plugin: .*{message}"):
         parse(TrainConfig, ["--plugin", str(tmp_path / name)], {}, "prog")
+
+
+def test_the_net_is_chosen_by_its_name(tmp_path: Path) -> None:
+    cfg = parse(TrainConfig, ["--plugin", NET, "--net", "tanh_net", "--net.hidden", "5"], {}, "prog").settings
+    layers = build(cfg.model, cfg.net, (1, 8, 8)).encoder.layers
+    assert [type(layer).__name__ for layer in layers] == ["Flatten", "Linear", "Tanh", "Linear"]
+    assert layers[1].out_features == 5
 
 
 def test_nothing_saved_names_the_file(tmp_path: Path) -> None:
