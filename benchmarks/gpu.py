@@ -66,9 +66,8 @@ from workloads import (
 from distae import load
 from distae.config import TrainConfig, parse
 from distae.nn import build_decoder, build_encoder
+from distae.profiling import peak_flops
 
-PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bf16 operations per second, from NVIDIA's data sheets, by what the card's name contains."""
 SMALL, LARGE = {"replay": 0.9, "pythae": 10.0}, {"limit": 0.95}
 
 
@@ -226,19 +225,13 @@ def flops(job: Job, stored: np.ndarray) -> float:
     return counter.get_total_flops() / 2
 
 
-def peak(device: str) -> float | None:
-    """The card's dense bf16 peak where it is known."""
-    name = torch.cuda.get_device_name() if device == "cuda" else ""
-    return next((value for part, value in PEAKS.items() if part in name), None)
-
-
 def measure(job: Job, stored: np.ndarray, args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="distae-gpu-") as path:
         folder = Path(path)
         np.save(folder / "images.npy", stored)
         rates = interleave(contestants(job, stored, folder, args), args.rounds)
     speeds = {who: statistics.median(r.wall for r in of) for who, of in rates.items()}
-    per_sample, most = flops(job, stored), peak(args.device)
+    per_sample, most = flops(job, stored), peak_flops(torch.device(args.device), "bf16", tf32=False)
     return {
         "parameters": job.workload.parameters, "batch": job.workload.batch, "flops_per_sample": per_sample,
         "samples_per_second": {who: round(speed) for who, speed in speeds.items()},

@@ -21,6 +21,7 @@ WARM_UP, WINDOW, TRACED = 10, 50, 5
 PEAKS: dict[str, dict[str, float]] = {
     "H200": {"fp32": 66.9e12, "tf32": 494.7e12, "bf16": 989.4e12, "fp16": 989.4e12},
     "H100 80GB HBM3": {"fp32": 66.9e12, "tf32": 494.7e12, "bf16": 989.4e12, "fp16": 989.4e12},
+    "H100 PCIe": {"fp32": 51.2e12, "tf32": 378e12, "bf16": 756e12, "fp16": 756e12},
     "A100": {"fp32": 19.5e12, "tf32": 156e12, "bf16": 312e12, "fp16": 312e12},
 }
 """Dense floating point operations per second, by a part of the device's name and precision (NVIDIA's H100 and A100 data sheets)."""

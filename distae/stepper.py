@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_
-from torch.utils.flop_counter import FlopCounterMode
 
 from distae import dist
 from distae.compiled import Compiled
@@ -197,6 +196,8 @@ class Stepper:
 
     def flops(self, rows: Tensor) -> float:
         """Floating point operations of this rank's share of a step, forward and backward, counted by torch. Changes nothing."""
+        from torch.utils.flop_counter import FlopCounterMode  # a tenth of the start-up, for the devices whose peak is known
+
         with FlopCounterMode(display=False) as counter:
             self._rehearse(rows, 1)
         return float(counter.get_total_flops() * len(rows))

@@ -4,6 +4,7 @@ import functools
 from dataclasses import replace
 from pathlib import Path
 
+import gate
 import pytest
 import torch
 from helpers import SHIPPED, fitted, metrics, settings, start
@@ -31,11 +32,10 @@ def losses(cfg, run_dir: Path) -> list[float]:
 
 
 @pytest.fixture
-def traced(monkeypatch):
-    """torch.compile without code generation: seconds instead of minutes."""
-    whole = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, mode=None, **how: whole(f, backend="aot_eager", **how))
-    yield
+def traced():
+    """Programs without code generation."""
+    with gate.traced():
+        yield
     torch._dynamo.reset()
 
 
