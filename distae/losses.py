@@ -82,6 +82,16 @@ def log_normal(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     return -0.5 * (math.log(2 * math.pi) + logvar + (z - mu).square() * torch.exp(-logvar))
 
 
+def log_normal_pairs(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """log N(z_i; mu_j, diag exp logvar_j) in nats, `[N, M]` from `[N, D]` and two `[M, D]`.
+
+    Three products of matrices, not N * M * D differences; what cancels in them costs eps * (z / sigma)^2. For float64.
+    """
+    precision = torch.exp(-logvar)
+    distance = z.square() @ precision.T - 2 * z @ (mu * precision).T + (mu.square() * precision).sum(1)
+    return -0.5 * (z.shape[1] * math.log(2 * math.pi) + logvar.sum(1) + distance)
+
+
 def log_standard_normal(z: Tensor) -> Tensor:
     """log N(z; 0, I) summed over the last dimension, in nats: `[...]` from `[..., D]`."""
     return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)

@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Bernoulli, Laplace, Normal, kl_divergence
 
 from distae.config.models import AEConfig
-from distae.losses import Likelihood, kl_standard_normal, soft_bound
+from distae.losses import Likelihood, kl_standard_normal, log_normal_pairs, soft_bound
 
 RAW = torch.linspace(-4, 4, 2 * 3 * 5).view(2, 3, 5)
 X = torch.linspace(0, 1, 2 * 3 * 5).flip(0).view(2, 3, 5)
@@ -20,6 +20,12 @@ def test_kl_is_the_closed_form():
     mu, logvar = torch.randn(7, 4), torch.randn(7, 4) * 2
     expected = kl_divergence(Normal(mu, (0.5 * logvar).exp()), Normal(0.0, 1.0)).sum(1)
     torch.testing.assert_close(kl_standard_normal(mu, logvar), expected)
+
+
+def test_pairs_have_the_density_of_torch():
+    z, mu, logvar = torch.randn(5, 4).double(), 3 * torch.randn(7, 4).double(), torch.randn(7, 4).double() * 2
+    expected = Normal(mu, (0.5 * logvar).exp()).log_prob(z[:, None]).sum(2)
+    torch.testing.assert_close(log_normal_pairs(z, mu, logvar), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 2.5])

@@ -8,7 +8,7 @@ from torch import Tensor
 from distae import dist
 from distae.data import Loader
 from distae.evaluation.exact import place
-from distae.losses import log_normal
+from distae.losses import log_normal, log_normal_pairs
 from distae.models import Autoencoder, Batch
 from distae.noise import Noise
 
@@ -52,7 +52,7 @@ def _chunk(model: Autoencoder, loader: Loader, number: int, start: int, chunk: i
     batch = Batch(x, label, None, here.held)
     mu, logvar, weight = codes.mu.double(), codes.logvar.double(), here.held.double()[:, None]
     z = mu + noise.normal(mu) * torch.exp(0.5 * logvar)
-    each = log_normal(z[:, None], batch.pool(mu), batch.pool(logvar)).sum(2)
+    each = log_normal_pairs(z, batch.pool(mu), batch.pool(logvar))
     aggregate = torch.logsumexp(each, 1) - math.log(each.shape[1])
     information = (log_normal(z, mu, logvar).sum(1) - aggregate) * weight[:, 0]
     kl = model.kl_of_dimensions(codes)

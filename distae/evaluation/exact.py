@@ -23,9 +23,9 @@ class Place(NamedTuple):
 
 
 def place(loader: Loader, start: int, chunk: int) -> Place:
-    """Where the `chunk` samples from `start` on are; every rank has as many rows."""
+    """Where the `chunk` samples from `start` on are, or as many as are left; every rank has as many rows."""
     world = dist.world()
-    local = -(-chunk // world.world_size)
+    local = -(-min(chunk, len(loader) - start) // world.world_size)
     rows = Rows.strided(chunk, world.rank, world.rank + local * world.world_size, world.world_size, world.device)
     number = torch.arange(local, device=loader.home) * world.world_size + world.rank
     held = (number < chunk) & (start + number < len(loader))
