@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from distae.config.fields import Count
 from distae.config.nets import NetConfig
 from distae.nn import register_net
-from distae.nn.layers import BatchNorm, Chain
+from distae.nn.layers import Chain
+from distae.nn.norms import BatchNorm
 
 Norm = Callable[[int], nn.Module]
 

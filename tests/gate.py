@@ -27,7 +27,7 @@ from torch.utils.data import BatchSampler, DistributedSampler
 from benchmarks.crash import timeless
 from distae import dist, train
 from distae.config import TrainConfig
-from distae.nn.layers import BatchNorm
+from distae.nn.norms import BatchNorm
 from distae.stepper import Stepper
 from distae.stop import StopRequest
 

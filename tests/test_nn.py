@@ -11,7 +11,8 @@ from distae import dist, noise
 from distae.config.models import AEConfig
 from distae.config.nets import Activation, ConvConfig, MLPConfig, NetConfig, ResNetConfig
 from distae.nn import build_decoder, build_encoder
-from distae.nn.layers import ACTIVATIONS, BatchNorm
+from distae.nn.layers import ACTIVATIONS
+from distae.nn.norms import BatchNorm
 
 SHAPES = {"mlp": [(7,), (1, 8, 8), (3, 5, 9)], "conv": [(1, 8, 8), (3, 4, 12)], "resnet": [(1, 8, 8), (3, 12, 4)]}
 CASES = [(net, shape, norm) for net in SHAPES for shape in SHAPES[net] for norm in ("none", "batch", "group", "layer")]
@@ -70,6 +71,7 @@ def test_batch_norm_is_torchs(shape, ranks, monkeypatch):
     """Outputs, running statistics and gradients; two ranks with the same rows are one with each row twice."""
     monkeypatch.setattr(dist, "_current", dist.World(0, ranks, torch.device("cpu")))
     monkeypatch.setattr(dist, "all_reduce", lambda x: x * ranks)
+    monkeypatch.setattr(dist, "gather_rows", lambda x: torch.cat([x] * ranks))
     mine, theirs = BatchNorm(3), (nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d)(3)
     torch.manual_seed(0)
     for _ in range(3):
@@ -81,7 +83,9 @@ def test_batch_norm_is_torchs(shape, ranks, monkeypatch):
         (out * weight).sum().backward()
         (torch.cat([expected] * ranks) * torch.cat([weight] * ranks)).sum().div(ranks).backward()
         torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(a.grad, b.grad)
         torch.testing.assert_close(mine.weight.grad, theirs.weight.grad)
+        torch.testing.assert_close(mine.bias.grad, theirs.bias.grad)
         torch.testing.assert_close(mine.running_mean, theirs.running_mean)
         torch.testing.assert_close(mine.running_var, theirs.running_var)
     torch.testing.assert_close(mine.eval()(x), theirs.eval()(x))

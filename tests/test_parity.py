@@ -29,7 +29,7 @@ def everything() -> Case:
 
 
 CASES = {f"{m}-{net}-{norm}": exact(m, net, norm) for m in ALL_NETS for net in NETS for norm in NORMS}
-CASES |= {"everything": everything()}
+CASES |= {"everything": everything(), "rae_gp-conv-batch": exact("rae_gp", "conv", "batch")}
 HALVED = {
     f"{m}-{net}-{norm}-accum2": exact(m, net, norm, grad_accum_steps=2)._replace(world_sizes=(1, 3))
     for m in ALL_NETS

@@ -1,4 +1,4 @@
-"""Layers that hold over several ranks and draw no randomness of their own."""
+"""Layers that draw no randomness of their own."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distae import dist
 from distae.config.nets import NetConfig
-from distae.losses import wide
+from distae.nn.norms import make_norm
 from distae.noise import Noise
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -22,53 +21,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "softplus": F.softplus,
 }
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015) over the global batch: statistics are reduced over ranks, with gradients.
-
-    `x` is `[B, C]` or `[B, C, H, W]`, B equal on all ranks. torch's SyncBatchNorm does not run on CPU.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-        self.momentum, self.eps = momentum, eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or dist.world().world_size == 1:
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
-            )
-        dims = [d for d in range(x.ndim) if d != 1]
-        view = [1, -1] + [1] * (x.ndim - 2)
-        count = x.numel() // x.shape[1] * dist.world().world_size
-        values = wide(x)
-        mean = dist.all_reduce(values.sum(dims)) / count
-        centred = values - mean.view(view)
-        var = dist.all_reduce(centred.square().sum(dims)) / count
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        return (centred * scale.view(view) + self.bias.view(view)).to(x.dtype)
-
-
-def make_norm(cfg: NetConfig, channels: int, images: bool) -> nn.Module | None:
-    """The normalisation that `cfg` asks for, over `[B, C]` or, with `images`, `[B, C, H, W]`."""
-    if cfg.norm == "batch":
-        return BatchNorm(channels)
-    if cfg.norm == "group":
-        return nn.GroupNorm(cfg.groups, channels)
-    if cfg.norm == "layer":
-        return nn.GroupNorm(1, channels) if images else nn.LayerNorm(channels)
-    return None
 
 
 def area(shape: tuple[int, ...], halvings: int) -> int:

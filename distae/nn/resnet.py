@@ -5,7 +5,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from distae.config.nets import ResNetConfig
-from distae.nn.layers import ACTIVATIONS, Chain, Hidden, Noisy, area, has_bias, make_norm
+from distae.nn.layers import ACTIVATIONS, Chain, Hidden, Noisy, area, has_bias
+from distae.nn.norms import make_norm
 from distae.noise import Noise
 
 
