@@ -38,6 +38,7 @@ from workloads import (
     Contestant,
     Rate,
     Workload,
+    arguments,
     free_port,
     images,
     interleave,
@@ -180,14 +181,9 @@ def table(name: str, told: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, rounds=7)
     parser.add_argument("--workloads", nargs="+", default=["ae-32", "conv-128"], choices=list(WORKLOADS))
-    parser.add_argument(
-        "--ours-args", nargs="*", default=[], help="options of distae.train, each a contestant of its own beside ours"
-    )
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="steps per round, as a share of the default")
-    parser.add_argument("--root", help="folder that has MNIST; without it, made-up images like them")
     args = parser.parse_args()
     stored = images(args.root, args.scale)
     result: dict[str, Any] = {"torch": str(torch.__version__), "cpus": len(os.sched_getaffinity(0)), "rounds": args.rounds}

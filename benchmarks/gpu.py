@@ -48,6 +48,7 @@ from workloads import (
     Contestant,
     Rate,
     Workload,
+    arguments,
     count,
     free_port,
     images,
@@ -279,15 +280,10 @@ def made_up(job: Job) -> np.ndarray:
 
 def main() -> None:
     names = list(jobs(False))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, rounds=5)
     parser.add_argument("--jobs", nargs="+", default=names, choices=names)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true", help="small batches and few steps: does it run?")
-    parser.add_argument(
-        "--ours-args", nargs="*", default=[], help="options of distae.train, each a contestant of its own beside ours"
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--root", help="folder that has MNIST; without it, made-up images like them")
     parser.add_argument("--no-pair", action="store_true", help="without the two processes on one card")
     args = parser.parse_args()
     torch.set_flush_denormal(True)

@@ -5,7 +5,7 @@
 
 limit      a network by hand on one resident batch: fused Adam, denormals flushed, no input path, no logging; lr 1e-12, as a normal
            rate would drive a fixed batch into denormals and make a false limit
-ours       `distae.train.main` from its command line, with metrics.jsonl
+ours       `distae.train.main` from its command line, with metrics.jsonl; `--ours-args` adds ours with other options
 tutorial   torchvision's images through ToTensor and a DataLoader, Adam as it comes, loss.item() at every step
 pythae     its BaseTrainer's epoch; lightning: its Trainer; both as they come, and tuned: fused Adam, denormals flushed
 
@@ -41,6 +41,7 @@ from workloads import (
     Contestant,
     Rate,
     Workload,
+    arguments,
     count,
     cpu_marks,
     images,
@@ -115,9 +116,9 @@ def tutorial(workload: Workload, stored: np.ndarray, steps: int) -> Contestant:
     return run
 
 
-def ours(workload: Workload, folder: Path, steps: int, set_ups: list[float]) -> Contestant:
+def ours(workload: Workload, folder: Path, steps: int, set_ups: list[float], more: str = "") -> Contestant:
     """A whole run; `set_ups` takes its seconds before the first step."""
-    argv, run_dir = training_argv(workload, steps, folder / "images.npy"), folder / "run"
+    argv, run_dir = f"{training_argv(workload, steps, folder / 'images.npy')} {more}", folder / "run"
 
     def run() -> Rate:
         started = time.time()
@@ -141,13 +142,15 @@ def missing() -> list[str]:
     return [name for name in PEERS if not installed(name)]
 
 
-def contestants(workload: Workload, stored: np.ndarray, x: Tensor, steps: int, folder: Path, set_ups: list[float]) -> Any:
-    """Who runs, by name."""
+def contestants(
+    workload: Workload, stored: np.ndarray, x: Tensor, steps: int, folder: Path, set_ups: dict[str, list[float]]
+) -> dict[str, Contestant]:
+    """Who runs, by name; `set_ups` names ours and has its options."""
     made: dict[str, Contestant] = {
         "limit": partial(with_denormals, True, limit(workload, x, steps)),
-        "ours": ours(workload, folder, steps, set_ups),
         "tutorial": partial(with_denormals, False, tutorial(workload, stored, steps)),
     }
+    made |= {f"ours {more}".strip(): ours(workload, folder, steps, took, more) for more, took in set_ups.items()}
     for name in PEERS.keys() - set(missing()):
         peer = importlib.import_module(PEERS[name])
         for tuned in (False, True):
@@ -187,21 +190,22 @@ def blocked(workload: Workload, folder: Path, saves: int = 5) -> list[float]:
     return spread([row["train/checkpoint_blocked_seconds"] for row in training_rows(rows)[2:]])
 
 
-def measure(workload: Workload, stored: np.ndarray, rounds: int, scale: float, folder: Path) -> dict[str, Any]:
+def measure(workload: Workload, stored: np.ndarray, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All figures of a workload."""
-    steps, set_ups = max(2 * workload.warm, int(workload.steps * scale)), []
+    steps = max(2 * workload.warm, int(workload.steps * args.scale))
+    set_ups: dict[str, list[float]] = {more: [] for more in ("", *args.ours_args)}
     x = torch.from_numpy(stored).unsqueeze(1).float() / 255
     np.save(folder / "images.npy", stored)
-    rates = interleave(contestants(workload, stored, x, steps, folder, set_ups), rounds)
+    rates = interleave(contestants(workload, stored, x, steps, folder, set_ups), args.rounds)
     torch.set_flush_denormal(True)
     return {
         "parameters": workload.parameters,
         "limit_samples_per_second": {c: round(statistics.median(getattr(r, c) for r in rates["limit"])) for c in Rate._fields},
         "of_limit": {name: ratios(rates[name], rates["limit"]) for name in rates if name != "limit"},
         "ours_over": {name: ratios(rates["ours"], rates[name]) for name in rates if name != "ours"},
-        "evaluation_of_forward_loop": evaluation(workload, stored[: min(10_000, steps * workload.batch)], rounds),
+        "evaluation_of_forward_loop": evaluation(workload, stored[: min(10_000, steps * workload.batch)], args.rounds),
         "blocked_seconds_per_save": blocked(workload, folder),
-        "set_up_seconds": spread(set_ups[1:] or set_ups),
+        "set_up_seconds": spread(set_ups[""][1:] or set_ups[""]),
     }
 
 
@@ -219,11 +223,9 @@ def table(name: str, found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, rounds=7)
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="steps per round, as a share of the default")
-    parser.add_argument("--root", help="folder that has MNIST; without it, made-up images like them")
     args = parser.parse_args()
     torch.set_num_threads(1)
     stored = images(args.root, args.scale)
@@ -233,7 +235,7 @@ def main() -> None:
         print(f"left out, as it is not installed: {', '.join(left_out)} (pip install -r requirements-peers.txt)")
     for name in args.workloads:
         with tempfile.TemporaryDirectory(prefix="distae-speed-") as folder:
-            result[name] = measure(WORKLOADS[name], stored, args.rounds, args.scale, Path(folder))
+            result[name] = measure(WORKLOADS[name], stored, args, Path(folder))
         print(table(name, result[name]), flush=True)
     print(json.dumps(result | {"load_average_after": os.getloadavg()}))
 

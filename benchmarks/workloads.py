@@ -1,5 +1,6 @@
 """What the speed benchmarks share: the workloads, their networks by hand, our trainer as a contestant, and paired rounds."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -104,6 +105,17 @@ WORKLOADS = {
     ),
 }  # fmt: skip
 """AE 784-256-64-20 (squared error), VAE 784-512-256-16 and pythae's conv net for MNIST (ELBO); the batch is in the name."""
+
+
+def arguments(doc: str | None, rounds: int) -> argparse.ArgumentParser:
+    """What the commands that run contestants have in common."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--ours-args", nargs="*", default=[], help="options of distae.train, each a contestant of its own beside ours"
+    )
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--root", help="folder that has MNIST; without it, made-up images like them")
+    return parser
 
 
 def count(model: nn.Module) -> int:
