@@ -9,6 +9,7 @@ apart           two runs of ours side by side, one process each: the most that t
 ours            one run of ours over both, from its command line
 by hand         torch's DDP with gradients as bucket views, fused Adam, resident uint8, index_select, denormals flushed
 by hand, apart  the same loop without DDP
+in step         and the two wait for one another after every step: the most that two which train together can give
 alone           one run of ours in one process, the other one idle: weak scaling is over twice its speed
 local norm      ours, with torch's batch norm over each process's rows, as it is by hand: what the global batch's statistics cost
 
@@ -25,7 +26,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -95,21 +96,22 @@ class Pair:
         shutil.rmtree(where, ignore_errors=True)
         return Rate(share, share)
 
-    def by_hand(self, exchange: bool) -> Rate:
+    def by_hand(self, exchange: Literal["gradients", "nothing but a word", "nothing"]) -> Rate:
         """This process's share of the speed of a loop by hand."""
         self.meet()
         torch.manual_seed(0)
         model: torch.nn.Module = self.workload.by_hand()
-        if exchange:
+        if exchange != "nothing":
             td.init_process_group("gloo", f"tcp://127.0.0.1:{self.port.value}", rank=self.rank, world_size=RANKS)
+        if exchange == "gradients":
             model = DistributedDataParallel(model, gradient_as_bucket_view=True)
-        clock = self.loop(model)
-        if exchange:
+        clock = self.loop(model, exchange == "nothing but a word")
+        if exchange != "nothing":
             td.destroy_process_group()
         self.barrier.wait()
         return clock.rate(self.workload.batch)
 
-    def loop(self, model: torch.nn.Module) -> Clock:
+    def loop(self, model: torch.nn.Module, in_step: bool) -> Clock:
         stored = torch.from_numpy(np.load(self.folder / "images.npy")).unsqueeze(1)
         optimizer, clock = torch.optim.Adam(model.parameters(), 1e-3, fused=True), Clock(self.workload.warm)
         for rows in torch.randperm(len(stored))[self.rank :: RANKS].split(self.workload.batch)[: self.steps]:
@@ -117,6 +119,8 @@ class Pair:
             optimizer.zero_grad()
             model(x).backward()
             optimizer.step()
+            if in_step:
+                td.barrier()
             clock.tick()
         return clock
 
@@ -125,8 +129,9 @@ class Pair:
         made: dict[str, Contestant] = {
             "apart": partial(self.ours, both, False),
             "ours": partial(self.ours, both, True),
-            "by hand": partial(self.by_hand, True),
-            "by hand, apart": partial(self.by_hand, False),
+            "by hand": partial(self.by_hand, "gradients"),
+            "in step": partial(self.by_hand, "nothing but a word"),
+            "by hand, apart": partial(self.by_hand, "nothing"),
             "alone": partial(self.ours, (0,), False),
         }
         if "pythae_conv" in self.workload.argv:
@@ -165,14 +170,15 @@ def measure(name: str, args: argparse.Namespace, stored: np.ndarray) -> dict[str
 def summary(rates: dict[str, list[Rate]]) -> dict[str, Any]:
     """Ratios of all runs over both processes to those that bound them."""
     doubled = [Rate(2 * r.wall, 2 * r.cpu) for r in rates["alone"]]
-    below = {"apart": rates["apart"], "by hand": rates["by hand"], "twice alone": doubled}
+    below = {**{who: rates[who] for who in ("apart", "in step", "by hand")}, "twice alone": doubled}
     over = {who: {b: ratios(of, below[b])["wall"] for b in below} for who, of in rates.items() if who != "alone"}
     speeds = {who: round(statistics.median(r.wall for r in of)) for who, of in rates.items()}
     return {"samples_per_second": speeds, "over": over}
 
 
 def table(name: str, told: dict[str, Any]) -> str:
-    lines = [f"{name:34} {'samples/s':>10} {'of apart':>18} {'of by hand':>18} {'of twice alone':>18}"]
+    heads = [f"{f'of {below}':>18}" for below in told["over"]["ours"]]
+    lines = [f"{name:34} {'samples/s':>10} {' '.join(heads)}"]
     for who, speed in told["samples_per_second"].items():
         cells = [f"{show(r):>18}" for r in told["over"].get(who, {}).values()]
         wanted = [f"{bar} of {of}" for (a, of, workload), bar in WANTED.items() if (a, workload) == (who, name)]
