@@ -69,7 +69,6 @@ def measure(cfg: TrainConfig, rounds: int) -> dict[str, Any]:
     speeds = [eager.steps(WINDOW) / compiled.steps(WINDOW) for _ in range(rounds + 1)][1:]
     for run in (eager, compiled):
         run.trainer.close()
-    torch._dynamo.reset()
     return {
         "seconds": compiled.seconds_to_compile, "speed": [statistics.median(speeds), min(speeds), max(speeds)],
         "difference": max(differences),

@@ -22,6 +22,7 @@ class Compiled(nn.Module):
         self.model = model
         self.plans: dict[str, list[Draw]] = {}
         self.ramps: list[Ramp] = [value for value in vars(model.cfg).values() if isinstance(value, Ramp)]
+        torch.compiler.reset()  # programs of the models that this process trained before count against dynamo's limit of 8
         mode = "reduce-overhead" if cuda_graphs else None
         self.program = torch.compile(self._run, fullgraph=dist.world().world_size == 1, mode=mode, dynamic=False)
 

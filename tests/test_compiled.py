@@ -36,7 +36,6 @@ def traced():
     """Programs without code generation."""
     with gate.traced():
         yield
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("case", TRACED)
@@ -44,6 +43,11 @@ def test_a_program_is_the_model(case, tmp_path, traced):
     cfg = settings(**TRACED[case], steps=5, log_every=1, eval_every=5, precision="fp64")
     eager, compiled = (losses(replace(cfg, compile=c), tmp_path / str(c)) for c in (False, True))
     assert compiled == pytest.approx(eager, rel=1e-12)
+
+
+def test_a_process_may_train_many_models(tmp_path, traced):
+    for latent_dim in range(2, 12):
+        fitted(settings(model={"name": "ae", "latent_dim": latent_dim}, steps=2, compile=True), tmp_path / str(latent_dim))
 
 
 def test_autocast_reaches_into_the_program(tmp_path, traced):
