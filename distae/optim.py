@@ -30,7 +30,11 @@ def make_optimizer(cfg: OptimConfig, parameters: list[nn.Parameter]) -> torch.op
     ]
     groups = [g for g in groups if g["params"]]
     if cfg.name == "sgd":
-        return torch.optim.SGD(groups, cfg.lr, momentum=cfg.momentum, fused=True)
+        sgd = torch.optim.SGD(groups, cfg.lr, momentum=cfg.momentum, fused=True)
+        for p in parameters if cfg.momentum else ():
+            # torch's are not initialised, and stay so where the first step is masked: with fp16 it often is.
+            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        return sgd
     return FusedAdam(groups, cfg.lr, betas=cfg.betas, eps=cfg.eps, decoupled_weight_decay=cfg.name == "adamw", fused=True)
 
 

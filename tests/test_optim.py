@@ -1,6 +1,7 @@
 """Rates and penalties against torch's own."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -128,6 +129,22 @@ def test_adam_is_torchs_fused_one_bit_for_bit(name):
     for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b)
         assert all(torch.equal(optimizer.state[a][k], expected.state[b][k]) for k in ("step", "exp_avg", "exp_avg_sq"))
+
+
+def test_a_masked_first_step_of_sgd_leaves_no_trace():
+    """As fp16's first step often is. torch would go on from momentum that was never written."""
+    masked, never = (nn.Parameter(torch.ones(64, 64)) for _ in range(2))
+    first, second = (make_optimizer(OptimConfig(name="sgd", momentum=0.9, lr=0.1), [p]) for p in (masked, never))
+    masked.grad = torch.full_like(masked, math.inf)
+    first.found_inf = torch.ones(())
+    first.step()
+    assert torch.equal(masked, torch.ones(64, 64))
+    first.found_inf = torch.zeros(())
+    for _ in range(3):
+        for p, optimizer in ((masked, first), (never, second)):
+            p.grad = torch.full_like(p, 2.0)
+            optimizer.step()
+    assert torch.equal(masked, never)
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
