@@ -111,7 +111,7 @@ def arguments(doc: str | None, rounds: int) -> argparse.ArgumentParser:
     """What the commands that run contestants have in common."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--ours-args", nargs="*", default=[], help="options of distae.train, each a contestant of its own beside ours"
+        "--ours-args", action="append", default=[], help="options of distae.train for one more of ours: --ours-args=--compile"
     )
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--root", help="folder that has MNIST; without it, made-up images like them")

@@ -22,7 +22,7 @@ class Compiled(nn.Module):
         self.model = model
         self.plans: dict[str, list[Draw]] = {}
         self.ramps: list[Ramp] = [value for value in vars(model.cfg).values() if isinstance(value, Ramp)]
-        torch.compiler.reset()  # programs of the models that this process trained before count against dynamo's limit of 8
+        torch.compiler.reset()  # those that this process trained before count against dynamo's limit of 8 programs
         mode = "reduce-overhead" if cuda_graphs else None
         self.program = torch.compile(self._run, fullgraph=dist.world().world_size == 1, mode=mode, dynamic=False)
 
@@ -33,7 +33,7 @@ class Compiled(nn.Module):
             out: Output = self.model(batch, turn, recorder)
             self.plans[turn] = recorder.plan
             return out
-        ramps = {str(ramp): batch.x.new_tensor(ramp.at(batch.step)) for ramp in self.ramps}
+        ramps = {str(ramp): batch.x.new_full((), ramp.at(batch.step)) for ramp in self.ramps}
         try:
             return self.program(batch._replace(step=None, ramps=ramps), turn, redraw(noise, self.plans[turn]))
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:

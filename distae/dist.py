@@ -91,10 +91,11 @@ def set_threads(threads: str | int, env: Environment) -> int:
 
 
 def set_tf32(allowed: bool) -> None:
-    """Whether GPUs may multiply fp32 matrices and convolve in TF32. torch's own default differs between the two."""
-    precision = "tf32" if allowed else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+    """Whether GPUs may multiply fp32 matrices and convolve in TF32. torch's own default differs between the two.
+
+    Not by the newer `fp32_precision`: after it torch 2.11 to 2.15 raise where anything, `cudnn.flags()` too, reads `allow_tf32`.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 @contextlib.contextmanager
@@ -223,8 +224,8 @@ _LOST_CONTACT = re.compile(r"gloo|nccl|Connection (closed|reset)|Broken pipe|tim
 class Vote:
     """A number on which all ranks agree, and nobody waits: cast in one round, read in the next.
 
-    A round costs a tiny step a tenth of its time. Rounds are PERIOD seconds apart, but at most MOST_CALLS calls, of which all ranks
-    make the same number.
+    A round costs a tiny step a tenth of its time. Rounds are about PERIOD seconds apart, counted in calls (at most MOST_CALLS), of
+    which all ranks make the same number.
     """
 
     PERIOD = 0.1
@@ -232,24 +233,27 @@ class Vote:
 
     def __init__(self) -> None:
         self.box = torch.zeros(2, dtype=torch.int32)
-        """The number, and minus the calls until the next round: the ranks agree on the largest of each."""
+        """The number, and minus the calls until the round after next: the ranks agree on the largest of each."""
         self.work: td.Work | None = None
-        self.calls = self.left = 1
-        self.began = time.perf_counter()
+        self.calls, self.apart = 0, 1
+        self.began, self.seconds = time.perf_counter(), 0.0
 
-    def cast(self, value: int) -> int:
-        """The largest value that any rank gave in the round before, else 0; give `value` to the next. Called by all ranks alike."""
+    def cast(self, value: int, at_once: bool = False) -> int:
+        """The largest value that any rank gave in the round before, 0 between rounds; give `value` to the next.
+
+        Called by all ranks alike. `at_once` makes this call a round: for calls that take longer than those before.
+        """
         if world().control is None:
             return value
-        self.left -= 1
-        if self.left:
+        self.calls += 1
+        if self.calls < self.apart and not at_once:
             return 0
         now = time.perf_counter()
-        calls = self.PERIOD * self.calls / max(now - self.began, 1e-9)
+        # The host of a GPU runs ahead until it looks at a number: what a call took then is remembered for some rounds.
+        self.seconds = max((now - self.began) / self.calls, 0.8 * self.seconds, 1e-6)
         result = self.settle()
-        self.began, self.calls = now, max(1, -int(self.box[1]))
-        self.left = self.calls
-        self.box[0], self.box[1] = value, -max(1, min(int(calls), self.MOST_CALLS))
+        self.began, self.calls, self.apart = now, 0, max(1, -int(self.box[1]))
+        self.box[0], self.box[1] = value, -max(1, min(int(self.PERIOD / self.seconds), self.MOST_CALLS))
         self.work = td.all_reduce(self.box, td.ReduceOp.MAX, group=world().control, async_op=True)
         return result
 

@@ -208,6 +208,7 @@ class Stepper:
         for _ in range(times):
             for turn in self.turns:
                 self._only(turn)
+                self.wrapped.zero_grad()  # a CUDA graph's gradients do not outlive its next replay
                 self._backward(turn, 0, 0, rows[0])
         self.wrapped.zero_grad()
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):

@@ -117,9 +117,9 @@ class Trainer:
                 return self.save_and_leave()
         return self.finish()
 
-    def stop_agreed(self) -> bool:
-        """Whether all ranks know that one of them was asked to stop; `agreed_signal` says by what."""
-        self.agreed_signal = self.agreed_signal or self.vote.cast(self.stop.signum)
+    def stop_agreed(self, at_once: bool = False) -> bool:
+        """Whether all ranks know that one of them was asked to stop; `agreed_signal` says by what (`at_once`: `Vote.cast`)."""
+        self.agreed_signal = self.agreed_signal or self.vote.cast(self.stop.signum, at_once)
         return bool(self.agreed_signal)
 
     def log_if_due(self) -> None:
@@ -183,7 +183,7 @@ class Trainer:
         with self.phases["evaluation"]:
             if self.stepper.window.steps:
                 self.check_finite()
-            metrics = self.evaluate("val", self.stop_agreed)
+            metrics = self.evaluate("val", lambda: self.stop_agreed(at_once=True))
             self.interrupted = metrics is None
             return metrics is not None and self._judge(metrics)
 
@@ -293,9 +293,10 @@ class Trainer:
         Returns False where the run is complete: there is nothing to do, and nothing is touched.
         """
         rows = next(data.steps(self.sampler, 0, self.loaders["train"].home))
-        if self.peak:
-            self.flops = self.stepper.flops(rows)
-        self.stepper.prime(rows)
+        with explaining_memory(self.cfg, self.world.world_size):
+            if self.peak:
+                self.flops = self.stepper.flops(rows)
+            self.stepper.prime(rows)
         self.checkpoints.clean()
         found = self.checkpoints.newest()
         metrics_bytes = 0

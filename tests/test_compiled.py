@@ -85,6 +85,7 @@ def test_without_a_compiler_it_says_so_and_trains(tmp_path):
         ("--model rae_gp --compile", "--compile: rae_gp takes gradients of gradients"),
         ("--cuda-graphs", "--cuda-graphs goes with --compile"),
         ("--cuda-graphs --compile --device cpu", "--cuda-graphs goes with --compile"),
+        ("--cuda-graphs --compile --grad-accum-steps 2", "--grad-accum-steps 1 (now 1 and 2)"),
     ],
 )
 def test_what_cannot_be_is_refused(argv, why, capsys):

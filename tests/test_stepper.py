@@ -236,12 +236,14 @@ def test_channels_last_changes_nothing_and_resumes_bit_for_bit(tmp_path):
 
 
 def test_tf32_is_off_unless_asked_for():
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = [b.fp32_precision for b in backends]
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
     try:
-        for allowed, name in ((False, "ieee"), (True, "tf32")):
+        for allowed in (False, True):
             dist.set_tf32(allowed)
-            assert [b.fp32_precision for b in backends] == [name, name]
+            assert (matmul.allow_tf32, cudnn.allow_tf32) == (allowed, allowed)
+            assert [b.fp32_precision == "tf32" for b in (matmul, cudnn.conv)] == [allowed, allowed]
+            with cudnn.flags():
+                pass
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -24,7 +24,7 @@ def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
         cfg = dataclasses.replace(cfg, epochs=DEFAULT_EPOCHS)
     _check_batch(cfg, world_size)
     _check_net(cfg.net, cfg.data.shape())
-    _check_choices(cfg)
+    _check_choices(cfg, world_size)
     cfg.model.check(cfg.data.shape(), cfg.net)
     if not cfg.run_dir:
         cfg = dataclasses.replace(cfg, run_dir=f"runs/{cfg.model.name}_{cfg.data.name}_{fingerprint(cfg)}")
@@ -82,7 +82,7 @@ def _check_halvings(net: ConvConfig | ResNetConfig, shape: tuple[int, ...]) -> N
         )
 
 
-def _check_choices(cfg: TrainConfig) -> None:
+def _check_choices(cfg: TrainConfig, world_size: int) -> None:
     valid = [f"val/{t}" for t in dict.fromkeys(("loss", *cfg.model.terms, "mse"))]
     if cfg.best_metric not in valid:
         raise UserError(f"--best-metric: unknown {cfg.best_metric!r}; valid: {', '.join(valid)}")
@@ -94,6 +94,11 @@ def _check_choices(cfg: TrainConfig) -> None:
         raise UserError(f"--compile: {cfg.model.name} takes gradients of gradients, which torch.compile cannot; leave it out")
     if cfg.cuda_graphs and (not cfg.compile or cfg.device == "cpu"):
         raise UserError("--cuda-graphs goes with --compile, on a GPU")
+    if cfg.cuda_graphs and (cfg.grad_accum_steps > 1 or world_size > 1):
+        raise UserError(
+            f"--cuda-graphs goes with one process and --grad-accum-steps 1 (now {world_size} and {cfg.grad_accum_steps}): "
+            "a replay overwrites the gradients of the one before"
+        )
     mode = os.environ.get("WANDB_MODE")
     if cfg.tracking == "wandb" and mode not in (None, *WANDB_MODES):
         raise UserError(f"WANDB_MODE: {mode!r} is not valid; valid: {', '.join(WANDB_MODES)}, or --tracking none")

@@ -17,7 +17,9 @@ class Loader:
     def __init__(
         self, arrays: Arrays, binarize: str, device: torch.device, dtype: torch.dtype, channels_last: bool = False
     ) -> None:
-        self.arrays = replace(arrays, x=arrays.x.to(device)) if _fits(arrays.x, device) else arrays
+        if _fits(arrays.x, device):
+            arrays = replace(arrays, x=arrays.x.to(device), label=None if arrays.label is None else arrays.label.to(device))
+        self.arrays = arrays
         self.binarize, self.device, self.dtype = binarize, device, dtype
         images = channels_last and arrays.x.ndim == 4
         self.memory_format = torch.channels_last if images else torch.contiguous_format
@@ -32,8 +34,7 @@ class Loader:
 
     def batch(self, rows: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
         """Samples `[B, *shape]` and labels `[B]` of the rows `[B]` (int64, on `home`)."""
-        stored = self.arrays.x.index_select(0, rows).to(self.device, non_blocking=True)
-        x = stored.to(self.dtype, memory_format=self.memory_format)
+        x = self._to_device(self.arrays.x.index_select(0, rows)).to(self.dtype, memory_format=self.memory_format)
         if self.arrays.scale != 1:
             x *= self.arrays.scale
         if self.binarize == "threshold":
@@ -41,7 +42,11 @@ class Loader:
         elif self.binarize == "stochastic":
             x = noise.bernoulli(x)
         label = self.arrays.label
-        return x, None if label is None else label[rows.to(label.device)].to(self.device, non_blocking=True)
+        return x, None if label is None else self._to_device(label.index_select(0, rows))
+
+    def _to_device(self, x: Tensor) -> Tensor:
+        """From where the data is; a copy from pinned memory does not make the host wait."""
+        return x if x.device == self.device else x.pin_memory().to(self.device, non_blocking=True)
 
 
 def steps(sampler: GlobalBatchSampler, first: int, home: torch.device) -> Iterator[Tensor]:
