@@ -1,5 +1,8 @@
 """Networks: shapes, norms and activations."""
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
 
 import pytest
@@ -65,27 +68,64 @@ def test_no_bias_directly_before_a_batch_norm(net):
     assert min(grads) > 1e-9 * max(grads)
 
 
-@pytest.mark.parametrize("shape", [(12, 3), (6, 3, 4, 5)])
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_batch_norm_is_torchs(shape, ranks, monkeypatch):
-    """Outputs, running statistics and gradients; two ranks with the same rows are one with each row twice."""
+class Together:
+    """What threads that stand for ranks give one another."""
+
+    def __init__(self, ranks: int) -> None:
+        self.barrier, self.given, self.here = threading.Barrier(ranks), [torch.empty(0)] * ranks, threading.local()
+
+    def __call__(self, work: Callable[[int], None]) -> None:
+        def as_rank(rank: int) -> None:
+            self.here.rank = rank
+            work(rank)
+
+        with ThreadPoolExecutor(len(self.given)) as pool:
+            list(pool.map(as_rank, range(len(self.given))))
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        self.given[self.here.rank] = x
+        self.barrier.wait(10)
+        every = torch.cat(self.given)
+        self.barrier.wait(10)
+        return every
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gather(x[None]).sum(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(12, 3), (6, 3, 4, 5), "channels last"])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_batch_norm_is_torchs_over_the_rows_of_all_ranks(shape, ranks, dtype, monkeypatch):
+    """Outputs, running statistics and gradients, of ranks whose rows are far apart."""
+    together = Together(ranks)
     monkeypatch.setattr(dist, "_current", dist.World(0, ranks, torch.device("cpu")))
-    monkeypatch.setattr(dist, "all_reduce", lambda x: x * ranks)
-    monkeypatch.setattr(dist, "gather_rows", lambda x: torch.cat([x] * ranks))
-    mine, theirs = BatchNorm(3), (nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d)(3)
+    monkeypatch.setattr(dist, "all_reduce", together.all_reduce)
+    monkeypatch.setattr(dist, "gather_rows", together.gather)
+    layout = torch.channels_last if shape == "channels last" else torch.contiguous_format
+    shape = (6, 3, 4, 5) if shape == "channels last" else shape
+    theirs, mine = (nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d)(3), [BatchNorm(3) for _ in range(ranks)]
+    rounding = {} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 1e-3}
     torch.manual_seed(0)
     for _ in range(3):
-        x, weight = torch.randn(shape) * 3 + 1, torch.randn(shape)
-        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-        mine.zero_grad()
+        xs = [(torch.randn(shape) * 3 + 5 * rank).to(dtype, memory_format=layout).requires_grad_() for rank in range(ranks)]
+        slopes, outs = [torch.randn(shape).to(dtype) for _ in xs], [torch.empty(0)] * ranks
+
+        def work(rank, xs=xs, slopes=slopes, outs=outs):
+            mine[rank].zero_grad()
+            outs[rank] = mine[rank](xs[rank])
+            (outs[rank] * slopes[rank]).sum().backward()
+
+        together(work)
         theirs.zero_grad()
-        out, expected = mine(a), theirs(torch.cat([b] * ranks))[: len(x)]
-        (out * weight).sum().backward()
-        (torch.cat([expected] * ranks) * torch.cat([weight] * ranks)).sum().div(ranks).backward()
-        torch.testing.assert_close(out, expected)
-        torch.testing.assert_close(a.grad, b.grad)
-        torch.testing.assert_close(mine.weight.grad, theirs.weight.grad)
-        torch.testing.assert_close(mine.bias.grad, theirs.bias.grad)
-        torch.testing.assert_close(mine.running_mean, theirs.running_mean)
-        torch.testing.assert_close(mine.running_var, theirs.running_var)
-    torch.testing.assert_close(mine.eval()(x), theirs.eval()(x))
+        x = torch.cat([x.detach() for x in xs]).requires_grad_()
+        expected = theirs(x)
+        (expected * torch.cat(slopes)).sum().backward()
+        torch.testing.assert_close(torch.cat(outs), expected)
+        torch.testing.assert_close(torch.cat([x.grad for x in xs]), x.grad, **rounding)
+        for name, p in theirs.named_parameters():
+            torch.testing.assert_close(sum(m.get_parameter(name).grad for m in mine), p.grad, **rounding)
+        for each in mine:
+            torch.testing.assert_close(each.running_mean, theirs.running_mean)
+            torch.testing.assert_close(each.running_var, theirs.running_var)
+    torch.testing.assert_close(mine[0].eval()(xs[0]), theirs.eval()(xs[0]))
