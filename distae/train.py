@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg = check(command.settings, env.world_size)
         if "print-config" in command.flags:
             if env.rank == 0:
-                sys.stdout.write(write_toml(cfg))
+                sys.stdout.write(write_toml(replace(cfg, run_dir=command.settings.run_dir)))
             return 0
         return (smoke if "smoke" in command.flags else run)(cfg, env).exit_code
     except UserError as error:
@@ -80,8 +80,11 @@ def _run_in_turn(runs: list[TrainConfig], env: Environment) -> Outcome:
     cfg = runs[0]
     runfolder.check(cfg)
     end = read(Path(str(cfg.run_dir)))
-    if env.restarts and end and end.outcome == "stopped":
-        return end  # torchrun takes the exit code of a run that stopped on purpose for a crash
+    if end and end.outcome == "stopped":
+        if env.restarts:
+            return end  # torchrun takes the exit code of a run that stopped on purpose for a crash
+        if env.rank == 0:
+            (Path(str(cfg.run_dir)) / FILE).unlink(missing_ok=True)  # or a restart would take it for this start's
     with listening() as stop:
         from distae import data, dist
         from distae.data.checks import check_data

@@ -35,11 +35,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"distae: {error}\n")
         return 2
-    outcome_file = Path(cfg.run_dir or ".") / FILE
-    outcome_file.unlink(missing_ok=True)
+    run_dir = Path(cfg.run_dir or ".")
+    before = _written(run_dir / FILE)
     code = _torchrun(args.nproc, args.max_restarts, train)
-    outcome = read(outcome_file.parent)
+    outcome = read(run_dir) if _written(run_dir / FILE) != before else None
     return outcome.exit_code if outcome else code
+
+
+def _written(path: Path) -> tuple[int, int] | None:
+    """Which file this is, and since when: another one where it was written anew."""
+    try:
+        told = path.stat()
+    except OSError:
+        return None
+    return told.st_ino, told.st_mtime_ns
 
 
 def _torchrun(nproc: int, max_restarts: int, train: Sequence[str]) -> int:

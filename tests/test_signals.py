@@ -65,6 +65,9 @@ def test_launch_local_passes_a_signal_on_and_the_exit_code_back(tmp_path: Path) 
         assert job.wait(60) == 0
     assert (outcome(tmp_path)["outcome"], outcome(tmp_path)["step"]) == ("done", end["step"] + 20)
     assert f"resumed at step {end['step']} of" in (tmp_path / "log").read_text()
+    with running([*LOCAL, "--steps", str(end["step"] + 20)], tmp_path) as job:
+        assert job.wait(60) == 0
+    assert "is complete at step" in (tmp_path / "log").read_text()
 
 
 def test_bare_torchrun_saves_too_but_hides_the_exit_code(tmp_path: Path) -> None:
