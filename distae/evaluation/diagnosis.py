@@ -28,11 +28,15 @@ def diagnose(model: Autoencoder, loader: Loader, chunk: int, seed: int) -> dict[
     """
     was_training = model.training
     model.eval()
+    found: list[list[Tensor]] = []
     try:
-        found = [_chunk(model, loader, n, start, chunk, seed) for n, start in enumerate(range(0, min(len(loader), SAMPLES), chunk))]
+        for number, start in enumerate(range(0, min(len(loader), SAMPLES), chunk)):
+            found.append(_chunk(model, loader, number, start, chunk, seed))
+            if not found[0]:
+                return {}
     finally:
         model.train(was_training)
-    if not found or not found[0]:
+    if not found:
         return {}
     count, first, second, *rest = (dist.sum_(torch.stack(parts).sum(0)) for parts in zip(*found, strict=True))
     variance = second / count - (first / count).square()
