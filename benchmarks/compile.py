@@ -4,15 +4,15 @@
     python benchmarks/compile.py --root data --recipes vae vq_vae
 
 A recipe's training runs eagerly and compiled in turns, on one thread. Speed is eager over compiled CPU time of a window, the
-median over rounds with the smallest and the largest; the losses are those of the first steps, before rounding is amplified by
-training. The last line is one JSON object.
+median over rounds with the smallest and the largest; the terms are those of the first steps, before rounding is amplified by
+training, and differ relative to the larger of term and loss: some are what is left of large numbers that cancel. The last line is
+one JSON object.
 """
 
 import argparse
 import json
 import statistics
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,57 +20,38 @@ from typing import Any
 import torch
 from stability import names, recipe
 from torch import Tensor
+from workloads import Steps
 
 from distae import data, dist
 from distae.config import TrainConfig
 from distae.environment import Environment
-from distae.stop import StopRequest
-from distae.trainer import Trainer
 
 COMPARED, WINDOW = 5, 20
 
 
-class Run:
-    """A training that can be taken further, a window at a time."""
-
-    def __init__(self, cfg: TrainConfig, splits: Any) -> None:
-        Path(str(cfg.run_dir)).mkdir()
-        self.trainer = Trainer(cfg, splits, StopRequest(), 1)
-        rows = data.steps(self.trainer.sampler, 0, self.trainer.loaders["train"].home)
-        started = time.perf_counter()
-        self.trainer.stepper.prime(next(rows))
-        self.seconds_to_compile = time.perf_counter() - started
-        self.rows = data.steps(self.trainer.sampler, 0, self.trainer.loaders["train"].home)
-
-    def steps(self, n: int) -> float:
-        """CPU seconds of n steps."""
-        started = time.process_time()
-        for _ in range(n):
-            self.trainer.stepper(self.trainer.state.step, next(self.rows))
-            self.trainer.state.step += 1
-        return time.process_time() - started
-
-    def mean_terms(self) -> Tensor:
-        """Means of all terms over the steps since the last call."""
-        means, _ = self.trainer.stepper.window.read()
-        self.trainer.stepper.window.clear()
-        return torch.tensor(list(means.values()))
+def mean_terms(steps: Steps) -> tuple[Tensor, float]:
+    """Means of all terms over the steps since the last call, and that of the loss."""
+    window = steps.trainer.stepper.window
+    means, _ = window.read()
+    window.clear()
+    return torch.tensor(list(means.values())), means["loss"]
 
 
 def measure(cfg: TrainConfig, rounds: int) -> dict[str, Any]:
     """Figures of one recipe."""
     splits = data.load(cfg.data)
-    eager, compiled = (Run(replace(cfg, run_dir=f"{cfg.run_dir}_{c}", compile=c), splits) for c in (False, True))
+    eager, compiled = (Steps(replace(cfg, run_dir=f"{cfg.run_dir}_{c}", compile=c), splits) for c in (False, True))
     differences = []
     for _ in range(COMPARED):
-        eager.steps(1), compiled.steps(1)
-        a, b = eager.mean_terms(), compiled.mean_terms()
-        differences.append(float(((a - b).abs() / a.abs().clamp_min(1e-6)).max()))
-    speeds = [eager.steps(WINDOW) / compiled.steps(WINDOW) for _ in range(rounds + 1)][1:]
+        eager.cpu_seconds(1), compiled.cpu_seconds(1)
+        (a, loss), (b, _) = mean_terms(eager), mean_terms(compiled)
+        differences.append(float(((a - b).abs() / a.abs().clamp_min(abs(loss))).max()))
+    speeds = [eager.cpu_seconds(WINDOW) / compiled.cpu_seconds(WINDOW) for _ in range(rounds + 1)]
+    speeds = speeds[1:] or speeds
     for run in (eager, compiled):
         run.trainer.close()
     return {
-        "seconds": compiled.seconds_to_compile, "speed": [statistics.median(speeds), min(speeds), max(speeds)],
+        "seconds": compiled.seconds_to_prime, "speed": [statistics.median(speeds), min(speeds), max(speeds)],
         "difference": max(differences),
     }  # fmt: skip
 

@@ -40,6 +40,7 @@ from workloads import (
     Clock,
     Contestant,
     Rate,
+    Steps,
     Workload,
     arguments,
     count,
@@ -55,8 +56,8 @@ from workloads import (
     wall_rate,
 )
 
-from distae import load
-from distae.config import TrainConfig, parse
+from distae import data, load
+from distae.config import TrainConfig, check, parse
 from distae.data import Arrays, Loader
 from distae.evaluation.diagnosis import diagnose
 from distae.evaluation.exact import evaluate
@@ -67,21 +68,44 @@ CHUNK = 512
 PEERS = {"pythae": "peers.pythae_trainer", "lightning": "peers.lightning_trainer"}
 
 
-def limit(workload: Workload, x: Tensor, steps: int) -> Contestant:
+def bare_step(workload: Workload, x: Tensor) -> Callable[[], None]:
     """The step on one batch; at a rate that leaves the weights where they are."""
     model, x = workload.by_hand(), x[: workload.batch].clone()
     optimizer = torch.optim.Adam(model.parameters(), 1e-12, fused=True)
 
+    def step() -> None:
+        optimizer.zero_grad()
+        model(x).backward()
+        optimizer.step()
+
+    return step
+
+
+def limit(workload: Workload, x: Tensor, steps: int) -> Contestant:
+    step = bare_step(workload, x)
+
     def run() -> Rate:
         clock = Clock(workload.warm)
         for _ in range(steps):
-            optimizer.zero_grad()
-            model(x).backward()
-            optimizer.step()
+            step()
             clock.tick()
         return clock.rate(workload.batch)
 
     return run
+
+
+def in_turns(workload: Workload, x: Tensor, steps: int, folder: Path) -> list[float]:
+    """Our step's speed over the limit's, one of each in turns, which drift of the machine cannot part: median and quartiles."""
+    argv = f"{training_argv(workload, steps, folder / 'images.npy')} --tracking none --run-dir {folder / 'steps'}"
+    cfg = check(parse(TrainConfig, argv.split(), {}, "").settings, 1)
+    mine, bare, over = Steps(cfg, data.load(cfg.data)), bare_step(workload, x), []
+    for _ in range(steps):
+        started = time.process_time()
+        bare()
+        over.append((time.process_time() - started) / mine.cpu_seconds(1))
+    mine.trainer.close()
+    low, median, high = statistics.quantiles(over[steps // 10 :], n=4)
+    return [round(q, 3) for q in (median, low, high)]
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
@@ -202,6 +226,7 @@ def measure(workload: Workload, stored: np.ndarray, args: argparse.Namespace, fo
         "parameters": workload.parameters,
         "limit_samples_per_second": {c: round(statistics.median(getattr(r, c) for r in rates["limit"])) for c in Rate._fields},
         "of_limit": {name: ratios(rates[name], rates["limit"]) for name in rates if name != "limit"},
+        "steps_in_turns_of_limit": in_turns(workload, x, max(24, steps), folder),
         "ours_over": {name: ratios(rates["ours"], rates[name]) for name in rates if name != "ours"},
         "evaluation_of_forward_loop": evaluation(workload, stored[: min(10_000, steps * workload.batch)], args.rounds),
         "blocked_seconds_per_save": blocked(workload, folder),
@@ -217,6 +242,7 @@ def table(name: str, found: dict[str, Any]) -> str:
         of = show(found["of_limit"][who]["cpu"]) if who in found["of_limit"] else ""
         lines.append(f"  {who:18} {of:>20} {show(over['cpu']):>20}   {bars.get(who, '')}")
     alone, whole = (show(found["evaluation_of_forward_loop"][k]) for k in ("evaluate", "with_diagnosis"))
+    lines.append(f"  step by step in turns with the limit: {show(found['steps_in_turns_of_limit'])}, median and quartiles")
     lines.append(f"  apart: evaluation {alone} of a forward-only loop (wanted 0.9), with diagnosis {whole};")
     shown = [" ({}-{})".join(["{}", ""]).format(*found[k]) for k in ("blocked_seconds_per_save", "set_up_seconds")]
     return "\n".join([*lines, f"  seconds that a save blocks: {shown[0]}; of set-up: {shown[1]}"])

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from distae import data, train
 from distae.config import TrainConfig, build
+from distae.stop import StopRequest
 from distae.tracking import Jsonl
+from distae.trainer import Trainer
 
 N = 60_000
 
@@ -235,6 +237,30 @@ def training_rows(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 def wall_rate(rows: list[dict[str, float]]) -> float:
     """train/samples_per_second over all rows but the first, which is warm-up; windows are of equal size."""
     return statistics.harmonic_mean([row["train/samples_per_second"] for row in training_rows(rows)[1:]])
+
+
+class Steps:
+    """Our steps without the run around them: a training that is taken further, some steps at a time."""
+
+    def __init__(self, cfg: TrainConfig, splits: dict[str, data.Arrays]) -> None:
+        """`cfg` is checked, and its run folder is new."""
+        Path(str(cfg.run_dir)).mkdir()
+        self.trainer = Trainer(cfg, splits, StopRequest(), 1)
+        started = time.perf_counter()
+        self.trainer.stepper.prime(next(self._rows()))
+        self.seconds_to_prime = time.perf_counter() - started
+        self.rows = self._rows()
+
+    def _rows(self) -> Iterator[Tensor]:
+        return data.steps(self.trainer.sampler, 0, self.trainer.loaders["train"].home)
+
+    def cpu_seconds(self, n: int) -> float:
+        """Of `n` steps."""
+        started = time.process_time()
+        for _ in range(n):
+            self.trainer.stepper(self.trainer.state.step, next(self.rows))
+            self.trainer.state.step += 1
+        return time.process_time() - started
 
 
 Contestant = Callable[[], Rate]
