@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
     def weight(self, weight: Weight) -> Any:
         """The value of a weight of the settings at this step: a number, or a scalar tensor."""
-        return self.ramps[str(weight)] if isinstance(weight, Ramp) and self.ramps is not None else at(weight, self.step)
+        return self.ramps[weight] if isinstance(weight, Ramp) and self.ramps is not None else at(weight, self.step)
 
     @property
     def places(self) -> Tensor:
