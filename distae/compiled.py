@@ -33,7 +33,7 @@ class Compiled(nn.Module):
             out: Output = self.model(batch, turn, recorder)
             self.plans[turn] = recorder.plan
             return out
-        ramps = {ramp: batch.x.new_full((), ramp.at(batch.step)) for ramp in self.ramps}
+        ramps: dict[str, Tensor] = {ramp: batch.x.new_full((), ramp.at(batch.step)) for ramp in self.ramps}
         try:
             return self.program(batch._replace(step=None, ramps=ramps), turn, redraw(noise, self.plans[turn]))
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
