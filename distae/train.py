@@ -78,13 +78,14 @@ def smoke(cfg: TrainConfig, env: Environment) -> Outcome:
 def _run_in_turn(runs: list[TrainConfig], env: Environment) -> Outcome:
     """One run after the other in one process group; they share device, threads and data."""
     cfg = runs[0]
+    run_dir = Path(str(cfg.run_dir))
     runfolder.check(cfg)
-    end = read(Path(str(cfg.run_dir)))
+    end = read(run_dir)
     if end and end.outcome == "stopped":
         if env.restarts:
             return end  # torchrun takes the exit code of a run that stopped on purpose for a crash
         if env.rank == 0:
-            (Path(str(cfg.run_dir)) / FILE).unlink(missing_ok=True)  # or a restart would take it for this start's
+            (run_dir / FILE).unlink(missing_ok=True)  # or a restart would take it for this start's
     with listening() as stop:
         from distae import data, dist
         from distae.data.checks import check_data

@@ -8,7 +8,7 @@ from torch import Tensor
 from distae import dist
 from distae.data import Loader
 from distae.evaluation.exact import place
-from distae.losses import log_normal, log_normal_pairs
+from distae.losses import log_normal_pairs
 from distae.models import Autoencoder, Batch
 from distae.noise import Noise
 
@@ -58,7 +58,8 @@ def _chunk(model: Autoencoder, loader: Loader, number: int, start: int, chunk: i
     z = mu + noise.normal(mu) * torch.exp(0.5 * logvar)
     each = log_normal_pairs(z, batch.pool(mu), batch.pool(logvar))
     aggregate = torch.logsumexp(each, 1) - math.log(each.shape[1])
-    information = (log_normal(z, mu, logvar).sum(1) - aggregate) * weight[:, 0]
+    own = batch.places.clamp_max(each.shape[1] - 1)  # rows past the end weigh nothing
+    information = (each.gather(1, own[:, None])[:, 0] - aggregate) * weight[:, 0]
     kl = model.kl_of_dimensions(codes)
     sums = [weight.sum(), (mu * weight).sum(0), (mu.square() * weight).sum(0), information.sum()]
     return sums if kl is None else [*sums, (kl.double() * weight).sum(0)]
