@@ -31,12 +31,12 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distae import dist
+from distae import distributed as dist
 from distae.checkpoint import Checkpoints
 from distae.checkpoint.shards import fsync_folder
 from distae.config.optim import OptimConfig
-from distae.environment import Environment
-from distae.optim import make_optimizer, optimizer_tensors
+from distae.runtime.environment import Environment
+from distae.training.optim import make_optimizer, optimizer_tensors
 
 LAYERS, BATCH, PIECE = 6, 16, 8 << 20
 Seconds = dict[str, float]

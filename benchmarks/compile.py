@@ -22,9 +22,10 @@ from stability import names, recipe
 from torch import Tensor
 from workloads import Steps
 
-from distae import data, dist
+from distae import data
+from distae import distributed as dist
 from distae.config import TrainConfig
-from distae.environment import Environment
+from distae.runtime.environment import Environment
 
 COMPARED, WINDOW = 5, 20
 

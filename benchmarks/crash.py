@@ -47,7 +47,7 @@ def _rank(argv: list[str], env: dict[str, str], log: Path, plant: Plant | None) 
 def start(argv: list[str], ranks: int, log: Path, plant: Plant | None = None) -> list[Any]:
     """Start the ranks of a job as torchrun would, from a server that has torch imported already; `plant` puts a fault into each."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["distae.trainer", "sklearn.datasets", "torchvision.utils"])
+    context.set_forkserver_preload(["distae.training.trainer", "sklearn.datasets", "torchvision.utils"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

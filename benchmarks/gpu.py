@@ -64,10 +64,11 @@ from workloads import (
     wall_rate,
 )
 
-from distae import dist, load
+from distae import distributed as dist
+from distae import load
 from distae.config import TrainConfig, parse
 from distae.nn import build_decoder, build_encoder
-from distae.profiling import peak_flops
+from distae.training.profiling import peak_flops
 
 SMALL, LARGE = {"replay": 0.9, "pythae": 10.0}, {"limit": 0.95}
 

@@ -26,7 +26,7 @@ import random
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
-from distae.saving import GPU_HOURS_PER_FAILURE, best_interval
+from distae.training.save_schedule import GPU_HOURS_PER_FAILURE, best_interval
 
 US, MIB, HOUR = 1e-6, 2**20, 3600.0
 NVLINK, NIC = 450e9, 50e9

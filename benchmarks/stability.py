@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 
-from distae import data, dist, train
+from distae import data
+from distae import distributed as dist
+from distae.commands import train
 from distae.config import TrainConfig, check, parse
 from distae.data import Arrays
-from distae.environment import Environment
-from distae.stop import StopRequest
+from distae.runtime.environment import Environment
+from distae.runtime.signals import StopRequest
 
 FOLDER = Path(__file__).parent.parent / "recipes/variants"
 

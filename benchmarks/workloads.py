@@ -21,11 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distae import data, train
+from distae import data
+from distae.commands import train
 from distae.config import TrainConfig, build
-from distae.stop import StopRequest
+from distae.runtime.signals import StopRequest
 from distae.tracking import Jsonl
-from distae.trainer import Trainer
+from distae.training.trainer import Trainer
 
 N = 60_000
 

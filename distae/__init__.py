@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 
 def load(run_dir: str | Path) -> "Autoencoder":
-    """The trained model of a run folder: see distae.models.files.load. Imports torch only when called."""
-    from distae.models import files
+    """The trained model of a run folder: see distae.models.serialization.load. Imports torch only when called."""
+    from distae.models import serialization
 
-    return files.load(run_dir)
+    return serialization.load(run_dir)

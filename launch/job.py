@@ -17,12 +17,12 @@ from typing import Any, NoReturn
 
 from submitit.core.utils import DelayedSubmission
 
+from distae.commands.train import run
 from distae.config import TrainConfig, build, check, plugin
-from distae.environment import Environment, environment
 from distae.errors import UserError
-from distae.outcome import EXIT_CODES, Outcome
-from distae.stop import StopRequest, leave
-from distae.train import run
+from distae.runtime.environment import Environment, environment
+from distae.runtime.outcome import EXIT_CODES, Outcome
+from distae.runtime.signals import StopRequest, leave
 
 Handler = Callable[[int, Any], Any]
 STOPPED = EXIT_CODES["stopped"]

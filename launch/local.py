@@ -17,8 +17,8 @@ from types import FrameType
 
 from distae.config import TrainConfig, check, parse
 from distae.errors import UserError
-from distae.outcome import FILE, read
-from distae.stop import SIGNALS
+from distae.runtime.outcome import FILE, read
+from distae.runtime.signals import SIGNALS
 from distae.train import SWITCHES
 
 

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from distae import config, runfolder
+from distae import config
+from distae.commands.train import SWITCHES as TRAIN_SWITCHES
 from distae.config import TrainConfig, write_toml
 from distae.errors import UserError
-from distae.train import SWITCHES as TRAIN_SWITCHES
+from distae.runtime.run_dir import check_run_dir, open_run_dir
 from launch import jobs, partitions, snapshot
 from launch.settings import SlurmConfig
 from launch.submit import Submission
@@ -81,9 +82,9 @@ def submit(plan: Submission, runs: Sequence[TrainConfig], with_snapshot: bool) -
     """
     plan.ask(len(runs))
     for cfg in runs:
-        runfolder.check(cfg)
+        check_run_dir(cfg)
         if cfg.fresh:  # here: the job would move its own logs, and again at every requeue
-            runfolder.open(cfg).release()
+            open_run_dir(cfg).release()
     if with_snapshot:
         plan = plan.running(snapshot.take(plan.folder.parent / "code", plan.job.snapshot_include, plan.plugin))
     return plan.submit([replace(cfg, fresh=False) for cfg in runs])

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from distae import outcome
 from distae.errors import UserError
+from distae.runtime import outcome
 from launch import jobs
 
 JOB = r"\d+(_\d+)?"

@@ -25,11 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DistributedSampler
 
 from benchmarks.crash import timeless
-from distae import dist, train
+from distae import distributed as dist
+from distae.commands.session import train_run
 from distae.config import TrainConfig
 from distae.nn.norms import BatchNorm
-from distae.stepper import Stepper
-from distae.stop import StopRequest
+from distae.runtime.signals import StopRequest
+from distae.training.step import Stepper
 
 EXACT, BATCH_NORM, SINGLE = 1e-9, 1e-6, 1e-5
 """Largest difference relative to a tensor's largest value: fp64; fp64 with batch norm; fp32 with SGD."""
@@ -154,8 +155,8 @@ def _rank(rank: int, cases: dict[str, Case], folder: Path) -> None:
 def _train(cfg: TrainConfig, run_dir: Path) -> Result:
     """The whole of a run, from initial weights to the last evaluation."""
     run_dir.mkdir(exist_ok=True)
-    with mock.patch("distae.trainer.Stepper", Recorder):
-        end = train._train(dataclasses.replace(cfg, run_dir=str(run_dir)), splits(), StopRequest(), 1)
+    with mock.patch("distae.training.trainer.Stepper", Recorder):
+        end = train_run(dataclasses.replace(cfg, run_dir=str(run_dir)), splits(), StopRequest(), 1)
     assert end.outcome == "done", end.reason
     stepper = Recorder.newest
     tensors = dict(stepper.model.state_dict())
@@ -224,7 +225,9 @@ def one_shuffle() -> contextlib.AbstractContextManager[Any]:
 
 def noise_per_rank() -> contextlib.AbstractContextManager[Any]:
     """Every rank draws the noise of the first rows."""
-    return mock.patch("distae.noise.Noise._rows", lambda self, x: x[: len(self.rows.index)] if self.rows.index is not None else x)
+    return mock.patch(
+        "distae.noise.keyed.Noise._rows", lambda self, x: x[: len(self.rows.index)] if self.rows.index is not None else x
+    )
 
 
 def traced() -> contextlib.AbstractContextManager[Any]:

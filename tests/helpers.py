@@ -14,8 +14,8 @@ import torch
 from distae.config import TrainConfig, build, check
 from distae.config.models import ModelConfig
 from distae.data import Arrays
-from distae.stop import StopRequest
-from distae.trainer import Trainer
+from distae.runtime.signals import StopRequest
+from distae.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 WIDTHS = {"mlp": {"hidden": [16, 8]}, "conv": {"channels": [4, 8]}, "resnet": {"channels": [4, 8]}}

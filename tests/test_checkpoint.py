@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from distae.checkpoint import Checkpoints, read_tensors, share_out
-from distae.checkpoint.__main__ import main
-from distae.checkpoint.folder import name_of, steps_in, why_invalid
+from distae.checkpoint.retention import name_of, steps_in, why_invalid
+from distae.commands.checkpoint import main
 from distae.errors import TrainingError
 
 TENSORS = {

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from distae import dist
+from distae import distributed as dist
+from distae.distributed import consensus
 
 
 class Round:
@@ -43,16 +44,16 @@ def hear(seconds: Slowness, at_once: Callable[[int], bool], monkeypatch: pytest.
     A call takes rank 1 as many `seconds` as are said for its number, and rank 0 a third.
     """
     exchange, now = Exchange(), [0.0]
-    monkeypatch.setattr(dist.td, "all_reduce", exchange)
-    monkeypatch.setattr(dist.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(dist, "_current", dist.World(0, 2, torch.device("cpu"), control=exchange))  # type: ignore[arg-type]
+    monkeypatch.setattr(consensus.td, "all_reduce", exchange)
+    monkeypatch.setattr(consensus.time, "perf_counter", lambda: now[0])
     votes, clocks = (dist.Vote(), dist.Vote()), [0.0, 0.0]
     heard: tuple[list[int], list[int]] = ([], [])
-    for call in range(200):
-        for rank in (0, 1):
-            clocks[rank] += seconds(call) if rank else seconds(call) / 3
-            now[0] = clocks[rank]
-            heard[rank].append(votes[rank].cast(15 if rank and call >= 100 else 0, at_once(call)))
+    with dist.use(dist.World(0, 2, torch.device("cpu"), control=exchange)):  # type: ignore[arg-type]
+        for call in range(200):
+            for rank in (0, 1):
+                clocks[rank] += seconds(call) if rank else seconds(call) / 3
+                now[0] = clocks[rank]
+                heard[rank].append(votes[rank].cast(15 if rank and call >= 100 else 0, at_once(call)))
     assert heard[0] == heard[1]
     return heard[0].index(15), len(exchange.rounds) - 1
 

@@ -8,12 +8,12 @@ import torch
 from helpers import fitted, images, metrics, settings
 from PIL import Image
 
-from distae import dist
+from distae import distributed as dist
 from distae.data import Loader
 from distae.evaluation.exact import evaluate
 from distae.evaluation.pictures import draw
 from distae.models import Batch, build
-from distae.models.files import load_weights
+from distae.models.serialization import load_weights
 from distae.noise import Noise, Rows
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from helpers import settings
 from test_resume import rows, run
 
 from benchmarks import crash
-from distae.checkpoint.folder import steps_in, why_invalid
+from distae.checkpoint.retention import steps_in, why_invalid
 from distae.tracking import Tracker
 
 JOB = (
@@ -160,7 +160,7 @@ def test_a_rank_that_dies_in_the_middle_of_a_save(tmp_path: Path) -> None:
 
 
 def _raise_at_step_five(rank: int) -> None:
-    from distae.stepper import Stepper
+    from distae.training.step import Stepper
 
     step = Stepper.__call__
 

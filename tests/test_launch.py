@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from distae import dist
+from distae import distributed as dist
 from distae.config import TrainConfig, check, plugin, write_toml
-from distae.environment import environment
 from distae.errors import UserError
-from distae.outcome import Outcome
+from distae.runtime.environment import environment
+from distae.runtime.outcome import Outcome
 from launch import job, jobs, partitions, settings, slurm, snapshot, status, submit, sweep
 
 SINFO = "debug*|infinite|3|4|gpu:2\nlong|2-00:00:00|10|64+|gpu:a100:4(S:0-1)\nlong|2-00:00:00|5|128|(null)\n"
@@ -317,7 +317,7 @@ def test_the_cap_counts_slurms_restarts(in_a_job, monkeypatch, capsys):
 
 
 def test_a_signal_before_training_listens_is_not_lost(in_a_job, monkeypatch):
-    from distae.stop import listening
+    from distae.runtime.signals import listening
 
     def run(cfg, env):
         signal.raise_signal(signal.SIGUSR2)

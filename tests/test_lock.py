@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from distae import runlock
 from distae.errors import TrainingError, UserError
+from distae.runtime import lock as runlock
 
 
 def hold(run_dir: Path, **changes: Any) -> None:
@@ -58,7 +58,9 @@ def test_a_process_that_is_gone_loses_it_at_once(tmp_path: Path, changes: dict[s
 
 def test_a_killed_process_loses_it(tmp_path: Path) -> None:
     """A real one, which has not been waited for: a zombie counts as gone."""
-    code = f"from distae import runlock; from pathlib import Path; runlock.acquire(Path({str(tmp_path)!r})); input()"
+    code = (
+        f"from distae.runtime import lock as runlock; from pathlib import Path; runlock.acquire(Path({str(tmp_path)!r})); input()"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
         while not (tmp_path / "lock").exists():
             assert process.poll() is None

@@ -3,7 +3,7 @@
 import torch
 from variants import data, make, run
 
-from distae.nn.vit import Block, patchify, positions, unpatchify
+from distae.nn.networks.vit import Block, patchify, positions, unpatchify
 
 SETTINGS = {"shape": (1, 8, 8), "latent_dim": 8, "decoder_dim": 8, "patch": 2, "heads": 2, "depth": 1}
 

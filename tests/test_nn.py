@@ -10,7 +10,8 @@ import torch
 from helpers import WIDTHS, settings
 from torch import nn
 
-from distae import dist, noise
+from distae import distributed as dist
+from distae import noise
 from distae.config.models import AEConfig
 from distae.config.nets import Activation, ConvConfig, MLPConfig, NetConfig, ResNetConfig
 from distae.nn import build_decoder, build_encoder
@@ -99,7 +100,7 @@ class Together:
 def test_batch_norm_is_torchs_over_the_rows_of_all_ranks(shape, ranks, dtype, monkeypatch):
     """Outputs, running statistics and gradients, of ranks whose rows are far apart."""
     together = Together(ranks)
-    monkeypatch.setattr(dist, "_current", dist.World(0, ranks, torch.device("cpu")))
+    monkeypatch.setattr(dist, "world", lambda: dist.World(0, ranks, torch.device("cpu")))
     monkeypatch.setattr(dist, "all_reduce", together.all_reduce)
     monkeypatch.setattr(dist, "gather_rows", together.gather)
     layout = torch.channels_last if shape == "channels last" else torch.contiguous_format

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler as torchs
 
 from distae.config.optim import ConstantConfig, CosineConfig, ExponentialConfig, OptimConfig, PlateauConfig, StepConfig
-from distae.optim import Schedule, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from distae.training.optim import Schedule, load_optimizer_tensors, make_optimizer, optimizer_tensors
 
 STEPS_PER_EPOCH, TOTAL = 5, 60
 

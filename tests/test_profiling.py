@@ -14,7 +14,7 @@ import torch
 from helpers import fitted, fresh_trainer, metrics, settings, start
 from torch import nn
 
-from distae.profiling import PHASES, Phase, peak_flops
+from distae.training.profiling import PHASES, Phase, peak_flops
 
 ROW = re.compile(r"^  (\D+?) +([\d.]+) ms +(-?[\d.]+)%$", re.MULTILINE)
 
@@ -71,7 +71,7 @@ def test_peaks_are_known_by_the_devices_name():
 
 
 def test_utilisation_is_flops_over_time_and_peak(tmp_path):
-    with mock.patch("distae.trainer.peak_flops", return_value=1e9):
+    with mock.patch("distae.training.trainer.peak_flops", return_value=1e9):
         trainer = fitted(settings(steps=4, log_every=2), tmp_path)
     assert trainer.flops > 0
     for row in metrics(tmp_path):

@@ -9,10 +9,10 @@ import pytest
 from helpers import ROOT, shared_data
 from torch import nn
 
-from distae import train
+from distae.commands import train
 from distae.config import TrainConfig, check, parse
-from distae.environment import Environment
 from distae.models import build
+from distae.runtime.environment import Environment
 
 SIZES = {
     "ae_mnist_64": [784, 128, 64],

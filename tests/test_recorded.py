@@ -15,15 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from distae import data, train
+from distae import data
 from distae.checkpoint import read_tensors
-from distae.checkpoint.folder import name_of
+from distae.checkpoint.retention import name_of
+from distae.commands import train
 from distae.config import TrainConfig, build, check
 from distae.config.cli import read_toml
-from distae.environment import Environment
-from distae.snapshot import tensors_of
-from distae.stop import StopRequest
-from distae.trainer import Trainer
+from distae.runtime.environment import Environment
+from distae.runtime.signals import StopRequest
+from distae.training.state import tensors_of
+from distae.training.trainer import Trainer
 
 RECORDED = sorted((Path(__file__).parent / "data" / "checkpoints").glob("torch-*"))
 

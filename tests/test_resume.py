@@ -11,13 +11,14 @@ import torch
 from helpers import settings, splits
 
 from benchmarks import crash
-from distae import train
 from distae.checkpoint import read_tensors
-from distae.checkpoint.folder import name_of, steps_in
+from distae.checkpoint.retention import name_of, steps_in
+from distae.commands.session import train_run
 from distae.config import TrainConfig
 from distae.errors import UserError
-from distae.outcome import Outcome
-from distae.stop import StopRequest
+from distae.runtime.outcome import Outcome
+from distae.runtime.run_dir import check_run_dir
+from distae.runtime.signals import StopRequest
 
 RICH: dict[str, Any] = {
     "model": {"name": "vae"}, "net": {"dropout": 0.1}, "ema": 0.9, "precision": "fp16", "grad_accum_steps": 2,
@@ -41,8 +42,8 @@ class StopAt(StopRequest):
 
 def run(cfg: TrainConfig, run_dir: Path, stop: StopRequest | None = None) -> Outcome:
     run_dir.mkdir(exist_ok=True)
-    train.runfolder.check(replace(cfg, run_dir=str(run_dir)))
-    return train._train(replace(cfg, run_dir=str(run_dir)), splits(), stop or StopRequest(), 1)
+    check_run_dir(replace(cfg, run_dir=str(run_dir)))
+    return train_run(replace(cfg, run_dir=str(run_dir)), splits(), stop or StopRequest(), 1)
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:

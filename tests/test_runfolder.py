@@ -5,53 +5,53 @@ from dataclasses import replace
 import pytest
 from helpers import settings
 
-from distae import runfolder
 from distae.errors import UserError
+from distae.runtime.run_dir import check_run_dir, open_run_dir
 
 
 def test_a_folder_that_cannot_be_written_is_refused():
     with pytest.raises(UserError, match=r"--run-dir: cannot write to /proc/distae .*; give a folder that can be written"):
-        runfolder.check(replace(settings(), run_dir="/proc/distae"))
+        check_run_dir(replace(settings(), run_dir="/proc/distae"))
 
 
 @pytest.fixture
 def opened(tmp_path):
     """Settings of a run that was there before."""
     cfg = replace(settings(seed=3), run_dir=str(tmp_path / "run"))
-    runfolder.check(cfg)
-    runfolder.open(cfg).release()
+    check_run_dir(cfg)
+    open_run_dir(cfg).release()
     return cfg
 
 
 def test_other_settings_are_told(opened):
-    runfolder.check(replace(opened, steps=99, log_every=1))
+    check_run_dir(replace(opened, steps=99, log_every=1))
     other = replace(settings(seed=4, optim={"lr": 0.5}), run_dir=opened.run_dir)
     with pytest.raises(UserError) as caught:
-        runfolder.check(other)
+        check_run_dir(other)
     first, second = str(caught.value).splitlines()
     there = "optim.lr is 0.01 there and 0.5 here; seed is 3 there and 4 here"
     assert first == f"--run-dir: {opened.run_dir} holds a run of other settings: {there}."
     assert second == "Give another --run-dir, or --fresh to move that run aside and start anew"
-    runfolder.check(replace(other, fresh=True))
+    check_run_dir(replace(other, fresh=True))
 
 
 def test_many_differences_are_counted(opened):
     other = settings(seed=9, ema=0.5, noise="per_rank", precision="fp64", model={"name": "vae"}, net={"name": "conv"})
     with pytest.raises(UserError, match=r"; and \d+ more\."):
-        runfolder.check(replace(other, run_dir=opened.run_dir))
+        check_run_dir(replace(other, run_dir=opened.run_dir))
 
 
 def test_fresh_moves_a_run_aside(opened, tmp_path):
     (tmp_path / "run" / "metrics.jsonl").write_text("{}")
-    runfolder.open(replace(opened, fresh=True)).release()
+    open_run_dir(replace(opened, fresh=True)).release()
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.toml"]
     (aside,) = tmp_path.glob("run.*")
     assert (aside / "metrics.jsonl").read_text() == "{}"
 
 
 def test_two_runs_in_one_folder_are_refused(opened):
-    lock = runfolder.open(opened)
+    lock = open_run_dir(opened)
     with pytest.raises(UserError, match=r"--run-dir: .*run is in use by process \d+ on "):
-        runfolder.open(opened)
+        open_run_dir(opened)
     lock.release()
-    runfolder.open(opened).release()
+    open_run_dir(opened).release()

@@ -8,8 +8,8 @@ from helpers import fitted, metrics, settings, start
 from test_resume import RICH, StopAt, run
 
 from benchmarks import crash
-from distae.checkpoint.folder import steps_in
-from distae.saving import FIRST, GPU_HOURS_PER_FAILURE, REMEMBERED, SaveClock, best_interval
+from distae.checkpoint.retention import steps_in
+from distae.training.save_schedule import FIRST, GPU_HOURS_PER_FAILURE, REMEMBERED, SaveClock, best_interval
 
 MINUTE, HOUR = 60.0, 3600.0
 
@@ -111,9 +111,9 @@ def test_by_default_failures_are_those_of_llama_3(tmp_path: Path) -> None:
 
 OTHER_CLOCK = """
 import os
-from distae import saving
-after = saving.SaveClock.after
-saving.SaveClock.after = lambda self, step, *times: after(self, step, *times) + 3 * int(os.environ["RANK"])
+from distae.training import save_schedule
+after = save_schedule.SaveClock.after
+save_schedule.SaveClock.after = lambda self, step, *times: after(self, step, *times) + 3 * int(os.environ["RANK"])
 """
 
 

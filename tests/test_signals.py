@@ -15,8 +15,8 @@ import pytest
 from helpers import ROOT
 
 from benchmarks import crash
-from distae.checkpoint.folder import name_of, steps_in, why_invalid
-from distae.stop import StopRequest
+from distae.checkpoint.retention import name_of, steps_in, why_invalid
+from distae.runtime.signals import StopRequest
 
 JOB = (
     "--model.latent-dim 4 --net.hidden 16 --global-batch-size 24 --data.limit 240 --eval-every 1000 --save-every 50 "
@@ -105,7 +105,7 @@ def test_plain_python(tmp_path: Path) -> None:
 
 
 def _save_for_ever(rank: int) -> None:
-    from distae.trainer import Trainer
+    from distae.training.trainer import Trainer
 
     def never(self: Trainer) -> bool:
         (self.run_dir / "saving").touch()

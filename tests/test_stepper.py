@@ -11,11 +11,11 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.crash import timeless
-from distae import dist
+from distae import distributed as dist
 from distae.data import Arrays
 from distae.errors import TrainingError
 from distae.models import build
-from distae.stepper import explaining_memory
+from distae.training.step import explaining_memory
 
 OPTIM = {
     "plain": {},

@@ -10,10 +10,11 @@ import torch
 import wandb
 from helpers import fitted, metrics, settings, splits
 
-from distae import dist
-from distae.stop import StopRequest
-from distae.tracking import Console, Jsonl, Tracker, _wandb_mode, describe_environment
-from distae.trainer import Trainer
+from distae import distributed as dist
+from distae.runtime.signals import StopRequest
+from distae.tracking import Console, Jsonl, Tracker, describe_environment
+from distae.tracking.wandb import _wandb_mode
+from distae.training.trainer import Trainer
 
 WHERE = {"step", "epoch", "samples_seen", "time"}
 

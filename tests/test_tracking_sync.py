@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distae.errors import UserError
-from distae.tracking.sync import rebuild
+from distae.tracking.upload import rebuild
 from distae.train import main
 
 SMALL = ["--net.hidden", "8", "--global-batch-size", "64", "--log-every", "1", "--eval-every", "2", "--data.limit", "128"]

@@ -23,10 +23,12 @@ from pythae.models.nn import BaseDecoder, BaseEncoder
 from pythae.trainers import AdversarialTrainer, AdversarialTrainerConfig, BaseTrainer, BaseTrainerConfig
 from torch import Tensor, nn
 
-from distae import data, dist, load, train
+from distae import data, load
+from distae import distributed as dist
+from distae.commands import train
 from distae.config import TrainConfig, build, check
-from distae.environment import Environment
-from distae.stop import StopRequest
+from distae.runtime.environment import Environment
+from distae.runtime.signals import StopRequest
 
 LATENT, HIDDEN, BATCH, RATE = 16, 256, 100, 1e-3
 DIMS = {"input_dim": (1, 28, 28), "latent_dim": LATENT}

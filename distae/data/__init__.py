@@ -1,7 +1,8 @@
 """Data sets by name, the order of samples, and batches of them."""
 
-from distae.data.loader import Loader, steps
+from distae.data.datasets import load
+from distae.data.resident import Loader, steps
 from distae.data.sampler import GlobalBatchSampler
-from distae.data.sets import Arrays, load
+from distae.data.splits import Arrays
 
 __all__ = ["Arrays", "GlobalBatchSampler", "Loader", "load", "steps"]

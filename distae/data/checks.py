@@ -1,7 +1,7 @@
 """What only the values themselves can tell: refused after torch is loaded, before the process group is."""
 
 from distae.config import TrainConfig
-from distae.data.sets import Arrays
+from distae.data.splits import Arrays
 from distae.errors import UserError
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from distae import dist
+from distae import distributed as dist
 from distae.data import Loader
 from distae.evaluation.exact import place
 from distae.losses import log_normal_pairs

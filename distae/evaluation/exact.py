@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distae import dist
+from distae import distributed as dist
 from distae.data import Loader
 from distae.models import Autoencoder, Batch, Output
 from distae.noise import Noise, Rows

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from distae import dist
+from distae import distributed as dist
 from distae import noise as noise_
 from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig

@@ -7,7 +7,7 @@ from distae.config.models import MaskedAEConfig, ModelConfig
 from distae.config.nets import NetConfig
 from distae.losses import Likelihood
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
-from distae.nn.vit import blocks, patchify, positions, unpatchify
+from distae.nn.networks.vit import blocks, patchify, positions, unpatchify
 from distae.noise import Noise
 
 

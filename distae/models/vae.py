@@ -13,7 +13,7 @@ from distae.config.models import (
     InfoVAEConfig,
     VAEConfig,
 )
-from distae.config.models.variational import GaussianConfig
+from distae.config.models.vae import GaussianConfig
 from distae.losses import kl_by_dimension, kl_standard_normal, log_normal, log_standard_normal, mmd, soft_bound, wide
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.noise import Noise

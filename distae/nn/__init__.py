@@ -1,32 +1,5 @@
-"""Encoders and decoders: `[B, *shape]` to features and back."""
+"""Networks and layers."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from distae.nn.networks import build_decoder, build_encoder, register_net
 
-from torch import nn
-
-from distae.config.nets import ConvConfig, MLPConfig, NetConfig, ResNetConfig
-from distae.nn import conv, mlp, resnet
-
-N = TypeVar("N")
-_NETS: dict[type[NetConfig], Any] = {MLPConfig: mlp, ConvConfig: conv, ResNetConfig: resnet}
-
-
-def register_net(config: type[NetConfig]) -> Callable[[N], N]:
-    """Bind a module or class with functions `encoder(cfg, shape, out)` and `decoder(cfg, shape, latent_dim)` to its settings."""
-
-    def bind(net: N) -> N:
-        _NETS[config] = net
-        return net
-
-    return bind
-
-
-def build_encoder(cfg: NetConfig, shape: tuple[int, ...], out: int) -> nn.Module:
-    """A module `(x [B, *shape], noise) -> [B, out]`."""
-    return _NETS[type(cfg)].encoder(cfg, shape, out)  # type: ignore[no-any-return]
-
-
-def build_decoder(cfg: NetConfig, shape: tuple[int, ...], latent_dim: int) -> nn.Module:
-    """A module `(z [B, latent_dim], noise) -> [B, *shape]`."""
-    return _NETS[type(cfg)].decoder(cfg, shape, latent_dim)  # type: ignore[no-any-return]
+__all__ = ["build_decoder", "build_encoder", "register_net"]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distae import dist
+from distae import distributed as dist
 from distae.config.nets import NetConfig
 from distae.losses import wide
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from distae import dist
+from distae import distributed as dist
 from distae.losses import squared_distances
 from distae.noise import Noise
 

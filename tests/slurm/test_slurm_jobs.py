@@ -8,7 +8,7 @@ import pytest
 import torch
 from cluster import ON_CPUS, RUN, SMALL, Cluster, steps, together, weights
 
-from distae import outcome
+from distae.runtime import outcome
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -167,7 +167,7 @@ def test_a_job_out_of_memory_says_so(cluster: Cluster, run_dir: Path, reference:
 
 @together
 def test_plain_python_in_a_batch_script_is_a_single_process(cluster: Cluster, run_dir: Path, reference: Path) -> None:
-    ask = f"{sys.executable} -c 'from distae.environment import environment as e; print(e().launcher, e().world_size)'"
+    ask = f"{sys.executable} -c 'from distae.runtime.environment import environment as e; print(e().launcher, e().world_size)'"
     log = run_dir.with_name("log")
     job = cluster.call("sbatch", "-n2", "--mem=100M", f"--output={log}", f"--wrap={ask}; srun --label {ask}").split()[-1]
     cluster.wait(job, "COMPLETED")

@@ -1,47 +1,21 @@
 """Settings of every model variant. The class in distae/models bound to one by @register holds its equations."""
 
+from distae.config.models.adversarial import AAEConfig, FactorVAEConfig, VAEGANConfig, WAEGANConfig
+from distae.config.models.ae import AEConfig, DenoisingAEConfig, LinearAEConfig, SparseAEConfig
 from distae.config.models.base import ModelConfig
-from distae.config.models.deterministic import (
-    AEConfig,
-    ContractiveAEConfig,
-    DenoisingAEConfig,
-    LinearAEConfig,
-    RAEGPConfig,
-    RAEL2Config,
-    SparseAEConfig,
-)
+from distae.config.models.categorical import CategoricalVAEConfig
+from distae.config.models.conditional import CVAEConfig
+from distae.config.models.flow import IAFVAEConfig, LinNFVAEConfig
+from distae.config.models.hierarchy import HVAEConfig
+from distae.config.models.importance import CIWAEConfig, IWAEConfig, MIWAEConfig, PIWAEConfig
 from distae.config.models.masked import MaskedAEConfig
 from distae.config.models.quantized import FSQVAEConfig, LFQVAEConfig, RQVAEConfig, VQVAEConfig
-from distae.config.models.structured import (
-    CategoricalVAEConfig,
-    HVAEConfig,
-    IAFVAEConfig,
-    LinNFVAEConfig,
-    MSSSIMVAEConfig,
-    SVAEConfig,
-    VampVAEConfig,
-)
-from distae.config.models.variational import (
-    BetaTCVAEConfig,
-    BetaVAEConfig,
-    CapacityVAEConfig,
-    CIWAEConfig,
-    CVAEConfig,
-    DIPVAEConfig,
-    InfoVAEConfig,
-    IWAEConfig,
-    MIWAEConfig,
-    PIWAEConfig,
-    VAEConfig,
-)
-from distae.config.models.wasserstein import (
-    AAEConfig,
-    FactorVAEConfig,
-    SWAEConfig,
-    VAEGANConfig,
-    WAEGANConfig,
-    WAEMMDConfig,
-)
+from distae.config.models.similarity import MSSSIMVAEConfig
+from distae.config.models.smooth import ContractiveAEConfig, RAEGPConfig, RAEL2Config
+from distae.config.models.sphere import SVAEConfig
+from distae.config.models.vae import BetaTCVAEConfig, BetaVAEConfig, CapacityVAEConfig, DIPVAEConfig, InfoVAEConfig, VAEConfig
+from distae.config.models.vamp import VampVAEConfig
+from distae.config.models.wasserstein import SWAEConfig, WAEMMDConfig
 
 __all__ = [
     "AAEConfig",

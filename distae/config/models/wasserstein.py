@@ -1,14 +1,11 @@
-"""Settings of the autoencoders whose codes are matched to a prior as a whole, by a distance or by a critic."""
+"""Wasserstein autoencoders without a critic."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from distae.config.fields import Count, Positive
 from distae.config.models.base import ModelConfig
-from distae.config.models.variational import GaussianConfig
-from distae.config.nets import NetConfig
 from distae.config.weights import Weight
-from distae.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,69 +49,3 @@ class SWAEConfig(CodePriorConfig):
     @property
     def couples_samples(self) -> bool:
         return True
-
-
-@dataclass(frozen=True, kw_only=True)
-class CriticConfig(ModelConfig):
-    """What the variants with a critic share."""
-
-    critic_hidden: tuple[Count, ...] = (256, 256)
-    """Hidden sizes of the critic."""
-    critic_lr: Positive | None = None
-    """Peak learning rate of the critic; that of --optim.lr by default."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WAEGANConfig(CriticConfig, CodePriorConfig):
-    """Wasserstein autoencoder (Tolstikhin 2018) with a critic that tells codes from the prior."""
-
-    name: ClassVar[str] = "wae_gan"
-    terms: ClassVar[tuple[str, ...]] = ("recon", "adversarial", "critic_loss", "critic_accuracy")
-
-    weight: Weight = 10.0
-    """Weight of the adversarial term."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AAEConfig(CriticConfig, CodePriorConfig):
-    """Adversarial autoencoder (Makhzani 2016): a reconstruction phase, then critic and encoder play against each other."""
-
-    name: ClassVar[str] = "aae"
-    terms: ClassVar[tuple[str, ...]] = ("recon", "adversarial", "critic_loss", "critic_accuracy")
-
-    adversarial_lr: Positive | None = None
-    """Peak learning rate of the encoder against the critic; that of --optim.lr by default."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FactorVAEConfig(CriticConfig, GaussianConfig):
-    """FactorVAE (Kim & Mnih 2018): the total correlation of the code, by a critic that tells codes from permuted ones."""
-
-    name: ClassVar[str] = "factor_vae"
-    terms: ClassVar[tuple[str, ...]] = ("recon", "kl", "total_correlation", "critic_loss", "critic_accuracy")
-
-    gamma: Weight = 10.0
-    """Weight of the total correlation."""
-
-    @property
-    def couples_samples(self) -> bool:
-        return True
-
-
-@dataclass(frozen=True, kw_only=True)
-class VAEGANConfig(GaussianConfig):
-    """VAE/GAN (Larsen 2016): the reconstruction is judged by a discriminator's features, the decoder is its opponent."""
-
-    name: ClassVar[str] = "vaegan"
-    terms: ClassVar[tuple[str, ...]] = ("recon", "kl", "features", "decoder_loss", "critic_loss", "critic_accuracy")
-
-    gamma: Weight = 1.0
-    """Weight of the features' distance, against the discriminator's judgement, for the decoder."""
-    features: Count = 64
-    """Values of the discriminator's layer in which reconstructions are compared. It has the network of the encoder (--net)."""
-    critic_lr: Positive | None = None
-    """Peak learning rate of the discriminator; that of --optim.lr by default."""
-
-    def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
-        if self.learn_scale:
-            raise UserError("--model.learn-scale: vaegan has no likelihood to learn it from")

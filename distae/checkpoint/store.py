@@ -1,0 +1,263 @@
+"""Checkpoints: written by all ranks through torch.distributed.checkpoint, beside training, committed whole or not at all."""
+
+import contextlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from distae import distributed as dist
+from distae.checkpoint.retention import COMMIT, STATE, manifest_of, name_of, remove, retain, steps_in, why_invalid
+from distae.checkpoint.shards import ShardWriter, damaged_file, fsync_folder, write_file
+from distae.errors import TrainingError
+
+
+class Found(NamedTuple):
+    """The newest valid checkpoint, and what is wrong with newer ones."""
+
+    step: int
+    complaints: list[str]
+
+
+class Job(NamedTuple):
+    """A save under way."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    state: bytes
+    best_step: int | None
+
+
+class Checkpoints:
+    """The checkpoints of a run folder. Every public method is called by all ranks together.
+
+    A save copies this rank's share of the tensors into buffers that are allocated once; a thread with a process group of its own
+    writes them while training goes on. At most one save is under way.
+    """
+
+    def __init__(self, folder: Path, keep_latest_k: int, mode: str, may_commit: Callable[[], None] = lambda: None) -> None:
+        """`may_commit` is asked on rank 0 before each commit and raises TrainingError where the run folder is no longer ours."""
+        self.folder, self.keep_latest_k, self.mode, self.may_commit = folder, keep_latest_k, mode, may_commit
+        self.group = dist.world().background
+        self.buffers: dict[str, Tensor] = {}
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.pending: Future[str | None] | None = None
+
+    def save(self, step: int, tensors: dict[str, Tensor], state: bytes, best_step: int | None) -> None:
+        """Start to write `tensors` (the same on every rank) and `state` (rank 0's). The save before must have been waited for."""
+        assert self.pending is None
+        world = dist.world()
+        owners = share_out({k: t.nbytes for k, t in tensors.items()}, world.world_size)
+        mine = {k: t.detach() for k, t in tensors.items() if owners[k] == world.rank}
+        job = Job(step, self._staged(mine) if self.mode == "async" else mine, state, best_step)
+        self.pending = self.pool.submit(self._write, job, world)
+        if self.mode == "sync":
+            self.pending.exception()
+
+    def wait(self) -> str | None:
+        """Wait for the save under way: None where it is valid on disk or there is none, else what went wrong, on every rank."""
+        if self.pending is None:
+            return None
+        error = self.pending.result()
+        self.pending = None
+        return error
+
+    @property
+    def busy(self) -> bool:
+        return self.pending is not None and not self.pending.done()
+
+    def close(self) -> None:
+        """Wait for the writer. Safe where other ranks are lost."""
+        self.pool.shutdown()
+
+    def _staged(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Copies on the host, in buffers that are kept: fresh pages cost several times the copy itself."""
+        for name, t in tensors.items():
+            kept = self.buffers.get(name)
+            if kept is None or kept.shape != t.shape or kept.dtype != t.dtype:
+                self.buffers[name] = torch.empty(t.shape, dtype=t.dtype, pin_memory=t.is_cuda)
+        targets = [self.buffers[name] for name in tensors]
+        if tensors:
+            torch._foreach_copy_(targets, list(tensors.values()), non_blocking=True)
+            dist.synchronize()
+        return dict(zip(tensors, targets, strict=True))
+
+    def _write(self, job: Job, world: dist.World) -> str | None:
+        """Write, commit, delete what is not kept. Returns what went wrong, the same on every rank; raises where ranks are lost."""
+        fresh = self.folder / f".{name_of(job.step)}.writing"
+        error = self._agree(lambda: self._prepare(fresh, world))
+        writer = ShardWriter(fresh)
+        if error is None:
+            error = self._agree(lambda: self._save_shards(job, writer))
+        manifests = dist.gather(writer.manifest, self.group)
+        if error is None:
+            files = {name: entry for part in manifests for name, entry in part.items()}
+            error = self._agree(lambda: self._commit(job, fresh, files) if world.is_main else None)
+        if error is not None and world.is_main:
+            shutil.rmtree(fresh, ignore_errors=True)
+        return error
+
+    def _agree(self, work: Callable[[], None]) -> str | None:
+        """Do `work` on every rank; the first rank's complaint, on every rank."""
+        complaint = None
+        try:
+            work()
+        except (OSError, TrainingError) as error:
+            complaint = str(error)
+        except CheckpointException as error:
+            complaint = _in_words(error)
+        return next((c for c in dist.gather(complaint, self.group) if c), None)
+
+    def _prepare(self, fresh: Path, world: dist.World) -> None:
+        if world.is_main:
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+
+    def _save_shards(self, job: Job, writer: ShardWriter) -> None:
+        with _quiet():
+            save(dict(job.tensors), storage_writer=writer, **self._how())
+
+    def _commit(self, job: Job, fresh: Path, files: dict[str, Any]) -> None:
+        self.may_commit()
+        files[STATE] = write_file(fresh / STATE, [job.state])
+        write_file(fresh / COMMIT, [json.dumps({"step": job.step, "files": files}, indent=1).encode()])
+        fsync_folder(fresh)
+        final = self.folder / name_of(job.step)
+        if final.exists():
+            remove(final)
+        fresh.rename(final)
+        fsync_folder(self.folder)
+        retain(self.folder, self.keep_latest_k, job.best_step)
+
+    def newest(self) -> Found | None:
+        """The newest valid checkpoint, checksums included; None where there are no checkpoints.
+
+        Raises TrainingError where there are some, but none is valid.
+        """
+        complaints: list[str] = []
+        for step in dist.broadcast(steps_in(self.folder)):
+            why = dist.broadcast(why_invalid(self.folder / name_of(step))) or self._why_damaged(step)
+            if why is None:
+                return Found(step, complaints)
+            complaints.append(f"{name_of(step)} is not used: {why}")
+        if complaints:
+            raise TrainingError(f"no valid checkpoint in {self.folder}: {'; '.join(complaints)}")
+        return None
+
+    def _why_damaged(self, step: int) -> str | None:
+        """Checksums, the files shared out over the ranks."""
+        path, world = self.folder / name_of(step), dist.world()
+        bad = damaged_file(path, sorted(manifest_of(path))[world.rank :: world.world_size])
+        return next((f"{name} is damaged (its checksum is another)" for name in dist.gather(bad) if name), None)
+
+    def clean(self) -> None:
+        """Remove what interrupted saves left."""
+        if dist.world().is_main:
+            for left in self.folder.glob(".step_*.writing"):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def state(self, step: int) -> bytes:
+        """What `save` was given as `state`."""
+        return (self.folder / name_of(step) / STATE).read_bytes()
+
+    def load(self, step: int, into: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """Fill the tensors of `into`, and return those whose names start with `prefix` as new CPU tensors.
+
+        Raises TrainingError where names, shapes or types are not the checkpoint's. Only the files in the manifest are opened.
+        """
+        path = self.folder / name_of(step)
+        try:
+            target = _targets(path, into, prefix)
+            with _quiet():
+                load(target, storage_reader=_Reader(path), **self._how())
+        except CheckpointException as error:
+            raise TrainingError(f"{path} cannot be read: {_in_words(error)}") from error
+        return {k: v for k, v in target.items() if k not in into}
+
+    def _how(self) -> dict[str, Any]:
+        return {"no_dist": True} if self.group is None else {"process_group": self.group}
+
+
+class _Reader(HuggingFaceStorageReader):
+    """Opens the files of the manifest only."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.fs = _Manifest()
+
+    def read_metadata(self) -> Metadata:
+        """Raises TrainingError where a header is not as `save` writes it."""
+        try:
+            return super().read_metadata()
+        except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise TrainingError(f"{self.path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+class _Manifest(FileSystem):
+    """Lists a checkpoint's files as its manifest has them."""
+
+    def ls(self, path: str | os.PathLike[str]) -> list[str]:
+        return [str(Path(path) / name) for name in manifest_of(Path(path))]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a valid checkpoint, on the CPU, by one process. Raises TrainingError where they cannot be read."""
+    try:
+        return {k: v for name in manifest_of(path) if name.endswith(".safetensors") for k, v in load_file(path / name).items()}
+    except (SafetensorError, OSError) as error:
+        raise TrainingError(f"{path} cannot be read: {error}") from error
+
+
+def _targets(path: Path, into: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """`into`, and an empty tensor for each stored name that starts with `prefix`."""
+    stored = _Reader(path).read_metadata().state_dict_metadata
+    mine = {k for k in stored if not k.startswith(prefix)}
+    if mine != set(into):
+        odd = ", ".join(sorted(mine ^ set(into))[:4])
+        raise TrainingError(f"{path} is a checkpoint of another model: {odd} is only in one of them")
+    target = dict(into)
+    for name, meta in stored.items():
+        assert isinstance(meta, TensorStorageMetadata)
+        if name not in into:
+            target[name] = torch.empty(meta.size, dtype=meta.properties.dtype)
+        elif (into[name].shape, into[name].dtype) != (meta.size, meta.properties.dtype):
+            raise TrainingError(f"{path}: {name} is {meta.properties.dtype} {list(meta.size)} there")
+    return target
+
+
+def share_out(sizes: dict[str, int], world_size: int) -> dict[str, int]:
+    """Which rank writes which tensor: the largest first, each to the rank with the fewest bytes so far."""
+    loads = [0] * world_size
+    owners = {}
+    for name, size in sorted(sizes.items(), key=lambda it: (-it[1], it[0])):
+        owners[name] = loads.index(min(loads))
+        loads[owners[name]] += size
+    return owners
+
+
+def _in_words(error: CheckpointException) -> str:
+    """Without the traceback of each rank."""
+    return "; ".join(f"rank {r}: {e[0]}" for r, e in error.failures.items())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """DCP warns that there is no process group even where it is told so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield

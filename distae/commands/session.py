@@ -1,0 +1,126 @@
+"""The set-up that the commands share: folder, process group, trainer, and how a run ended."""
+
+import errno
+import os
+import sys
+import traceback
+from pathlib import Path
+from signal import Signals
+from typing import TYPE_CHECKING
+
+from distae.config import TrainConfig
+from distae.errors import TrainingError, UserError
+from distae.runtime.environment import Environment
+from distae.runtime.lock import RunLock
+from distae.runtime.outcome import FILE, Outcome, read
+from distae.runtime.run_dir import check_run_dir, open_run_dir
+from distae.runtime.signals import StopRequest, listening
+
+if TYPE_CHECKING:
+    from distae.data import Arrays
+    from distae.training.trainer import Trainer
+
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def run_in_turn(runs: list[TrainConfig], env: Environment) -> Outcome:
+    """One run after the other in one process group; they share device, threads and data."""
+    cfg = runs[0]
+    run_dir = Path(str(cfg.run_dir))
+    check_run_dir(cfg)
+    end = read(run_dir)
+    if end and end.outcome == "stopped":
+        if env.restarts:
+            return end  # torchrun takes the exit code of a run that stopped on purpose for a crash
+        if env.rank == 0:
+            (run_dir / FILE).unlink(missing_ok=True)  # or a restart would take it for this start's
+    with listening() as stop:
+        from distae import data
+        from distae import distributed as dist
+        from distae.data.checks import check_data
+
+        device = dist.pick_device(cfg.device, env)
+        threads = dist.set_threads(cfg.threads, env)
+        dist.set_tf32(cfg.tf32)
+        splits = data.load(cfg.data)
+        check_data(cfg, splits)
+        with dist.session(env, device, cfg.timeout):
+            return [train_run(c, splits, stop, threads) for c in runs][-1]
+
+
+def train_run(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, threads: int) -> Outcome:
+    from distae import distributed as dist
+    from distae.training.trainer import Trainer
+
+    run_dir, main = Path(str(cfg.run_dir)), dist.world().is_main
+    lock = _open_folder(cfg)
+    trainer = None
+    try:
+        trainer = Trainer(cfg, splits, stop, threads, lock)
+        todo = trainer.resume()
+        if not todo and main:
+            more = "--steps" if cfg.steps else "--epochs"
+            sys.stderr.write(f"{run_dir} is complete at step {trainer.state.step}: give more {more} to go on, or --fresh\n")
+        done = not todo or trainer.fit()
+        trainer.close()
+        signal = "" if done else Signals(trainer.agreed_signal).name
+        end = Outcome("done" if done else "stopped", trainer.state.step, str(run_dir), signal=signal)
+    except UserError:
+        if lock:
+            lock.release()
+        raise
+    except Exception as error:
+        end = _failed(error, trainer, run_dir)
+    if lock:
+        _leave_folder(lock, end)
+    if end.outcome == "failed" and dist.world().world_size > 1:
+        # Other ranks, and threads of this one, may wait for a collective that never comes.
+        os._exit(end.exit_code)
+    return end
+
+
+def _open_folder(cfg: TrainConfig) -> RunLock | None:
+    """Rank 0 takes the run folder; all ranks raise UserError where it is in use."""
+    from distae import distributed as dist
+
+    lock, refusal = None, None
+    if dist.world().is_main:
+        try:
+            lock = open_run_dir(cfg)
+        except UserError as error:
+            refusal = str(error)
+    if refusal := dist.broadcast(refusal):
+        raise UserError(refusal)
+    return lock
+
+
+def _leave_folder(lock: RunLock, end: Outcome) -> None:
+    """Rank 0 keeps how the run ended, and lets the folder go."""
+    try:
+        end.write()
+    except OSError as error:
+        sys.stderr.write(f"distae: {FILE} could not be written ({error.strerror})\n")
+    lock.release()
+
+
+def _failed(error: Exception, trainer: "Trainer | None", run_dir: Path) -> Outcome:
+    """Report an error once: by the rank where it happened, and on rank 0. Only what may be a bug gets a traceback."""
+    from distae import distributed as dist
+
+    disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
+    expected = disk or isinstance(error, TrainingError)
+    own = str(error) if expected else f"{type(error).__name__}: {error}"
+    reason = dist.first_failure(own)
+    if reason.endswith(own):
+        reason = own if expected else reason
+        if not expected:
+            traceback.print_exc()
+    if dist.world().is_main:
+        text = f"failed: {reason.removeprefix('rank 0: ')}"
+        if trainer and trainer.tracker.sinks:
+            trainer.tracker.line(text)
+            trainer.tracker.close()
+        else:
+            sys.stderr.write(f"distae: {text}\n")
+    return Outcome("failed", trainer.state.step if trainer else 0, str(run_dir), reason)

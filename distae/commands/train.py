@@ -1,0 +1,67 @@
+"""Train an autoencoder.
+
+    python -m distae.train --model vae --data mnist --epochs 10
+    torchrun --standalone --nproc_per_node=4 -m distae.train --config recipes/vae_mnist.toml
+
+`run` neither parses nor exits; `main` maps its outcome to an exit code:
+0 done, 1 failed, 2 a user's mistake, 75 stopped after a save.
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distae.config import TrainConfig, check, parse, write_toml
+from distae.errors import UserError
+from distae.runtime.environment import Environment, environment
+from distae.runtime.outcome import Outcome
+
+if TYPE_CHECKING:
+    pass
+from distae.commands.session import run_in_turn
+
+SWITCHES = {
+    "smoke": "Every phase once, in a temporary folder: steps, evaluation, pictures, save, resume.",
+    "print-config": "Print the resolved settings as TOML and exit.",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    env = environment()
+    try:
+        command = parse(TrainConfig, sys.argv[1:] if argv is None else argv, SWITCHES, "python -m distae.train")
+        cfg = check(command.settings, env.world_size)
+        if "print-config" in command.flags:
+            if env.rank == 0:
+                sys.stdout.write(write_toml(replace(cfg, run_dir=command.settings.run_dir)))
+            return 0
+        return (smoke if "smoke" in command.flags else run)(cfg, env).exit_code
+    except UserError as error:
+        if env.rank == 0:
+            sys.stderr.write(f"distae: {error}\n")
+        return 2
+
+
+def run(cfg: TrainConfig, env: Environment) -> Outcome:
+    """Train as `cfg` (checked) says, resuming what is in its run folder. Raises UserError before any training starts."""
+    return run_in_turn([cfg], env)
+
+
+def smoke(cfg: TrainConfig, env: Environment) -> Outcome:
+    """Four steps of `cfg` beside its run folder, in two runs of which the second resumes the first."""
+    short = replace(
+        cfg, epochs=None, steps=4, run_dir=f"{cfg.run_dir}.smoke", tracking="none", log_every=1, eval_every=2, save_every=1,
+        data=replace(cfg.data, limit=max(2 * cfg.global_batch_size, cfg.eval_batch_size)),
+    )  # fmt: skip
+    try:
+        outcome = run_in_turn([replace(short, steps=2, fresh=True), replace(short, fresh=False)], env)
+    finally:
+        if env.rank == 0:
+            for folder in Path(f"{cfg.run_dir}.smoke").parent.glob(f"{Path(f'{cfg.run_dir}').name}.smoke*"):
+                shutil.rmtree(folder)
+    if env.rank == 0:
+        sys.stderr.write(f"smoke: {outcome.outcome} at step {outcome.step} of 4\n")
+    return outcome

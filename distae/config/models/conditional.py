@@ -1,0 +1,18 @@
+"""Variational autoencoders conditioned on labels."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from distae.config.fields import Count
+from distae.config.models.vae import VAEConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CVAEConfig(VAEConfig):
+    """Conditional VAE (Sohn 2015): encoder and decoder are given the sample's label."""
+
+    name: ClassVar[str] = "cvae"
+    conditional: ClassVar[bool] = True
+
+    classes: Count = 10
+    """Number of labels: they are 0 to classes - 1."""

@@ -1,0 +1,32 @@
+"""Structural similarity as the likelihood."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from msgspec import Meta
+
+from distae.config.models.vae import VAEConfig
+from distae.config.nets import NetConfig
+from distae.config.weights import Weight
+from distae.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MSSSIMVAEConfig(VAEConfig):
+    """VAE whose reconstruction is judged by structural similarity at several scales (Snell 2017)."""
+
+    name: ClassVar[str] = "msssim_vae"
+    terms: ClassVar[tuple[str, ...]] = ("recon", "similarity", "kl")
+
+    weight: Weight = 100.0
+    """Weight of 1 - MS-SSIM, in place of -log p(x|z)."""
+    window: Annotated[int, Meta(ge=3)] = 7
+    """Side of the gaussian window, in pixels, odd; halving the image stops before it is smaller."""
+
+    def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
+        if len(shape) != 3 or min(shape[1:]) < self.window or self.window % 2 == 0:
+            raise UserError(
+                f"--model.window {self.window}: odd, and at most a side of the images; the data has shape {list(shape)}"
+            )
+        if self.likelihood != "bernoulli" or self.learn_scale:
+            raise UserError("--model.likelihood: msssim_vae compares images in [0, 1]; valid: bernoulli, whose mean is there")

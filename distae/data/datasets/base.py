@@ -1,0 +1,31 @@
+"""How a data set is bound to its settings."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from distae.config.data import DataConfig
+from distae.data.splits import Arrays, hold_out
+from distae.errors import UserError
+
+L = TypeVar("L", bound=Callable[[Any], tuple[Arrays, Arrays]])
+_LOADERS: dict[type[DataConfig], Callable[[Any], tuple[Arrays, Arrays]]] = {}
+
+
+def register_dataset(*configs: type[DataConfig]) -> Callable[[L], L]:
+    """Bind a function from these settings to the training and the test `Arrays` to them."""
+
+    def bind(loader: L) -> L:
+        _LOADERS.update(dict.fromkeys(configs, loader))
+        return loader
+
+    return bind
+
+
+def load(cfg: DataConfig) -> dict[str, Arrays]:
+    """Splits `train`, `val` and `test`, on the CPU. Raises UserError where the files are missing or hold something else."""
+    if type(cfg) not in _LOADERS:
+        raise UserError(f"--data {cfg.name}: no loader is bound to its settings by @register_dataset({type(cfg).__name__})")
+    train, test = _LOADERS[type(cfg)](cfg)
+    train, val = hold_out(train, cfg.val_fraction)
+    splits = {"train": train, "val": val, "test": test}
+    return {k: v.take(slice(cfg.limit)) for k, v in splits.items()}

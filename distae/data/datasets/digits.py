@@ -1,0 +1,16 @@
+"""scikit-learn's digits."""
+
+import torch
+
+from distae.config.data import DigitsConfig
+from distae.data.datasets.base import register_dataset
+from distae.data.splits import Arrays, hold_out
+
+
+@register_dataset(DigitsConfig)
+def load(cfg: DigitsConfig) -> tuple[Arrays, Arrays]:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    x = torch.from_numpy(images).to(torch.uint8).view(-1, *cfg.shape())
+    return hold_out(Arrays(x, torch.from_numpy(labels).long(), 1 / 16), 0.2)

@@ -1,0 +1,81 @@
+"""Reductions and gathers over the ranks of the current `World`, with and without gradients."""
+
+from typing import Any
+
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+from distae.distributed.world import World, world
+
+
+class _AllReduce(torch.autograd.Function):
+    """Sum over ranks; the gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: td.ProcessGroup) -> Tensor:
+        ctx.group = group
+        x = x.clone(memory_format=torch.contiguous_format)
+        td.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _AllReduce.apply(grads[0], ctx.group), None  # itself differentiable: gradient penalties need it
+
+
+def all_reduce(x: Tensor) -> Tensor:
+    """Sum of `x` over ranks, with gradients."""
+    group = world().group
+    return x if group is None else _AllReduce.apply(x, group)
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all ranks, interleaved into global order; the gradient is the sum of the ranks' gradients, each taking its rows'."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, here: World) -> Tensor:
+        ctx.here = here
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(here.world_size)]
+        td.all_gather(parts, x.contiguous(), group=here.group)
+        return torch.stack(parts, dim=1).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _AllReduce.apply(grads[0], ctx.here.group)[ctx.here.rank :: ctx.here.world_size], None
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """`[B, ...]` of every rank as `[world_size * B, ...]` in global order (rank r holds rows r::world_size), with gradients."""
+    return x if world().group is None else _GatherRows.apply(x, world())
+
+
+def my_rows(x: Tensor) -> Tensor:
+    """This rank's rows of a global batch: the inverse of `gather_rows`."""
+    return x[world().rank :: world().world_size]
+
+
+def sum_(x: Tensor) -> Tensor:
+    """Sum of `x` over ranks, in place, without gradients."""
+    if world().group is not None:
+        td.all_reduce(x, group=world().group)
+    return x
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's `value` on every rank: how a decision is taken once."""
+    if world().control is None:
+        return value
+    box = [value]
+    td.broadcast_object_list(box, group=world().control, group_src=0)
+    return box[0]
+
+
+def gather(value: Any, group: td.ProcessGroup | None = None) -> list[Any]:
+    """Every rank's `value`, in rank order, on every rank."""
+    group = group or world().control
+    if group is None:
+        return [value]
+    boxes = [None] * group.size()
+    td.all_gather_object(boxes, value, group=group)
+    return boxes

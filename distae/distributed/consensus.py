@@ -1,0 +1,77 @@
+"""Agreement between ranks: on a stop, and on which rank failed first."""
+
+import contextlib
+import re
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as td
+
+from distae.distributed.world import world
+
+
+def first_failure(text: str) -> str:
+    """Announce that this rank failed; returns the first announcement of all ranks, the cause of the others.
+
+    Ranks that only lost contact give the culprit a moment to speak. Where the store is gone too, their own text is all there is.
+    """
+    lost = _LOST_CONTACT.search(text) is not None
+    text = f"rank {world().rank}: " + (f"lost contact with another rank ({text})" if lost else text)
+    if world().group is None:
+        return text
+    with contextlib.suppress(RuntimeError):
+        store = td.distributed_c10d._get_default_store()
+        if lost:
+            with contextlib.suppress(td.DistStoreError):
+                store.wait(["distae/failure"], timedelta(seconds=2))
+        return bytes(store.compare_set("distae/failure", "", text)).decode()
+    return text
+
+
+_LOST_CONTACT = re.compile(r"gloo|nccl|Connection (closed|reset)|Broken pipe|timed out", re.IGNORECASE)
+
+
+class Vote:
+    """A number on which all ranks agree, and nobody waits: cast in one round, read in the next.
+
+    A round costs a tiny step a tenth of its time. Rounds are about PERIOD seconds apart, counted in calls (at most MOST_CALLS), of
+    which all ranks make the same number.
+    """
+
+    PERIOD = 0.1
+    MOST_CALLS = 16
+
+    def __init__(self) -> None:
+        self.box = torch.zeros(2, dtype=torch.int32)
+        """The number, and minus the calls until the round after next: the ranks agree on the largest of each."""
+        self.work: td.Work | None = None
+        self.calls, self.apart = 0, 1
+        self.began, self.seconds = time.perf_counter(), 0.0
+
+    def cast(self, value: int, at_once: bool = False) -> int:
+        """The largest value that any rank gave in the round before, 0 between rounds; give `value` to the next.
+
+        Called by all ranks alike. `at_once` makes this call a round: for calls that take longer than those before.
+        """
+        if world().control is None:
+            return value
+        self.calls += 1
+        if self.calls < self.apart and not at_once:
+            return 0
+        now = time.perf_counter()
+        # The host of a GPU runs ahead until it looks at a number: what a call took then is remembered for some rounds.
+        self.seconds = max((now - self.began) / self.calls, 0.8 * self.seconds, 1e-6)
+        result = self.settle()
+        self.began, self.calls, self.apart = now, 0, max(1, -int(self.box[1]))
+        self.box[0], self.box[1] = value, -max(1, min(int(self.PERIOD / self.seconds), self.MOST_CALLS))
+        self.work = td.all_reduce(self.box, td.ReduceOp.MAX, group=world().control, async_op=True)
+        return result
+
+    def settle(self) -> int:
+        """The result of the round under way, 0 where there is none."""
+        if self.work is None:
+            return 0
+        self.work.wait()
+        self.work = None
+        return int(self.box[0])

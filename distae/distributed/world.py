@@ -1,0 +1,121 @@
+"""The processes of a run: ranks, devices and process groups. One `World` is current at a time."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import cast
+
+import torch
+import torch.distributed as td
+from torch.distributed.rendezvous import rendezvous
+
+from distae.errors import UserError
+from distae.runtime.environment import Environment
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks that train together. At world size 1 there is no group and no collective is called."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    group: td.ProcessGroup | None = None
+    """Gradients and reductions: NCCL on GPUs, else gloo."""
+    control: td.ProcessGroup | None = None
+    """gloo, for decisions on the host."""
+    background: td.ProcessGroup | None = None
+    """gloo, for the thread that writes checkpoints: two threads must not share a group."""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+_current: World | None = None
+
+
+def world() -> World:
+    """The current world."""
+    return _current or World(0, 1, torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def use(world: World) -> Iterator[World]:
+    """Make `world` the current one."""
+    global _current  # noqa: PLW0603 - one world per process is the point
+    before, _current = _current, world
+    try:
+        yield world
+    finally:
+        _current = before
+
+
+def pick_device(name: str, env: Environment) -> torch.device:
+    """The device of this process. Raises UserError where `cuda` is asked for and there is none, or not one for each process.
+
+    A launcher may show a task all GPUs of the node or only its own.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here; valid: auto, cpu")
+    visible = torch.cuda.device_count()
+    if visible > 1 and env.local_rank >= visible:
+        raise UserError(f"{env.local_world_size} processes on this node see {visible} GPUs: start one process per GPU")
+    return torch.device("cuda", env.local_rank if visible > 1 else 0)
+
+
+def synchronize() -> None:
+    """Wait for what is queued on the device."""
+    if world().device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def set_threads(threads: str | int, env: Environment) -> int:
+    """Set and return the CPU threads of this process; before the first parallel operation, or denormals stay slow."""
+    torch.set_flush_denormal(True)
+    if threads == "auto":
+        threads = env.cpus or max(1, len(os.sched_getaffinity(0)) // env.local_world_size)
+    torch.set_num_threads(int(threads))
+    return int(threads)
+
+
+def set_tf32(allowed: bool) -> None:
+    """Whether GPUs may multiply fp32 matrices and convolve in TF32. torch's own default differs between the two.
+
+    Not by the newer `fp32_precision`: after it torch 2.11 to 2.15 raise where anything, `cudnn.flags()` too, reads `allow_tf32`.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def session(env: Environment, device: torch.device, timeout: float) -> Iterator[World]:
+    """The world of this job: joins the process group where there are several ranks, and leaves it at the end."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if env.world_size == 1:
+        with use(World(0, 1, device)) as alone:
+            yield alone
+        return
+    limit = timedelta(seconds=timeout)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store, rank, world_size = next(rendezvous(env.rendezvous, env.rank, env.world_size, timeout=limit))
+    # torchrun's agent keeps one store over its restarts, with addresses of dead ranks in it (seen on 2.15): they meet elsewhere.
+    # Agents of several nodes count restarts differently and must not share it (slurm/torchrun.sbatch): then it is fresh by itself.
+    start = env.restarts if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
+    store = td.PrefixStore(f"start_{start}", store)  # type: ignore[attr-defined]
+    bound = device if device.type == "cuda" else None
+    td.init_process_group(backend, timeout=limit, world_size=world_size, rank=rank, store=store, device_id=bound)
+    try:
+        everyone, control, background = (cast(td.ProcessGroup, g) for g in (td.group.WORLD, _host_group(limit), _host_group(limit)))
+        with use(World(env.rank, env.world_size, device, everyone, control, background)) as joined:
+            yield joined
+    finally:
+        td.destroy_process_group()
+
+
+def _host_group(limit: timedelta) -> object:
+    return td.new_group(backend="gloo", timeout=limit)

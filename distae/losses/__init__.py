@@ -1,0 +1,35 @@
+"""Likelihoods and divergences."""
+
+from distae.losses.divergences import (
+    KERNELS,
+    kl_by_dimension,
+    kl_normal,
+    kl_standard_normal,
+    log_normal,
+    log_normal_pairs,
+    log_standard_normal,
+    mmd,
+    sliced_wasserstein,
+    soft_bound,
+    squared_distances,
+    sum_per_sample,
+    wide,
+)
+from distae.losses.likelihoods import Likelihood
+
+__all__ = [
+    "KERNELS",
+    "Likelihood",
+    "kl_by_dimension",
+    "kl_normal",
+    "kl_standard_normal",
+    "log_normal",
+    "log_normal_pairs",
+    "log_standard_normal",
+    "mmd",
+    "sliced_wasserstein",
+    "soft_bound",
+    "squared_distances",
+    "sum_per_sample",
+    "wide",
+]

@@ -1,0 +1,41 @@
+"""How a run ended, for whoever started it: outcome.json and the exit code."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from distae.runtime.files import decode
+
+FILE = "outcome.json"
+EXIT_CODES = {"done": 0, "failed": 1, "stopped": 75}
+"""stopped: after a valid save; the same command resumes. A user's mistake exits with 2 and leaves no outcome."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a run."""
+
+    outcome: Literal["done", "failed", "stopped"]
+    step: int
+    run_dir: str
+    reason: str = ""
+    signal: str = ""
+    """What it was stopped by, as `SIGUSR2`; the same on all ranks."""
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.outcome]
+
+    def write(self) -> None:
+        fresh = Path(self.run_dir) / f".{FILE}.writing"
+        fresh.write_text(json.dumps(asdict(self)) + "\n")
+        fresh.rename(Path(self.run_dir) / FILE)
+
+
+def read(run_dir: Path) -> Outcome | None:
+    """What outcome.json says; None where there is none, or it is damaged."""
+    try:
+        return decode((run_dir / FILE).read_bytes(), Outcome)
+    except (OSError, ValueError):
+        return None

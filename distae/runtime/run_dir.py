@@ -1,0 +1,52 @@
+"""The run folder: where it is, whether it may be written, and whether it holds a run of other settings."""
+
+import tempfile
+import time
+from pathlib import Path
+
+from distae.config import TrainConfig, build, write_toml
+from distae.config.check import defining
+from distae.config.cli import read_toml
+from distae.errors import UserError
+from distae.runtime.lock import RunLock, acquire
+
+CONFIG = "config.toml"
+
+
+def check_run_dir(cfg: TrainConfig) -> None:
+    """Raises UserError where the folder cannot be written to, or holds a run whose result is defined by other settings."""
+    run_dir = Path(cfg.run_dir or ".")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run_dir):
+            pass
+    except OSError as error:
+        raise UserError(f"--run-dir: cannot write to {run_dir} ({error.strerror}); give a folder that can be written") from error
+    if cfg.fresh or not (run_dir / CONFIG).is_file():
+        return
+    there, here = defining(build(TrainConfig, read_toml(str(run_dir / CONFIG), "run-dir"))), defining(cfg)
+    differ = [f"{k} is {there.get(k)} there and {here.get(k)} here" for k in there | here if there.get(k) != here.get(k)]
+    if differ:
+        shown = "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
+        raise UserError(
+            f"--run-dir: {run_dir} holds a run of other settings: {shown}.\n"
+            "Give another --run-dir, or --fresh to move that run aside and start anew"
+        )
+
+
+def open_run_dir(cfg: TrainConfig) -> RunLock:
+    """Take the run folder, move an existing run aside where `--fresh` says so, and keep the settings in config.toml.
+
+    Raises UserError where another process has the folder.
+    """
+    run_dir = Path(cfg.run_dir or ".")
+    lock = acquire(run_dir)
+    if cfg.fresh and (run_dir / CONFIG).is_file():
+        lock.release()
+        run_dir.rename(run_dir.with_name(f"{run_dir.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
+        run_dir.mkdir()
+        lock = acquire(run_dir)
+    fresh = run_dir / f".{CONFIG}.writing"
+    fresh.write_text(write_toml(cfg))
+    fresh.rename(run_dir / CONFIG)
+    return lock

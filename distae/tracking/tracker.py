@@ -1,0 +1,76 @@
+"""All sinks of a run together, on rank 0."""
+
+import contextlib
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from distae.config.train import TrainConfig
+from distae.tracking.console import Console
+from distae.tracking.jsonl import Jsonl
+from distae.tracking.sink import Row, Sink
+from distae.tracking.wandb import Wandb
+
+
+class Tracker:
+    """All sinks of a run; none on ranks other than 0."""
+
+    def __init__(self, sinks: list[Sink]) -> None:
+        self.sinks = sinks
+
+    @classmethod
+    def open(cls, cfg: TrainConfig, size: int, steps: tuple[int, int], environment: dict[str, Any]) -> "Tracker":
+        """The sinks that `cfg` asks for, from the first of `steps` to the last; metrics.jsonl goes on after `size` bytes."""
+        run_dir = Path(cfg.run_dir or ".")
+        console = Console(run_dir / "log.txt", *steps)
+        sinks: list[Sink] = [Jsonl(run_dir / "metrics.jsonl", size), console]
+        if cfg.tracking == "wandb":
+            sinks.append(Wandb(run_dir, cfg, environment, console))
+        return cls(sinks)
+
+    def line(self, text: str) -> None:
+        for sink in self.sinks:
+            if isinstance(sink, Console):
+                sink.line(text)
+
+    def row(self, row: Row) -> None:
+        for sink in self.sinks:
+            sink.row(row)
+
+    def sync(self) -> int | None:
+        """Size in bytes of metrics.jsonl, now durable; None where it cannot be written to."""
+        try:
+            return next((s.sync() for s in self.sinks if isinstance(s, Jsonl)), 0)
+        except OSError:
+            return None
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        for sink in self.sinks:
+            sink.image(name, path, step)
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+
+def describe_environment(world_size: int, threads: int, device: str) -> dict[str, Any]:
+    """Commit, versions, devices: what a run was made with."""
+    import torch
+
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    return {
+        "commit": _commit(), "python": platform.python_version(), "torch": torch.__version__,
+        "device": name, "world_size": world_size, "threads": threads, "host": platform.node(),
+    }  # fmt: skip
+
+
+def _commit() -> str | None:
+    """The commit of this code, where that can be known; a snapshot for a Slurm job holds it in a file, and lies in no checkout."""
+    root = Path(__file__).parents[2]
+    with contextlib.suppress(OSError):
+        return (root / "COMMIT").read_text().strip()
+    with contextlib.suppress(OSError):
+        found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        return found.stdout.strip() or None
+    return None

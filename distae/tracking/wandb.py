@@ -1,0 +1,90 @@
+"""Weights & Biases."""
+
+import contextlib
+import netrc
+import os
+import re
+import socket
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from distae.config import to_dict
+from distae.config.train import TrainConfig
+from distae.tracking.console import Console
+from distae.tracking.sink import Row
+
+
+class Wandb:
+    """One W&B run per run folder: its id is made once and kept there; the step is a metric, so a resumed run goes on."""
+
+    def __init__(self, run_dir: Path, cfg: TrainConfig, environment: dict[str, Any], console: Console) -> None:
+        import wandb
+
+        mode: Any = _wandb_mode(wandb)
+        settings = wandb.Settings(console="off", silent=True, init_timeout=15)
+        config = to_dict(cfg) | {"environment": environment}
+        identity = wandb_identity(run_dir, console.line)
+        # An absolute folder: the service that writes there may be a sweep agent's, in another folder.
+        how: dict[str, Any] = identity | {"dir": str(run_dir.resolve()), "config": config, "settings": settings}
+        try:
+            self.run = wandb.init(mode=mode, resume="allow" if mode == "online" else None, **how)
+        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+            console.line(f"W&B: {error}")
+            mode = "offline"
+            self.run = wandb.init(mode=mode, **how)
+        if mode == "offline":
+            console.line(f"W&B is offline (no key or no network): sync later with `python -m distae.tracking sync {run_dir}`")
+        self.run.define_metric("*", step_metric="step")
+
+    def row(self, row: Row) -> None:
+        self.run.log(dict(row))
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        import wandb
+
+        self.run.log({name: wandb.Image(str(path)), "step": step})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def wandb_identity(run_dir: Path, say: Callable[[str], None]) -> dict[str, str]:
+    """Project, name and id of the one W&B run of a run folder."""
+    return {"project": os.environ.get("WANDB_PROJECT", "distae"), "name": run_dir.name, "id": _wandb_id(run_dir / "wandb_id", say)}
+
+
+def _wandb_id(file: Path, say: Callable[[str], None]) -> str:
+    """Made once and kept."""
+    if file.exists():
+        kept = file.read_bytes().strip()
+        if re.fullmatch(rb"[\w-]{1,64}", kept):
+            return kept.decode()
+        say(f"W&B: {file} is damaged; a new W&B run begins")
+    file.write_text(uuid.uuid4().hex[:8])
+    return file.read_text()
+
+
+def _wandb_mode(wandb: Any) -> str:
+    """online where there are a key and a server that answers, what WANDB_MODE says where it is set, else offline."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return "offline" if mode == "dryrun" else mode
+    url = urlparse(os.environ.get("WANDB_BASE_URL", wandb.Settings().base_url))
+    if not _has_key({url.hostname or "", "api.wandb.ai"}):
+        return "offline"
+    try:
+        socket.create_connection((url.hostname, url.port or (80 if url.scheme == "http" else 443)), timeout=3).close()
+    except OSError:
+        return "offline"
+    return "online"
+
+
+def _has_key(hosts: set[str]) -> bool:
+    """Whether the environment or `wandb login` left a key. wandb's own look-ups warn (`api`) or hang without network (`login`)."""
+    if os.environ.get("WANDB_API_KEY") or "WANDB_IDENTITY_TOKEN_FILE" in os.environ:
+        return True
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        return bool(hosts & set(netrc.netrc(os.environ.get("NETRC")).hosts))
+    return False

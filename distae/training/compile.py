@@ -1,0 +1,53 @@
+"""torch.compile for the forward pass and loss of any variant, and with them its backward pass."""
+
+import torch
+from torch import Tensor, nn
+
+from distae import distributed as dist
+from distae.config.weights import Ramp
+from distae.errors import TrainingError
+from distae.models import Autoencoder, Batch, Output
+from distae.noise import Draw, Given, Noise, Recorder, redraw
+
+
+class Compiled(nn.Module):
+    """A model whose forward is compiled. What a program cannot hold is made before it is entered: noise, and today's weights.
+
+    The first forward of a turn runs as it is and records which noise the turn draws; later ones are given theirs. With one process
+    a program is whole; where ranks exchange values in the middle of a forward (batch norm, gathered estimators), it is cut there.
+    """
+
+    def __init__(self, model: Autoencoder, cuda_graphs: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.plans: dict[str, list[Draw]] = {}
+        self.ramps: list[Ramp] = [value for value in vars(model.cfg).values() if isinstance(value, Ramp)]
+        torch.compiler.reset()  # those that this process trained before count against dynamo's limit of 8 programs
+        mode = "reduce-overhead" if cuda_graphs else None
+        self.program = torch.compile(self._run, fullgraph=dist.world().world_size == 1, mode=mode, dynamic=False)
+
+    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+        """As the model's. Raises TrainingError where it does not compile."""
+        if turn not in self.plans:
+            recorder = Recorder(noise)
+            out: Output = self.model(batch, turn, recorder)
+            self.plans[turn] = recorder.plan
+            return out
+        ramps: dict[str, Tensor] = {ramp: batch.x.new_full((), ramp.at(batch.step)) for ramp in self.ramps}
+        try:
+            return self.program(batch._replace(step=None, ramps=ramps), turn, redraw(noise, self.plans[turn]))
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise TrainingError(f"--compile: {self.model.cfg.name} does not compile ({first}); leave --compile out") from error
+
+    def _run(self, batch: Batch, turn: str, given: list[Tensor]) -> Output:
+        return self.model(batch, turn, Given(given))  # type: ignore[no-any-return]
+
+
+def no_compiler(device: torch.device) -> str | None:
+    """Why torch.compile does not work here, in one line; None where it does. Found out by compiling something small."""
+    try:
+        torch.compile(lambda x: x * x + 1)(torch.ones(8, device=device))
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return None

@@ -1,0 +1,197 @@
+"""Where the time of a step goes: phases, always timed, and the breakdown and trace of --profile."""
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from distae import distributed as dist
+
+PHASES = ("data", "forward", "backward", "optimizer", "logging", "evaluation", "checkpoint")
+WARM_UP, WINDOW, TRACED = 10, 50, 5
+"""Steps that --profile lets pass, measures, and traces."""
+
+PEAKS: dict[str, dict[str, float]] = {
+    "H200": {"fp32": 66.9e12, "tf32": 494.7e12, "bf16": 989.4e12, "fp16": 989.4e12},
+    "H100 80GB HBM3": {"fp32": 66.9e12, "tf32": 494.7e12, "bf16": 989.4e12, "fp16": 989.4e12},
+    "H100 PCIe": {"fp32": 51.2e12, "tf32": 378e12, "bf16": 756e12, "fp16": 756e12},
+    "A100": {"fp32": 19.5e12, "tf32": 156e12, "bf16": 312e12, "fp16": 312e12},
+}
+"""Dense floating point operations per second, by a part of the device's name and precision (NVIDIA's H100 and A100 data sheets)."""
+
+
+def peak_flops(device: torch.device, precision: str, tf32: bool) -> float | None:
+    """Floating point operations per second that the device can do at most; None where that is not known."""
+    if device.type != "cuda":
+        return None
+    kind = "tf32" if precision == "fp32" and tf32 else precision
+    name = torch.cuda.get_device_name(device)
+    return next((peaks.get(kind) for part, peaks in PEAKS.items() if part in name), None)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory this process has held: of the GPU where it trains on one, else resident in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Phase:
+    """Adds up the host's seconds between entering and leaving."""
+
+    def __init__(self) -> None:
+        self.seconds = self.started = 0.0
+        self.entering: Callable[[], None] | None = None
+        self.leaving: Callable[[], None] | None = None
+
+    def __enter__(self) -> None:
+        if self.entering:
+            self.entering()
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        if self.leaving:
+            self.leaving()
+        self.seconds += time.perf_counter() - self.started
+
+
+class Phases(dict[str, Phase]):
+    """The phases of a run by name."""
+
+    def __init__(self) -> None:
+        super().__init__({name: Phase() for name in PHASES})
+
+    def now(self) -> dict[str, float]:
+        """Seconds in each phase so far, and `elapsed` of all time, from some moment on."""
+        return {name: phase.seconds for name, phase in self.items()} | {"elapsed": time.perf_counter()}
+
+    def since(self, then: dict[str, float]) -> dict[str, float]:
+        """The same since `then`, which `now` gave."""
+        return {name: seconds - then[name] for name, seconds in self.now().items()}
+
+
+class Profile:
+    """The breakdown of a window of steps, and after it a torch.profiler trace of a few more.
+
+    While it measures, a GPU is waited for at the end of each phase: its time is then where it belongs, and the step longer.
+    """
+
+    def __init__(self, phases: Phases, model: nn.Module, folder: Path, say: Callable[[str], None]) -> None:
+        """Traces go to `folder`, one per rank; `say` is told the table, and where they are."""
+        self.phases, self.model, self.folder, self.say = phases, model, folder, say
+        self.world = dist.world()
+        self.activities = [torch.profiler.ProfilerActivity.CPU]
+        if self.world.device.type == "cuda":
+            self.activities.append(torch.profiler.ProfilerActivity.CUDA)
+        self.trace: torch.profiler.profile | None = None
+        self.hooks: list[RemovableHandle] = []
+        self.steps, self.exposed = 0, 0.0
+        self.mark = self._now()
+        self.opened = phases.now()
+
+    def step(self) -> None:
+        """Count a step that is over, and open and close the windows when their time has come."""
+        self.steps += 1
+        if self.steps == WARM_UP:
+            self._measure()
+        elif self.steps == WARM_UP + WINDOW:
+            self._tell()
+            self._record()
+        elif self.steps == WARM_UP + WINDOW + TRACED:
+            self._export()
+
+    def close(self) -> None:
+        """A run that ends in a window: tell what there is."""
+        if WARM_UP < self.steps < WARM_UP + WINDOW:
+            self._tell()
+        elif WARM_UP + WINDOW <= self.steps < WARM_UP + WINDOW + TRACED:
+            self._export()
+        elif self.steps <= WARM_UP:
+            self.say(f"--profile: the run ended within the {WARM_UP} steps before the window")
+
+    def _measure(self) -> None:
+        for phase in self.phases.values():
+            phase.leaving = dist.synchronize
+        self.phases["backward"].leaving = self._end_backward
+        for p in self.model.parameters():
+            self.hooks.append(p.register_post_accumulate_grad_hook(self._gradient))  # type: ignore[no-untyped-call]
+        self.opened = self.phases.now()
+
+    def _gradient(self, _: Tensor) -> None:
+        self.mark = self._now()
+
+    def _end_backward(self) -> None:
+        """What comes after the last gradient is the exchange that nothing hides."""
+        end = self._now()
+        dist.synchronize()
+        self.exposed += _between(self.mark, end)
+
+    def _now(self) -> "float | torch.cuda.Event":
+        """A moment of the device: where its queue stands, or the clock."""
+        if self.world.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def _tell(self) -> None:
+        """Print the table: milliseconds per step of each phase, and its share."""
+        seconds, n = self.phases.since(self.opened), self.steps - WARM_UP
+        elapsed = seconds.pop("elapsed")
+        if self.world.world_size > 1:
+            seconds["backward"] -= self.exposed
+            seconds["gradient exchange, exposed"] = self.exposed
+        seconds["other"] = elapsed - sum(seconds.values())
+        rows = [f"  {name:28}{1e3 * s / n:10.3f} ms {s / elapsed:7.1%}" for name, s in seconds.items()]
+        self.say("\n".join([f"profile of {n} steps on rank {self.world.rank}, per step:", *rows]))
+        self._undo()
+
+    def _record(self) -> None:
+        for name, phase in self.phases.items():
+            phase.entering, phase.leaving = _annotation(name)
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports on stderr that there is no GPU, as an error
+        self.trace = torch.profiler.profile(activities=self.activities)
+        self.trace.start()
+
+    def _export(self) -> None:
+        assert self.trace
+        dist.synchronize()
+        self.trace.stop()
+        self._undo()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"trace_rank_{self.world.rank}.json.gz"
+        self.trace.export_chrome_trace(str(path))
+        self.say(f"trace of {self.steps - WARM_UP - WINDOW} steps, one file per rank: {path} (ui.perfetto.dev opens it)")
+
+    def _undo(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        for phase in self.phases.values():
+            phase.entering = phase.leaving = None
+
+
+def _annotation(name: str) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Entering and leaving a range of a trace."""
+    ranges: list[torch.profiler.record_function] = []
+
+    def enter() -> None:
+        ranges.append(torch.profiler.record_function(name))
+        ranges[-1].__enter__()  # type: ignore[no-untyped-call]
+
+    def leave() -> None:
+        ranges.pop().__exit__(None, None, None)
+
+    return enter, leave
+
+
+def _between(first: Any, last: Any) -> float:
+    """Seconds between two moments of `Profile._now`; those of a GPU must have passed."""
+    return float(first.elapsed_time(last) / 1e3 if isinstance(first, torch.cuda.Event) else last - first)
