@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distae import distributed as dist
-from distae.checkpoint import Checkpoints
+from distae.checkpoint import CheckpointStore
 from distae.checkpoint.shards import fsync_folder
 from distae.config.optim import OptimConfig
 from distae.runtime.environment import Environment
@@ -70,8 +70,8 @@ class Bench:
 
     def __init__(self, job: Job, folder: Path) -> None:
         self.job, self.folder, self.main = job, folder, dist.world().is_main
-        self.sync = Checkpoints(folder / "sync", 9, "sync")
-        self.beside = Checkpoints(folder / "async", 9, "async")
+        self.sync = CheckpointStore(folder / "sync", 9, "sync")
+        self.beside = CheckpointStore(folder / "async", 9, "async")
         self.number = 0
 
     def clean(self) -> None:
@@ -124,11 +124,11 @@ class Bench:
     def steps_alone(self) -> Seconds:
         return {"step": statistics.mean(self.job.step() for _ in range(3))}
 
-    def _save(self, checkpoints: Checkpoints) -> None:
+    def _save(self, checkpoints: CheckpointStore) -> None:
         self.number += 1
         checkpoints.save(self.number, self.job.tensors(), b"{}", None)
 
-    def _wait(self, checkpoints: Checkpoints) -> None:
+    def _wait(self, checkpoints: CheckpointStore) -> None:
         if (error := checkpoints.wait()) is not None:
             raise SystemExit(error)
 
@@ -136,7 +136,7 @@ class Bench:
 class Finish:
     """When a save under way ended, though nobody waits for it."""
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
+    def __init__(self, checkpoints: CheckpointStore) -> None:
         self.ended, self.time = threading.Event(), 0.0
         if checkpoints.pending is not None:
             checkpoints.pending.add_done_callback(self._note)

@@ -32,7 +32,7 @@ COMPARED, WINDOW = 5, 20
 
 def mean_terms(steps: Steps) -> tuple[Tensor, float]:
     """Means of all terms over the steps since the last call, and that of the loss."""
-    window = steps.trainer.stepper.window
+    window = steps.trainer.train_step.window
     means, _ = window.read()
     window.clear()
     return torch.tensor(list(means.values())), means["loss"]

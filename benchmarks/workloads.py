@@ -248,18 +248,18 @@ class Steps:
         Path(str(cfg.run_dir)).mkdir()
         self.trainer = Trainer(cfg, splits, StopRequest(), 1)
         started = time.perf_counter()
-        self.trainer.stepper.prime(next(self._rows()))
+        self.trainer.train_step.warmup(next(self._rows()))
         self.seconds_to_prime = time.perf_counter() - started
         self.rows = self._rows()
 
     def _rows(self) -> Iterator[Tensor]:
-        return data.steps(self.trainer.sampler, 0, self.trainer.loaders["train"].home)
+        return data.steps(self.trainer.sampler, 0, self.trainer.loaders["train"].storage_device)
 
     def cpu_seconds(self, n: int) -> float:
         """Of `n` steps."""
         started = time.process_time()
         for _ in range(n):
-            self.trainer.stepper(self.trainer.state.step, next(self.rows))
+            self.trainer.train_step(self.trainer.state.step, next(self.rows))
             self.trainer.state.step += 1
         return time.process_time() - started
 

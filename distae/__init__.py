@@ -6,12 +6,21 @@ y = model.decode(z)
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distae.models import Autoencoder
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name != "dist":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from distae import deprecation, distributed
+
+    deprecation.warn("distae.dist", "distae.distributed")
+    return distributed
 
 
 def load(run_dir: str | Path) -> "Autoencoder":

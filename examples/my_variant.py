@@ -21,7 +21,7 @@ class NoisyCodeAEConfig(AEConfig):
 class NoisyCodeAE(AE):
     """Poole et al. 2014: -log p(x | decode(encode(x) + noise)), in nats per sample."""
 
-    def forward(self, batch, turn, noise):
+    def forward(self, batch, phase, noise):
         z = self._code(batch.x, noise)
         if self.training:
             z = z + self.cfg.std * noise.normal(z).to(z.dtype)  # the only source of randomness: the same on any number of ranks

@@ -30,7 +30,7 @@ from distae.commands.session import train_run
 from distae.config import TrainConfig
 from distae.nn.norms import BatchNorm
 from distae.runtime.signals import StopRequest
-from distae.training.step import Stepper
+from distae.training.step import TrainStep
 
 EXACT, BATCH_NORM, SINGLE = 1e-9, 1e-6, 1e-5
 """Largest difference relative to a tensor's largest value: fp64; fp64 with batch norm; fp32 with SGD."""
@@ -155,20 +155,20 @@ def _rank(rank: int, cases: dict[str, Case], folder: Path) -> None:
 def _train(cfg: TrainConfig, run_dir: Path) -> Result:
     """The whole of a run, from initial weights to the last evaluation."""
     run_dir.mkdir(exist_ok=True)
-    with mock.patch("distae.training.trainer.Stepper", Recorder):
+    with mock.patch("distae.training.trainer.TrainStep", Recorder):
         end = train_run(dataclasses.replace(cfg, run_dir=str(run_dir)), splits(), StopRequest(), 1)
     assert end.outcome == "done", end.reason
-    stepper = Recorder.newest
-    tensors = dict(stepper.model.state_dict())
-    if stepper.average:
-        tensors |= {f"ema.{k}": v for k, v in stepper.average.model.state_dict().items()}
-    order = torch.cat(dist.gather(torch.stack(stepper.seen)), dim=1).sort(1).values
+    train_step = Recorder.newest
+    tensors = dict(train_step.model.state_dict())
+    if train_step.ema:
+        tensors |= {f"ema.{k}": v for k, v in train_step.ema.model.state_dict().items()}
+    order = torch.cat(dist.gather(torch.stack(train_step.seen)), dim=1).sort(1).values
     held = dist.gather(tensors)
     apart = [k for k, v in tensors.items() if not all(torch.equal(v, other[k]) for other in held)]
     return Result(tensors, _metrics(run_dir) if dist.world().is_main else {}, order, apart)
 
 
-class Recorder(Stepper):
+class Recorder(TrainStep):
     """The stepper, which keeps the rows that it is given."""
 
     newest: "Recorder"
@@ -193,19 +193,19 @@ def _metrics(run_dir: Path) -> dict[str, float]:
 @contextlib.contextmanager
 def dropped_gradient() -> Iterator[None]:
     """Rank 1's gradient does not take part in the mean."""
-    wrap = Stepper._wrap
+    wrap = TrainStep._wrap
 
     def hook(group: Any, bucket: td.GradBucket) -> torch.futures.Future[Tensor]:
         if dist.world().rank == 1:
             bucket.buffer().zero_()
         return allreduce_hook(group, bucket)
 
-    def hooked(self: Stepper, model: nn.Module) -> DistributedDataParallel:
+    def hooked(self: TrainStep, model: nn.Module) -> DistributedDataParallel:
         ddp = wrap(self, model)
         ddp.register_comm_hook(self.world.group, hook)
         return ddp
 
-    with mock.patch.object(Stepper, "_wrap", hooked):
+    with mock.patch.object(TrainStep, "_wrap", hooked):
         yield
 
 

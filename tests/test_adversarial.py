@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from variants import Fixed, data, make, noise, run
 
 from distae.losses import mmd, sliced_wasserstein
-from distae.models.adversarial import told_apart
+from distae.models.adversarial import discriminator_loss
 
 
 def gaussian(n, dim, seed=0):
@@ -42,7 +42,7 @@ def test_swae_pays_for_codes_unlike_the_prior():
 
 def test_a_critics_loss_is_cross_entropy():
     real, fake = gaussian(9, 1)[:, 0], gaussian(9, 1, 1)[:, 0]
-    loss, terms = told_apart(real, fake)
+    loss, terms = discriminator_loss(real, fake)
     one, zero = torch.ones_like(real), torch.zeros_like(real)
     bce = F.binary_cross_entropy_with_logits
     torch.testing.assert_close(loss, bce(real, one, reduction="none") + bce(fake, zero, reduction="none"))
@@ -53,28 +53,28 @@ def test_a_critics_loss_is_cross_entropy():
 @pytest.mark.parametrize("name", ["wae_gan", "aae", "factor_vae", "vaegan", "piwae"])
 def test_each_turn_has_gradients_for_its_own_parameters_only(name):
     x, model = data(8), make(name)
-    for turn in model.turns():
+    for phase in model.phases():
         model.requires_grad_(False)
-        for p in turn.parameters:
+        for p in phase.parameters:
             p.requires_grad_(True)
-        run(model, x, turn=turn.name).loss.backward()
-        assert all(p.grad is not None and p.grad.any() for p in turn.parameters)
+        run(model, x, phase=phase.name).loss.backward()
+        assert all(p.grad is not None and p.grad.any() for p in phase.parameters)
         model.zero_grad()
-    held = {id(p) for turn in model.turns() for p in turn.parameters}
-    assert held == {id(p) for p in model.parameters()}
+    valid_mask = {id(p) for phase in model.phases() for p in phase.parameters}
+    assert valid_mask == {id(p) for p in model.parameters()}
 
 
 def test_aae_has_its_encoder_in_two_turns_with_rates_of_their_own():
     model = make("aae", critic_lr=0.1, adversarial_lr=0.2)
-    assert [(t.name, t.lr) for t in model.turns()] == [("autoencoder", None), ("critic", 0.1), ("encoder", 0.2)]
+    assert [(t.name, t.lr) for t in model.phases()] == [("autoencoder", None), ("critic", 0.1), ("encoder", 0.2)]
     x = data(8)
     out = run(model, x)
     torch.testing.assert_close(out.loss, out.per_sample["recon"].mean())
 
 
 def learn(model, x, turn_name, steps, lr=0.01):
-    turn = next(t for t in model.turns() if t.name == turn_name)
-    optimizer = torch.optim.Adam(turn.parameters, lr)
+    phase = next(t for t in model.phases() if t.name == turn_name)
+    optimizer = torch.optim.Adam(phase.parameters, lr)
     for step in range(steps):
         optimizer.zero_grad()
         run(model, x, step, turn_name).loss.backward()
@@ -88,8 +88,8 @@ def test_a_critic_without_an_opinion_costs_log_two_and_learns_to_see_a_shift():
     torch.nn.init.zeros_(model.critic.layers[-1].bias)
     out = run(model, x)
     torch.testing.assert_close(out.loss, out.per_sample["recon"].mean() + 3 * math.log(2))
-    assert float(run(model, x, turn="critic").loss.detach()) == pytest.approx(2 * math.log(2))
-    model.turns = lambda: [type(model).turns(model)[1]]
+    assert float(run(model, x, phase="critic").loss.detach()) == pytest.approx(2 * math.log(2))
+    model.phases = lambda: [type(model).phases(model)[1]]
     learn(model, x, "critic", 100)
     assert float(run(model, x).per_sample["critic_accuracy"].mean()) > 0.95
 
@@ -112,7 +112,7 @@ def test_factor_vae_permutes_each_dimension_on_its_own():
     model.posterior = lambda x, noise: (pair.expand(-1, 3), torch.full((500, 3), -4.0).double())
     seen = []
     model.critic.register_forward_hook(lambda module, args, out: seen.append(args[0].detach()))
-    run(model, x, turn="critic")
+    run(model, x, phase="critic")
     z, permuted = seen
     assert torch.equal(z.sort(0).values, permuted.sort(0).values)
     assert not torch.equal(z, permuted)
@@ -122,14 +122,14 @@ def test_factor_vae_permutes_each_dimension_on_its_own():
 
 def test_vaegan_compares_features_and_judges_three_kinds_of_images():
     x, model = data(8), make("vaegan", gamma=5.0)
-    encoder, decoder, critic = (run(model, x, turn=t).per_sample for t in ("encoder", "decoder", "critic"))
+    encoder, decoder, critic = (run(model, x, phase=t).per_sample for t in ("encoder", "decoder", "critic"))
     torch.testing.assert_close(encoder["loss"], encoder["kl"] + encoder["features"])
     recon = model.likelihood.mean(run(model, x).recon)
     f = [model.critic(image, None)[0] for image in (x, recon)]
     torch.testing.assert_close(encoder["features"], 0.5 * (f[0] - f[1]).square().sum(1))
     torch.nn.init.zeros_(model.critic.head.weight)
     torch.nn.init.zeros_(model.critic.head.bias)
-    blank = run(model, x, turn="decoder").per_sample["decoder_loss"]
+    blank = run(model, x, phase="decoder").per_sample["decoder_loss"]
     torch.testing.assert_close(blank, 5 * encoder["features"] + 2 * math.log(2))
-    assert float(run(model, x, turn="critic").loss.detach()) == pytest.approx(3 * math.log(2))
+    assert float(run(model, x, phase="critic").loss.detach()) == pytest.approx(3 * math.log(2))
     assert {*decoder, *critic} == {"decoder_loss", "critic_loss", "critic_accuracy"}

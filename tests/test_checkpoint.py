@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distae.checkpoint import Checkpoints, read_tensors, share_out
+from distae.checkpoint import CheckpointStore, read_tensors, share_out
 from distae.checkpoint.retention import name_of, steps_in, why_invalid
 from distae.commands.checkpoint import main
 from distae.errors import TrainingError
@@ -27,8 +27,8 @@ TENSORS = {
 }
 
 
-def saved(folder: Path, *steps: int, keep: int = 9, mode: str = "async", best: int | None = None) -> Checkpoints:
-    checkpoints = Checkpoints(folder, keep, mode)
+def saved(folder: Path, *steps: int, keep: int = 9, mode: str = "async", best: int | None = None) -> CheckpointStore:
+    checkpoints = CheckpointStore(folder, keep, mode)
     for step in steps:
         checkpoints.save(step, {k: v + step if v.dtype != torch.bool else v for k, v in TENSORS.items()}, b'{"x": 1}', best)
         assert checkpoints.wait() is None
@@ -39,7 +39,7 @@ def shard(folder: Path, step: int) -> Path:
     return next((folder / name_of(step)).glob("*.safetensors"))
 
 
-def loaded(checkpoints: Checkpoints, step: int) -> dict[str, Tensor]:
+def loaded(checkpoints: CheckpointStore, step: int) -> dict[str, Tensor]:
     into = {k: torch.zeros_like(v) for k, v in TENSORS.items() if k.startswith("model.")}
     return into | checkpoints.load(step, into, "optim.")
 
@@ -54,7 +54,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path, mode: str) -> None:
 
 
 def test_training_may_go_on_while_a_save_is_written(tmp_path: Path) -> None:
-    checkpoints, value = Checkpoints(tmp_path, 1, "async"), torch.zeros(1000, 1000)
+    checkpoints, value = CheckpointStore(tmp_path, 1, "async"), torch.zeros(1000, 1000)
     checkpoints.save(1, {"model.a": value}, b"{}", None)
     value += 1
     assert checkpoints.wait() is None
@@ -173,7 +173,7 @@ def test_a_commit_that_is_forbidden_leaves_no_checkpoint(tmp_path: Path) -> None
     def forbid() -> None:
         raise TrainingError("taken over")
 
-    checkpoints = Checkpoints(tmp_path, 1, "async", forbid)
+    checkpoints = CheckpointStore(tmp_path, 1, "async", forbid)
     checkpoints.save(1, TENSORS, b"{}", None)
     assert checkpoints.wait() == "taken over"
     assert list(tmp_path.iterdir()) == []
@@ -209,7 +209,7 @@ def test_files_are_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.
 
 def test_listing_and_verifying(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = json.dumps({"world_size": 2, "state": {"best_step": 1}}).encode()
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 5, "sync")
+    checkpoints = CheckpointStore(tmp_path / "checkpoints", 5, "sync")
     for step in (1, 3):
         checkpoints.save(step, TENSORS, state, 1)
         checkpoints.wait()

@@ -10,7 +10,7 @@ import torch
 from helpers import SHIPPED, fitted, metrics, settings, start
 
 from distae.config.models import ModelConfig
-from distae.noise import Noise, Recorder, Rows, redraw
+from distae.noise import Noise, NoiseRecorder, Rows, replay
 from distae.train import main
 
 TRACED = {
@@ -19,7 +19,7 @@ TRACED = {
     "permutation": {"model": {"name": "factor_vae"}},
     "common": {"model": {"name": "swae"}},
     "codebook": {"model": {"name": "vq_vae", "restart_below": 0.1}},
-    "turns": {"model": {"name": "wae_gan"}},
+    "phases": {"model": {"name": "wae_gan"}},
     "rejection": {"model": {"name": "svae"}},
     "conv": {"net": {"name": "conv", "norm": "batch", "dropout": 0.2}, "channels_last": True},
 }
@@ -106,7 +106,7 @@ def test_a_plan_draws_what_was_recorded():
 
     rows = Rows.strided(6, 1, 6, 2, torch.device("cpu"))
     fresh = functools.partial(Noise, 1, ("train", 7, "a"), rows, torch.device("cpu"))
-    recorder = Recorder(fresh())
-    for a, b, c in zip(draw(recorder), redraw(fresh(), recorder.plan), draw(fresh()), strict=True):
+    recorder = NoiseRecorder(fresh())
+    for a, b, c in zip(draw(recorder), replay(fresh(), recorder.plan), draw(fresh()), strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, c)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distae.config import TrainConfig, build, check, leaves, parse, to_dict, write_toml
-from distae.config.check import couples_samples, defining, fingerprint
+from distae.config.check import couples_samples, fingerprint, identity_settings
 from distae.config.cli import read_toml
 from distae.config.fields import Variant, fields_of
 from distae.config.help import render
@@ -111,7 +111,7 @@ def test_accumulation_names_the_run_where_samples_are_coupled():
     assert couples_samples(one)
     assert not couples_samples(given())
     assert fingerprint(one) != fingerprint(two)
-    assert "grad_accum_steps" in defining(one)
+    assert "grad_accum_steps" in identity_settings(one)
 
 
 REFUSED = {

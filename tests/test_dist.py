@@ -46,14 +46,14 @@ def hear(seconds: Slowness, at_once: Callable[[int], bool], monkeypatch: pytest.
     exchange, now = Exchange(), [0.0]
     monkeypatch.setattr(consensus.td, "all_reduce", exchange)
     monkeypatch.setattr(consensus.time, "perf_counter", lambda: now[0])
-    votes, clocks = (dist.Vote(), dist.Vote()), [0.0, 0.0]
+    votes, clocks = (dist.Consensus(), dist.Consensus()), [0.0, 0.0]
     heard: tuple[list[int], list[int]] = ([], [])
     with dist.use(dist.World(0, 2, torch.device("cpu"), control=exchange)):  # type: ignore[arg-type]
         for call in range(200):
             for rank in (0, 1):
                 clocks[rank] += seconds(call) if rank else seconds(call) / 3
                 now[0] = clocks[rank]
-                heard[rank].append(votes[rank].cast(15 if rank and call >= 100 else 0, at_once(call)))
+                heard[rank].append(votes[rank].post(15 if rank and call >= 100 else 0, at_once(call)))
     assert heard[0] == heard[1]
     return heard[0].index(15), len(exchange.rounds) - 1
 

@@ -96,9 +96,9 @@ def test_data_that_are_no_images_have_no_pictures(tmp_path):
 
 def test_the_average_is_what_is_evaluated_and_exported(tmp_path):
     trainer = fitted(settings(ema=0.9, steps=8), tmp_path)
-    average, model = trainer.stepper.average.model, trainer.stepper.model
-    assert not torch.equal(next(average.parameters()), next(model.parameters()))
+    ema, model = trainer.train_step.ema.model, trainer.train_step.model
+    assert not torch.equal(next(ema.parameters()), next(model.parameters()))
     found = {k.removeprefix("val/"): v for k, v in metrics(tmp_path)[-2].items() if k.startswith("val/")}
-    assert found == pytest.approx(evaluate(average, trainer.loaders["val"], 20, 3))
+    assert found == pytest.approx(evaluate(ema, trainer.loaders["val"], 20, 3))
     assert found != pytest.approx(evaluate(model, trainer.loaders["val"], 20, 3))
-    torch.testing.assert_close(load_weights(tmp_path), dict(average.state_dict()))
+    torch.testing.assert_close(load_weights(tmp_path), dict(ema.state_dict()))

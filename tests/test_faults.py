@@ -160,16 +160,16 @@ def test_a_rank_that_dies_in_the_middle_of_a_save(tmp_path: Path) -> None:
 
 
 def _raise_at_step_five(rank: int) -> None:
-    from distae.training.step import Stepper
+    from distae.training.step import TrainStep
 
-    step = Stepper.__call__
+    step = TrainStep.__call__
 
-    def patched(self: Stepper, number: int, rows: Any) -> None:
+    def patched(self: TrainStep, number: int, rows: Any) -> None:
         if rank == 2 and number == 5:
             raise ValueError("a bug on rank 2")
         step(self, number, rows)
 
-    Stepper.__call__ = patched  # type: ignore[method-assign]
+    TrainStep.__call__ = patched  # type: ignore[method-assign]
 
 
 def test_a_rank_that_raises_ends_all_with_its_error(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def noise_for(n: int) -> Noise:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_reports_the_terms_it_declares(name):
     model, x = made(name), torch.rand(6, 1, 8, 8, dtype=torch.float64)
-    outs = [model(Batch(x, LABELS, population=100), turn.name, noise_for(6)) for turn in model.turns()]
+    outs = [model(Batch(x, LABELS, dataset_size=100), phase.name, noise_for(6)) for phase in model.phases()]
     for out in outs:
         assert out.loss.shape == ()
         assert out.recon.shape == x.shape
@@ -85,7 +85,7 @@ def test_those_with_a_prior_sample_and_the_others_say_so(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_parameter_has_its_turn(name):
     model = made(name)
-    assert {p for turn in model.turns() for p in turn.parameters} == set(model.parameters())
+    assert {p for phase in model.phases() for p in phase.parameters} == set(model.parameters())
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -128,7 +128,7 @@ def test_a_code_activation_bounds_the_code():
 @pytest.mark.parametrize("name", VARIANTS)
 def test_an_outlier_stays_finite(name):
     model = made(name).float()
-    out = model(Batch(torch.full((2, 1, 8, 8), 1e8), LABELS[:2], population=100), model.turns()[0].name, noise_for(2))
+    out = model(Batch(torch.full((2, 1, 8, 8), 1e8), LABELS[:2], dataset_size=100), model.phases()[0].name, noise_for(2))
     assert out.loss.isfinite()
 
 
@@ -136,7 +136,7 @@ def test_an_outlier_stays_finite(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_finished_run_is_loaded_in_one_line(name, net, tmp_path):
     trainer = fitted(settings(model={"name": name} | SMALL.get(name, {}), net=net, steps=3), tmp_path)
-    model, trained = distae.load(tmp_path), trainer.stepper.model.eval()
+    model, trained = distae.load(tmp_path), trainer.train_step.model.eval()
     assert not model.training
     x, label = trainer.loaders["test"].batch(torch.arange(5), None)
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_the_statistics_of_a_batch_norm_are_loaded_too(net, tmp_path):
     trainer = fitted(settings(net={"name": net, "norm": "batch"}, steps=3), tmp_path)
     x, _ = trainer.loaders["test"].batch(torch.arange(5), None)
     with torch.no_grad():
-        assert torch.equal(distae.load(tmp_path).reconstruct(x), trainer.stepper.model.eval().reconstruct(x))
+        assert torch.equal(distae.load(tmp_path).reconstruct(x), trainer.train_step.model.eval().reconstruct(x))
 
 
 def test_no_finished_run_is_the_users_mistake(tmp_path):
@@ -180,6 +180,6 @@ def test_weights_of_another_size_are_told(tmp_path):
 def test_weights_are_taken_over_from_a_finished_run(tmp_path):
     first = fitted(settings(steps=5), tmp_path / "first")
     second = fitted(settings(steps=1, optim={"lr": 1e-30}, seed=9, init_from=str(tmp_path / "first")), tmp_path / "second")
-    pairs = zip(first.stepper.model.parameters(), second.stepper.model.parameters(), strict=True)
+    pairs = zip(first.train_step.model.parameters(), second.train_step.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert second.state.step == 1

@@ -1,11 +1,12 @@
 """A user's own variant and network, in a file of theirs."""
 
 import json
+import warnings
 from pathlib import Path
 
 import gate
 import pytest
-from helpers import ROOT, settings, start
+from helpers import ROOT, fitted, settings, start
 
 from distae import load
 from distae.config import TrainConfig, parse, plugin
@@ -78,3 +79,42 @@ def test_nothing_saved_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(f'plugin = "{EXAMPLE}"\n')
     with pytest.raises(UserError, match="unknown key 'plugin'"):
         parse(TrainConfig, ["--config", str(tmp_path / "a.toml")], {}, "prog")
+
+
+OLD = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from distae import dist
+from distae.config.models import AEConfig
+from distae.losses import wide
+from distae.models import Turn, register
+from distae.models.ae import AE
+
+
+@dataclass(frozen=True, kw_only=True)
+class OldConfig(AEConfig):
+    name: ClassVar[str] = "written_for_0_1"
+
+
+@register(OldConfig)
+class Old(AE):
+    def forward(self, batch, turn, noise):
+        assert turn == "all" and batch.places.ndim == 1 and batch.population >= 0
+        assert batch.held is None or batch.held.ndim == 1
+        return super().forward(batch, "autoencoder", noise)
+
+    def turns(self):
+        return [Turn("all", list(self.parameters()))]
+"""
+
+
+def test_a_plugin_for_the_names_of_0_1_works_with_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "plugin_for_0_1.py").write_text(OLD)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plugin.load(str(tmp_path / "plugin_for_0_1.py"))
+        fitted(settings(model={"name": "written_for_0_1"}, steps=3), tmp_path / "run")
+    text = " ".join(str(w.message) for w in caught)
+    for old in ("dist ", "losses.wide", "models.Turn", "Old.turns()", "Batch.held", "Batch.places", "Batch.population"):
+        assert old in text, old

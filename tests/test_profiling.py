@@ -14,7 +14,7 @@ import torch
 from helpers import fitted, fresh_trainer, metrics, settings, start
 from torch import nn
 
-from distae.training.profiling import PHASES, Phase, peak_flops
+from distae.training.profiling import TIMERS, Timer, peak_flops
 
 ROW = re.compile(r"^  (\D+?) +([\d.]+) ms +(-?[\d.]+)%$", re.MULTILINE)
 
@@ -51,12 +51,12 @@ def test_flops_are_those_of_the_layers(tmp_path):
     """2 per weight and sample forward, as many for weights' gradients, and for inputs' but the first layer's."""
     trainer = fresh_trainer(settings(grad_accum_steps=2, model={"name": "vae"}), tmp_path)
     rows = next(iter(trainer.sampler))
-    before = [p.clone() for p in trainer.stepper.model.parameters()]
-    flops = trainer.stepper.flops(rows)
+    before = [p.clone() for p in trainer.train_step.model.parameters()]
+    flops = trainer.train_step.flops(rows)
     trainer.close()
-    sizes = [m.weight.numel() for m in trainer.stepper.model.modules() if isinstance(m, nn.Linear)]
+    sizes = [m.weight.numel() for m in trainer.train_step.model.modules() if isinstance(m, nn.Linear)]
     assert flops == 24 * (6 * sum(sizes) - 2 * sizes[0])
-    assert all(torch.equal(a, b) for a, b in zip(before, trainer.stepper.model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.train_step.model.parameters(), strict=True))
 
 
 def test_peaks_are_known_by_the_devices_name():
@@ -92,7 +92,7 @@ def test_the_breakdown_adds_up_and_finds_what_is_slow(tmp_path):
         fitted(replace(settings(steps=70, log_every=10), profile=True), tmp_path)
     log = (tmp_path / "log.txt").read_text()
     rows = table(log)
-    assert [*rows] == [*PHASES, "other"]
+    assert [*rows] == [*TIMERS, "other"]
     assert sum(share for _, share in rows.values()) == pytest.approx(100, abs=0.5)
     assert rows["data"][0] == pytest.approx(20, rel=0.5)
     assert max(rows, key=lambda name: rows[name]) == "data"
@@ -126,10 +126,10 @@ def test_two_ranks_tell_the_exchange_and_leave_a_trace_each(tmp_path):
 
 
 def test_phases_add_up():
-    phase = Phase()
+    timer = Timer()
     moments = iter([1.0, 1.5, 4.0, 4.25])
     with mock.patch("time.perf_counter", side_effect=lambda: next(moments)):
         for _ in range(2):
-            with phase:
+            with timer:
                 pass
-    assert math.isclose(phase.seconds, 0.75)
+    assert math.isclose(timer.seconds, 0.75)

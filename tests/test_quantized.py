@@ -49,7 +49,7 @@ def test_the_losses_of_a_learned_codebook_are_the_papers():
     out = run(model, x)
     torch.testing.assert_close(out.per_sample["loss"], out.per_sample["recon"] + 1.5 * nearest)
     out.loss.backward()
-    index = model.encode(x).numbers
+    index = model.encode(x).indices
     used = torch.nn.functional.one_hot(index.flatten(), 5).double()
     expected = 2 * (used.sum(0)[:, None] * model.codebook.codes - used.T @ z.flatten(0, 1)) / 4
     torch.testing.assert_close(model.codebook.codes.grad, expected)
@@ -136,10 +136,10 @@ def test_a_residual_quantizer_of_depth_one_is_vq_and_more_depth_comes_nearer():
 def test_fsq_implies_a_codebook_of_the_product_of_its_levels():
     levels = torch.tensor([4, 3, 5])
     z = 4 * torch.randn(20000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    codes, numbers = fsq(z, levels)
-    assert set(numbers.tolist()) == set(range(60))
+    codes, indices = fsq(z, levels)
+    assert set(indices.tolist()) == set(range(60))
     assert len({tuple(row) for row in codes.tolist()}) == 60
-    assert len(torch.unique(torch.cat([codes, numbers[:, None]], 1), dim=0)) == 60
+    assert len(torch.unique(torch.cat([codes, indices[:, None]], 1), dim=0)) == 60
     assert [len(column.unique()) for column in codes.T] == [4, 3, 5]
     assert codes.abs().max() <= 1
     assert not fsq(torch.zeros(1, 3, dtype=torch.float64), levels)[0].any()
@@ -154,14 +154,14 @@ def test_fsq_passes_the_gradient_of_its_bound():
 
 def test_lfq_entropies_are_those_of_a_softmax_over_all_codes():
     x, model = data(6), make("lfq_vae", latent_dim=6, bits=3)
-    z, signs, numbers = model.quantize(x, None)
+    z, signs, indices = model.quantize(x, None)
     codes = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * 3).flip(1)  # the lowest bit changes fastest
     q = Categorical(logits=-(z[:, :, None] - codes).square().sum(3))
     torch.testing.assert_close(model.log_probabilities(z), q.logits)
     out = run(model, x)
     torch.testing.assert_close(out.per_sample["sample_entropy"], q.entropy().sum(1))
     torch.testing.assert_close(out.per_batch["batch_entropy"], 2 * Categorical(q.probs.mean((0, 1))).entropy())
-    assert torch.equal(codes[numbers], signs)
+    assert torch.equal(codes[indices], signs)
     torch.testing.assert_close(out.per_sample["commitment"], (z - z.sign()).square().sum((1, 2)))
 
 
@@ -180,5 +180,5 @@ def test_lfq_trains_where_probabilities_are_rounded_to_0():
 def test_codes_decode_to_the_reconstruction(name):
     x, model = data(6), make(name, latent_dim=8)
     codes = model.encode(x)
-    assert codes.numbers.dtype == torch.int64
+    assert codes.indices.dtype == torch.int64
     torch.testing.assert_close(model.decode(codes.z), model.likelihood.mean(run(model.eval(), x).recon))

@@ -23,7 +23,7 @@ from distae.config import TrainConfig, build, check
 from distae.config.cli import read_toml
 from distae.runtime.environment import Environment
 from distae.runtime.signals import StopRequest
-from distae.training.state import tensors_of
+from distae.training.state import state_dict
 from distae.training.trainer import Trainer
 
 RECORDED = sorted((Path(__file__).parent / "data" / "checkpoints").glob("torch-*"))
@@ -50,7 +50,7 @@ def test_there_is_one_of_the_oldest_and_one_of_a_newer_torch():
 def test_a_checkpoint_of_another_torch_is_loaded_bit_for_bit(recorded, cfg):
     trainer = Trainer(cfg, data.load(cfg.data), StopRequest(), 1)
     trainer.resume()
-    there, here = read_tensors(recorded / "checkpoints" / name_of(6)), tensors_of(trainer.stepper)
+    there, here = read_tensors(recorded / "checkpoints" / name_of(6)), state_dict(trainer.train_step)
     trainer.close()
     assert trainer.state.step == 6
     assert set(here) == set(there)

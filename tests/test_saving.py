@@ -9,7 +9,7 @@ from test_resume import RICH, StopAt, run
 
 from benchmarks import crash
 from distae.checkpoint.retention import steps_in
-from distae.training.save_schedule import FIRST, GPU_HOURS_PER_FAILURE, REMEMBERED, SaveClock, best_interval
+from distae.training.save_schedule import FIRST, GPU_HOURS_PER_FAILURE, REMEMBERED, SaveSchedule, best_interval
 
 MINUTE, HOUR = 60.0, 3600.0
 
@@ -46,7 +46,7 @@ class Simulated:
     """Training with steps of 0.1 s and saves of a given cost, on a clock of its own."""
 
     def __init__(self, mtbf: float, step: int = 0) -> None:
-        self.clock = SaveClock("auto", mtbf)
+        self.clock = SaveSchedule("auto", mtbf)
         self.now, self.step = 1000.0, step
         self.clock.start(self.step, self.now)
 
@@ -83,7 +83,7 @@ def test_a_save_between_puts_the_next_one_off():
 
 
 def test_a_number_of_steps_is_kept():
-    assert [n for n in range(1, 13) if SaveClock(4, HOUR).due(n)] == [4, 8, 12]
+    assert [n for n in range(1, 13) if SaveSchedule(4, HOUR).due(n)] == [4, 8, 12]
 
 
 AUTO = {"save_every": "auto", "steps": 60, "checkpoint": {"mtbf_hours": 1e-9, "keep_latest_k": 99}}
@@ -104,7 +104,7 @@ def test_saves_change_no_result(tmp_path: Path) -> None:
 
 def test_by_default_failures_are_those_of_llama_3(tmp_path: Path) -> None:
     trainer = fitted(settings(save_every="auto", data={"val_fraction": 0}), tmp_path / "run")
-    assert trainer.save_clock.mtbf == GPU_HOURS_PER_FAILURE * HOUR
+    assert trainer.save_schedule.mtbf == GPU_HOURS_PER_FAILURE * HOUR
     assert round(GPU_HOURS_PER_FAILURE) == 50_677
     assert metrics(tmp_path / "run")[-1]["step"] == 20
 
@@ -112,8 +112,8 @@ def test_by_default_failures_are_those_of_llama_3(tmp_path: Path) -> None:
 OTHER_CLOCK = """
 import os
 from distae.training import save_schedule
-after = save_schedule.SaveClock.after
-save_schedule.SaveClock.after = lambda self, step, *times: after(self, step, *times) + 3 * int(os.environ["RANK"])
+after = save_schedule.SaveSchedule.after
+save_schedule.SaveSchedule.after = lambda self, step, *times: after(self, step, *times) + 3 * int(os.environ["RANK"])
 """
 
 

@@ -59,23 +59,23 @@ def test_a_step_is_the_hand_written_one(name, case, accum, tmp_path):
     orders = []
     for step, rows in zip(range(6), trainer.sampler, strict=False):
         orders.append(rows.flatten())
-        trainer.stepper(step, rows)
+        trainer.train_step(step, rows)
     trainer.close()
-    for mine, expected in zip(trainer.stepper.model.parameters(), by_hand(cfg, orders).parameters(), strict=True):
+    for mine, expected in zip(trainer.train_step.model.parameters(), by_hand(cfg, orders).parameters(), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-11)
 
 
 def test_the_average_is_torchs(tmp_path):
     trainer = fresh_trainer(settings(ema=0.8, net={"norm": "batch"}), tmp_path)
-    stepper = trainer.stepper
-    torchs = AveragedModel(stepper.model, multi_avg_fn=get_ema_multi_avg_fn(0.8))
-    torchs.update_parameters(stepper.model)  # its first call copies: the average starts at the initial weights
+    train_step = trainer.train_step
+    torchs = AveragedModel(train_step.model, multi_avg_fn=get_ema_multi_avg_fn(0.8))
+    torchs.update_parameters(train_step.model)  # its first call copies: the average starts at the initial weights
     for step, rows in zip(range(6), trainer.sampler, strict=False):
-        stepper(step, rows)
-        torchs.update_parameters(stepper.model)
+        train_step(step, rows)
+        torchs.update_parameters(train_step.model)
     trainer.close()
     for (name, mine), (_, expected) in zip(
-        stepper.average.model.state_dict().items(), torchs.module.state_dict().items(), strict=True
+        train_step.ema.model.state_dict().items(), torchs.module.state_dict().items(), strict=True
     ):
         torch.testing.assert_close(mine, expected, msg=name)
 
@@ -91,7 +91,9 @@ def test_logged_terms_are_means_over_the_window(tmp_path):
     trainer = fitted(still, tmp_path / "ae")
     x, _ = trainer.loaders["train"].batch(torch.cat(list(trainer.sampler))[:3].flatten(), None)
     expected = float(
-        trainer.stepper.model.likelihood(trainer.stepper.model.decoder(trainer.stepper.model.encode(x).z, None), x).mean().detach()
+        trainer.train_step.model.likelihood(trainer.train_step.model.decoder(trainer.train_step.model.encode(x).z, None), x)
+        .mean()
+        .detach()
     )
     assert metrics(tmp_path / "ae")[0]["train/loss"] == pytest.approx(expected, rel=1e-6)
 
@@ -118,26 +120,26 @@ def test_a_nan_sample_is_masked_and_named(optim, tmp_path):
     trainer.close()
     saved = sorted(p.name for p in (tmp_path / "a" / "checkpoints").iterdir())
     assert saved == ["step_00000002", "step_00000003"]
-    assert all(p.isfinite().all() for p in trainer.stepper.model.parameters())
+    assert all(p.isfinite().all() for p in trainer.train_step.model.parameters())
     reference = fresh_trainer(cfg, tmp_path / "b")
     for i in range(step):
-        reference.stepper(i, orders[i : i + 1])
+        reference.train_step(i, orders[i : i + 1])
     reference.close()
     clean = splits()["train"]
     assert clean.scale == 1 / 255
-    for a, b in zip(trainer.stepper.model.parameters(), reference.stepper.model.parameters(), strict=True):
+    for a, b in zip(trainer.train_step.model.parameters(), reference.train_step.model.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_a_gradient_alone_that_is_not_finite_is_named(tmp_path):
     trainer = fresh_trainer(settings(log_every=4, save_every=1000), tmp_path)
     calls = []
-    weight = next(trainer.stepper.model.parameters())
+    weight = next(trainer.train_step.model.parameters())
     weight.register_hook(lambda g: g * float("inf") if calls.append(0) or len(calls) == 3 else g)
     with pytest.raises(TrainingError, match="the gradient became non-finite at step 3; that update was not applied"):
         trainer.fit()
     trainer.close()
-    assert all(p.isfinite().all() for p in trainer.stepper.model.parameters())
+    assert all(p.isfinite().all() for p in trainer.train_step.model.parameters())
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -150,7 +152,7 @@ def test_autocast_stays_near_single_precision(precision, tolerance, model, net, 
     for kind in ("fp32", precision):
         cfg = settings(model={"name": model}, net={"name": net, "norm": "batch"}, precision=kind, optim={"max_grad_norm": 50.0})
         trainer = fitted(cfg, tmp_path / kind)
-        assert {p.dtype for p in trainer.stepper.model.parameters()} == {torch.float32}
+        assert {p.dtype for p in trainer.train_step.model.parameters()} == {torch.float32}
         runs[kind] = {k: v for row in metrics(tmp_path / kind) for k, v in row.items() if k in ("val/loss", "test/loss")}
     assert runs[precision] == pytest.approx(runs["fp32"], rel=tolerance)
     assert runs[precision] != runs["fp32"]
@@ -158,18 +160,18 @@ def test_autocast_stays_near_single_precision(precision, tolerance, model, net, 
 
 def test_a_skipped_step_of_the_loss_scaler_counts_as_a_step(tmp_path):
     trainer = fresh_trainer(settings(precision="fp16", steps=3, log_every=1), tmp_path)
-    scaler, before = trainer.stepper.scaler, [p.clone() for p in trainer.stepper.model.parameters()]
+    scaler, before = trainer.train_step.scaler, [p.clone() for p in trainer.train_step.model.parameters()]
     scaler._init_scale = 2.0**60  # overflows float16 in the first backward
     assert trainer.fit()
     trainer.close()
     assert trainer.state.step == 3
     assert scaler.get_scale() < 2.0**60
-    assert all(torch.equal(a, b) for a, b in zip(before, trainer.stepper.model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.train_step.model.parameters(), strict=True))
 
 
 def test_a_loss_scale_that_collapses_ends_the_run(tmp_path):
     trainer = fresh_trainer(settings(precision="fp16", steps=60, log_every=10), tmp_path)
-    for p in trainer.stepper.model.parameters():
+    for p in trainer.train_step.model.parameters():
         p.register_hook(lambda grad: grad * math.inf)
     with pytest.raises(TrainingError, match=r"fp16 gradients overflow even at a loss scale of .* \(step 30\)"):
         trainer.fit()
@@ -179,7 +181,7 @@ def test_a_loss_scale_that_collapses_ends_the_run(tmp_path):
 def test_a_single_process_is_not_wrapped(tmp_path):
     trainer = fresh_trainer(settings(), tmp_path)
     trainer.close()
-    assert trainer.stepper.wrapped is trainer.stepper.model
+    assert trainer.train_step.wrapped is trainer.train_step.model
 
 
 @pytest.mark.parametrize(
@@ -223,8 +225,8 @@ def test_channels_last_changes_nothing_and_resumes_bit_for_bit(tmp_path):
     cfg = settings(model={"name": "vae"}, net={"name": "conv", "norm": "batch"}, steps=6, log_every=1, eval_every=6)
     last = replace(cfg, channels_last=True)
     trainer = fitted(last, tmp_path / "last")
-    kernel = next(p for p in trainer.stepper.model.parameters() if p.ndim == 4 and p.shape[1] > 1)
-    moment = trainer.stepper.optimizers["autoencoder"].state[kernel]["exp_avg"]
+    kernel = next(p for p in trainer.train_step.model.parameters() if p.ndim == 4 and p.shape[1] > 1)
+    moment = trainer.train_step.optimizers["autoencoder"].state[kernel]["exp_avg"]
     assert kernel.stride() == moment.stride() != kernel.contiguous().stride()
     fitted(cfg, tmp_path / "first")
     for mine, expected in zip(metrics(tmp_path / "last"), metrics(tmp_path / "first"), strict=True):

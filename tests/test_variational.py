@@ -194,15 +194,15 @@ def test_the_relatives_of_iwae_agree_where_they_should():
     torch.testing.assert_close(run(like(model, "ciwae", elbo_share=0.25, samples=6), x).loss, 0.25 * elbo + 0.75 * iwae)
     piwae = like(model, "piwae", bounds=2, samples=3)
     torch.testing.assert_close(run(piwae, x).loss, iwae)
-    torch.testing.assert_close(run(piwae, x, turn="encoder").loss, run(like(model, "miwae", bounds=2, samples=3), x).loss)
+    torch.testing.assert_close(run(piwae, x, phase="encoder").loss, run(like(model, "miwae", bounds=2, samples=3), x).loss)
 
 
 def test_the_turns_of_piwae_share_out_all_parameters():
     model = make("piwae", learn_scale=True)
     names = {id(p): n for n, p in model.named_parameters()}
-    turns = {t.name: {names[id(p)].split(".")[0] for p in t.parameters} for t in model.turns()}
-    assert turns == {"decoder": {"decoder", "likelihood"}, "encoder": {"encoder"}}
-    assert sum(len(t.parameters) for t in model.turns()) == len(names)
+    phases = {t.name: {names[id(p)].split(".")[0] for p in t.parameters} for t in model.phases()}
+    assert phases == {"decoder": {"decoder", "likelihood"}, "encoder": {"encoder"}}
+    assert sum(len(t.parameters) for t in model.phases()) == len(names)
 
 
 def test_a_bound_of_equal_weights_is_their_log():

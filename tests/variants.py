@@ -40,19 +40,19 @@ def data(n: int, *shape: int, seed: int = 0) -> Tensor:
     return torch.sigmoid(torch.randn(n, size.numel(), generator=generator, dtype=torch.float64) @ mix).view(n, *size)
 
 
-def run(model: Autoencoder, x: Tensor, number: int = 0, turn: str | None = None, **batch: Any) -> Output:
-    """One forward of a turn, the first by default."""
-    out: Output = model(Batch(x, population=len(x), **batch), turn or model.turns()[0].name, noise(len(x), number))
+def run(model: Autoencoder, x: Tensor, number: int = 0, phase: str | None = None, **batch: Any) -> Output:
+    """One forward of a phase, the first by default."""
+    out: Output = model(Batch(x, dataset_size=len(x), **batch), phase or model.phases()[0].name, noise(len(x), number))
     return out
 
 
 def train(model: Autoencoder, x: Tensor, steps: int, lr: float = 0.01) -> Autoencoder:
-    """Full-batch Adam on all turns."""
-    turns = [(t, torch.optim.Adam(t.parameters, lr)) for t in model.turns()]
+    """Full-batch Adam on all phases."""
+    phases = [(t, torch.optim.Adam(t.parameters, lr)) for t in model.phases()]
     for step in range(steps):
-        for turn, optimizer in turns:
+        for phase, optimizer in phases:
             optimizer.zero_grad()
-            run(model, x, step, turn.name, step=step).loss.backward()
+            run(model, x, step, phase.name, step=step).loss.backward()
             optimizer.step()
         model.after_step(step + 1)
     return model.eval()

@@ -27,7 +27,7 @@ from distae.checkpoint.shards import ShardWriter, damaged_file, fsync_folder, wr
 from distae.errors import TrainingError
 
 
-class Found(NamedTuple):
+class LatestCheckpoint(NamedTuple):
     """The newest valid checkpoint, and what is wrong with newer ones."""
 
     step: int
@@ -43,7 +43,7 @@ class Job(NamedTuple):
     best_step: int | None
 
 
-class Checkpoints:
+class CheckpointStore:
     """The checkpoints of a run folder. Every public method is called by all ranks together.
 
     A save copies this rank's share of the tensors into buffers that are allocated once; a thread with a process group of its own
@@ -144,7 +144,7 @@ class Checkpoints:
         fsync_folder(self.folder)
         retain(self.folder, self.keep_latest_k, job.best_step)
 
-    def newest(self) -> Found | None:
+    def newest(self) -> LatestCheckpoint | None:
         """The newest valid checkpoint, checksums included; None where there are no checkpoints.
 
         Raises TrainingError where there are some, but none is valid.
@@ -153,7 +153,7 @@ class Checkpoints:
         for step in dist.broadcast(steps_in(self.folder)):
             why = dist.broadcast(why_invalid(self.folder / name_of(step))) or self._why_damaged(step)
             if why is None:
-                return Found(step, complaints)
+                return LatestCheckpoint(step, complaints)
             complaints.append(f"{name_of(step)} is not used: {why}")
         if complaints:
             raise TrainingError(f"no valid checkpoint in {self.folder}: {'; '.join(complaints)}")

@@ -34,10 +34,10 @@ def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
 
 def fingerprint(cfg: TrainConfig) -> str:
     """8 hex digits of the settings that define the result."""
-    return hashlib.sha256(json.dumps(defining(cfg), sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(identity_settings(cfg), sort_keys=True).encode()).hexdigest()[:8]
 
 
-def defining(cfg: TrainConfig) -> dict[str, Any]:
+def identity_settings(cfg: TrainConfig) -> dict[str, Any]:
     """Dotted names and values of the settings that define the result: a resume must not change them."""
     may_change = MAY_CHANGE - ({"grad_accum_steps"} if couples_samples(cfg) else set())
     return {k: list(v) if isinstance(v, tuple) else v for k, v in leaves(cfg) if k not in may_change}

@@ -24,7 +24,7 @@ class EarlyStopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """Checkpoints for resuming."""
+    """CheckpointStore for resuming."""
 
     mode: Literal["async", "sync"] = "async"
     """async copies the state and writes it beside training; sync waits for the disk."""

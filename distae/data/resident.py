@@ -28,12 +28,12 @@ class Loader:
         return len(self.arrays)
 
     @property
-    def home(self) -> torch.device:
+    def storage_device(self) -> torch.device:
         """Where the stored values are, and row numbers are wanted."""
         return self.arrays.x.device
 
     def batch(self, rows: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
-        """Samples `[B, *shape]` and labels `[B]` of the rows `[B]` (int64, on `home`)."""
+        """Samples `[B, *shape]` and labels `[B]` of the rows `[B]` (int64, on `storage_device`)."""
         x = self._to_device(self.arrays.x.index_select(0, rows)).to(self.dtype, memory_format=self.memory_format)
         if self.arrays.scale != 1:
             x *= self.arrays.scale
@@ -49,13 +49,13 @@ class Loader:
         return x if x.device == self.device else x.pin_memory().to(self.device, non_blocking=True)
 
 
-def steps(sampler: GlobalBatchSampler, first: int, home: torch.device) -> Iterator[Tensor]:
+def steps(sampler: GlobalBatchSampler, first: int, storage_device: torch.device) -> Iterator[Tensor]:
     """Row numbers `[micro_steps, micro_batch]` of every step from `first` on, epoch after epoch, without end."""
     step = first
     while True:
         sampler.enter(step)
         for rows in sampler:
-            yield rows.to(home, non_blocking=True)
+            yield rows.to(storage_device, non_blocking=True)
             step += 1
 
 

@@ -1,24 +1,27 @@
 """The processes of a run and what they exchange."""
 
-from distae.distributed.collectives import all_reduce, broadcast, gather, gather_rows, my_rows, sum_
-from distae.distributed.consensus import Vote, first_failure
+from distae import deprecation
+from distae.distributed.collectives import all_reduce, all_reduce_, broadcast, gather, gather_rows, local_rows
+from distae.distributed.consensus import Consensus, first_failure
 from distae.distributed.world import World, pick_device, session, set_tf32, set_threads, synchronize, use, world
 
 __all__ = [
-    "Vote",
+    "Consensus",
     "World",
     "all_reduce",
+    "all_reduce_",
     "broadcast",
     "first_failure",
     "gather",
     "gather_rows",
-    "my_rows",
+    "local_rows",
     "pick_device",
     "session",
     "set_tf32",
     "set_threads",
-    "sum_",
     "synchronize",
     "use",
     "world",
 ]
+
+__getattr__ = deprecation.renamed(__name__, {"my_rows": ("local_rows", local_rows), "sum_": ("all_reduce_", all_reduce_)})

@@ -50,12 +50,12 @@ def gather_rows(x: Tensor) -> Tensor:
     return x if world().group is None else _GatherRows.apply(x, world())
 
 
-def my_rows(x: Tensor) -> Tensor:
+def local_rows(x: Tensor) -> Tensor:
     """This rank's rows of a global batch: the inverse of `gather_rows`."""
     return x[world().rank :: world().world_size]
 
 
-def sum_(x: Tensor) -> Tensor:
+def all_reduce_(x: Tensor) -> Tensor:
     """Sum of `x` over ranks, in place, without gradients."""
     if world().group is not None:
         td.all_reduce(x, group=world().group)

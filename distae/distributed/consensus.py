@@ -32,7 +32,7 @@ def first_failure(text: str) -> str:
 _LOST_CONTACT = re.compile(r"gloo|nccl|Connection (closed|reset)|Broken pipe|timed out", re.IGNORECASE)
 
 
-class Vote:
+class Consensus:
     """A number on which all ranks agree, and nobody waits: cast in one round, read in the next.
 
     A round costs a tiny step a tenth of its time. Rounds are about PERIOD seconds apart, counted in calls (at most MOST_CALLS), of
@@ -46,10 +46,10 @@ class Vote:
         self.box = torch.zeros(2, dtype=torch.int32)
         """The number, and minus the calls until the round after next: the ranks agree on the largest of each."""
         self.work: td.Work | None = None
-        self.calls, self.apart = 0, 1
+        self.calls, self.interval = 0, 1
         self.began, self.seconds = time.perf_counter(), 0.0
 
-    def cast(self, value: int, at_once: bool = False) -> int:
+    def post(self, value: int, at_once: bool = False) -> int:
         """The largest value that any rank gave in the round before, 0 between rounds; give `value` to the next.
 
         Called by all ranks alike. `at_once` makes this call a round: for calls that take longer than those before.
@@ -57,18 +57,18 @@ class Vote:
         if world().control is None:
             return value
         self.calls += 1
-        if self.calls < self.apart and not at_once:
+        if self.calls < self.interval and not at_once:
             return 0
         now = time.perf_counter()
         # The host of a GPU runs ahead until it looks at a number: what a call took then is remembered for some rounds.
         self.seconds = max((now - self.began) / self.calls, 0.8 * self.seconds, 1e-6)
-        result = self.settle()
-        self.began, self.calls, self.apart = now, 0, max(1, -int(self.box[1]))
+        result = self.wait()
+        self.began, self.calls, self.interval = now, 0, max(1, -int(self.box[1]))
         self.box[0], self.box[1] = value, -max(1, min(int(self.PERIOD / self.seconds), self.MOST_CALLS))
         self.work = td.all_reduce(self.box, td.ReduceOp.MAX, group=world().control, async_op=True)
         return result
 
-    def settle(self) -> int:
+    def wait(self) -> int:
         """The result of the round under way, 0 where there is none."""
         if self.work is None:
             return 0

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distae import distributed as dist
 from distae.data import Loader
-from distae.evaluation.exact import place
+from distae.evaluation.exact import eval_shard
 from distae.losses import log_normal_pairs
 from distae.models import Autoencoder, Batch
 from distae.noise import Noise
@@ -38,7 +38,7 @@ def diagnose(model: Autoencoder, loader: Loader, chunk: int, seed: int) -> dict[
         model.train(was_training)
     if not found:
         return {}
-    count, first, second, *rest = (dist.sum_(torch.stack(parts).sum(0)) for parts in zip(*found, strict=True))
+    count, first, second, *rest = (dist.all_reduce_(torch.stack(parts).sum(0)) for parts in zip(*found, strict=True))
     variance = second / count - (first / count).square()
     information, *kl = (part / count for part in rest)
     metrics = {"active_units": float((variance > ACTIVE).sum()), "mi": float(information)}
@@ -47,18 +47,18 @@ def diagnose(model: Autoencoder, loader: Loader, chunk: int, seed: int) -> dict[
 
 def _chunk(model: Autoencoder, loader: Loader, number: int, start: int, chunk: int, seed: int) -> list[Tensor]:
     """Sums over this rank's rows: their number, posterior means and squares, log q(z|x) - log q(z), and the KL by dimension."""
-    here = place(loader, start, chunk)
+    here = eval_shard(loader, start, chunk)
     noise = Noise(seed, ("diagnosis", number), here.rows, dist.world().device)
     x, label = loader.batch(here.samples, noise)
     codes = model.encode(x, label)
     if codes.mu is None or codes.logvar is None:
         return []
-    batch = Batch(x, label, None, here.held)
-    mu, logvar, weight = codes.mu.double(), codes.logvar.double(), here.held.double()[:, None]
+    batch = Batch(x, label, None, here.valid_mask)
+    mu, logvar, weight = codes.mu.double(), codes.logvar.double(), here.valid_mask.double()[:, None]
     z = mu + noise.normal(mu) * torch.exp(0.5 * logvar)
     each = log_normal_pairs(z, batch.pool(mu), batch.pool(logvar))
     aggregate = torch.logsumexp(each, 1) - math.log(each.shape[1])
-    own = batch.places.clamp_max(each.shape[1] - 1)  # rows past the end weigh nothing
+    own = batch.global_indices.clamp_max(each.shape[1] - 1)  # rows past the end weigh nothing
     information = (each.gather(1, own[:, None])[:, 0] - aggregate) * weight[:, 0]
     kl = model.kl_of_dimensions(codes)
     sums = [weight.sum(), (mu * weight).sum(0), (mu.square() * weight).sum(0), information.sum()]

@@ -12,24 +12,24 @@ from distae.models import Autoencoder, Batch, Output
 from distae.noise import Noise, Rows
 
 
-class Place(NamedTuple):
+class EvalShard(NamedTuple):
     """This rank's rows of one chunk."""
 
     rows: Rows
     samples: Tensor
     """`[B]` int64 on the loader's home; a row that this rank lacks is sample 0."""
-    held: Tensor
+    valid_mask: Tensor
     """`[B]` bool on the device: the rows that count."""
 
 
-def place(loader: Loader, start: int, chunk: int) -> Place:
+def eval_shard(loader: Loader, start: int, chunk: int) -> EvalShard:
     """Where the `chunk` samples from `start` on are, or as many as are left; every rank has as many rows."""
     world = dist.world()
     local = -(-min(chunk, len(loader) - start) // world.world_size)
     rows = Rows.strided(chunk, world.rank, world.rank + local * world.world_size, world.world_size, world.device)
-    number = torch.arange(local, device=loader.home) * world.world_size + world.rank
-    held = (number < chunk) & (start + number < len(loader))
-    return Place(rows, torch.where(held, start + number, 0), held.to(world.device))
+    number = torch.arange(local, device=loader.storage_device) * world.world_size + world.rank
+    valid_mask = (number < chunk) & (start + number < len(loader))
+    return EvalShard(rows, torch.where(valid_mask, start + number, 0), valid_mask.to(world.device))
 
 
 @torch.no_grad()
@@ -52,19 +52,19 @@ def evaluate(
                 sums[name] = sums[name] + value if name in sums else value
     finally:
         model.train(was_training)
-    total = dist.sum_(torch.stack(list(sums.values())))
+    total = dist.all_reduce_(torch.stack(list(sums.values())))
     return dict(zip(sums, (total / len(loader)).tolist(), strict=True))
 
 
 def _chunk(model: Autoencoder, loader: Loader, number: int, start: int, chunk: int, seed: int) -> dict[str, Tensor]:
-    """Sums over this rank's rows of one chunk, in float64, of the terms of all turns."""
-    here = place(loader, start, chunk)
-    weight = here.held.double()
+    """Sums over this rank's rows of one chunk, in float64, of the terms of all phases."""
+    here = eval_shard(loader, start, chunk)
+    weight = here.valid_mask.double()
     sums: dict[str, Tensor] = {}
-    for turn in model.turns():
-        noise = Noise(seed, ("eval", number, turn.name), here.rows, weight.device)
+    for phase in model.phases():
+        noise = Noise(seed, ("eval", number, phase.name), here.rows, weight.device)
         x, label = loader.batch(here.samples, noise)
-        out: Output = model(Batch(x, label, None, here.held, len(loader)), turn.name, noise)
+        out: Output = model(Batch(x, label, None, here.valid_mask, len(loader)), phase.name, noise)
         per_sample = out.per_sample | {"mse": (x - model.likelihood.mean(out.recon)).square().flatten(1).mean(1)}
         terms = {name: (value.double() * weight).sum() for name, value in per_sample.items()}
         terms |= {name: value.double() * weight.sum() for name, value in out.per_batch.items()}

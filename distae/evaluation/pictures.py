@@ -21,7 +21,7 @@ def draw(model: Autoencoder, loader: Loader, folder: Path, step: int, seed: int,
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     n = min(2 * COLUMNS, len(loader))
-    rows = torch.arange(n, device=loader.home)
+    rows = torch.arange(n, device=loader.storage_device)
     x, label = loader.batch(rows, Noise(seed, ("pictures",), Rows(n), device))
     pairs = zip(torch.split(x, COLUMNS), torch.split(model.reconstruct(x, label), COLUMNS), strict=True)
     grids = {"reconstructions": torch.cat([half for pair in pairs for half in pair])}

@@ -1,5 +1,6 @@
 """Likelihoods and divergences."""
 
+from distae import deprecation
 from distae.losses.divergences import (
     KERNELS,
     kl_by_dimension,
@@ -13,7 +14,7 @@ from distae.losses.divergences import (
     soft_bound,
     squared_distances,
     sum_per_sample,
-    wide,
+    upcast,
 )
 from distae.losses.likelihoods import Likelihood
 
@@ -31,5 +32,7 @@ __all__ = [
     "soft_bound",
     "squared_distances",
     "sum_per_sample",
-    "wide",
+    "upcast",
 ]
+
+__getattr__ = deprecation.renamed(__name__, {"wide": ("upcast", upcast)})

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def wide(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """`x` in at least float32: sums of hundreds of terms are not for half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -19,7 +19,7 @@ def sum_per_sample(x: Tensor) -> Tensor:
 
 def kl_by_dimension(mu: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mu, exp logvar) || N(0, 1)) of each value, in nats (Kingma & Welling 2014, app. B)."""
-    mu, logvar = wide(mu), wide(logvar)
+    mu, logvar = upcast(mu), upcast(logvar)
     return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
 
 
@@ -61,7 +61,7 @@ def log_standard_normal(z: Tensor) -> Tensor:
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Squared distances `[N, M]` between the rows of `a` `[N, D]` and `b` `[M, D]`, in at least float32 also under autocast."""
-    a, b = wide(a), wide(b)
+    a, b = upcast(a), upcast(b)
     with torch.autocast(a.device.type, enabled=False):
         squares = a.square().sum(1, keepdim=True) + b.square().sum(1)
         return (squares - 2 * a @ b.T).clamp_min(0)
@@ -92,7 +92,7 @@ def mmd(x: Tensor, y: Tensor, kernel: str, widths: tuple[float, ...]) -> Tensor:
 
 def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
     """Squared sliced Wasserstein-2 distance of samples `[N, D]` along `directions` `[L, D]`, a scalar (Kolouri 2018, eq. 14)."""
-    x, y = wide(x), wide(y)
+    x, y = upcast(x), upcast(y)
     with torch.autocast(x.device.type, enabled=False):
         along = (directions / directions.norm(dim=1, keepdim=True)).T.to(x.dtype)
         apart: Tensor = (x @ along).sort(0).values - (y @ along).sort(0).values

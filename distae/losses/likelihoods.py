@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distae.config.models import ModelConfig
-from distae.losses.divergences import sum_per_sample, wide
+from distae.losses.divergences import sum_per_sample, upcast
 
 
 class Likelihood(nn.Module):
@@ -25,16 +25,16 @@ class Likelihood(nn.Module):
         """Its logarithm, and itself. Numbers where it is fixed: each operation on a scalar tensor costs a tiny step 0.3%."""
         if self.log_scale is None:
             return math.log(self.scale), self.scale
-        log_scale = wide(self.log_scale)
+        log_scale = upcast(self.log_scale)
         return log_scale, log_scale.exp()
 
     def mean(self, raw: Tensor) -> Tensor:
         """Mean of p(x|z), in the data's units: `[B, *shape]`."""
-        return torch.sigmoid(wide(raw)) if self.kind == "bernoulli" else wide(raw)
+        return torch.sigmoid(upcast(raw)) if self.kind == "bernoulli" else upcast(raw)
 
     def forward(self, raw: Tensor, x: Tensor) -> Tensor:
         """-log p(x|z) in nats per sample: `[B]`."""
-        raw, x = wide(raw), wide(x)
+        raw, x = upcast(raw), upcast(x)
         if self.kind == "bernoulli":
             return sum_per_sample(F.binary_cross_entropy_with_logits(raw, x, reduction="none"))
         size = x[0].numel()

@@ -1,5 +1,6 @@
 """The variants, one file per family."""
 
+from distae import deprecation
 from distae.models import (
     adversarial,
     ae,
@@ -17,14 +18,14 @@ from distae.models import (
     vamp,
     wasserstein,
 )
-from distae.models.base import Autoencoder, Batch, Codes, Output, Turn, build, output, register, registry
+from distae.models.base import Autoencoder, Batch, Codes, Output, Phase, build, output, register, registry
 
 __all__ = [
     "Autoencoder",
     "Batch",
     "Codes",
     "Output",
-    "Turn",
+    "Phase",
     "adversarial",
     "ae",
     "build",
@@ -45,3 +46,5 @@ __all__ = [
     "vamp",
     "wasserstein",
 ]
+
+__getattr__ = deprecation.renamed(__name__, {"Turn": ("Phase", Phase)})

@@ -1,4 +1,4 @@
-"""Autoencoders with a critic: each opponent has a turn of the step and an optimizer of its own."""
+"""Autoencoders with a critic: each opponent has a phase of the step and an optimizer of its own."""
 
 import torch
 import torch.nn.functional as F
@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from distae.config.models import AAEConfig, FactorVAEConfig, ModelConfig, VAEGANConfig, WAEGANConfig
 from distae.config.nets import MLPConfig, NetConfig
-from distae.losses import kl_standard_normal, wide
-from distae.models.base import Batch, Output, Turn, output, register
+from distae.losses import kl_standard_normal, upcast
+from distae.models.base import Batch, Output, Phase, output, register
 from distae.models.vae import GaussianVAE, Posterior
 from distae.models.wasserstein import CodePrior
 from distae.nn import build_encoder
@@ -20,19 +20,19 @@ def make_critic(hidden: tuple[int, ...], latent_dim: int) -> nn.Module:
     return build_encoder(MLPConfig(hidden=hidden, activation="leaky_relu"), (latent_dim,), 1)
 
 
-def told_apart(real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def discriminator_loss(real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """-log D(real) - log(1 - D(fake)) in nats (Goodfellow 2014, eq. 1) and the critic's accuracy, `[B]` from two kinds' logits."""
     right = ((real > 0).to(real.dtype) + (fake < 0).to(real.dtype)) / 2
     return F.softplus(-real) + F.softplus(fake), {"critic_accuracy": right}
 
 
-def others(model: nn.Module, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+def parameters_except(model: nn.Module, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
     """The model's parameters that are not among these."""
     known = {id(p) for p in parameters}
     return [p for p in model.parameters() if id(p) not in known]
 
 
-class JudgedCodes(CodePrior):
+class LatentDiscriminator(CodePrior):
     """A critic D tells samples of the prior from codes."""
 
     cfg: WAEGANConfig | AAEConfig
@@ -41,49 +41,49 @@ class JudgedCodes(CodePrior):
         super().__init__(cfg, net, shape)
         self.critic = make_critic(self.cfg.critic_hidden, cfg.latent_dim)
 
-    def turns(self) -> list[Turn]:
+    def phases(self) -> list[Phase]:
         critic = list(self.critic.parameters())
-        return [Turn("autoencoder", others(self, critic)), Turn("critic", critic, self.cfg.critic_lr)]
+        return [Phase("autoencoder", parameters_except(self, critic)), Phase("critic", critic, self.cfg.critic_lr)]
 
     def judge(self, batch: Batch, noise: Noise) -> Output:
-        z = wide(self.encoder(batch.x, noise))
-        loss, terms = told_apart(self.logits(noise.normal(z)), self.logits(z))
+        z = upcast(self.encoder(batch.x, noise))
+        loss, terms = discriminator_loss(self.logits(noise.normal(z)), self.logits(z))
         return output(loss, batch.x, terms, "critic_loss")
 
     def logits(self, z: Tensor) -> Tensor:
         """log D(z) / (1 - D(z)): `[B]`, above 0 where z is taken for the prior's."""
-        return wide(self.critic(z, None))[:, 0]
+        return upcast(self.critic(z, None))[:, 0]
 
 
 @register(WAEGANConfig)
-class WAEGAN(JudgedCodes):
+class WAEGAN(LatentDiscriminator):
     """Tolstikhin et al. 2018, algorithm 1. autoencoder: -log p(x|z) - weight * log D(z). critic: -log D(prior) - log(1 - D(z))."""
 
     cfg: WAEGANConfig
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
-        if turn == "critic":
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        if phase == "critic":
             return self.judge(batch, noise)
-        z = wide(self.encoder(batch.x, noise))
+        z = upcast(self.encoder(batch.x, noise))
         recon = self.decoder(z, noise)
         nll, fooled = self.likelihood(recon, batch.x), F.softplus(-self.logits(z))
         return output(nll + batch.weight(self.cfg.weight) * fooled, recon, {"recon": nll, "adversarial": fooled})
 
 
 @register(AAEConfig)
-class AAE(JudgedCodes):
+class AAE(LatentDiscriminator):
     """Makhzani et al. 2016, sec. 2. autoencoder: -log p(x|z). critic: -log D(prior) - log(1 - D(z)). encoder: -log D(z)."""
 
     cfg: AAEConfig
 
-    def turns(self) -> list[Turn]:
-        return [*super().turns(), Turn("encoder", list(self.encoder.parameters()), self.cfg.adversarial_lr)]
+    def phases(self) -> list[Phase]:
+        return [*super().phases(), Phase("encoder", list(self.encoder.parameters()), self.cfg.adversarial_lr)]
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
-        if turn == "critic":
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        if phase == "critic":
             return self.judge(batch, noise)
-        z = wide(self.encoder(batch.x, noise))
-        if turn == "encoder":
+        z = upcast(self.encoder(batch.x, noise))
+        if phase == "encoder":
             return output(F.softplus(-self.logits(z)), batch.x, {}, "adversarial")
         recon = self.decoder(z, noise)
         nll = self.likelihood(recon, batch.x)
@@ -104,12 +104,12 @@ class FactorVAE(GaussianVAE):
         super().__init__(cfg, net, shape)
         self.critic = make_critic(self.cfg.critic_hidden, cfg.latent_dim)
 
-    def turns(self) -> list[Turn]:
+    def phases(self) -> list[Phase]:
         critic = list(self.critic.parameters())
-        return [Turn("autoencoder", others(self, critic)), Turn("critic", critic, self.cfg.critic_lr)]
+        return [Phase("autoencoder", parameters_except(self, critic)), Phase("critic", critic, self.cfg.critic_lr)]
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
-        return super().forward(batch, turn, noise) if turn == "autoencoder" else self.judge(batch, noise)
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        return super().forward(batch, phase, noise) if phase == "autoencoder" else self.judge(batch, noise)
 
     def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         kl, correlation = kl_standard_normal(q.mu, q.logvar), self.logits(q.z)
@@ -119,13 +119,13 @@ class FactorVAE(GaussianVAE):
         z = Posterior.draw(*self.posterior(batch.x, noise), noise).z
         pooled = batch.pool(z)
         columns = [column[noise.permutation(len(pooled))] for column in pooled.unbind(1)]
-        permuted = torch.stack(columns, 1)[batch.places % len(pooled)]
-        loss, terms = told_apart(self.logits(z), self.logits(permuted))
+        permuted = torch.stack(columns, 1)[batch.global_indices % len(pooled)]
+        loss, terms = discriminator_loss(self.logits(z), self.logits(permuted))
         return output(loss / 2, batch.x, terms, "critic_loss")
 
     def logits(self, z: Tensor) -> Tensor:
         """log D(z) / (1 - D(z)): `[B]`, above 0 where z is taken for a code, below for a permuted one."""
-        return wide(self.critic(z, None))[:, 0]
+        return upcast(self.critic(z, None))[:, 0]
 
 
 class Discriminator(nn.Module):
@@ -138,7 +138,7 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         features = self.body(x, noise)
-        return wide(features), wide(self.head(self.activation(features)))[:, 0]
+        return upcast(features), upcast(self.head(self.activation(features)))[:, 0]
 
 
 @register(VAEGANConfig)
@@ -156,26 +156,26 @@ class VAEGAN(GaussianVAE):
         super().__init__(cfg, net, shape)
         self.critic = Discriminator(net, shape, self.cfg.features)
 
-    def turns(self) -> list[Turn]:
+    def phases(self) -> list[Phase]:
         encoder, critic = list(self.encoder.parameters()), list(self.critic.parameters())
         return [
-            Turn("encoder", encoder),
-            Turn("decoder", list(self.decoder.parameters())),
-            Turn("critic", critic, self.cfg.critic_lr),
+            Phase("encoder", encoder),
+            Phase("decoder", list(self.decoder.parameters())),
+            Phase("critic", critic, self.cfg.critic_lr),
         ]
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         q = Posterior.draw(*self.posterior(batch.x, noise), noise)
         recon = self.decoder(q.z, noise)
         truth, real = self.critic(batch.x, noise)
         seen, remade = self.critic(self.likelihood.mean(recon), noise)
         distance = 0.5 * (truth - seen).square().sum(1)
-        if turn == "encoder":
+        if phase == "encoder":
             kl, nll = kl_standard_normal(q.mu, q.logvar), self.likelihood(recon, batch.x)
             return output(kl + distance, recon, {"recon": nll, "kl": kl, "features": distance})
         _, made = self.critic(self.likelihood.mean(self.decoder(noise.normal(q.z), noise)), noise)
-        if turn == "decoder":
+        if phase == "decoder":
             fooled = F.softplus(-remade) + F.softplus(-made)
             return output(batch.weight(self.cfg.gamma) * distance + fooled, recon, {}, "decoder_loss")
-        loss, terms = told_apart(real, remade)
+        loss, terms = discriminator_loss(real, remade)
         return output(loss + F.softplus(made), recon, terms, "critic_loss")

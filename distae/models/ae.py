@@ -16,7 +16,7 @@ class AE(Autoencoder):
 
     cfg: AEConfig
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         recon = self.decoder(self._code(batch.x, noise), noise)
         nll = self.likelihood(recon, batch.x)
         return output(nll, recon, {"recon": nll})
@@ -46,7 +46,7 @@ class DenoisingAE(AE):
 
     cfg: DenoisingAEConfig
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         recon = self.decoder(self._code(self.corrupt(batch.x, noise), noise), noise)
         nll = self.likelihood(recon, batch.x)
         return output(nll, recon, {"recon": nll})
@@ -72,7 +72,7 @@ class SparseAE(AE):
 
     cfg: SparseAEConfig
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         z = self._code(batch.x, noise)
         recon = self.decoder(z, noise)
         nll, sparsity = self.likelihood(recon, batch.x), self.sparsity(z, batch)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from distae import deprecation
 from distae import distributed as dist
 from distae import noise as noise_
 from distae.config.models import ModelConfig
@@ -26,9 +27,9 @@ class Batch(NamedTuple):
     """`[B]` int64, where the data has labels."""
     step: int | None = None
     """Optimizer step, from 0; None in evaluation: weights that change over training then have their final values."""
-    held: Tensor | None = None
+    valid_mask: Tensor | None = None
     """`[B]` bool, which rows count; None is all. In evaluation a rank may lack rows."""
-    population: int = 0
+    dataset_size: int = 0
     """Samples in the split that these were drawn from."""
     ramps: dict[str, Tensor] | None = None
     """Today's values of the weights that change over training, for a compiled program, which must not look at the step."""
@@ -38,20 +39,35 @@ class Batch(NamedTuple):
         return self.ramps[weight] if isinstance(weight, Ramp) and self.ramps is not None else at(weight, self.step)
 
     @property
+    def held(self) -> Tensor | None:
+        deprecation.warn("Batch.held", "valid_mask")
+        return self.valid_mask
+
+    @property
     def places(self) -> Tensor:
+        deprecation.warn("Batch.places", "global_indices")
+        return self.global_indices
+
+    @property
+    def population(self) -> int:
+        deprecation.warn("Batch.population", "dataset_size")
+        return self.dataset_size
+
+    @property
+    def global_indices(self) -> Tensor:
         """Which rows of the global batch these are: `[B]` int64."""
-        return dist.my_rows(torch.arange(len(self.x) * dist.world().world_size, device=self.x.device))
+        return dist.local_rows(torch.arange(len(self.x) * dist.world().world_size, device=self.x.device))
 
     def pool(self, x: Tensor) -> Tensor:
         """`[B, ...]` of all ranks as `[global batch, ...]`, only rows that count, in the same order at every world size."""
         rows = dist.gather_rows(x)
-        return rows if self.held is None else rows[dist.gather_rows(self.held.long()).bool()]
+        return rows if self.valid_mask is None else rows[dist.gather_rows(self.valid_mask.long()).bool()]
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean `[...]` of `[B, ...]` over the rows of all ranks that count, with gradients."""
-        if self.held is None:
+        if self.valid_mask is None:
             return dist.all_reduce(x.sum(0)) / (len(x) * dist.world().world_size)
-        return dist.all_reduce(x[self.held].sum(0)) / dist.all_reduce(self.held.sum().to(x.dtype))
+        return dist.all_reduce(x[self.valid_mask].sum(0)) / dist.all_reduce(self.valid_mask.sum().to(x.dtype))
 
 
 class Codes(NamedTuple):
@@ -61,7 +77,7 @@ class Codes(NamedTuple):
     """`[B, latent_dim]`; the posterior's mean where there is a posterior."""
     mu: Tensor | None = None
     logvar: Tensor | None = None
-    numbers: Tensor | None = None
+    indices: Tensor | None = None
     """`[B, N]` int64, which codes, where they are discrete."""
 
 
@@ -81,14 +97,14 @@ class Output(NamedTuple):
 def output(loss: Tensor, recon: Tensor, terms: dict[str, Tensor], objective: str = "loss") -> Output:
     """An Output that minimises `loss` `[B]`, and reports it under the name `objective` with `terms`: `[B]`, or scalars per batch.
 
-    A variant's turns report under names of their own: only the first one's objective is "loss".
+    A variant's phases report under names of their own: only the first one's objective is "loss".
     """
     reported = {k: v.detach() for k, v in {objective: loss, **terms}.items()}
     per_sample = {k: v for k, v in reported.items() if v.ndim}
     return Output(loss.mean(), per_sample, {k: v for k, v in reported.items() if not v.ndim}, recon.detach())
 
 
-class Turn(NamedTuple):
+class Phase(NamedTuple):
     """One optimizer's share of a step: adversarial variants have several. The first one's loss is the model's."""
 
     name: str
@@ -100,6 +116,12 @@ class Turn(NamedTuple):
 class Autoencoder(nn.Module):
     """Base of all variants: an encoder, a decoder and a likelihood."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "turns" in vars(cls):
+            deprecation.warn(f"{cls.__name__}.turns()", "phases()")
+            cls.phases = cls.turns  # type: ignore[attr-defined, method-assign]
+
     latent_factor: ClassVar[int] = 1
     """Encoder outputs per latent dimension."""
 
@@ -110,8 +132,8 @@ class Autoencoder(nn.Module):
         self.decoder = build_decoder(net, shape, cfg.latent_dim)
         self.likelihood = Likelihood(cfg)
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
-        """The objective of `turn`, so that DDP's hooks see it."""
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        """The objective of `phase`, so that DDP's hooks see it."""
         raise NotImplementedError
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
@@ -138,9 +160,9 @@ class Autoencoder(nn.Module):
         """`n` codes from a standard normal prior: `[n, latent_dim]`."""
         return noise.normal(next(self.parameters()).new_empty(n, self.cfg.latent_dim))
 
-    def turns(self) -> list[Turn]:
-        """The optimizer turns of a step, in order."""
-        return [Turn("autoencoder", list(self.parameters()))]
+    def phases(self) -> list[Phase]:
+        """The optimizer phases of a step, in order."""
+        return [Phase("autoencoder", list(self.parameters()))]
 
     def after_step(self, step: int) -> None:
         """Called once after each optimizer step, for codebooks and averages kept outside the optimizer.
@@ -175,3 +197,6 @@ def build(cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...], seed: int = 
     with noise_.initialising(seed):
         model = _REGISTRY[type(cfg)](cfg, net, shape)
     return model.to(**to)
+
+
+__getattr__ = deprecation.renamed(__name__, {"Turn": ("Phase", Phase)})

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distae.config.models import CategoricalVAEConfig
-from distae.losses import wide
+from distae.losses import upcast
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.noise import Noise
 
@@ -21,7 +21,7 @@ class CategoricalVAE(Autoencoder):
 
     cfg: CategoricalVAEConfig
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         logits = self.logits(batch.x, noise)
         z = self.relax(logits, batch.weight(self.cfg.temperature), noise)
         recon = self.decoder(z.flatten(1), noise)
@@ -37,8 +37,8 @@ class CategoricalVAE(Autoencoder):
         return torch.softmax((logits + gumbel) / temperature, 2)
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
-        numbers = self.logits(x, None).argmax(2)
-        return Codes(self._corners(numbers), numbers=numbers)
+        indices = self.logits(x, None).argmax(2)
+        return Codes(self._corners(indices), indices=indices)
 
     def sample(self, n: int, noise: Noise) -> Tensor:
         like = next(self.parameters()).new_empty(n, self.cfg.latent_dim // self.cfg.categories)
@@ -46,7 +46,7 @@ class CategoricalVAE(Autoencoder):
 
     def logits(self, x: Tensor, noise: Noise | None) -> Tensor:
         """`[B, N, categories]`."""
-        return wide(self.encoder(x, noise)).view(len(x), -1, self.cfg.categories)
+        return upcast(self.encoder(x, noise)).view(len(x), -1, self.cfg.categories)
 
-    def _corners(self, numbers: Tensor) -> Tensor:
-        return F.one_hot(numbers, self.cfg.categories).flatten(1).to(next(self.parameters()).dtype)
+    def _corners(self, indices: Tensor) -> Tensor:
+        return F.one_hot(indices, self.cfg.categories).flatten(1).to(next(self.parameters()).dtype)

@@ -27,7 +27,7 @@ class CVAE(VAE):
         self.encoder = build_encoder(net, (shape[0] + self.cfg.classes, *shape[1:]), 2 * cfg.latent_dim)
         self.decoder = build_decoder(net, shape, cfg.latent_dim + self.cfg.classes)
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         q = Posterior.draw(*self.posterior(self._labelled(batch.x, batch.label), noise), noise)
         recon = self.decoder(self._labelled(q.z, batch.label), noise)
         nll = self.likelihood(recon, batch.x)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from distae.config.models import IAFVAEConfig, LinNFVAEConfig, ModelConfig
 from distae.config.nets import NetConfig
-from distae.losses import log_normal, log_standard_normal, soft_bound, wide
+from distae.losses import log_normal, log_standard_normal, soft_bound, upcast
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.models.vae import Posterior
 from distae.nn.flows import InverseAutoregressive, Planar, Radial
@@ -21,7 +21,7 @@ class FlowVAE(Autoencoder):
     cfg: LinNFVAEConfig | IAFVAEConfig
     flows: nn.ModuleList
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         mu, logvar, context = self.start(batch.x, noise)
         q = Posterior.draw(mu, logvar, noise)
         z, log_det = self.bend(q.z, context)
@@ -32,7 +32,7 @@ class FlowVAE(Autoencoder):
 
     def start(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor]:
         """mu and logvar of z0, and the flows' context, each `[B, latent_dim]`; without a context, `[B, 0]`."""
-        mu, logvar, *context = wide(self.encoder(x, noise)).chunk(self.latent_factor, 1)
+        mu, logvar, *context = upcast(self.encoder(x, noise)).chunk(self.latent_factor, 1)
         return mu, soft_bound(logvar), context[0] if context else mu[:, :0]
 
     def bend(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:

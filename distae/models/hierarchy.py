@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from distae.config.models import HVAEConfig, ModelConfig
 from distae.config.nets import MLPConfig, NetConfig
-from distae.losses import kl_normal, soft_bound, wide
+from distae.losses import kl_normal, soft_bound, upcast
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.nn import build_encoder
 from distae.noise import Noise
@@ -42,7 +42,7 @@ class HVAE(Autoencoder):
         between = MLPConfig(hidden=(hidden,), activation=net.activation)
         self.expected = nn.ModuleList(build_encoder(between, (above,), 2 * d) for d, above in pairwise(sizes))
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         z, kls = self.infer(batch.x, noise)
         recon = self.decoder(z, noise)
         nll, kl = self.likelihood(recon, batch.x), torch.stack(kls)
@@ -86,5 +86,5 @@ class HVAE(Autoencoder):
 
 
 def _normal(raw: Tensor) -> Normal:
-    mu, logvar = wide(raw).chunk(2, 1)
+    mu, logvar = upcast(raw).chunk(2, 1)
     return mu, soft_bound(logvar)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distae.config.models import CIWAEConfig, IWAEConfig, MIWAEConfig, PIWAEConfig
 from distae.losses import kl_standard_normal, log_normal, log_standard_normal
-from distae.models.base import Batch, Output, Turn, output, register
+from distae.models.base import Batch, Output, Phase, output, register
 from distae.models.vae import GaussianVAE
 from distae.noise import Noise
 
@@ -24,22 +24,22 @@ class IWAE(GaussianVAE):
     cfg: IWAEConfig
     bounds = 1
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         mu, logvar = self.posterior(batch.x, noise)
         k = self.bounds * self.cfg.samples
         z = mu[:, None] + noise.normal(mu[:, None].expand(-1, k, -1)) * torch.exp(0.5 * logvar)[:, None]
         recon = self.decoder(z.flatten(0, 1), noise.times(k))
         nll = self.likelihood(recon, batch.x.repeat_interleave(k, 0)).view(-1, k)
         log_weights = log_standard_normal(z) - log_normal(z, mu[:, None], logvar[:, None]).sum(2) - nll
-        loss = -self.objective(log_weights.view(-1, self.bounds, self.cfg.samples), turn)
+        loss = -self.objective(log_weights.view(-1, self.bounds, self.cfg.samples), phase)
         terms = {"recon": nll.mean(1), "kl": kl_standard_normal(mu, logvar)}
-        return self.report(loss, recon.view(-1, k, *self.shape)[:, 0], turn, terms)
+        return self.report(loss, recon.view(-1, k, *self.shape)[:, 0], phase, terms)
 
-    def objective(self, log_weights: Tensor, turn: str) -> Tensor:
+    def objective(self, log_weights: Tensor, phase: str) -> Tensor:
         """What is maximised, `[B]` from log importance weights `[B, bounds, samples]`."""
         return bound(log_weights).mean(1)
 
-    def report(self, loss: Tensor, recon: Tensor, turn: str, terms: dict[str, Tensor]) -> Output:
+    def report(self, loss: Tensor, recon: Tensor, phase: str, terms: dict[str, Tensor]) -> Output:
         return output(loss, recon, terms)
 
 
@@ -60,7 +60,7 @@ class CIWAE(IWAE):
 
     cfg: CIWAEConfig
 
-    def objective(self, log_weights: Tensor, turn: str) -> Tensor:
+    def objective(self, log_weights: Tensor, phase: str) -> Tensor:
         share = self.cfg.elbo_share
         return share * log_weights.mean((1, 2)) + (1 - share) * bound(log_weights).mean(1)
 
@@ -71,12 +71,12 @@ class PIWAE(MIWAE):
 
     cfg: PIWAEConfig
 
-    def turns(self) -> list[Turn]:
+    def phases(self) -> list[Phase]:
         encoder = list(self.encoder.parameters())
-        return [Turn("decoder", [p for p in self.parameters() if all(p is not q for q in encoder)]), Turn("encoder", encoder)]
+        return [Phase("decoder", [p for p in self.parameters() if all(p is not q for q in encoder)]), Phase("encoder", encoder)]
 
-    def objective(self, log_weights: Tensor, turn: str) -> Tensor:
-        return super().objective(log_weights, turn) if turn == "encoder" else bound(log_weights.flatten(1))
+    def objective(self, log_weights: Tensor, phase: str) -> Tensor:
+        return super().objective(log_weights, phase) if phase == "encoder" else bound(log_weights.flatten(1))
 
-    def report(self, loss: Tensor, recon: Tensor, turn: str, terms: dict[str, Tensor]) -> Output:
-        return output(loss, recon, terms) if turn == "decoder" else output(loss, recon, {}, "encoder_loss")
+    def report(self, loss: Tensor, recon: Tensor, phase: str, terms: dict[str, Tensor]) -> Output:
+        return output(loss, recon, terms) if phase == "decoder" else output(loss, recon, {}, "encoder_loss")

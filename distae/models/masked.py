@@ -66,7 +66,7 @@ class MaskedAE(Autoencoder):
         self.encoder, self.decoder = PatchEncoder(cfg, shape), PatchDecoder(cfg, shape)
         self.likelihood = Likelihood(cfg)
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         patches, count = patchify(batch.x, self.cfg.patch), self.cfg.visible(self.shape)
         order = noise.uniform(patches[:, :, 0]).argsort(1)
         visible, hidden = order[:, :count], order[:, count:]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distae.config.models import FSQVAEConfig, LFQVAEConfig, ModelConfig, RQVAEConfig, VQVAEConfig
 from distae.config.nets import NetConfig
-from distae.losses import wide
+from distae.losses import upcast
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.nn.quantizers import Codebook, describe, fsq, straight_through, usage
 from distae.noise import Noise
@@ -15,7 +15,7 @@ from distae.noise import Noise
 
 def vectors(z: Tensor, dim: int) -> Tensor:
     """`[B, N * dim]` as `[B, N, dim]`."""
-    return wide(z).view(len(z), -1, dim)
+    return upcast(z).view(len(z), -1, dim)
 
 
 @register(VQVAEConfig)
@@ -37,30 +37,30 @@ class VQVAE(Autoencoder):
         """Codes per vector."""
         return 1
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         z = self.vectors(batch.x, noise)
         quantized, index, commitment, of_codes = self.quantize(z, noise)
         recon = self.decoder(straight_through(z, quantized).flatten(1), noise)
         nll = self.likelihood(recon, batch.x)
         loss = nll + batch.weight(self.cfg.commitment) * commitment + (of_codes if self.codebook.learned else 0.0)
-        used = describe(usage(index, self.codebook.size, batch.held))
+        used = describe(usage(index, self.codebook.size, batch.valid_mask))
         return output(loss, recon, {"recon": nll, "commitment": commitment, **used})
 
     def quantize(self, z: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Codes for `z` `[B, N, dim]`, their numbers `[B, N * depth]`, and the squared distance `[B]` of each sum of codes from z,
         with gradients to z and with gradients to the codes."""
-        quantized, numbers, distances = torch.zeros_like(z), [], []
+        quantized, indices, distances = torch.zeros_like(z), [], []
         for _ in range(self.depth):
             code, index = self.codebook(z - quantized, noise)
             quantized = quantized + code
-            numbers.append(index)
+            indices.append(index)
             distances.append(torch.stack([z - quantized.detach(), z.detach() - quantized]).square().sum((2, 3)))
         to_codes, of_codes = torch.stack(distances).sum(0)
-        return quantized, torch.cat(numbers, 1), to_codes, of_codes
+        return quantized, torch.cat(indices, 1), to_codes, of_codes
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         quantized, index, _, _ = self.quantize(self.vectors(x, None), None)
-        return Codes(quantized.flatten(1), numbers=index)
+        return Codes(quantized.flatten(1), indices=index)
 
     def vectors(self, x: Tensor, noise: Noise | None) -> Tensor:
         """What is quantized: `[B, N, dim]`."""
@@ -95,15 +95,15 @@ class FSQVAE(Autoencoder):
         super().__init__(cfg, net, shape)
         self.register_buffer("levels", torch.tensor(self.cfg.levels), persistent=False)
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         z, index = self.quantize(batch.x, noise)
         recon = self.decoder(z, noise)
         nll = self.likelihood(recon, batch.x)
-        return output(nll, recon, {"recon": nll, **describe(usage(index, prod(self.cfg.levels), batch.held))})
+        return output(nll, recon, {"recon": nll, **describe(usage(index, prod(self.cfg.levels), batch.valid_mask))})
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         z, index = self.quantize(x, None)
-        return Codes(z, numbers=index)
+        return Codes(z, indices=index)
 
     def quantize(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """Codes `[B, latent_dim]` in [-1, 1] and their numbers `[B, N]`."""
@@ -122,7 +122,7 @@ class LFQVAE(Autoencoder):
 
     cfg: LFQVAEConfig
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         z, signs, index = self.quantize(batch.x, noise)
         recon = self.decoder(straight_through(z, signs).flatten(1), noise)
         nll, commitment = self.likelihood(recon, batch.x), (z - signs).square().sum((1, 2))
@@ -133,7 +133,7 @@ class LFQVAE(Autoencoder):
         batch_entropy = -(mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum() * z.shape[1]
         entropy = batch.weight(self.cfg.entropy) * (sample_entropy - batch_entropy)
         loss = nll + batch.weight(self.cfg.commitment) * commitment + entropy
-        used = describe(usage(index, 2**self.cfg.bits, batch.held))
+        used = describe(usage(index, 2**self.cfg.bits, batch.valid_mask))
         entropies = {"sample_entropy": sample_entropy, "batch_entropy": batch_entropy}
         return output(loss, recon, {"recon": nll, "commitment": commitment, **entropies, **used})
 
@@ -142,14 +142,14 @@ class LFQVAE(Autoencoder):
 
         In logarithms: the gradient of p log p is not finite where p is rounded to 0.
         """
-        numbers = torch.arange(2**self.cfg.bits, device=z.device)
-        codes = 2 * (numbers[:, None] >> torch.arange(self.cfg.bits, device=z.device) & 1) - 1
+        indices = torch.arange(2**self.cfg.bits, device=z.device)
+        codes = 2 * (indices[:, None] >> torch.arange(self.cfg.bits, device=z.device) & 1) - 1
         with torch.autocast(z.device.type, enabled=False):
             return torch.log_softmax(2 * z @ codes.T.to(z.dtype), 2)
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         _, signs, index = self.quantize(x, None)
-        return Codes(signs.flatten(1), numbers=index)
+        return Codes(signs.flatten(1), indices=index)
 
     def quantize(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor]:
         """Encoder values and their signs, `[B, N, bits]`, and the numbers of the codes, `[B, N]`."""

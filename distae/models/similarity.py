@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distae.config.models import MSSSIMVAEConfig
-from distae.losses import wide
+from distae.losses import upcast
 from distae.models.base import Batch, Output, output, register
 from distae.models.vae import VAE, Posterior
 from distae.noise import Noise
@@ -19,7 +19,7 @@ def ms_ssim(x: Tensor, y: Tensor, window: int) -> Tensor:
 
     At most 5 scales, as many as keep the image no smaller than the window, a gaussian of deviation 1.5 pixels.
     """
-    x, y = wide(x), wide(y)
+    x, y = upcast(x), upcast(y)
     sizes = [min(x.shape[2:]) >> i for i in range(len(SCALE_WEIGHTS))]
     weights = [w for w, size in zip(SCALE_WEIGHTS, sizes, strict=True) if size >= window]
     result = torch.ones_like(x[:, 0, 0, 0])
@@ -54,7 +54,7 @@ class MSSSIMVAE(VAE):
 
     cfg: MSSSIMVAEConfig
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         q = Posterior.draw(*self.posterior(batch.x, noise), noise)
         recon = self.decoder(q.z, noise)
         similarity = ms_ssim(batch.x, self.likelihood.mean(recon), self.cfg.window)

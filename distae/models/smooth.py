@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from distae.config.models import ContractiveAEConfig, RAEGPConfig, RAEL2Config
-from distae.losses import wide
+from distae.losses import upcast
 from distae.models.ae import AE
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.nn.layers import ACTIVATIONS
@@ -18,7 +18,7 @@ def jacobian_norm(y: Tensor, x: Tensor, noise: Noise) -> Tensor:
     """
     v = noise.normal(y).to(y.dtype)
     (row,) = torch.autograd.grad((y * v).sum(), x, create_graph=True)
-    return wide(row).square().flatten(1).sum(1)
+    return upcast(row).square().flatten(1).sum(1)
 
 
 @register(ContractiveAEConfig)
@@ -31,7 +31,7 @@ class ContractiveAE(AE):
     cfg: ContractiveAEConfig
 
     @torch.enable_grad()
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         x = batch.x.detach().requires_grad_()
         before = self.encoder(x, noise)
         z = ACTIVATIONS[self.cfg.code_activation](before)
@@ -45,7 +45,7 @@ class ContractiveAE(AE):
         if len(linear) > 1:
             return jacobian_norm(z, x, noise)
         (slope,) = torch.autograd.grad(z.sum(), before, create_graph=True)
-        return (wide(slope).square() * linear[0].weight.square().sum(1)).sum(1)
+        return (upcast(slope).square() * linear[0].weight.square().sum(1)).sum(1)
 
 
 class RAE(Autoencoder):
@@ -54,8 +54,8 @@ class RAE(Autoencoder):
     cfg: RAEL2Config | RAEGPConfig
 
     @torch.enable_grad()
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
-        z = wide(self.encoder(batch.x, noise))
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        z = upcast(self.encoder(batch.x, noise))
         z = z if z.requires_grad else z.requires_grad_()
         recon = self.decoder(z, noise)
         nll, code, decoder = self.likelihood(recon, batch.x), 0.5 * z.square().sum(1), self.roughness(recon, z, noise)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distae.config.models import ModelConfig, SVAEConfig
 from distae.config.nets import NetConfig
-from distae.losses import wide
+from distae.losses import upcast
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.nn import build_encoder
 from distae.noise import Noise
@@ -66,7 +66,7 @@ class SVAE(Autoencoder):
         super().__init__(cfg, net, shape)
         self.encoder = build_encoder(net, shape, cfg.latent_dim + 1)
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         mu, kappa = self.posterior(batch.x, noise)
         q = VonMisesFisher(kappa, self.cfg.latent_dim)
         z = self.draw(q, mu, noise)
@@ -87,7 +87,7 @@ class SVAE(Autoencoder):
 
     def posterior(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """mu `[B, latent_dim]` of length 1, and kappa `[B]`, bounded where the grid of angles still resolves it."""
-        raw = wide(self.encoder(x, noise))
+        raw = upcast(self.encoder(x, noise))
         return F.normalize(raw[:, :-1], dim=1), 1 + 1000 * torch.tanh(F.softplus(raw[:, -1]) / 1000)
 
     def sample(self, n: int, noise: Noise) -> Tensor:

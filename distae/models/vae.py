@@ -14,7 +14,7 @@ from distae.config.models import (
     VAEConfig,
 )
 from distae.config.models.vae import GaussianConfig
-from distae.losses import kl_by_dimension, kl_standard_normal, log_normal, log_standard_normal, mmd, soft_bound, wide
+from distae.losses import kl_by_dimension, kl_standard_normal, log_normal, log_standard_normal, mmd, soft_bound, upcast
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.noise import Noise
 
@@ -37,7 +37,7 @@ class GaussianVAE(Autoencoder):
     cfg: GaussianConfig
     latent_factor = 2
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         q = Posterior.draw(*self.posterior(batch.x, noise), noise)
         recon = self.decoder(q.z, noise)
         nll = self.likelihood(recon, batch.x)
@@ -66,7 +66,7 @@ class GaussianVAE(Autoencoder):
 
     def posterior(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """mu and logvar of q(z|x), each `[B, latent_dim]`."""
-        mu, logvar = wide(self.encoder(x, noise)).chunk(2, dim=1)
+        mu, logvar = upcast(self.encoder(x, noise)).chunk(2, dim=1)
         return mu, soft_bound(logvar)
 
 
@@ -104,14 +104,14 @@ class CapacityVAE(GaussianVAE):
         return batch.weight(self.cfg.gamma) * distance, {"kl": kl}
 
 
-def log_stratified_weights(rows: Tensor, n: int, population: int) -> Tensor:
+def log_stratified_weights(rows: Tensor, n: int, dataset_size: int) -> Tensor:
     """log of the weights `[B, n]` that estimate q(z) from a global batch of n, for its rows number `rows` `[B]`.
 
     Chen et al. 2018, eq. S6: 1/N for the sample itself, (N-M)/(NM) for one other and 1/M for the rest, M = n - 1, N the population.
     """
     if n == 1:
         return rows.new_zeros(len(rows), 1, dtype=torch.float64)
-    others, total = n - 1, max(population, n)
+    others, total = n - 1, max(dataset_size, n)
     weights = torch.full((len(rows), n), 1 / others, dtype=torch.float64, device=rows.device)
     weights.scatter_(1, (rows % n)[:, None], 1 / total)
     weights.scatter_(1, ((rows + 1) % n)[:, None], (total - others) / (total * others))
@@ -130,7 +130,7 @@ class BetaTCVAE(GaussianVAE):
 
     def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         mu, logvar = batch.pool(q.mu), batch.pool(q.logvar)
-        weights = log_stratified_weights(batch.places, len(mu), batch.population).to(q.z.dtype)
+        weights = log_stratified_weights(batch.global_indices, len(mu), batch.dataset_size).to(q.z.dtype)
         each = log_normal(q.z[:, None], mu, logvar)
         joint = torch.logsumexp(weights + each.sum(2), 1)
         product = torch.logsumexp(weights[:, :, None] + each, 1).sum(1)

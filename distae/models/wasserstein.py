@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from distae.config.models import SWAEConfig, WAEMMDConfig
-from distae.losses import mmd, sliced_wasserstein, wide
+from distae.losses import mmd, sliced_wasserstein, upcast
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.noise import Noise
 
@@ -12,7 +12,7 @@ class CodePrior(Autoencoder):
     """Deterministic codes, a standard normal prior."""
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
-        return Codes(wide(self.encoder(x, None)))
+        return Codes(upcast(self.encoder(x, None)))
 
     def sample(self, n: int, noise: Noise) -> Tensor:
         return self.decode(self.normal_codes(n, noise))
@@ -24,8 +24,8 @@ class WAEMMD(CodePrior):
 
     cfg: WAEMMDConfig
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
-        z = wide(self.encoder(batch.x, noise))
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        z = upcast(self.encoder(batch.x, noise))
         recon = self.decoder(z, noise)
         nll = self.likelihood(recon, batch.x)
         distance = mmd(batch.pool(z), batch.pool(noise.normal(z)), self.cfg.kernel, self.cfg.bandwidths)
@@ -38,8 +38,8 @@ class SWAE(CodePrior):
 
     cfg: SWAEConfig
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
-        z = wide(self.encoder(batch.x, noise))
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        z = upcast(self.encoder(batch.x, noise))
         recon = self.decoder(z, noise)
         nll = self.likelihood(recon, batch.x)
         directions = noise.common(self.cfg.slices, self.cfg.latent_dim)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distae.losses import wide
+from distae.losses import upcast
 
 
 class Planar(nn.Module):
@@ -81,7 +81,7 @@ class InverseAutoregressive(nn.Module):
     def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """The new z `[B, D]` and log |det| `[B]`, from z `[B, D]` and context `[B, C]`."""
         hidden = F.elu(self.first(torch.cat([z, context.to(z.dtype)], 1)))
-        mean, gate = wide(self.last(torch.cat([hidden, context.to(hidden.dtype)], 1))).chunk(2, 1)
+        mean, gate = upcast(self.last(torch.cat([hidden, context.to(hidden.dtype)], 1))).chunk(2, 1)
         log_scale = F.logsigmoid(gate + 1.5)  # starts with scales near 1, sec. 4
         scale = log_scale.exp()
         return scale * z + (1 - scale) * mean, log_scale.sum(1)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from distae import distributed as dist
 from distae.config.nets import NetConfig
-from distae.losses import wide
+from distae.losses import upcast
 
 
 class BatchNorm(nn.Module):
@@ -34,7 +34,7 @@ class BatchNorm(nn.Module):
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
             )
         with torch.no_grad():
-            mean, var = moments(wide(x))
+            mean, var = moments(upcast(x))
             count = x.numel() // x.shape[1] * dist.world().world_size
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
@@ -71,7 +71,7 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Ioffe & Szegedy 2015, sec. 3, with the sums over the rows of all ranks."""
         x, weight, mean, var = ctx.saved_tensors
-        x, g = wide(x), wide(grads[0])
+        x, g = upcast(x), upcast(grads[0])
         if torch.is_grad_enabled():  # a derivative of this derivative is wanted, and in it x moves its own moments
             mean, var = moments(x)
         dims, channel = _dims(x)

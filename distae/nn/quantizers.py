@@ -63,7 +63,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def update(self) -> None:
         """Move averages, codes and dead codes after an optimizer step; a step with non-finite vectors changes nothing."""
-        both = dist.sum_(torch.cat([self.seen[:, None], self.seen_total, self.candidates], 1))
+        both = dist.all_reduce_(torch.cat([self.seen[:, None], self.seen_total, self.candidates], 1))
         seen, (seen_total, candidates) = both[:, 0], both[:, 1:].chunk(2, 1)
         finite = seen_total.isfinite().all() & candidates.isfinite().all()
         rate = torch.where(finite, 1 - self.decay, 0.0)
@@ -83,11 +83,11 @@ class Codebook(nn.Module):
         mean.copy_(torch.lerp(mean, new, rate.to(mean.dtype)))
 
 
-def usage(index: Tensor, size: int, held: Tensor | None) -> Tensor:
-    """How often each of `size` codes is used on all ranks, `[size]`; `index` `[B, N]`, of whose rows those `held` `[B]` count."""
+def usage(index: Tensor, size: int, valid_mask: Tensor | None) -> Tensor:
+    """How often each of `size` codes is used over all ranks: `[size]`, from `index` `[B, N]`; rows in `valid_mask` `[B]` count."""
     weight = torch.ones(index.shape, dtype=torch.float64, device=index.device)
-    weight = weight if held is None else weight * held[:, None]
-    counts = dist.sum_(weight.new_zeros(size).index_add_(0, index.flatten(), weight.flatten()))
+    weight = weight if valid_mask is None else weight * valid_mask[:, None]
+    counts = dist.all_reduce_(weight.new_zeros(size).index_add_(0, index.flatten(), weight.flatten()))
     return counts / counts.sum()
 
 

@@ -1,7 +1,7 @@
 """The only source of randomness in distae, keyed: the same key gives the same numbers on any number of ranks.
 
 Noise is drawn for the rows of a whole global batch and each rank keeps its own, so results depend neither on the world size nor
-on gradient accumulation. The key is (seed, stream, step, turn, call), the call counting the draws of one forward.
+on gradient accumulation. The key is (seed, stream, step, phase, call), the call counting the draws of one forward.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ class Noise:
 
     seed: int
     key: tuple[str | int, ...]
-    """(stream, step, turn): which forward pass this is."""
+    """(stream, step, phase): which forward pass this is."""
     rows: Rows
     device: torch.device
     apart: tuple[int, ...] = ()

@@ -8,8 +8,8 @@ from torch import Tensor
 from distae.noise.keyed import Noise, Rows
 
 
-class Recorder(Noise):
-    """Noise that writes down, in order, what is drawn of it; `redraw` then draws the same of another."""
+class NoiseRecorder(Noise):
+    """Noise that writes down, in order, what is drawn of it; `replay` then draws the same of another."""
 
     def __init__(self, noise: Noise, plan: "list[Draw] | None" = None, place: int = 0) -> None:
         super().__init__(noise.seed, noise.key, noise.rows, noise.device, noise.apart)
@@ -34,7 +34,7 @@ class Recorder(Noise):
 
     def times(self, k: int) -> Noise:
         self._write("times", k)
-        return Recorder(super().times(k), self.plan, sum(draw.name == "times" for draw in self.plan))
+        return NoiseRecorder(super().times(k), self.plan, sum(draw.name == "times" for draw in self.plan))
 
     def _write(self, name: str, *args: Any) -> None:
         self.plan.append(Draw(self.place, name, args))
@@ -48,7 +48,7 @@ class Draw(NamedTuple):
     args: tuple[Any, ...]
 
 
-def redraw(noise: Noise, plan: list[Draw]) -> list[Tensor]:
+def replay(noise: Noise, plan: list[Draw]) -> list[Tensor]:
     """The tensors of a recorded plan, from `noise`."""
     noises: list[Any] = [noise]
     tensors: list[Tensor] = []
@@ -58,7 +58,7 @@ def redraw(noise: Noise, plan: list[Draw]) -> list[Tensor]:
     return tensors
 
 
-class Given(Noise):
+class NoiseReplay(Noise):
     """Noise that was drawn before: hands out its tensors in order. For compiled programs, in which no generator can be."""
 
     def __init__(self, tensors: list[Tensor]) -> None:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from distae.config import TrainConfig, build, write_toml
-from distae.config.check import defining
+from distae.config.check import identity_settings
 from distae.config.cli import read_toml
 from distae.errors import UserError
 from distae.runtime.lock import RunLock, acquire
@@ -24,7 +24,7 @@ def check_run_dir(cfg: TrainConfig) -> None:
         raise UserError(f"--run-dir: cannot write to {run_dir} ({error.strerror}); give a folder that can be written") from error
     if cfg.fresh or not (run_dir / CONFIG).is_file():
         return
-    there, here = defining(build(TrainConfig, read_toml(str(run_dir / CONFIG), "run-dir"))), defining(cfg)
+    there, here = identity_settings(build(TrainConfig, read_toml(str(run_dir / CONFIG), "run-dir"))), identity_settings(cfg)
     differ = [f"{k} is {there.get(k)} there and {here.get(k)} here" for k in there | here if there.get(k) != here.get(k)]
     if differ:
         shown = "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")

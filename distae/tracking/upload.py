@@ -30,8 +30,8 @@ def rebuild(run_dir: Path) -> Path:
     folder = run_dir / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    how: dict[str, Any] = wandb_identity(run_dir, _say) | {"dir": str(folder), "config": to_dict(cfg)}
-    run = wandb.init(mode="offline", settings=wandb.Settings(console="off", silent=True), **how)
+    kwargs: dict[str, Any] = wandb_identity(run_dir, _say) | {"dir": str(folder), "config": to_dict(cfg)}
+    run = wandb.init(mode="offline", settings=wandb.Settings(console="off", silent=True), **kwargs)
     run.define_metric("*", step_metric="step")
     for row in _rows(run_dir):
         run.log({k: wandb.Image(str(v)) if isinstance(v, Path) else v for k, v in row.items()})

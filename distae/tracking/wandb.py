@@ -28,13 +28,13 @@ class Wandb:
         config = to_dict(cfg) | {"environment": environment}
         identity = wandb_identity(run_dir, console.line)
         # An absolute folder: the service that writes there may be a sweep agent's, in another folder.
-        how: dict[str, Any] = identity | {"dir": str(run_dir.resolve()), "config": config, "settings": settings}
+        kwargs: dict[str, Any] = identity | {"dir": str(run_dir.resolve()), "config": config, "settings": settings}
         try:
-            self.run = wandb.init(mode=mode, resume="allow" if mode == "online" else None, **how)
+            self.run = wandb.init(mode=mode, resume="allow" if mode == "online" else None, **kwargs)
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             console.line(f"W&B: {error}")
             mode = "offline"
-            self.run = wandb.init(mode=mode, **how)
+            self.run = wandb.init(mode=mode, **kwargs)
         if mode == "offline":
             console.line(f"W&B is offline (no key or no network): sync later with `python -m distae.tracking sync {run_dir}`")
         self.run.define_metric("*", step_metric="step")

@@ -7,14 +7,14 @@ from distae import distributed as dist
 from distae.config.weights import Ramp
 from distae.errors import TrainingError
 from distae.models import Autoencoder, Batch, Output
-from distae.noise import Draw, Given, Noise, Recorder, redraw
+from distae.noise import Draw, Noise, NoiseRecorder, NoiseReplay, replay
 
 
 class Compiled(nn.Module):
     """A model whose forward is compiled. What a program cannot hold is made before it is entered: noise, and today's weights.
 
-    The first forward of a turn runs as it is and records which noise the turn draws; later ones are given theirs. With one process
-    a program is whole; where ranks exchange values in the middle of a forward (batch norm, gathered estimators), it is cut there.
+    The first forward of a phase runs as it is and records which noise it draws; later ones replay it. With one process a program
+    is whole; where ranks exchange values in the middle of a forward (batch norm, gathered estimators), it is cut there.
     """
 
     def __init__(self, model: Autoencoder, cuda_graphs: bool) -> None:
@@ -26,22 +26,22 @@ class Compiled(nn.Module):
         mode = "reduce-overhead" if cuda_graphs else None
         self.program = torch.compile(self._run, fullgraph=dist.world().world_size == 1, mode=mode, dynamic=False)
 
-    def forward(self, batch: Batch, turn: str, noise: Noise) -> Output:
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         """As the model's. Raises TrainingError where it does not compile."""
-        if turn not in self.plans:
-            recorder = Recorder(noise)
-            out: Output = self.model(batch, turn, recorder)
-            self.plans[turn] = recorder.plan
+        if phase not in self.plans:
+            recorder = NoiseRecorder(noise)
+            out: Output = self.model(batch, phase, recorder)
+            self.plans[phase] = recorder.plan
             return out
         ramps: dict[str, Tensor] = {ramp: batch.x.new_full((), ramp.at(batch.step)) for ramp in self.ramps}
         try:
-            return self.program(batch._replace(step=None, ramps=ramps), turn, redraw(noise, self.plans[turn]))
+            return self.program(batch._replace(step=None, ramps=ramps), phase, replay(noise, self.plans[phase]))
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             first = str(error).strip().splitlines()[0]
             raise TrainingError(f"--compile: {self.model.cfg.name} does not compile ({first}); leave --compile out") from error
 
-    def _run(self, batch: Batch, turn: str, given: list[Tensor]) -> Output:
-        return self.model(batch, turn, Given(given))  # type: ignore[no-any-return]
+    def _run(self, batch: Batch, phase: str, given: list[Tensor]) -> Output:
+        return self.model(batch, phase, NoiseReplay(given))  # type: ignore[no-any-return]
 
 
 def no_compiler(device: torch.device) -> str | None:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from distae import distributed as dist
 
-PHASES = ("data", "forward", "backward", "optimizer", "logging", "evaluation", "checkpoint")
+TIMERS = ("data", "forward", "backward", "optimizer", "logging", "evaluation", "checkpoint")
 WARM_UP, WINDOW, TRACED = 10, 50, 5
 """Steps that --profile lets pass, measures, and traces."""
 
@@ -44,7 +44,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-class Phase:
+class Timer:
     """Adds up the host's seconds between entering and leaving."""
 
     def __init__(self) -> None:
@@ -63,15 +63,15 @@ class Phase:
         self.seconds += time.perf_counter() - self.started
 
 
-class Phases(dict[str, Phase]):
+class Timers(dict[str, Timer]):
     """The phases of a run by name."""
 
     def __init__(self) -> None:
-        super().__init__({name: Phase() for name in PHASES})
+        super().__init__({name: Timer() for name in TIMERS})
 
     def now(self) -> dict[str, float]:
         """Seconds in each phase so far, and `elapsed` of all time, from some moment on."""
-        return {name: phase.seconds for name, phase in self.items()} | {"elapsed": time.perf_counter()}
+        return {name: timer.seconds for name, timer in self.items()} | {"elapsed": time.perf_counter()}
 
     def since(self, then: dict[str, float]) -> dict[str, float]:
         """The same since `then`, which `now` gave."""
@@ -84,9 +84,9 @@ class Profile:
     While it measures, a GPU is waited for at the end of each phase: its time is then where it belongs, and the step longer.
     """
 
-    def __init__(self, phases: Phases, model: nn.Module, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, timers: Timers, model: nn.Module, folder: Path, say: Callable[[str], None]) -> None:
         """Traces go to `folder`, one per rank; `say` is told the table, and where they are."""
-        self.phases, self.model, self.folder, self.say = phases, model, folder, say
+        self.timers, self.model, self.folder, self.say = timers, model, folder, say
         self.world = dist.world()
         self.activities = [torch.profiler.ProfilerActivity.CPU]
         if self.world.device.type == "cuda":
@@ -95,7 +95,7 @@ class Profile:
         self.hooks: list[RemovableHandle] = []
         self.steps, self.exposed = 0, 0.0
         self.mark = self._now()
-        self.opened = phases.now()
+        self.opened = timers.now()
 
     def step(self) -> None:
         """Count a step that is over, and open and close the windows when their time has come."""
@@ -118,12 +118,12 @@ class Profile:
             self.say(f"--profile: the run ended within the {WARM_UP} steps before the window")
 
     def _measure(self) -> None:
-        for phase in self.phases.values():
-            phase.leaving = dist.synchronize
-        self.phases["backward"].leaving = self._end_backward
+        for timer in self.timers.values():
+            timer.leaving = dist.synchronize
+        self.timers["backward"].leaving = self._end_backward
         for p in self.model.parameters():
             self.hooks.append(p.register_post_accumulate_grad_hook(self._gradient))  # type: ignore[no-untyped-call]
-        self.opened = self.phases.now()
+        self.opened = self.timers.now()
 
     def _gradient(self, _: Tensor) -> None:
         self.mark = self._now()
@@ -144,7 +144,7 @@ class Profile:
 
     def _tell(self) -> None:
         """Print the table: milliseconds per step of each phase, and its share."""
-        seconds, n = self.phases.since(self.opened), self.steps - WARM_UP
+        seconds, n = self.timers.since(self.opened), self.steps - WARM_UP
         elapsed = seconds.pop("elapsed")
         if self.world.world_size > 1:
             seconds["backward"] -= self.exposed
@@ -155,8 +155,8 @@ class Profile:
         self._undo()
 
     def _record(self) -> None:
-        for name, phase in self.phases.items():
-            phase.entering, phase.leaving = _annotation(name)
+        for name, timer in self.timers.items():
+            timer.entering, timer.leaving = _annotation(name)
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports on stderr that there is no GPU, as an error
         self.trace = torch.profiler.profile(activities=self.activities)
         self.trace.start()
@@ -174,8 +174,8 @@ class Profile:
     def _undo(self) -> None:
         for hook in self.hooks:
             hook.remove()
-        for phase in self.phases.values():
-            phase.entering = phase.leaving = None
+        for timer in self.timers.values():
+            timer.entering = timer.leaving = None
 
 
 def _annotation(name: str) -> tuple[Callable[[], None], Callable[[], None]]:

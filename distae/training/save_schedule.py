@@ -26,7 +26,7 @@ def best_interval(cost: float, mtbf: float) -> float:
     return math.sqrt(2 * cost * mtbf) * (1 + math.sqrt(x) / 3 + x / 9) - cost
 
 
-class SaveClock:
+class SaveSchedule:
     """Which steps to save. With "auto" each save tells what one costs and how long a step takes, and so where the next one is due.
 
     Times are seconds of one clock; steps are timed with all that happens between two saves, evaluations included.

@@ -1,4 +1,4 @@
-"""Everything a run goes on from: taken at a save, put back at a resume."""
+"""The state of a run: collected at a save, loaded at a resume."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -8,15 +8,15 @@ from msgspec import Meta
 from torch import Tensor
 
 from distae import distributed as dist
-from distae.checkpoint import Checkpoints
+from distae.checkpoint import CheckpointStore
 from distae.checkpoint.retention import STATE
 from distae.config import TrainConfig
-from distae.config.check import defining
+from distae.config.check import identity_settings
 from distae.config.optim import CosineConfig
 from distae.errors import TrainingError
 from distae.runtime.files import decode
 from distae.training.optim import Plateau, load_optimizer_tensors, optimizer_tensors
-from distae.training.step import OpenWindow, Stepper
+from distae.training.step import AccumulatorState, TrainStep
 
 
 @dataclass
@@ -32,12 +32,12 @@ class TrainState:
 
 
 @dataclass(frozen=True)
-class Saved:
+class CheckpointMetadata:
     """state.json of a checkpoint: all there is besides tensors."""
 
     state: TrainState
     plateau: Plateau
-    window: OpenWindow
+    window: AccumulatorState
     scaler: dict[str, int | float] | None
     samples_seen: int
     total_steps: int
@@ -50,60 +50,62 @@ class Saved:
     torch: str
 
 
-def tensors_of(stepper: Stepper) -> dict[str, Tensor]:
-    """`model.*`, `ema.*` and `optim.TURN.*`: references, not copies."""
-    tensors = {f"model.{k}": v for k, v in stepper.model.state_dict().items()}
-    if stepper.average:
-        tensors |= {f"ema.{k}": v for k, v in stepper.average.model.state_dict().items()}
-    for turn, optimizer in stepper.optimizers.items():
-        tensors |= {f"optim.{turn}.{k}": v for k, v in optimizer_tensors(optimizer, stepper.names).items()}
+def state_dict(train_step: TrainStep) -> dict[str, Tensor]:
+    """`model.*`, `ema.*` and `optim.PHASE.*`: references, not copies."""
+    tensors = {f"model.{k}": v for k, v in train_step.model.state_dict().items()}
+    if train_step.ema:
+        tensors |= {f"ema.{k}": v for k, v in train_step.ema.model.state_dict().items()}
+    for phase, optimizer in train_step.optimizers.items():
+        tensors |= {f"optim.{phase}.{k}": v for k, v in optimizer_tensors(optimizer, train_step.names).items()}
     return tensors
 
 
-def take(cfg: TrainConfig, state: TrainState, stepper: Stepper, metrics_bytes: int, total_steps: int, threads: int) -> Saved:
-    """What is no tensor; asked of all ranks together."""
-    return Saved(
+def checkpoint_metadata(
+    cfg: TrainConfig, state: TrainState, train_step: TrainStep, metrics_bytes: int, total_steps: int, threads: int
+) -> CheckpointMetadata:
+    """Non-tensor state. Collective: called on all ranks together."""
+    return CheckpointMetadata(
         state=state,
-        plateau=stepper.schedule.plateau,
-        window=stepper.window.state(),
-        scaler=stepper.scaler.state_dict() if stepper.scaler else None,
+        plateau=train_step.schedule.plateau,
+        window=train_step.window.state(),
+        scaler=train_step.scaler.state_dict() if train_step.scaler else None,
         samples_seen=state.step * cfg.global_batch_size,
         total_steps=total_steps,
         metrics_bytes=metrics_bytes,
-        settings=defining(cfg),
+        settings=identity_settings(cfg),
         world_size=dist.world().world_size,
         threads=threads,
         torch=str(torch.__version__),
     )
 
 
-def restore(checkpoints: Checkpoints, step: int, stepper: Stepper) -> Saved:
-    """Put a checkpoint's tensors, loss scale and open window back into `stepper`; returns the rest.
+def load_state_dict(store: CheckpointStore, step: int, train_step: TrainStep) -> CheckpointMetadata:
+    """Load tensors, loss scale and open log window of a checkpoint into `train_step`; returns its metadata.
 
     Raises TrainingError where it cannot be read, or is of another model.
     """
     try:
-        saved = decode(checkpoints.state(step), Saved)
+        saved = decode(store.state(step), CheckpointMetadata)
     except (OSError, ValueError) as error:
         raise TrainingError(f"{STATE} of the checkpoint at step {step} cannot be read: {error}") from error
     if saved.state.step != step or (saved.scaler and not saved.scaler.keys() >= _SCALER):
         raise TrainingError(f"{STATE} of the checkpoint at step {step} is not of that step, or not whole")
-    into = {k: v for k, v in tensors_of(stepper).items() if not k.startswith("optim.")}
-    loaded = checkpoints.load(step, into, "optim.")
-    for turn, optimizer in stepper.optimizers.items():
-        prefix = f"optim.{turn}."
+    into = {k: v for k, v in state_dict(train_step).items() if not k.startswith("optim.")}
+    loaded = store.load(step, into, "optim.")
+    for phase, optimizer in train_step.optimizers.items():
+        prefix = f"optim.{phase}."
         mine = {k.removeprefix(prefix): v for k, v in loaded.items() if k.startswith(prefix)}
-        load_optimizer_tensors(optimizer, stepper.names, mine)
-    if stepper.scaler and saved.scaler:
-        stepper.scaler.load_state_dict(saved.scaler)
-    stepper.window.load(saved.window)
+        load_optimizer_tensors(optimizer, train_step.names, mine)
+    if train_step.scaler and saved.scaler:
+        train_step.scaler.load_state_dict(saved.scaler)
+    train_step.window.load(saved.window)
     return saved
 
 
 _SCALER = set(torch.amp.GradScaler("cpu").state_dict())
 
 
-def compare(saved: Saved, cfg: TrainConfig, total_steps: int, threads: int) -> list[str]:
+def compare(saved: CheckpointMetadata, cfg: TrainConfig, total_steps: int, threads: int) -> list[str]:
     """What is other than when it was saved, and what that means."""
     notes = []
     then, now = (saved.world_size, saved.threads), (dist.world().world_size, threads)

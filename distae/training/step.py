@@ -19,11 +19,11 @@ from distae import distributed as dist
 from distae.config import TrainConfig
 from distae.data import Loader
 from distae.errors import TrainingError
-from distae.models import Autoencoder, Batch, Output, Turn
+from distae.models import Autoencoder, Batch, Output, Phase
 from distae.noise import Noise, Rows
 from distae.training.compile import Compiled
 from distae.training.optim import Schedule, add_l1, make_optimizer
-from distae.training.profiling import Phases
+from distae.training.profiling import Timers
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,7 +36,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 @dataclass(frozen=True)
-class OpenWindow:
+class AccumulatorState:
     """A log window as a checkpoint holds it."""
 
     names: list[str]
@@ -49,7 +49,7 @@ class OpenWindow:
             raise ValueError("a rank's sums are not one per name")
 
 
-class Window:
+class MetricAccumulator:
     """Sums of the terms since the last log, on the device, and how many steps passed before the first non-finite one."""
 
     def __init__(self, device: torch.device) -> None:
@@ -65,7 +65,7 @@ class Window:
         self.good_steps = torch.zeros((), device=self.device)
 
     def add(self, out: Output) -> None:
-        """Add the terms of one micro-step of one turn."""
+        """Add the terms of one micro-step of one phase."""
         names = (*out.per_sample, *out.per_batch)
         values = torch.stack([*out.per_sample.values()]).mean(1)
         if out.per_batch:
@@ -77,19 +77,19 @@ class Window:
         if not self.names:
             self.names = [name for names in self.open for name in names]
             self.sums = self.sums.new_zeros(len(self.names))
-        turns = [*self.open.values()]
-        values = turns[0] if len(turns) == 1 else torch.cat(turns)
+        phases = [*self.open.values()]
+        values = phases[0] if len(phases) == 1 else torch.cat(phases)
         self.sums += values if micro_steps == 1 else values / micro_steps
         self.open = {}
         self.good *= finite
         self.good_steps += self.good
         self.steps += 1
 
-    def state(self) -> OpenWindow:
+    def state(self) -> AccumulatorState:
         """What `load` wants; asked of all ranks together."""
-        return OpenWindow(self.names, dist.gather(self.sums.tolist()), self.steps)
+        return AccumulatorState(self.names, dist.gather(self.sums.tolist()), self.steps)
 
-    def load(self, state: OpenWindow) -> None:
+    def load(self, state: AccumulatorState) -> None:
         """Go on with a window that was open at a save; all its steps were finite, else it had not been saved.
 
         Each rank gets its own sums back, to the last bit; on another number of ranks rank 0 gets them all.
@@ -107,12 +107,12 @@ class Window:
 
     def read(self) -> tuple[dict[str, float], int | None]:
         """Means over the window and all ranks, and the number (from 1) of the first masked step in it. Synchronises."""
-        sums = dist.sum_(self.sums.clone()) / max(1, self.steps * dist.world().world_size)
+        sums = dist.all_reduce_(self.sums.clone()) / max(1, self.steps * dist.world().world_size)
         *means, good, good_steps = torch.cat([sums, torch.stack([self.good, self.good_steps])]).tolist()
         return dict(zip(self.names, means, strict=True)), None if good else int(good_steps) + 1
 
 
-class Average:
+class EMA:
     """Exponential moving average of the parameters; buffers are copied. Starts at the model's own values."""
 
     def __init__(self, model: Autoencoder, decay: float) -> None:
@@ -127,25 +127,25 @@ class Average:
 
 
 class Update(NamedTuple):
-    """One turn's update: its gradient's norm, and whether it was applied. On the device."""
+    """One phase's update: its gradient's norm, and whether it was applied. On the device."""
 
     grad_norm: Tensor
     finite: Tensor
 
 
-class Stepper:
+class TrainStep:
     """Holds the model, its wrapper, its optimizers and the loss scaler."""
 
     def __init__(self, cfg: TrainConfig, model: Autoencoder, loader: Loader, schedule: Schedule, compiled: bool = False) -> None:
         self.cfg, self.model, self.loader, self.schedule = cfg, model, loader, schedule
         self.world = dist.world()
-        self.phases = Phases()
+        self.timers = Timers()
         self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-        self.turns = model.turns()
-        self.optimizers = {t.name: make_optimizer(cfg.optim, t.parameters) for t in self.turns}
+        self.phases = model.phases()
+        self.optimizers = {t.name: make_optimizer(cfg.optim, t.parameters) for t in self.phases}
         self.scaler = torch.amp.GradScaler(self.world.device.type) if cfg.precision == "fp16" else None
-        self.average = Average(model, cfg.ema) if cfg.ema else None
-        self.window = Window(self.world.device)
+        self.ema = EMA(model, cfg.ema) if cfg.ema else None
+        self.window = MetricAccumulator(self.world.device)
         self.grad_norm = torch.zeros((), device=self.world.device)
         self.compiled = Compiled(model, cfg.cuda_graphs) if compiled else None
         self.wrapped: nn.Module = self.compiled or model
@@ -164,8 +164,8 @@ class Stepper:
         ]
 
     def _wrap(self, model: nn.Module) -> DistributedDataParallel:
-        """find_unused_parameters is paid only by variants with several turns."""
-        several = len(self.turns) > 1
+        """find_unused_parameters is paid only by variants with several phases."""
+        several = len(self.phases) > 1
         devices = [self.world.device] if self.world.device.type == "cuda" else None
         renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.15
         buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
@@ -181,9 +181,9 @@ class Stepper:
     @property
     def evaluated(self) -> Autoencoder:
         """The model that evaluation and export use."""
-        return self.average.model if self.average else self.model
+        return self.ema.model if self.ema else self.model
 
-    def prime(self, rows: Tensor) -> None:
+    def warmup(self, rows: Tensor) -> None:
         """Run and discard the passes after which DDP has rebuilt its buckets and torch.compile has compiled.
 
         `rows` is `[micro_steps, micro_batch]`.
@@ -192,71 +192,71 @@ class Stepper:
         never interrupted. Call it before the weights are loaded.
         """
         if self.world.group is not None or self.compiled:
-            self._rehearse(rows, 2)
+            self._run_and_discard(rows, 2)
 
     def flops(self, rows: Tensor) -> float:
         """Floating point operations of this rank's share of a step, forward and backward, counted by torch. Changes nothing."""
         from torch.utils.flop_counter import FlopCounterMode  # a tenth of the start-up, for the devices whose peak is known
 
         with FlopCounterMode(display=False) as counter:
-            self._rehearse(rows, 1)
+            self._run_and_discard(rows, 1)
         return float(counter.get_total_flops() * len(rows))
 
-    def _rehearse(self, rows: Tensor, times: int) -> None:
-        """Run the first micro-step of every turn so many times, and leave no trace of it."""
+    def _run_and_discard(self, rows: Tensor, times: int) -> None:
+        """Run the first micro-step of every phase so many times, and leave no trace of it."""
         buffers = [b.clone() for b in self.model.buffers()]
         for _ in range(times):
-            for turn in self.turns:
-                self._only(turn)
+            for phase in self.phases:
+                self._only(phase)
                 self.wrapped.zero_grad()  # a CUDA graph's gradients do not outlive its next replay
-                self._backward(turn, 0, 0, rows[0])
+                self._backward(phase, 0, 0, rows[0])
         self.wrapped.zero_grad()
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
     def __call__(self, step: int, rows: Tensor) -> None:
         """Make the update after which the run has done step + 1 steps, from rows `[micro_steps, micro_batch]`."""
-        updates = [self._turn(turn, step, rows) for turn in self.turns]
+        updates = [self._phase(phase, step, rows) for phase in self.phases]
         if self.scaler:
             self.scaler.update()
         self.grad_norm = updates[0].grad_norm
         self.window.close_step(functools.reduce(torch.logical_and, [u.finite for u in updates]), len(rows))
         self.model.after_step(step + 1)
-        if self.average:
-            self.average.update(self.model)
+        if self.ema:
+            self.ema.update(self.model)
 
-    def _turn(self, turn: Turn, step: int, rows: Tensor) -> Update:
-        self._only(turn)
-        optimizer = self.optimizers[turn.name]
+    def _phase(self, phase: Phase, step: int, rows: Tensor) -> Update:
+        self._only(phase)
+        optimizer = self.optimizers[phase.name]
         for group in optimizer.param_groups:
-            group["lr"] = (turn.lr or self.cfg.optim.lr) * self.schedule.factor(step)
-        for p in turn.parameters:
+            group["lr"] = (phase.lr or self.cfg.optim.lr) * self.schedule.factor(step)
+        for p in phase.parameters:
             p.grad = None  # as zero_grad() does, at a tenth of its price for a small model
         for micro, mine in enumerate(rows):
             with self._no_sync() if micro < len(rows) - 1 else contextlib.nullcontext():
-                self.window.add(self._backward(turn, step, micro, mine))
-        with self.phases["optimizer"]:
-            return self._update(turn, optimizer)
+                self.window.add(self._backward(phase, step, micro, mine))
+        with self.timers["optimizer"]:
+            return self._update(phase, optimizer)
 
-    def _backward(self, turn: Turn, step: int, micro: int, rows: Tensor) -> Output:
-        noise = self._noise(turn, step, micro)
-        with self.phases["data"]:
+    def _backward(self, phase: Phase, step: int, micro: int, rows: Tensor) -> Output:
+        noise = self._noise(phase, step, micro)
+        with self.timers["data"]:
             x, label = self.loader.batch(rows, noise)
-        with self.phases["forward"], autocast(self.cfg.precision, self.world.device):
-            out: Output = self.wrapped(Batch(x, label, step, None, len(self.loader)), turn.name, noise)
+        with self.timers["forward"], autocast(self.cfg.precision, self.world.device):
+            out: Output = self.wrapped(Batch(x, label, step, None, len(self.loader)), phase.name, noise)
         loss = out.loss if self.cfg.grad_accum_steps == 1 else out.loss / self.cfg.grad_accum_steps
-        with self.phases["backward"]:
+        with self.timers["backward"]:
             torch.autograd.backward(self.scaler.scale(loss) if self.scaler else loss)
         return out
 
-    def _noise(self, turn: Turn, step: int, micro: int) -> Noise:
-        key: tuple[str | int, ...] = ("train", step, turn.name)
+    def _noise(self, phase: Phase, step: int, micro: int) -> Noise:
+        key: tuple[str | int, ...] = ("train", step, phase.name)
         if self.cfg.noise == "per_rank":
             size = self.cfg.global_batch_size // self.cfg.grad_accum_steps // self.world.world_size
             return Noise(self.cfg.seed, (*key, micro), Rows(size), self.world.device, (self.world.rank,))
         return Noise(self.cfg.seed, key, self.rows[micro], self.world.device)
 
-    def _update(self, turn: Turn, optimizer: torch.optim.Optimizer) -> Update:
+    def _update(self, phase: Phase, optimizer: torch.optim.Optimizer) -> Update:
         """Clip and step; an update from a non-finite gradient is masked on the device.
 
         Gradients are reduced, so all ranks mask the same steps. With loss scaling a skipped step is business as usual.
@@ -264,11 +264,11 @@ class Stepper:
         if self.scaler:
             self.scaler.unscale_(optimizer)
         if self.cfg.optim.l1:
-            add_l1(turn.parameters, self.cfg.optim.l1)
-        grads = [p.grad for p in turn.parameters if p.grad is not None]
+            add_l1(phase.parameters, self.cfg.optim.l1)
+        grads = [p.grad for p in phase.parameters if p.grad is not None]
         grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         if self.cfg.optim.max_grad_norm:
-            clip_grads_with_norm_(turn.parameters, self.cfg.optim.max_grad_norm, grad_norm)
+            clip_grads_with_norm_(phase.parameters, self.cfg.optim.max_grad_norm, grad_norm)
         if self.scaler:
             self.scaler.step(optimizer)
             return Update(grad_norm, torch.ones_like(grad_norm, dtype=torch.bool))
@@ -277,11 +277,11 @@ class Stepper:
         optimizer.step()
         return Update(grad_norm, finite)
 
-    def _only(self, turn: Turn) -> None:
-        """Freeze what this turn does not train."""
-        if len(self.turns) > 1:
+    def _only(self, phase: Phase) -> None:
+        """Freeze what this phase does not train."""
+        if len(self.phases) > 1:
             self.model.requires_grad_(False)
-            for p in turn.parameters:
+            for p in phase.parameters:
                 p.requires_grad_(True)
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:

@@ -10,7 +10,7 @@ import torch
 
 from distae import data
 from distae import distributed as dist
-from distae.checkpoint import Checkpoints
+from distae.checkpoint import CheckpointStore
 from distae.config import TrainConfig
 from distae.data import Arrays, GlobalBatchSampler, Loader
 from distae.errors import TrainingError, UserError
@@ -27,9 +27,9 @@ from distae.training import state as snapshot
 from distae.training.compile import no_compiler
 from distae.training.optim import Schedule
 from distae.training.profiling import Profile, peak_flops, peak_memory_bytes
-from distae.training.save_schedule import GPU_HOURS_PER_FAILURE, SaveClock
+from distae.training.save_schedule import GPU_HOURS_PER_FAILURE, SaveSchedule
 from distae.training.state import TrainState
-from distae.training.step import Stepper, autocast, explaining_memory
+from distae.training.step import TrainStep, autocast, explaining_memory
 
 FEWEST_STEPS_PER_EVALUATION = 50
 """Where --eval-every is left open: an epoch of a small data set is over in a moment, its evaluation and pictures are not."""
@@ -65,20 +65,20 @@ class Trainer:
         to = {"memory_format": torch.channels_last} if last else {}
         model = build(cfg.model, cfg.net, cfg.data.shape(), cfg.seed, device=device, dtype=dtype, **to)
         self.notes: list[str] = []
-        self.stepper = Stepper(cfg, model, self.loaders["train"], self.schedule, cfg.compile and self._compiler_works())
-        self.checkpoints = Checkpoints(
+        self.train_step = TrainStep(cfg, model, self.loaders["train"], self.schedule, cfg.compile and self._compiler_works())
+        self.checkpoints = CheckpointStore(
             self.run_dir / "checkpoints", cfg.checkpoint.keep_latest_k, cfg.checkpoint.mode, lock.check if lock else lambda: None
         )
         hours = cfg.checkpoint.mtbf_hours or GPU_HOURS_PER_FAILURE / self.world.world_size
-        self.save_clock = SaveClock(cfg.save_every, hours * 3600)
+        self.save_schedule = SaveSchedule(cfg.save_every, hours * 3600)
         self.state = TrainState()
         self.tracker = Tracker([])
-        self.vote = dist.Vote()
+        self.consensus = dist.Consensus()
         self.agreed_signal = 0
         self.interrupted = False
         self.saved_step: int | None = None
-        self.phases = self.stepper.phases
-        self.clock = (0, self.phases.now())
+        self.timers = self.train_step.timers
+        self.clock = (0, self.timers.now())
         self.profile: Profile | None = None
         self.peak = peak_flops(self.world.device, cfg.precision, cfg.tf32)
         self.flops = 0.0
@@ -97,20 +97,20 @@ class Trainer:
 
     def fit(self) -> bool:
         """Train to the end; or to an agreed stop, and then return False after a save."""
-        batches = data.steps(self.sampler, self.state.step, self.loaders["train"].home)
+        batches = data.steps(self.sampler, self.state.step, self.loaders["train"].storage_device)
         self._start_clock()
-        self.save_clock.start(self.state.step, time.perf_counter())
+        self.save_schedule.start(self.state.step, time.perf_counter())
         if self.cfg.profile:
-            self.profile = Profile(self.phases, self.stepper.model, self.run_dir / "profile", self.tracker.line)
+            self.profile = Profile(self.timers, self.train_step.model, self.run_dir / "profile", self.tracker.line)
         with explaining_memory(self.cfg, self.world.world_size):
             if self.evaluate_if_due():
                 self.save()
             while not self.finished:
                 if self.stop_agreed():
                     return self.save_and_leave()
-                with self.phases["data"]:
+                with self.timers["data"]:
                     rows = next(batches)
-                self.stepper(self.state.step, rows)
+                self.train_step(self.state.step, rows)
                 self.state.step += 1
                 self.log_if_due()
                 self.save_if_due(self.evaluate_if_due())
@@ -122,18 +122,18 @@ class Trainer:
 
     def stop_agreed(self, at_once: bool = False) -> bool:
         """Whether all ranks know that one of them was asked to stop; `agreed_signal` says by what (`at_once`: `Vote.cast`)."""
-        self.agreed_signal = self.agreed_signal or self.vote.cast(self.stop.signum, at_once)
+        self.agreed_signal = self.agreed_signal or self.consensus.post(self.stop.signum, at_once)
         return bool(self.agreed_signal)
 
     def log_if_due(self) -> None:
         if self.state.step % self.cfg.log_every == 0 or self.state.step >= self.total:
-            with self.phases["logging"]:
+            with self.timers["logging"]:
                 self.log()
 
     def log(self) -> None:
         """Write the means since the last row. Raises TrainingError at a non-finite term or gradient."""
-        step, window = self.state.step, self.stepper.window
-        means, grad_norm = self.check_finite(), float(self.stepper.grad_norm)
+        step, window = self.state.step, self.train_step.window
+        means, grad_norm = self.check_finite(), float(self.train_step.grad_norm)
         lr = self.cfg.optim.lr * self.schedule.factor(step - 1)
         row = {f"train/{k}": v for k, v in means.items()} | {"train/lr": lr, "train/grad_norm": grad_norm}
         self._row(row | {f"train/{k}": v for k, v in self._speed().items()})
@@ -142,7 +142,7 @@ class Trainer:
     def _speed(self) -> dict[str, float]:
         """What the steps since the last row took, logging included, evaluation and saving apart."""
         device, (step, then) = self.world.device, self.clock
-        took, steps = self.phases.since(then), self.state.step - step
+        took, steps = self.timers.since(then), self.state.step - step
         self._start_clock()
         seconds = max(took["elapsed"] - took["evaluation"] - took["checkpoint"], 1e-9)
         speed = {
@@ -157,10 +157,10 @@ class Trainer:
 
     def check_finite(self) -> dict[str, float]:
         """Means of the open window. Raises TrainingError that names the first masked step and the terms that are not finite."""
-        window = self.stepper.window
+        window = self.train_step.window
         means, masked = window.read()
         bad = [name for name, value in means.items() if not math.isfinite(value)]
-        scaler = self.stepper.scaler
+        scaler = self.train_step.scaler
         if not bad and scaler and scaler.get_scale() < SMALLEST_LOSS_SCALE:
             raise TrainingError(
                 f"fp16 gradients overflow even at a loss scale of {scaler.get_scale():g} (step {self.state.step}): "
@@ -183,8 +183,8 @@ class Trainer:
         due = step > self.state.evaluated_step and (step % every == 0 or step >= self.total)
         if not due or not len(self.loaders["val"]):
             return False
-        with self.phases["evaluation"]:
-            if self.stepper.window.steps:
+        with self.timers["evaluation"]:
+            if self.train_step.window.steps:
                 self.check_finite()
             metrics = self.evaluate("val", lambda: self.stop_agreed(at_once=True))
             self.interrupted = metrics is None
@@ -192,7 +192,7 @@ class Trainer:
 
     def evaluate(self, split: str, interrupted: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """Metrics of a split, and its pictures; None where interrupted."""
-        cfg, model, loader = self.cfg, self.stepper.evaluated, self.loaders[split]
+        cfg, model, loader = self.cfg, self.train_step.evaluated, self.loaders[split]
         with autocast(cfg.precision, self.world.device):
             metrics = dist.broadcast(evaluate(model, loader, cfg.eval_batch_size, cfg.seed, interrupted))
             told = None if metrics is None else diagnose(model, loader, cfg.eval_batch_size, cfg.seed)
@@ -207,7 +207,7 @@ class Trainer:
 
     def _draw(self, split: str) -> None:
         """Pictures of a split; a disk that does not take them does not end the run."""
-        step, model, loader = self.state.step, self.stepper.evaluated, self.loaders[split]
+        step, model, loader = self.state.step, self.train_step.evaluated, self.loaders[split]
         try:
             pictures = draw(model, loader, self.run_dir / "images", step, self.cfg.seed, split)
         except OSError as error:
@@ -229,7 +229,7 @@ class Trainer:
         return True
 
     def save_if_due(self, new_best: bool) -> None:
-        if self.save_clock.due(self.state.step) or new_best:
+        if self.save_schedule.due(self.state.step) or new_best:
             self.save()
 
     def save(self, wait: bool = False) -> None:
@@ -240,17 +240,19 @@ class Trainer:
         """
         dist.synchronize()  # what is queued is training, and no part of what a save costs
         started = time.perf_counter()
-        with self.phases["checkpoint"]:
+        with self.timers["checkpoint"]:
             self._end_save()
             if self.saved_step != self.state.step:
-                if self.stepper.window.steps:
+                if self.train_step.window.steps:
                     self.check_finite()
                 metrics_bytes = dist.broadcast(self.tracker.sync())
                 if metrics_bytes is None:
                     self._save_failed("metrics.jsonl cannot be written")
                 else:
-                    saved = snapshot.take(self.cfg, self.state, self.stepper, metrics_bytes, self.total, self.threads)
-                    tensors = snapshot.tensors_of(self.stepper)
+                    saved = snapshot.checkpoint_metadata(
+                        self.cfg, self.state, self.train_step, metrics_bytes, self.total, self.threads
+                    )
+                    tensors = snapshot.state_dict(self.train_step)
                     self.checkpoints.save(self.state.step, tensors, msgspec.json.encode(saved), self.state.best_step)
                     self.saved_step = self.state.step
                     self._plan_next_save(started)
@@ -262,7 +264,7 @@ class Trainer:
     def _plan_next_save(self, started: float) -> None:
         """Learn from the save that began at `started`; each rank's clock says something else, so rank 0 decides."""
         if self.cfg.save_every == "auto":
-            self.save_clock.next = dist.broadcast(self.save_clock.after(self.state.step, started, time.perf_counter()))
+            self.save_schedule.next = dist.broadcast(self.save_schedule.after(self.state.step, started, time.perf_counter()))
 
     def _end_save(self) -> None:
         if (error := self.checkpoints.wait()) is not None:
@@ -273,21 +275,21 @@ class Trainer:
         self.tracker.line(f"saving a checkpoint failed, the next interval tries again: {why}")
 
     def save_and_leave(self) -> bool:
-        self.vote.settle()
+        self.consensus.wait()
         self.save(wait=True)
         self.tracker.line(f"stopped at step {self.state.step} after a save: the same command goes on from there")
         return False
 
     def finish(self) -> bool:
         """The last row, the last save, the test split, and the model for others to load."""
-        self.vote.settle()
-        if self.stepper.window.steps:
+        self.consensus.wait()
+        if self.train_step.window.steps:
             self.log()
         self.save(wait=True)
         if len(self.loaders["test"]):
             self.evaluate("test")
         if self.world.is_main:
-            export(self.stepper.evaluated.state_dict(), self.cfg, self.run_dir / "model")
+            export(self.train_step.evaluated.state_dict(), self.cfg, self.run_dir / "model")
         return True
 
     def resume(self) -> bool:
@@ -295,11 +297,11 @@ class Trainer:
 
         Returns False where the run is complete: there is nothing to do, and nothing is touched.
         """
-        rows = next(data.steps(self.sampler, 0, self.loaders["train"].home))
+        rows = next(data.steps(self.sampler, 0, self.loaders["train"].storage_device))
         with explaining_memory(self.cfg, self.world.world_size):
             if self.peak:
-                self.flops = self.stepper.flops(rows)
-            self.stepper.prime(rows)
+                self.flops = self.train_step.flops(rows)
+            self.train_step.warmup(rows)
         self.checkpoints.clean()
         found = self.checkpoints.newest()
         metrics_bytes = 0
@@ -326,16 +328,16 @@ class Trainer:
         end = outcome.read(self.run_dir)
         return end is not None and (end.outcome, end.step) == ("done", self.state.step)
 
-    def _load(self, checkpoints: Checkpoints, step: int) -> int:
+    def _load(self, checkpoints: CheckpointStore, step: int) -> int:
         """Take over a checkpoint's whole state; returns the size of metrics.jsonl at its save. Raises TrainingError."""
-        saved = snapshot.restore(checkpoints, step, self.stepper)
+        saved = snapshot.load_state_dict(checkpoints, step, self.train_step)
         self.state, self.schedule.plateau = saved.state, saved.plateau
         self.notes += snapshot.compare(saved, self.cfg, self.total, self.threads)
         return saved.metrics_bytes
 
     def _fork(self, source: Path) -> None:
         """Take over another run's newest state; its best is not a checkpoint of this run."""
-        others = Checkpoints(source / "checkpoints", 1, "sync")
+        others = CheckpointStore(source / "checkpoints", 1, "sync")
         found = others.newest()
         if found is None:
             raise TrainingError(f"no checkpoint in {source}")
@@ -347,7 +349,7 @@ class Trainer:
 
     def _load_weights(self, run_dir: Path) -> None:
         weights = load_weights(run_dir)
-        for model in {self.stepper.model, self.stepper.evaluated}:
+        for model in {self.train_step.model, self.train_step.evaluated}:
             try:
                 model.load_state_dict(weights)
             except RuntimeError as error:
@@ -363,7 +365,7 @@ class Trainer:
         self.tracker.row(where | {"time": time.time()} | metrics)
 
     def _start_clock(self) -> None:
-        self.clock = (self.state.step, self.phases.now())
+        self.clock = (self.state.step, self.timers.now())
 
     def close(self) -> None:
         if self.profile:

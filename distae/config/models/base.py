@@ -12,7 +12,7 @@ class ModelConfig(Variant):
     """What all variants share."""
 
     terms: ClassVar[tuple[str, ...]] = ("recon",)
-    """Names of the terms that the variant's turns report besides `loss`."""
+    """Names of the terms that the variant's phases report besides `loss`."""
     generative: ClassVar[bool] = False
     """Has a prior to sample from."""
     conditional: ClassVar[bool] = False
