@@ -12,16 +12,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from distae.commands.session import refuse, run_in_turn
 from distae.config import TrainConfig, check, parse, write_toml
-from distae.errors import UserError
+from distae.errors import TrainingError, UserError
 from distae.runtime.environment import Environment, environment
 from distae.runtime.outcome import Outcome
-
-if TYPE_CHECKING:
-    pass
-from distae.commands.session import run_in_turn
 
 SWITCHES = {
     "smoke": "Every phase once, in a temporary folder: steps, evaluation, pictures, save, resume.",
@@ -39,10 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.write(write_toml(replace(cfg, run_dir=command.settings.run_dir)))
             return 0
         return (smoke if "smoke" in command.flags else run)(cfg, env).exit_code
-    except UserError as error:
-        if env.rank == 0:
-            sys.stderr.write(f"distae: {error}\n")
-        return 2
+    except (UserError, TrainingError) as error:
+        return refuse(error, env)
 
 
 def run(cfg: TrainConfig, env: Environment) -> Outcome:

@@ -1,7 +1,11 @@
 """Samples in memory and the splits of them."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import torch
+import xxhash
 from torch import Tensor
 
 from distae.noise import split_order
@@ -17,11 +21,33 @@ class Arrays:
     """`[N]` int64."""
     scale: float = 1.0
 
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What there is to compare with other data: number, shape, type and scale of the samples, checksums of all bytes."""
+        return {
+            "samples": len(self),
+            "shape": "x".join(map(str, self.x.shape[1:])),
+            "dtype": str(self.x.dtype).removeprefix("torch."),
+            "scale": self.scale,
+            "values": _checksum(self.x),
+            "labels": None if self.label is None else _checksum(self.label),
+        }
+
     def take(self, rows: Tensor | slice) -> "Arrays":
         return Arrays(self.x[rows], None if self.label is None else self.label[rows], self.scale)
 
     def __len__(self) -> int:
         return len(self.x)
+
+
+def identity(splits: dict[str, Arrays]) -> dict[str, Any]:
+    """Of all splits, by names as `data: train.samples`. A copy elsewhere, of another time, is the same data."""
+    return {f"data: {name}.{key}": value for name, split in splits.items() for key, value in split.identity.items()}
+
+
+def _checksum(x: Tensor) -> str:
+    """The xxh3 checksum of the bytes."""
+    return xxhash.xxh3_128_hexdigest(memoryview(x.contiguous().view(-1).view(torch.uint8).numpy()))
 
 
 SPLIT_SEED = 0
