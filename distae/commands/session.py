@@ -45,6 +45,7 @@ def run_in_turn(runs: list[TrainConfig], env: Environment) -> Outcome:
         if env.rank == 0:
             (run_dir / FILE).unlink(missing_ok=True)  # or a restart would take it for this start's
     with listening() as stop:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost rank is told in words, not also in 30 lines of C++ per rank
         from distae import distributed as dist
 
         with dist.rendezvous(env, cfg.timeout) as meeting:
