@@ -75,7 +75,7 @@ def test_without_a_compiler_it_says_so_and_trains(tmp_path):
     done = start(*argv.split(), cwd=tmp_path, PATH=str(tmp_path), CXX=None, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     (line,) = [text for text in done.stderr.splitlines() if "--compile" in text]
-    assert "finds no compiler here, training goes on without" in line
+    assert "finds no compiler here, training continues without" in line
     assert "Traceback" not in done.stderr
 
 

@@ -104,7 +104,7 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, 
             sys.stderr.write(f"{run_dir} is complete at step {trainer.state.step}: give more {more} to go on, or --fresh\n")
         done = not todo or trainer.fit()
         trainer.close()
-        signal = "" if done else Signals(trainer.agreed_signal).name
+        signal = "" if done else Signals(trainer.stop.signal).name
         end = Outcome("done" if done else "stopped", trainer.state.step, str(run_dir), signal=signal)
     except UserError:
         if lock:
