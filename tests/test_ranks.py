@@ -13,10 +13,11 @@ import pytest
 from benchmarks import crash
 from distae.checkpoint.retention import steps_in
 
-JOB = (
+OPTIONS = (
     "--model.latent-dim 4 --net.hidden 16 --global-batch-size 24 --data.limit 240 --steps 100000 --eval-every 1000 --log-every 10 "
     "--save-every 3 --tracking none --device cpu --threads 1"
-).split()
+)
+JOB = OPTIONS.split()
 
 
 def ended(processes: list[Any], seconds: float) -> list[int | None]:
@@ -105,7 +106,7 @@ def _count_sockets(rank: int) -> None:
     fit = Trainer.fit
 
     def patched(self: Trainer) -> bool:
-        names = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]  # noqa: PTH
+        names = [str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.exists() or fd.is_symlink()]
         (self.run_dir.parent / "sockets").write_text(json.dumps(sum(name.startswith("socket:") for name in names)))
         return fit(self)
 

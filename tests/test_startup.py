@@ -131,7 +131,7 @@ def changed(what: str) -> dict[str, Arrays]:
 @pytest.mark.parametrize("what", ["values", "labels", "dtype", "scale", "samples", "shape"])
 def test_other_data_on_one_rank(what: str) -> None:
     same = data.identity(splits())
-    assert f"data: train.{what} is " in together(same, data.identity(changed(what)))[1]
+    assert f"train.{what} is " in together(same, data.identity(changed(what)))[1]
 
 
 def test_a_copy_is_the_same_data() -> None:

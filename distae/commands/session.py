@@ -65,8 +65,10 @@ def _prepared(cfg: TrainConfig, env: Environment) -> "tuple[tuple[torch.device, 
     dist.set_tf32(cfg.tf32)
     splits = data.load(cfg.data)
     check_data(cfg, splits)
-    same = shared_settings(cfg) | {"the type of device": device.type} | data.identity(splits)
-    return (device, threads, splits), same if env.world_size > 1 else {}
+    if env.world_size == 1:
+        return (device, threads, splits), {}
+    same = {f"data: {key}": value for key, value in data.identity(splits).items()}
+    return (device, threads, splits), shared_settings(cfg) | {"the type of device": device.type} | same
 
 
 def refuse(error: UserError | TrainingError, env: Environment) -> int:

@@ -3,6 +3,6 @@
 from distae.data.datasets import load
 from distae.data.resident import Loader, steps
 from distae.data.sampler import GlobalBatchSampler
-from distae.data.splits import Arrays, identity
+from distae.data.splits import Arrays, Identity, identity
 
-__all__ = ["Arrays", "GlobalBatchSampler", "Loader", "identity", "load", "steps"]
+__all__ = ["Arrays", "GlobalBatchSampler", "Identity", "Loader", "identity", "load", "steps"]

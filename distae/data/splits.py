@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 import xxhash
 from torch import Tensor
 
 from distae.noise import split_order
+
+Identity = dict[str, str | int | float | None]
+"""What there is to compare with other data, by name."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class Arrays:
     scale: float = 1.0
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What there is to compare with other data: number, shape, type and scale of the samples, checksums of all bytes."""
+    def identity(self) -> Identity:
+        """Number, shape, type and scale of the samples, checksums of all bytes."""
         return {
             "samples": len(self),
             "shape": "x".join(map(str, self.x.shape[1:])),
@@ -40,14 +42,14 @@ class Arrays:
         return len(self.x)
 
 
-def identity(splits: dict[str, Arrays]) -> dict[str, Any]:
-    """Of all splits, by names as `data: train.samples`. A copy elsewhere, of another time, is the same data."""
-    return {f"data: {name}.{key}": value for name, split in splits.items() for key, value in split.identity.items()}
+def identity(splits: dict[str, Arrays]) -> Identity:
+    """Of all splits, by names as `train.samples`. A copy elsewhere, of another time, is the same data."""
+    return {f"{name}.{key}": value for name, split in splits.items() for key, value in split.identity.items()}
 
 
 def _checksum(x: Tensor) -> str:
     """The xxh3 checksum of the bytes."""
-    return xxhash.xxh3_128_hexdigest(memoryview(x.contiguous().view(-1).view(torch.uint8).numpy()))
+    return xxhash.xxh3_128_hexdigest(x.contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 SPLIT_SEED = 0

@@ -9,7 +9,7 @@ from distae.errors import TrainingError, UserError
 from distae.models.serialization import load_weights
 from distae.runtime import outcome
 from distae.training.checkpointing import CheckpointManager
-from distae.training.state import TrainState, compare, load_state_dict
+from distae.training.state import CheckpointMetadata, TrainState, changed_data, compare, load_state_dict
 from distae.training.step import TrainStep
 
 
@@ -29,7 +29,9 @@ class RunRestorer:
         if latest is not None:
             self.notes += [*latest.complaints, f"resumed at step {latest.step} of {self.checkpoints.logger.total_steps}"]
             self.checkpoints.saved_step = latest.step
-            return self._load(store, latest.step)
+            saved = self._load(store, latest.step)
+            self._check_data(saved)
+            return saved.metrics_bytes
         if self.cfg.fork_from:
             self._fork(Path(self.cfg.fork_from))
         elif self.cfg.init_from:
@@ -41,13 +43,22 @@ class RunRestorer:
         end = outcome.read(Path(self.cfg.run_dir or "."))
         return bool(dist.broadcast(end is not None and (end.outcome, end.step) == ("done", self.state.step)))
 
-    def _load(self, store: CheckpointStore, step: int) -> int:
-        """Load a checkpoint's whole state; returns the size of metrics.jsonl at its save. Raises TrainingError."""
+    def _load(self, store: CheckpointStore, step: int) -> CheckpointMetadata:
+        """Load a checkpoint's whole state; returns what is in it besides tensors. Raises TrainingError."""
         saved = load_state_dict(store, step, self.train_step)
         self.state.assign(saved.state)
         self.train_step.schedule.plateau = saved.plateau
         self.notes += compare(saved, self.cfg, self.checkpoints.logger.total_steps, self.checkpoints.threads)
-        return saved.metrics_bytes
+        return saved
+
+    def _check_data(self, saved: CheckpointMetadata) -> None:
+        """Raises UserError where the data are not those of the checkpoint, unless that is allowed."""
+        if saved.data is None:
+            self.notes.append("the checkpoint is of an earlier version and does not say on which data: not compared")
+        changed = changed_data(saved, self.cfg, self.checkpoints.data)
+        if changed and not self.cfg.allow_changed_data:
+            raise UserError(f"{changed}.\nGive that data, another --run-dir, or --allow-changed-data to resume with this data")
+        self.notes += [f"{changed}; resumed with this data (--allow-changed-data)"] if changed else []
 
     def _fork(self, source: Path) -> None:
         """Load another run's newest state; its best is not a checkpoint of this run."""
@@ -55,11 +66,12 @@ class RunRestorer:
         latest = store.newest()
         if latest is None:
             raise TrainingError(f"no checkpoint in {source}")
-        self._load(store, latest.step)
+        changed = changed_data(self._load(store, latest.step), self.cfg, self.checkpoints.data)
         store.close()
         self.state.best_value = self.state.best_step = None
         self.state.bad_evals = 0
         self.notes += [*latest.complaints, f"forked from {source} at step {latest.step}"]
+        self.notes += [changed] if changed else []
 
     def _load_weights(self, run_dir: Path) -> None:
         weights = load_weights(run_dir)

@@ -13,6 +13,7 @@ from distae.checkpoint.retention import STATE
 from distae.config import TrainConfig
 from distae.config.check import identity_settings
 from distae.config.optim import CosineConfig
+from distae.data import Identity
 from distae.errors import TrainingError
 from distae.runtime.files import decode
 from distae.training.accumulator import AccumulatorState
@@ -53,6 +54,8 @@ class CheckpointMetadata:
     world_size: int
     threads: int
     torch: str
+    data: Identity | None = None
+    """The data that it was trained on; None in those saved before this was kept."""
 
 
 def state_dict(train_step: TrainStep) -> dict[str, Tensor]:
@@ -66,7 +69,13 @@ def state_dict(train_step: TrainStep) -> dict[str, Tensor]:
 
 
 def checkpoint_metadata(
-    cfg: TrainConfig, state: TrainState, train_step: TrainStep, metrics_bytes: int, total_steps: int, threads: int
+    cfg: TrainConfig,
+    state: TrainState,
+    train_step: TrainStep,
+    metrics_bytes: int,
+    total_steps: int,
+    threads: int,
+    data: Identity,
 ) -> CheckpointMetadata:
     """Non-tensor state. Collective: called on all ranks together."""
     return CheckpointMetadata(
@@ -81,6 +90,7 @@ def checkpoint_metadata(
         world_size=dist.world().world_size,
         threads=threads,
         torch=str(torch.__version__),
+        data=data,
     )
 
 
@@ -125,3 +135,14 @@ def compare(saved: CheckpointMetadata, cfg: TrainConfig, total_steps: int, threa
             "of the new length"
         )
     return notes
+
+
+def changed_data(saved: CheckpointMetadata, cfg: TrainConfig, data: Identity) -> str | None:
+    """What differs between the data at the save and now, in words; None where nothing does, or the checkpoint does not know."""
+    differ = dist.differences(saved.data, data, "there") if saved.data else ""
+    return f"{_source(cfg)}: the data are not those of the checkpoint at step {saved.state.step}: {differ}" if differ else None
+
+
+def _source(cfg: TrainConfig) -> str:
+    path, root = getattr(cfg.data, "path", None), getattr(cfg.data, "root", None)
+    return f"--data.path {path}" if path else f"--data {cfg.data.name}" + (f" in {root}" if root else "")
