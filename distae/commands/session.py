@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from distae.config import TrainConfig
 from distae.config.check import shared_settings
-from distae.errors import RemoteUserError, TrainingError, UserError
+from distae.errors import DistaeError, TrainingError, UserError
 from distae.runtime.environment import Environment
 from distae.runtime.lock import RunLock
 from distae.runtime.outcome import FILE, Outcome, read
@@ -71,23 +71,21 @@ def _prepared(cfg: TrainConfig, env: Environment) -> "tuple[tuple[torch.device, 
     return (device, threads, splits), shared_settings(cfg) | {"the type of device": device.type} | same
 
 
-def refuse(error: UserError | TrainingError, env: Environment) -> int:
+def refuse(error: DistaeError, env: Environment) -> int:
     """Print why this rank does not train, and let the others know where they do not yet. Returns the exit code."""
-    if env.rank == 0 or not isinstance(error, RemoteUserError):
+    if env.rank == 0 or not error.remote:
         who = f"rank {env.rank} ({platform.node()}): " if env.rank else ""
         sys.stderr.write(f"distae: {who}{error}\n")
-    if isinstance(error, TrainingError):
-        return 1
     if env.world_size > 1 and not error.heard:
         _tell_others(error, env)
-    return 2
+    return 2 if isinstance(error, UserError) else 1
 
 
-def _tell_others(error: UserError, env: Environment) -> None:
+def _tell_others(error: DistaeError, env: Environment) -> None:
     """Meet them only to refuse: they do not see a mistake that is on this rank's node alone, and would wait for --timeout."""
     from distae import distributed as dist
 
-    with contextlib.suppress(UserError, TrainingError), dist.rendezvous(env, TELL_SECONDS) as meeting:
+    with contextlib.suppress(DistaeError), dist.rendezvous(env, TELL_SECONDS) as meeting:
         meeting.refuse(error)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from distae.commands.session import refuse, run_in_turn
 from distae.config import TrainConfig, check, parse, write_toml
-from distae.errors import TrainingError, UserError
+from distae.errors import DistaeError
 from distae.runtime.environment import Environment, environment
 from distae.runtime.outcome import Outcome
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.write(write_toml(replace(cfg, run_dir=command.settings.run_dir)))
             return 0
         return (smoke if "smoke" in command.flags else run)(cfg, env).exit_code
-    except (UserError, TrainingError) as error:
+    except DistaeError as error:
         return refuse(error, env)
 
 

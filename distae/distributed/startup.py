@@ -16,7 +16,7 @@ import torch.distributed as td
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous as connect
 
-from distae.errors import RemoteUserError, TrainingError, UserError
+from distae.errors import DistaeError, TrainingError, UserError
 from distae.runtime.environment import Environment
 
 T = TypeVar("T")
@@ -53,9 +53,9 @@ class Rendezvous:
         """Make known why this rank does not start, and do not take the store away before the others have read it."""
         assert self.store is not None
         with self._limited():
-            if not isinstance(error, RemoteUserError):
+            if not (isinstance(error, DistaeError) and error.remote):
                 kind = 2 if isinstance(error, UserError) else 1
-                text = str(error) if isinstance(error, UserError | TrainingError) else f"{type(error).__name__}: {error}"
+                text = str(error) if isinstance(error, DistaeError) else f"{type(error).__name__}: {error}"
                 self.store.compare_set("refusal", "", f"{kind}rank {self.env.rank} ({platform.node()}): {text}")
             left, end = self.store.add("left", 1), time.monotonic() + GRACE_SECONDS
             while self.env.rank == 0 and left < self.env.world_size and time.monotonic() < end:
@@ -78,13 +78,12 @@ class Rendezvous:
         self._await("go")
 
     def _await(self, key: str) -> str:
-        """The value of `key` once a rank has set it. Raises RemoteUserError where one refuses, TrainingError where one is lost."""
+        """The value of `key` once a rank has set it. Raises the UserError of one that refuses, TrainingError where one is lost."""
         assert self.store is not None
         end, pause = time.monotonic() + self.timeout, 0.01
         while not self.store.check([key]):
             if self.store.check(["refusal"]):
-                refusal = self.store.get("refusal").decode()
-                raise (RemoteUserError if refusal[0] == "2" else TrainingError)(refusal[1:])
+                raise _remote(self.store.get("refusal").decode())
             if time.monotonic() > end:
                 missing = [r for r in range(self.env.world_size) if not self.store.check([f"ready/{r}"]) and r != self.env.rank]
                 raise TrainingError(f"lost contact with rank {', '.join(map(str, missing))}: not ready {self._waited}")
@@ -102,6 +101,13 @@ class Rendezvous:
             yield
 
 
+def _remote(refusal: str) -> DistaeError:
+    """What another rank said, with the exit code in front."""
+    error = (UserError if refusal[0] == "2" else TrainingError)(refusal[1:])
+    error.remote = True
+    return error
+
+
 @contextlib.contextmanager
 def rendezvous(env: Environment, timeout: float) -> Iterator[Rendezvous]:
     """Meet the other ranks. Raises UserError where the port is taken, TrainingError where they do not come in `timeout` seconds."""
@@ -112,7 +118,7 @@ def rendezvous(env: Environment, timeout: float) -> Iterator[Rendezvous]:
     store = _connect(env, timeout)
     try:
         yield Rendezvous(env, store, timeout)
-    except UserError as error:
+    except DistaeError as error:
         error.heard = True
         raise
 
@@ -125,6 +131,8 @@ def _connect(env: Environment, timeout: float) -> Store:
     try:
         with ends_within(timeout + 2 * GRACE_SECONDS, late):
             store, *_ = next(connect(env.rendezvous, env.rank, env.world_size, timeout=timedelta(seconds=timeout)))
+    except ValueError as error:  # a variable of torchrun's is missing
+        raise UserError(str(error)) from error
     except td.DistError as error:
         if "EADDRINUSE" in str(error):
             raise UserError(f"{where}: the port is in use by another program; choose another, or start again") from error
