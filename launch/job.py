@@ -27,6 +27,9 @@ from distae.train import run
 Handler = Callable[[int, Any], Any]
 STOPPED = EXIT_CODES["stopped"]
 WAIT = 60.0
+ANSWER_SECONDS = 15.0
+"""A busy controller may take longer, but the job's time is nearly over."""
+REQUEUE_TRIES, REQUEUE_PAUSE = 4, 5.0
 
 
 @dataclass(frozen=True)
@@ -71,18 +74,30 @@ class TrainJob:
         elif env.rank:
             wait_to_be_ended()
         elif not cancelled():
-            try:
-                requeue(signal.SIGUSR2, None)
-            except subprocess.SubprocessError as error:
-                sys.stderr.write(f"distae: not requeued, the same command goes on: {error}\n")
+            try_to_requeue(requeue)
 
 
 def cancelled() -> bool:
-    """Whether somebody cancelled this job while it saved: requeueing would bring it back."""
-    shown = subprocess.run(
-        ["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]], capture_output=True, text=True, timeout=60, check=False
-    )
+    """Whether somebody cancelled this job while it saved: requeueing would bring it back. A Slurm that does not answer knows of none."""
+    command = ["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return False
     return "JobState=CANCELLED" in shown.stdout
+
+
+def try_to_requeue(requeue: Handler) -> None:
+    """Ask Slurm, again where it is busy: a job that is not requeued waits for somebody to see it."""
+    for left in reversed(range(REQUEUE_TRIES)):
+        try:
+            requeue(signal.SIGUSR2, None)
+            return
+        except (OSError, subprocess.SubprocessError) as error:
+            if not left or isinstance(error, OSError):
+                sys.stderr.write(f"distae: not requeued, rerun to resume: {error}\n")
+                return
+            time.sleep(REQUEUE_PAUSE)
 
 
 def wait_to_be_ended() -> NoReturn:

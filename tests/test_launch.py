@@ -255,6 +255,9 @@ def test_the_accounting_has_a_line_per_start():
     assert info == jobs.JobInfo("CANCELLED", "n1", 1, 143)
 
 
+CANCELLED = job.cancelled
+
+
 @pytest.fixture
 def in_a_job(monkeypatch):
     """A task of a Slurm step, with submitit's handler in place; what happens to the job is recorded."""
@@ -264,6 +267,7 @@ def in_a_job(monkeypatch):
     for name, value in (STEP | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(job, "cancelled", lambda: False)
+    monkeypatch.setattr(job, "REQUEUE_PAUSE", 0.0, raising=False)
     monkeypatch.setattr(job, "wait_to_be_ended", lambda: happened.append("waited"))
     yield happened
     for signum, handler in before.items():
@@ -306,6 +310,42 @@ def test_a_job_that_was_cancelled_while_it_saved_stays_cancelled(in_a_job, monke
     with pytest.raises(SystemExit):
         job_that_ends(monkeypatch, "stopped", "SIGUSR2")()
     assert in_a_job == []
+
+
+BUSY = subprocess.TimeoutExpired("scontrol", 60)
+
+
+@pytest.mark.parametrize("trouble", [BUSY, FileNotFoundError("scontrol")])
+def test_a_busy_or_absent_scontrol_does_not_cost_the_requeue(in_a_job, monkeypatch, trouble):
+    """Asking whether the job was cancelled fails as it does where the controller is busy, or a container has no Slurm in it."""
+
+    def fails(*args, **kwargs):
+        raise trouble
+
+    monkeypatch.setattr(job, "cancelled", CANCELLED)
+    monkeypatch.setattr(subprocess, "run", fails)
+    with pytest.raises(SystemExit) as end:
+        job_that_ends(monkeypatch, "stopped", "SIGUSR2")()
+    assert (end.value.code, in_a_job) == (75, ["requeued"])
+
+
+@pytest.mark.parametrize(
+    ("troubles", "happened", "said"),
+    [([BUSY, BUSY], ["requeued"], ""), ([BUSY] * 9, [], "not requeued, rerun to resume"), ([OSError("gone")], [], "gone")],
+)
+def test_the_requeue_itself_is_tried_again_while_the_controller_is_busy(in_a_job, monkeypatch, capsys, troubles, happened, said):
+    waiting = list(troubles)
+
+    def requeue(signum, frame):
+        if waiting:
+            raise waiting.pop()
+        in_a_job.append("requeued")
+
+    signal.signal(signal.SIGUSR2, requeue)
+    with pytest.raises(SystemExit) as end:
+        job_that_ends(monkeypatch, "stopped", "SIGUSR2")()
+    assert (end.value.code, in_a_job) == (75, happened)
+    assert said in capsys.readouterr().err
 
 
 def test_the_cap_counts_slurms_restarts(in_a_job, monkeypatch, capsys):
