@@ -87,6 +87,10 @@ def test_what_is_left_open_comes_from_the_partition():
         ({"partition": "lang"}, "--partition: unknown 'lang'; valid: debug, long"),
         ({"time": "2", "signal_before": "2"}, "--signal-before 2: not shorter than --time 2"),
         ({"sbatch": ("exclusive",)}, "--sbatch: 'exclusive' is no option"),
+        ({"partition": "debug\ntouch PWNED"}, "--partition: unknown 'debug\\ntouch PWNED'"),
+        ({"account": "a\ntouch PWNED"}, "--account: 'a\\ntouch PWNED' holds a line break or another control character"),
+        ({"mem": "1G\r"}, "--mem: '1G\\r' holds a line break"),
+        ({"sbatch": ("--comment=x\ntouch PWNED",)}, "--sbatch: '--comment=x\\ntouch PWNED' holds a line break"),
         ({"env": ("NCCL_DEBUG",)}, "--env: 'NCCL_DEBUG' is not NAME=VALUE"),
     ],
 )
@@ -116,7 +120,7 @@ def test_a_dry_run_shows_script_and_settings(no_slurm, tmp_path, capsys):
         'export TORCH_FR_DUMP_TEMP_FILE="$logs/flight_"',
     ):  # fmt: skip
         assert line in shown
-    assert "--kill-on-bad-exit=1 --cpus-per-task=8 --cpu-bind=cores" in shown
+    assert "--kill-on-bad-exit=1 --wait=0 --cpus-per-task=8 --cpu-bind=cores" in shown
     assert not run_dir.exists()
 
 
@@ -135,6 +139,47 @@ def test_mistakes_are_told_in_a_line(no_slurm, options, message, capsys):
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") <= 2
+
+
+@pytest.mark.parametrize(
+    ("run_dir", "message"),
+    [
+        ("r/x\ntouch PWNED", "--run-dir: '{here}/r/x\\ntouch PWNED' holds a line break or another control character"),
+        ("r\x1bx", "holds a line break or another control character"),
+        ("a%jb", "--run-dir: {here}/a%jb holds %j, which stands for something else in Slurm's file names"),
+        ("a\\b", "holds \\, which stands for something else"),
+        ("a:b", "--run-dir: {here}/a:b holds a colon"),
+    ],
+)
+def test_a_run_folder_whose_name_a_script_cannot_take(no_slurm, tmp_path, monkeypatch, capsys, run_dir, message):
+    monkeypatch.chdir(tmp_path)
+    assert slurm.main(["--gpus-per-node", "0", "--dry-run", "--", "--run-dir", run_dir]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message.format(here=tmp_path) in err
+
+
+def test_a_line_break_in_the_environment_of_a_job_stays_in_its_quotes(no_slurm, capsys):
+    assert slurm.main(["--gpus-per-node", "0", "--dry-run", "--env", "A=x\n#SBATCH --nodes=9", "--"]) == 0
+    script = capsys.readouterr().out.partition("# settings of the job")[0]
+    assert "export A='x\n#SBATCH --nodes=9'" in script
+    assert script.index("mkdir -p") < script.index("#SBATCH --nodes=9")  # behind the first command: sbatch reads no further
+
+
+def test_a_percent_sign_in_the_name_of_a_run_folder(no_slurm, tmp_path, capsys):
+    assert slurm.main(["--gpus-per-node", "0", "--dry-run", "--", "--run-dir", str(tmp_path / "50%x")]) == 0
+    script = capsys.readouterr().out.partition("# settings of the job")[0]
+    logs = f"{tmp_path}/50%%x/slurm"
+    assert f"#SBATCH --output='{logs}/batch_%j.out'" in script or f"#SBATCH --output={logs}/batch_%j.out" in script
+    assert f"--error={logs}/%j/rank_%t.err" in script
+    assert f"logs={tmp_path}/50%x/slurm/" in script.replace("'", "")
+
+
+def test_rank_0_may_export_for_longer_than_slurm_waits_for_the_last_task(no_slurm, capsys):
+    assert slurm.main(["--gpus-per-node", "0", "--dry-run", "--"]) == 0
+    assert " --wait=0 " in capsys.readouterr().out
+    for script in Path(snapshot.ROOT, "slurm").glob("*.sbatch"):
+        assert "--kill-on-bad-exit=1 --wait=0" in script.read_text()
 
 
 def test_unknown_keys_of_a_cluster_file_are_refused_with_the_valid_ones(tmp_path, capsys):
