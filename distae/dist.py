@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from distae.environment import Environment
-from distae.errors import UserError
+from distae.errors import TrainingError, UserError
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def pick_device(name: str, env: Environment) -> torch.device:
     if not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here; valid: auto, cpu")
     visible = torch.cuda.device_count()
-    if visible > 1 and env.local_rank >= visible:
+    if visible > 1 and env.local_world_size > visible:  # not local_rank: then the first would not know, and wait for the others
         raise UserError(f"{env.local_world_size} processes on this node see {visible} GPUs: start one process per GPU")
     return torch.device("cuda", env.local_rank if visible > 1 else 0)
 
@@ -109,19 +109,32 @@ def session(env: Environment, device: torch.device, timeout: float) -> Iterator[
         return
     limit = timedelta(seconds=timeout)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    store, rank, world_size = next(rendezvous(env.rendezvous, env.rank, env.world_size, timeout=limit))
+    store = _meet(env, limit)
     # torchrun's agent keeps one store over its restarts, with addresses of dead ranks in it (seen on 2.15): they meet elsewhere.
     # Agents of several nodes count restarts differently and must not share it (slurm/torchrun.sbatch): then it is fresh by itself.
     start = env.restarts if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
     store = td.PrefixStore(f"start_{start}", store)  # type: ignore[attr-defined]
     bound = device if device.type == "cuda" else None
-    td.init_process_group(backend, timeout=limit, world_size=world_size, rank=rank, store=store, device_id=bound)
+    td.init_process_group(backend, timeout=limit, world_size=env.world_size, rank=env.rank, store=store, device_id=bound)
     try:
         everyone, control, background = (cast(td.ProcessGroup, g) for g in (td.group.WORLD, _host_group(limit), _host_group(limit)))
         with use(World(env.rank, env.world_size, device, everyone, control, background)) as joined:
             yield joined
     finally:
         td.destroy_process_group()
+
+
+def _meet(env: Environment, limit: timedelta) -> td.Store:
+    """The store where the ranks find each other. Raises UserError where its port is taken, TrainingError where rank 0 is not met."""
+    where = env.rendezvous
+    if where == "env://":
+        where = f"MASTER_ADDR {os.environ.get('MASTER_ADDR')}, MASTER_PORT {os.environ.get('MASTER_PORT')}"
+    try:
+        return next(rendezvous(env.rendezvous, env.rank, env.world_size, timeout=limit))[0]  # type: ignore[no-any-return]
+    except td.DistError as error:
+        if "EADDRINUSE" in str(error):
+            raise UserError(f"{where}: the port is in use by another program; choose another, or start again") from error
+        raise TrainingError(f"{where}: the other ranks were not met within {limit.total_seconds():g} s (--timeout)") from error
 
 
 def _host_group(limit: timedelta) -> object:
@@ -205,7 +218,7 @@ def first_failure(text: str) -> str:
 
     Ranks that only lost contact give the culprit a moment to speak. Where the store is gone too, their own text is all there is.
     """
-    lost = _LOST_CONTACT.search(text) is not None
+    lost = world().group is not None and _LOST_CONTACT.search(text) is not None
     text = f"rank {world().rank}: " + (f"lost contact with another rank ({text})" if lost else text)
     if world().group is None:
         return text

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequest:
@@ -27,6 +27,11 @@ class StopRequest:
             self.signum, self.since = signum, time.monotonic()
 
 
+def heard() -> tuple[signal.Signals, ...]:
+    """SIGNALS, without SIGHUP where `nohup` had it ignored."""
+    return tuple(s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN)
+
+
 def leave(code: int) -> NoReturn:
     """Exit with `code`, whatever is sent meanwhile: when the first rank has left, srun ends the others with TERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -41,7 +46,7 @@ def listening() -> Iterator[StopRequest]:
     """
     there = signal.getsignal(signal.SIGTERM)
     request = there if isinstance(there, StopRequest) else StopRequest()
-    before = {s: signal.signal(s, request) for s in SIGNALS}
+    before = {s: signal.signal(s, request) for s in heard()}
     try:
         yield request
     finally:

@@ -9,6 +9,7 @@
 
 import errno
 import os
+import platform
 import shutil
 import sys
 import traceback
@@ -18,7 +19,7 @@ from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING
 
-from distae import runfolder
+from distae import console, runfolder
 from distae.config import TrainConfig, check, parse, write_toml
 from distae.environment import Environment, environment
 from distae.errors import TrainingError, UserError
@@ -38,8 +39,9 @@ SWITCHES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    env = environment()
+    env = Environment()
     try:
+        env = environment()
         command = parse(TrainConfig, sys.argv[1:] if argv is None else argv, SWITCHES, "python -m distae.train")
         cfg = check(command.settings, env.world_size)
         if "print-config" in command.flags:
@@ -47,15 +49,21 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.write(write_toml(replace(cfg, run_dir=command.settings.run_dir)))
             return 0
         return (smoke if "smoke" in command.flags else run)(cfg, env).exit_code
-    except UserError as error:
-        if env.rank == 0:
-            sys.stderr.write(f"distae: {error}\n")
-        return 2
+    except (UserError, TrainingError) as error:  # each rank says it: it may be the only one that has seen it
+        sys.stderr.write(f"distae: {f'rank {env.rank} ({platform.node()}): ' if env.rank else ''}{error}\n")
+        return 2 if isinstance(error, UserError) else 1
 
 
 def run(cfg: TrainConfig, env: Environment) -> Outcome:
-    """Train as `cfg` (checked) says, resuming what is in its run folder. Raises UserError before any training starts."""
-    return _run_in_turn([cfg], env)
+    """Train as `cfg` (checked) says, resuming what is in its run folder. Raises UserError before any training starts.
+
+    `--fresh` is for the first start: a launcher that repeats the command means the run which that began.
+    """
+    end = _run_in_turn([replace(cfg, fresh=cfg.fresh and env.first_start)], env)
+    if end.outcome == "done" and env.rank == 0:
+        why = f" ({end.reason})" if end.reason else ""
+        sys.stderr.write(f"done at step {end.step}{why}: {end.run_dir}, pictures in {end.run_dir}/images; distae.load({end.run_dir!r})\n")
+    return end
 
 
 def smoke(cfg: TrainConfig, env: Environment) -> Outcome:
@@ -115,7 +123,7 @@ def _train(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, thr
         done = not todo or trainer.fit()
         trainer.close()
         signal = "" if done else Signals(trainer.agreed_signal).name
-        end = Outcome("done" if done else "stopped", trainer.state.step, str(run_dir), signal=signal)
+        end = Outcome("done" if done else "stopped", trainer.state.step, str(run_dir), _why_early(trainer) if done else "", signal)
     except UserError:
         if lock:
             lock.release()
@@ -130,6 +138,13 @@ def _train(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, thr
     return end
 
 
+def _why_early(trainer: "Trainer") -> str:
+    """What ended a run before its last step."""
+    if trainer.state.step >= trainer.total:
+        return ""
+    return f"early stop: no improvement of {trainer.cfg.best_metric} for {trainer.state.bad_evals} evaluations"
+
+
 def _open_folder(cfg: TrainConfig) -> RunLock | None:
     """Rank 0 takes the run folder; all ranks raise UserError where it is in use."""
     from distae import dist
@@ -142,6 +157,7 @@ def _open_folder(cfg: TrainConfig) -> RunLock | None:
             refusal = str(error)
     if refusal := dist.broadcast(refusal):
         raise UserError(refusal)
+    runfolder.make(cfg)  # by all: nodes may not share it, or see rank 0's late
     return lock
 
 
@@ -177,4 +193,5 @@ def _failed(error: Exception, trainer: "Trainer | None", run_dir: Path) -> Outco
 
 
 if __name__ == "__main__":
+    console.outlast()
     leave(main())

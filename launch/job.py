@@ -17,9 +17,10 @@ from typing import Any, NoReturn
 
 from submitit.core.utils import DelayedSubmission
 
+from distae import console
 from distae.config import TrainConfig, build, check, plugin
 from distae.environment import Environment, environment
-from distae.errors import UserError
+from distae.errors import TrainingError, UserError
 from distae.outcome import EXIT_CODES, Outcome
 from distae.stop import StopRequest, leave
 from distae.train import run
@@ -43,11 +44,11 @@ class TrainJob:
 
     def __call__(self) -> dict[str, Any]:
         """How the run ended, where it is done; else exits with the outcome's code."""
+        console.outlast()
         request = StopRequest()
         requeue = signal.signal(signal.SIGUSR2, request)  # submitit's; ours stays, so that a run that is done is not requeued
         signal.signal(signal.SIGTERM, request)
-        env = environment()
-        outcome = self._train(env)
+        env, outcome = self._train()
         if outcome.signal == "SIGUSR2" and callable(requeue):
             self._requeue(env, requeue)
         if outcome.outcome != "done":
@@ -58,14 +59,15 @@ class TrainJob:
         """What submitit stores when it requeues: the same again."""
         return DelayedSubmission(self)
 
-    def _train(self, env: Environment) -> Outcome:
+    def _train(self) -> tuple[Environment, Outcome]:
         try:
+            env = environment()
             if self.plugin:
                 plugin.load(self.plugin)
-            return run(check(build(TrainConfig, tomllib.loads(self.settings)), env.world_size), env)
-        except UserError as error:  # by every rank: each has a log of its own, and the first to exit ends the others
+            return env, run(check(build(TrainConfig, tomllib.loads(self.settings)), env.world_size), env)
+        except (UserError, TrainingError) as error:  # by every rank: each has a log of its own, and the first to exit ends the others
             sys.stderr.write(f"distae: {error}\n")
-            leave(2)
+            leave(2 if isinstance(error, UserError) else 1)
 
     def _requeue(self, env: Environment, requeue: Handler) -> None:
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))

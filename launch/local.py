@@ -18,7 +18,7 @@ from types import FrameType
 from distae.config import TrainConfig, check, parse
 from distae.errors import UserError
 from distae.outcome import FILE, read
-from distae.stop import SIGNALS
+from distae.stop import SIGNALS, heard
 from distae.train import SWITCHES
 
 
@@ -55,7 +55,7 @@ def _torchrun(nproc: int, max_restarts: int, train: Sequence[str]) -> int:
     """Run torchrun in a session of its own, so that a terminal's Ctrl-C reaches it once, through us. A second one kills it."""
     command = [
         sys.executable, "-m", "launch.agent", "--standalone", f"--nproc-per-node={nproc}",
-        f"--max-restarts={max_restarts}", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2", "-m", "distae.train", *train,
+        f"--max-restarts={max_restarts}", f"--signals-to-handle={','.join(s.name for s in SIGNALS)}", "-m", "distae.train", *train,
     ]  # fmt: skip
     # Time for the last save (before torch 2.15 it is 30 s); a number of threads, for which torchrun would warn.
     env = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120", "OMP_NUM_THREADS": "1", **os.environ}
@@ -69,7 +69,7 @@ def _torchrun(nproc: int, max_restarts: int, train: Sequence[str]) -> int:
                 process.send_signal(signum)
             asked.append(signum)
 
-        for signum in SIGNALS:
+        for signum in heard():
             signal.signal(signum, forward)
         return process.wait()
 

@@ -10,7 +10,7 @@ from helpers import ROOT
 from distae.config.models import ModelConfig
 
 FLOORS = [
-    {"config", "errors", "environment", "stop", "outcome", "jsonfile", "runfolder", "runlock", "saving"},
+    {"config", "errors", "environment", "console", "stop", "outcome", "jsonfile", "runfolder", "runlock", "saving"},
     {"dist", "noise", "losses"},
     {"nn", "data", "optim", "checkpoint", "tracking", "profiling"},
     {"models"},

@@ -22,6 +22,9 @@ STEP = {
     "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8",
     "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu-a[07-08,11],gpu-b3", "SLURM_CPUS_PER_TASK": "6",
 }  # fmt: skip
+TORCHRUN = {
+    "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500",
+}  # fmt: skip
 
 
 def test_a_task_of_a_slurm_step_knows_its_place():
@@ -31,8 +34,36 @@ def test_a_task_of_a_slurm_step_knows_its_place():
 
 
 def test_torchruns_variables_come_first():
-    env = environment(STEP | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"})
+    env = environment(STEP | TORCHRUN)
     assert (env.launcher, env.rank, env.world_size, env.rendezvous) == ("torchrun", 1, 2, "env://")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (TORCHRUN | {"RANK": "abc"}, "RANK='abc' in the environment: a whole number from 0 to 1 is expected"),
+        (TORCHRUN | {"RANK": "2"}, "RANK='2' in the environment: a whole number from 0 to 1"),
+        (TORCHRUN | {"WORLD_SIZE": "0"}, "WORLD_SIZE='0' in the environment: a whole number >= 1"),
+        (TORCHRUN | {"LOCAL_RANK": "-1"}, "LOCAL_RANK='-1'"),
+        (TORCHRUN | {"MASTER_PORT": "http"}, "MASTER_PORT='http'"),
+        ({k: v for k, v in TORCHRUN.items() if k != "MASTER_ADDR"}, "MASTER_ADDR is missing"),
+        (STEP | {"SLURM_LOCALID": ""}, "SLURM_LOCALID=''"),
+        ({k: v for k, v in STEP.items() if k != "SLURM_STEP_NUM_NODES"}, "SLURM_STEP_NUM_NODES is missing"),
+        ({k: v for k, v in STEP.items() if k != "SLURM_STEP_NODELIST"}, "SLURM_STEP_NODELIST is missing"),
+    ],
+)
+def test_a_launchers_variable_without_sense_is_named(variables, message):
+    with pytest.raises(UserError) as error:
+        environment(variables)
+    assert message in str(error.value)
+
+
+def test_a_requeue_is_no_first_start():
+    assert environment({}).first_start
+    assert environment(TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "0"}).first_start
+    assert not environment(TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "1"}).first_start
+    for launched in ({}, TORCHRUN, STEP):
+        assert not environment(launched | {"SLURM_RESTART_COUNT": "2"}).first_start
 
 
 def test_python_in_a_batch_script_is_alone():
@@ -446,8 +477,9 @@ def test_one_gpu_or_all_of_the_node_may_be_visible(monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda n=visible: n)
         assert dist.pick_device("auto", task) == torch.device("cuda", index)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match="4 processes on this node see 2 GPUs"):
-        dist.pick_device("auto", task)
+    for local in "0123":  # the first, too: it would wait for the others
+        with pytest.raises(UserError, match="4 processes on this node see 2 GPUs"):
+            dist.pick_device("auto", environment(STEP | {"SLURM_LOCALID": local}))
 
 
 def test_nothing_about_progress_is_in_what_submitit_stores(in_a_job, monkeypatch):
