@@ -26,4 +26,4 @@ class Lasting:
 
 def outlast() -> None:
     """Make this process's stdout and stderr such streams, to its very end: Python flushes them last, and would exit with 120."""
-    sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)

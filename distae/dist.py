@@ -124,13 +124,13 @@ def session(env: Environment, device: torch.device, timeout: float) -> Iterator[
         td.destroy_process_group()
 
 
-def _meet(env: Environment, limit: timedelta) -> td.Store:
-    """The store where the ranks find each other. Raises UserError where its port is taken, TrainingError where rank 0 is not met."""
+def _meet(env: Environment, limit: timedelta) -> "td.distributed_c10d.Store":
+    """The store where the ranks find each other. Raises UserError where its port is taken, TrainingError where they do not meet."""
     where = env.rendezvous
     if where == "env://":
         where = f"MASTER_ADDR {os.environ.get('MASTER_ADDR')}, MASTER_PORT {os.environ.get('MASTER_PORT')}"
     try:
-        return next(rendezvous(env.rendezvous, env.rank, env.world_size, timeout=limit))[0]  # type: ignore[no-any-return]
+        return next(rendezvous(env.rendezvous, env.rank, env.world_size, timeout=limit))[0]
     except td.DistError as error:
         if "EADDRINUSE" in str(error):
             raise UserError(f"{where}: the port is in use by another program; choose another, or start again") from error

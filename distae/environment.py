@@ -69,7 +69,9 @@ def _slurm(env: Mapping[str, str], requeues: int) -> Environment:
 
 def _text(env: Mapping[str, str], name: str) -> str:
     if name not in env:
-        raise UserError(f"{name} is missing among the environment's variables of a launcher: start with torchrun, srun or plain python")
+        raise UserError(
+            f"{name} is missing among the environment's variables of a launcher: start with torchrun, srun or plain python"
+        )
     return env[name]
 
 

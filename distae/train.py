@@ -62,7 +62,9 @@ def run(cfg: TrainConfig, env: Environment) -> Outcome:
     end = _run_in_turn([replace(cfg, fresh=cfg.fresh and env.first_start)], env)
     if end.outcome == "done" and env.rank == 0:
         why = f" ({end.reason})" if end.reason else ""
-        sys.stderr.write(f"done at step {end.step}{why}: {end.run_dir}, pictures in {end.run_dir}/images; distae.load({end.run_dir!r})\n")
+        sys.stderr.write(
+            f"done at step {end.step}{why}: {end.run_dir}, pictures in {end.run_dir}/images; distae.load({end.run_dir!r})\n"
+        )
     return end
 
 

@@ -65,7 +65,10 @@ class TrainJob:
             if self.plugin:
                 plugin.load(self.plugin)
             return env, run(check(build(TrainConfig, tomllib.loads(self.settings)), env.world_size), env)
-        except (UserError, TrainingError) as error:  # by every rank: each has a log of its own, and the first to exit ends the others
+        except (
+            UserError,
+            TrainingError,
+        ) as error:  # by every rank: each has a log of its own, and the first to exit ends the others
             sys.stderr.write(f"distae: {error}\n")
             leave(2 if isinstance(error, UserError) else 1)
 
@@ -80,7 +83,7 @@ class TrainJob:
 
 
 def cancelled() -> bool:
-    """Whether somebody cancelled this job while it saved: requeueing would bring it back. A Slurm that does not answer knows of none."""
+    """Whether somebody cancelled this job while it saved: requeueing would bring it back. No answer is a no."""
     command = ["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]]
     try:
         shown = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)

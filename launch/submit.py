@@ -58,7 +58,9 @@ class Submission:
     def running(self, code: Path) -> Self:
         """The same with the code, and the plugin, of a snapshot."""
         if ":" in str(code):
-            raise UserError(f"--run-dir: {code.parents[1]} holds a colon, which parts the folders of PYTHONPATH; --no-snapshot, or another")
+            raise UserError(
+                f"--run-dir: {code.parents[1]} holds a colon, which parts the folders of PYTHONPATH; --no-snapshot, or another"
+            )
         plugin = self.plugin and str(code / snapshot.home(self.plugin) / Path(self.plugin).name)
         return replace(self, code=code, plugin=plugin)
 

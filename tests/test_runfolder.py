@@ -69,7 +69,7 @@ def test_a_check_makes_nothing(tmp_path):
     runfolder.check(cfg)
     assert not list(tmp_path.iterdir())
     (tmp_path / "link").symlink_to(tmp_path / "not-mounted")
-    with pytest.raises(UserError, match="--run-dir: cannot write to .*link"):
+    with pytest.raises(UserError, match=r"--run-dir: cannot write to .*link"):
         runfolder.check(replace(cfg, run_dir=str(tmp_path / "link" / "a")))
 
 

@@ -268,7 +268,9 @@ def test_a_port_in_use_is_told(tmp_path):
         done = start(*TINY, "--tracking", "none", cwd=tmp_path, **rank)
     assert done.returncode == 2, done.stderr
     told = [line for line in done.stderr.splitlines() if line.startswith("distae: ")]
-    assert told == [f"distae: MASTER_ADDR 127.0.0.1, MASTER_PORT {port}: the port is in use by another program; choose another, or start again"]
+    assert told == [
+        f"distae: MASTER_ADDR 127.0.0.1, MASTER_PORT {port}: the port is in use by another program; choose another, or start again"
+    ]
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 

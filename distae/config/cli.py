@@ -155,14 +155,15 @@ def _expected(tp: Any) -> str:
 
 
 ALIASES = {
-    "batch-size": "global-batch-size", "bs": "global-batch-size", "lr": "optim.lr", "learning-rate": "optim.lr", "optimizer": "optim.name",
-    "wd": "optim.weight-decay", "grad-clip": "optim.max-grad-norm", "clip-grad-norm": "optim.max-grad-norm",
+    "batch-size": "global-batch-size", "bs": "global-batch-size", "lr": "optim.lr", "learning-rate": "optim.lr",
+    "optimizer": "optim.name", "wd": "optim.weight-decay", "grad-clip": "optim.max-grad-norm", "clip-grad-norm": "optim.max-grad-norm",
     "gradient-accumulation-steps": "grad-accum-steps", "accumulation-steps": "grad-accum-steps", "scheduler": "schedule",
     "num-epochs": "epochs", "max-epochs": "epochs", "n-epochs": "epochs", "max-steps": "steps", "iterations": "steps",
     "latent-size": "model.latent-dim", "z-dim": "model.latent-dim", "latent": "model.latent-dim", "bottleneck": "model.latent-dim",
     "hidden-dims": "net.hidden", "hidden-dim": "net.hidden", "hidden-size": "net.hidden", "layers": "net.hidden",
     "arch": "net", "network": "net", "dataset": "data", "data-path": "data.path", "data-dir": "data.root",
-    "output": "run-dir", "output-dir": "run-dir", "out-dir": "run-dir", "save-dir": "run-dir", "log-dir": "run-dir", "logdir": "run-dir",
+    "output": "run-dir", "output-dir": "run-dir", "out-dir": "run-dir", "save-dir": "run-dir", "log-dir": "run-dir",
+    "logdir": "run-dir",
     "random-seed": "seed", "patience": "early-stop.patience", "amp": "precision", "dtype": "precision", "overwrite": "fresh",
 }  # fmt: skip
 """What options are called elsewhere."""
