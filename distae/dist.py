@@ -18,8 +18,12 @@ import torch.distributed as td
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from distae import stop
 from distae.environment import Environment
 from distae.errors import TrainingError, UserError
+
+LAST_WAIT = timedelta(seconds=10)
+"""For the other ranks, where this one was asked to stop before it met them: they may have ended already."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ def session(env: Environment, device: torch.device, timeout: float) -> Iterator[
         return
     limit = timedelta(seconds=timeout)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    store = _meet(env, limit)
+    with stop.meeting() as asked:
+        store = _meet(env, min(limit, LAST_WAIT) if asked else limit)
     # torchrun's agent keeps one store over its restarts, with addresses of dead ranks in it (seen on 2.15): they meet elsewhere.
     # Agents of several nodes count restarts differently and must not share it (slurm/torchrun.sbatch): then it is fresh by itself.
     start = env.restarts if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
@@ -130,11 +135,12 @@ def _meet(env: Environment, limit: timedelta) -> "td.distributed_c10d.Store":
     if where == "env://":
         where = f"MASTER_ADDR {os.environ.get('MASTER_ADDR')}, MASTER_PORT {os.environ.get('MASTER_PORT')}"
     try:
-        return next(rendezvous(env.rendezvous, env.rank, env.world_size, timeout=limit))[0]
+        store, *_ = next(rendezvous(env.rendezvous, env.rank, env.world_size, timeout=limit))
     except td.DistError as error:
         if "EADDRINUSE" in str(error):
             raise UserError(f"{where}: the port is in use by another program; choose another, or start again") from error
         raise TrainingError(f"{where}: the other ranks were not met within {limit.total_seconds():g} s (--timeout)") from error
+    return cast("td.distributed_c10d.Store", store)
 
 
 def _host_group(limit: timedelta) -> object:

@@ -32,6 +32,22 @@ def heard() -> tuple[signal.Signals, ...]:
     return tuple(s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN)
 
 
+@contextlib.contextmanager
+def meeting() -> Iterator[bool]:
+    """While ranks wait for each other inside torch, where no handler runs: signals end the process, for there is nothing to save.
+
+    Gives whether it was asked to stop before.
+    """
+    ours = {s: h for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if isinstance(h := signal.getsignal(s), StopRequest)}
+    for signum in ours:
+        signal.signal(signum, signal.SIG_DFL)
+    try:
+        yield any(request.signum for request in ours.values())
+    finally:
+        for signum, request in ours.items():
+            signal.signal(signum, request)
+
+
 def leave(code: int) -> NoReturn:
     """Exit with `code`, whatever is sent meanwhile: when the first rank has left, srun ends the others with TERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -156,7 +156,8 @@ def _expected(tp: Any) -> str:
 
 ALIASES = {
     "batch-size": "global-batch-size", "bs": "global-batch-size", "lr": "optim.lr", "learning-rate": "optim.lr",
-    "optimizer": "optim.name", "wd": "optim.weight-decay", "grad-clip": "optim.max-grad-norm", "clip-grad-norm": "optim.max-grad-norm",
+    "optimizer": "optim.name", "wd": "optim.weight-decay", "grad-clip": "optim.max-grad-norm",
+    "clip-grad-norm": "optim.max-grad-norm",
     "gradient-accumulation-steps": "grad-accum-steps", "accumulation-steps": "grad-accum-steps", "scheduler": "schedule",
     "num-epochs": "epochs", "max-epochs": "epochs", "n-epochs": "epochs", "max-steps": "steps", "iterations": "steps",
     "latent-size": "model.latent-dim", "z-dim": "model.latent-dim", "latent": "model.latent-dim", "bottleneck": "model.latent-dim",
