@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from distae import config, runfolder
+from distae import config, console, runfolder
 from distae.config import TrainConfig, write_toml
 from distae.errors import UserError
 from distae.train import SWITCHES as TRAIN_SWITCHES
@@ -99,4 +99,5 @@ def show(plan: Submission, runs: Sequence[TrainConfig], with_snapshot: bool) -> 
 
 
 if __name__ == "__main__":
+    console.outlast()
     sys.exit(main())

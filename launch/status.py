@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from distae import outcome
+from distae import console, outcome
 from distae.errors import UserError
 from launch import jobs
 
@@ -94,4 +94,5 @@ def _progress(run_dir: Path) -> Iterator[tuple[str, str]]:
 
 
 if __name__ == "__main__":
+    console.outlast()
     sys.exit(main())

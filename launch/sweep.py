@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distae import config
+from distae import config, console
 from distae.config import TrainConfig
 from distae.config.check import fingerprint
 from distae.config.fields import Count
@@ -92,4 +92,5 @@ def _link_logs(logs: Path, run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
+    console.outlast()
     sys.exit(main())

@@ -1,6 +1,7 @@
 """Jobs on Slurm, as far as that can be known without one: settings, partitions, snapshot, script, and who requeues."""
 
 import io
+import os
 import pickle
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from distae.config import TrainConfig, check, plugin, write_toml
 from distae.environment import environment
 from distae.errors import UserError
 from distae.outcome import Outcome
-from launch import job, jobs, partitions, settings, slurm, snapshot, status, submit, sweep
+from launch import job, jobs, local, partitions, settings, slurm, snapshot, status, submit, sweep
 
 SINFO = "debug*|infinite|3|4|gpu:2\nlong|2-00:00:00|10|64+|gpu:a100:4(S:0-1)\nlong|2-00:00:00|5|128|(null)\n"
 STEP = {
@@ -477,9 +478,29 @@ def test_one_gpu_or_all_of_the_node_may_be_visible(monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda n=visible: n)
         assert dist.pick_device("auto", task) == torch.device("cuda", index)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for local in "0123":  # the first, too: it would wait for the others
+    for place in "0123":  # the first, too: it would wait for the others
         with pytest.raises(UserError, match="4 processes on this node see 2 GPUs"):
-            dist.pick_device("auto", environment(STEP | {"SLURM_LOCALID": local}))
+            dist.pick_device("auto", environment(STEP | {"SLURM_LOCALID": place}))
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "processes"), [("0,2", "auto", 2), ("-1", "auto", 6), ("", "cuda", 6), ("0,2", "cpu", 6)]
+)
+def test_launch_local_starts_one_process_for_each_gpu(monkeypatch, visible, device, processes):
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert local.processes(device) == processes
+
+
+def test_a_reader_that_has_seen_enough_is_no_traceback(tmp_path):
+    """`| head`: what is printed to a closed pipe is dropped."""
+    command = [sys.executable, "-m", "launch.slurm", "--gpus-per-node", "0", "--dry-run", "--"]
+    read, write = os.pipe()
+    os.close(read)
+    env = os.environ | {"PYTHONPATH": str(snapshot.ROOT), "PATH": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=env, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_nothing_about_progress_is_in_what_submitit_stores(in_a_job, monkeypatch):
