@@ -1,9 +1,11 @@
 """Signals to a job under each launcher: a save by all ranks together, the exit code, and what a restart makes of it."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -89,6 +91,22 @@ def test_launch_local_says_what_only_one_rank_sees_and_who_was_killed(tmp_path: 
         assert done.returncode == code, done.stderr
         assert time.monotonic() - begun < 60, done.stderr  # and not after torchrun's 120 s for the other to save
         assert re.search(said, done.stderr, re.MULTILINE), done.stderr
+
+
+def test_a_rank_that_still_waits_for_the_others_ends_at_once(tmp_path: Path) -> None:
+    """Inside torch no handler runs: it would stay for --timeout."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    rank = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-m", "distae.train", *JOB.split()], cwd=tmp_path, env=os.environ | rank) as job:
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert job.poll() is None
+            time.sleep(0.1)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(20) == -signal.SIGTERM
 
 
 def test_bare_torchrun_saves_too_but_hides_the_exit_code(tmp_path: Path) -> None:
