@@ -90,6 +90,10 @@ class Noise:
         """A permutation of range(n), the same on every rank: `[n]` int64."""
         return torch.randperm(n, generator=self._generator(()), device=self.device)
 
+    def integers(self, n: int, high: int) -> Tensor:
+        """`n` integers below `high`, each on its own, the same on every rank: `[n]` int64."""
+        return torch.randint(high, (n,), generator=self._generator(()), device=self.device)
+
     def common(self, *shape: int) -> Tensor:
         """Standard normal values of `shape`, the same on every rank."""
         return torch.randn(shape, generator=self._generator(()), device=self.device)
@@ -130,6 +134,10 @@ class Recorder(Noise):
     def permutation(self, n: int) -> Tensor:
         self._write("permutation", n)
         return super().permutation(n)
+
+    def integers(self, n: int, high: int) -> Tensor:
+        self._write("integers", n, high)
+        return super().integers(n, high)
 
     def common(self, *shape: int) -> Tensor:
         self._write("common", *shape)
@@ -176,6 +184,9 @@ class Given(Noise):
         return self._next()
 
     def permutation(self, n: int) -> Tensor:
+        return self._next()
+
+    def integers(self, n: int, high: int) -> Tensor:
         return self._next()
 
     def common(self, *shape: int) -> Tensor:

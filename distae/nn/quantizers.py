@@ -17,7 +17,8 @@ class Codebook(nn.Module):
     """Nearest-vector quantization (van den Oord 2017, eq. 1-2), codes learned by gradient or as moving averages (app. A.1).
 
     Averages are of frequencies and mean vectors over the global batch. A code whose average frequency falls below
-    `restart_below / size` restarts at a vector of the last batch (Dhariwal 2020, app. B.1).
+    `restart_below / size` restarts at a vector of the last batch (Dhariwal 2020, app. B.1). Frequencies start there, so that the
+    first batch tells which codes are idle. Where `depth` levels share the codes, each gives its vectors to every depth-th code.
     """
 
     codes: Tensor
@@ -27,38 +28,47 @@ class Codebook(nn.Module):
     seen_total: Tensor
     candidates: Tensor
 
-    def __init__(self, size: int, dim: int, learned: bool, decay: float, restart_below: float) -> None:
+    def __init__(self, size: int, dim: int, learned: bool, decay: float, restart_below: float, depth: int = 1) -> None:
         super().__init__()
-        self.size, self.learned, self.decay, self.restart_below = size, learned, decay, restart_below
+        self.size, self.learned, self.decay, self.restart_below, self.depth = size, learned, decay, restart_below, depth
+        start = (restart_below or 1) / size
         codes = nn.init.uniform_(torch.empty(size, dim), -1 / size, 1 / size)
         if learned:
             self.codes = nn.Parameter(codes)
         else:
             self.register_buffer("codes", codes)
-            self.register_buffer("total", codes / size)
-        self.register_buffer("frequency", torch.full((size,), 1 / size))
+            self.register_buffer("total", codes * start)
+        self.register_buffer("frequency", torch.full((size,), start))
         for name, shape in {"seen": (size,), "seen_total": (size, dim), "candidates": (size, dim)}.items():
             self.register_buffer(name, torch.zeros(shape), persistent=False)
 
-    def forward(self, z: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """Nearest codes `[B, N, dim]` of `z` `[B, N, dim]`, and their numbers `[B, N]`; in training, remember what was seen."""
+    def forward(self, z: Tensor, noise: Noise | None, level: int = 0) -> tuple[Tensor, Tensor]:
+        """Nearest codes `[B, N, dim]` of `z` `[B, N, dim]`, and their numbers `[B, N]`; in training, remember what was seen.
+
+        `level`, below `depth`, is which of the quantizers that share the codes this is.
+        """
         index = squared_distances(z.flatten(0, 1), self.codes).argmin(1).view(z.shape[:2])
         if self.training and noise is not None:
-            self._observe(z.detach(), index, noise)
+            self._observe(z.detach(), index, noise, level)
         return self.codes[index], index
 
     @torch.no_grad()
-    def _observe(self, z: Tensor, index: Tensor, noise: Noise) -> None:
+    def _observe(self, z: Tensor, index: Tensor, noise: Noise, level: int) -> None:
         rows = z.flatten(0, 1)
         self.seen.index_add_(0, index.flatten(), torch.ones_like(rows[:, 0]))
         self.seen_total.index_add_(0, index.flatten(), rows)
-        world = dist.world()
-        vectors = len(rows) * world.world_size
-        chosen = noise.permutation(vectors).repeat(-(-self.size // vectors))[: self.size]
-        sample, slot = chosen // z.shape[1], chosen % z.shape[1]
-        mine = sample % world.world_size == world.rank
-        found = z[sample // world.world_size, slot]
-        self.candidates.copy_(torch.where(mine[:, None], found, 0.0))
+        if self.restart_below:
+            slots = self.candidates[level :: self.depth]
+            slots.copy_(self._draw(z, len(slots), noise))
+
+    def _draw(self, z: Tensor, n: int, noise: Noise) -> Tensor:
+        """`n` vectors of the global batch at random, `[n, dim]`, 0 where another rank holds it."""
+        samples = len(z) * dist.world().world_size
+        chosen = noise.integers(n, samples * z.shape[1])
+        row_of = chosen.new_full((samples,), -1)
+        row_of[dist.my_rows(torch.arange(samples, device=z.device))] = torch.arange(len(z), device=z.device)
+        row = row_of[chosen // z.shape[1]]
+        return torch.where((row >= 0)[:, None], z[row, chosen % z.shape[1]], 0.0)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -101,13 +111,16 @@ def fsq(z: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """Finite scalar quantization (Mentzer 2023, sec. 3.1 and app. A.1) of `z` `[..., len(levels)]`.
 
     Returns values in [-1, 1] of its shape, with straight-through gradients, and the number `[...]` of each vector's code. Even
-    levels are shifted by half a step; the shift is atanh, as it must be for 0 to stay 0 (the paper's listing has tan).
+    levels are shifted by half a step; the shift is atanh, as it must be for 0 to stay 0 (the paper's listing has tan). Of 2 levels
+    none is 0, and that shift would be all of tanh: they are -1 and 1, the sign.
     """
+    two = levels == 2
     half = (levels - 1) * (1 - 1e-3) / 2
     offset = torch.where(levels % 2 == 0, 0.5, 0.0).to(z.dtype)
-    bounded = torch.tanh(z + torch.atanh(offset / half)) * half - offset
+    shift = torch.atanh(torch.where(two, 0.0, offset / half))
+    bounded = torch.tanh(z + shift) * half - offset
     width = levels // 2
     rounded = straight_through(bounded, bounded.round())
     digits = rounded.detach().round().long() + width
     basis = torch.cat([levels.new_ones(1), levels[:-1]]).cumprod(0)
-    return rounded / width, (digits * basis).sum(-1)
+    return torch.where(two, 2 * rounded + 1, rounded / width), (digits * basis).sum(-1)
