@@ -100,6 +100,7 @@ def test_each_turn_has_gradients_for_its_own_parameters_only(name):
 def test_aae_has_its_encoder_in_two_turns_with_rates_of_their_own():
     model = make("aae", critic_lr=0.1, adversarial_lr=0.2)
     assert [(t.name, t.lr) for t in model.turns()] == [("autoencoder", None), ("critic", 0.1), ("encoder", 0.2)]
+    assert [t.lr for t in make("aae").turns()] == [None, 2e-4, 2e-4]
     x = data(8)
     out = run(model, x)
     torch.testing.assert_close(out.loss, out.per_sample["recon"].mean())
