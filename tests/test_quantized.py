@@ -132,6 +132,16 @@ def test_candidates_are_drawn_without_an_order_of_all_vectors(monkeypatch):
     assert book.candidates.any(1).all()
 
 
+def test_no_two_codes_restart_at_the_same_vector():
+    """They would tie, and rounding would break the tie differently at each world size."""
+    for samples in (1, 2, 7, 50):
+        book = Codebook(5, 2, False, 0.9, 0.03).double()
+        book(data(samples, 1, 2), noise(samples))
+        book.update()
+        assert len(book.codes.unique(dim=0)) == 5
+        assert int(book.offered.sum()) == min(5, samples)
+
+
 @pytest.mark.parametrize("contiguous", [False, True])
 def test_ranks_draw_the_same_candidates_each_its_own_vectors(contiguous, monkeypatch):
     z, alone = data(8, 3, 2), codebook(restart_below=0.03)

@@ -27,6 +27,7 @@ class Codebook(nn.Module):
     seen: Tensor
     seen_total: Tensor
     candidates: Tensor
+    offered: Tensor
 
     def __init__(self, size: int, dim: int, learned: bool, decay: float, restart_below: float, depth: int = 1) -> None:
         super().__init__()
@@ -41,6 +42,7 @@ class Codebook(nn.Module):
         self.register_buffer("frequency", torch.full((size,), start))
         for name, shape in {"seen": (size,), "seen_total": (size, dim), "candidates": (size, dim)}.items():
             self.register_buffer(name, torch.zeros(shape), persistent=False)
+        self.register_buffer("offered", torch.zeros(size, dtype=torch.bool), persistent=False)
 
     def forward(self, z: Tensor, noise: Noise | None, level: int = 0) -> tuple[Tensor, Tensor]:
         """Nearest codes `[B, N, dim]` of `z` `[B, N, dim]`, and their numbers `[B, N]`; in training, remember what was seen.
@@ -57,18 +59,26 @@ class Codebook(nn.Module):
         rows = z.flatten(0, 1)
         self.seen.index_add_(0, index.flatten(), torch.ones_like(rows[:, 0]))
         self.seen_total.index_add_(0, index.flatten(), rows)
-        if self.restart_below:
-            slots = self.candidates[level :: self.depth]
-            slots.copy_(self._draw(z, len(slots), noise))
+        if self.restart_below and level < self.size:
+            slots = slice(level, None, self.depth)
+            self.candidates[slots], self.offered[slots] = self._draw(z, len(self.codes[slots]), noise)
 
-    def _draw(self, z: Tensor, n: int, noise: Noise) -> Tensor:
-        """`n` vectors of the global batch at random, `[n, dim]`, 0 where another rank holds it."""
+    def _draw(self, z: Tensor, n: int, noise: Noise) -> tuple[Tensor, Tensor]:
+        """`n` vectors of the global batch at random, `[n, dim]`, 0 where another rank holds it, and which of them are one, `[n]`.
+
+        Each is of another n-th of the batch, and none where there are fewer vectors: two codes at one place would be a tie, which
+        rounding breaks otherwise at each world size.
+        """
         samples = len(z) * dist.world().world_size
-        chosen = noise.integers(n, samples * z.shape[1])
+        vectors = samples * z.shape[1]
+        drawn = noise.integers(n + 1, vectors)
+        part = (torch.arange(n, device=z.device) + drawn[-1]) % n
+        begin, end = part * vectors // n, (part + 1) * vectors // n
+        chosen = begin + drawn[:-1] % (end - begin).clamp_min(1)
         row_of = chosen.new_full((samples,), -1)
         row_of[dist.my_rows(torch.arange(samples, device=z.device))] = torch.arange(len(z), device=z.device)
         row = row_of[chosen // z.shape[1]]
-        return torch.where((row >= 0)[:, None], z[row, chosen % z.shape[1]], 0.0)
+        return torch.where((row >= 0)[:, None], z[row, chosen % z.shape[1]], 0.0), end > begin
 
     @torch.no_grad()
     def update(self) -> None:
@@ -81,7 +91,7 @@ class Codebook(nn.Module):
         if not self.learned:
             self._average(self.total, torch.where(finite, seen_total, 0.0) / seen.sum(), rate)
             self.codes.copy_(self.total / self.frequency.clamp_min(1e-12)[:, None])
-        dead = finite & (self.frequency < self.restart_below / self.size)
+        dead = finite & self.offered & (self.frequency < self.restart_below / self.size)
         self.frequency.copy_(torch.where(dead, 1 / self.size, self.frequency))
         self.codes.copy_(torch.where(dead[:, None], candidates, self.codes))
         if not self.learned:

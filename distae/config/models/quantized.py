@@ -107,7 +107,7 @@ class LFQVAEConfig(QuantizedConfig):
     entropy: Weight = 0.1
     """Weight of the mean entropy of the codes of a sample, less the entropy of the codes of the batch."""
     inverse_temperature: Positive = 1.0
-    """Sharpness of the softmax over codes that the entropies are of; code published for MAGVIT-v2 has 100 (lucidrains)."""
+    """Sharpness of the softmax over codes that the entropies are of; vector_quantize_pytorch takes 100."""
 
     @property
     def code_dim(self) -> int:
