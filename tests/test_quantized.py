@@ -114,6 +114,14 @@ def test_codes_that_the_first_batch_leaves_idle_restart_at_once(decay):
     assert book.codes.abs().max() < 10
 
 
+def test_a_code_that_restarted_at_a_vector_nobody_needs_restarts_again():
+    book, far = codebook(decay=0.99, restart_below=0.03), data(50, 3, 2) + 100
+    for z in (far, data(50, 3, 2), data(50, 3, 2)):  # codes that follow the first batch are of no use to the others
+        book(z, noise(50))
+        book.update()
+    assert (book.codes.abs().amax(1) < 10).sum() >= 4
+
+
 def test_each_depth_gives_codes_its_own_residuals_to_restart_at():
     x, model = data(20), make("rq_vae", depth=3, **VQ | {"codebook_size": 8})
     z = model.vectors(x, None).detach()

@@ -17,8 +17,9 @@ class Codebook(nn.Module):
     """Nearest-vector quantization (van den Oord 2017, eq. 1-2), codes learned by gradient or as moving averages (app. A.1).
 
     Averages are of frequencies and mean vectors over the global batch. A code whose average frequency falls below
-    `restart_below / size` restarts at a vector of the last batch (Dhariwal 2020, app. B.1). Frequencies start there, so that the
-    first batch tells which codes are idle. Where `depth` levels share the codes, each gives its vectors to every depth-th code.
+    `restart_below / size` restarts at a vector of the last batch (Dhariwal 2020, app. B.1). Frequencies start there, and after
+    a restart too, so that the next batch tells which codes are idle. Where `depth` levels share the codes, each gives its vectors to
+    every depth-th code.
     """
 
     codes: Tensor
@@ -32,14 +33,14 @@ class Codebook(nn.Module):
     def __init__(self, size: int, dim: int, learned: bool, decay: float, restart_below: float, depth: int = 1) -> None:
         super().__init__()
         self.size, self.learned, self.decay, self.restart_below, self.depth = size, learned, decay, restart_below, depth
-        start = (restart_below or 1) / size
+        self.start = (restart_below or 1) / size
         codes = nn.init.uniform_(torch.empty(size, dim), -1 / size, 1 / size)
         if learned:
             self.codes = nn.Parameter(codes)
         else:
             self.register_buffer("codes", codes)
-            self.register_buffer("total", codes * start)
-        self.register_buffer("frequency", torch.full((size,), start))
+            self.register_buffer("total", codes * self.start)
+        self.register_buffer("frequency", torch.full((size,), self.start))
         for name, shape in {"seen": (size,), "seen_total": (size, dim), "candidates": (size, dim)}.items():
             self.register_buffer(name, torch.zeros(shape), persistent=False)
         self.register_buffer("offered", torch.zeros(size, dtype=torch.bool), persistent=False)
@@ -92,10 +93,10 @@ class Codebook(nn.Module):
             self._average(self.total, torch.where(finite, seen_total, 0.0) / seen.sum(), rate)
             self.codes.copy_(self.total / self.frequency.clamp_min(1e-12)[:, None])
         dead = finite & self.offered & (self.frequency < self.restart_below / self.size)
-        self.frequency.copy_(torch.where(dead, 1 / self.size, self.frequency))
+        self.frequency.copy_(torch.where(dead, self.start, self.frequency))
         self.codes.copy_(torch.where(dead[:, None], candidates, self.codes))
         if not self.learned:
-            self.total.copy_(torch.where(dead[:, None], self.codes / self.size, self.total))
+            self.total.copy_(torch.where(dead[:, None], self.codes * self.start, self.total))
         self.seen.zero_()
         self.seen_total.zero_()
 
