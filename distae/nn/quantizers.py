@@ -18,7 +18,7 @@ class Codebook(nn.Module):
 
     Averages are of frequencies and mean vectors over the global batch. A code whose average frequency falls below
     `restart_below / size` restarts at a vector of the last batch (Dhariwal 2020, app. B.1). Frequencies start there, and after
-    a restart too, so that the next batch tells which codes are idle. Where `depth` levels share the codes, each gives its vectors to
+    a restart too: the next batch tells which codes are idle. Where `depth` levels share the codes, each gives its vectors to
     every depth-th code.
     """
 
