@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distae.models import Autoencoder
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from distae import deprecation, distributed
 
-    deprecation.warn("distae.dist", "distae.distributed")
+    deprecation.warn("distae.distributed", "distae.distributed")
     return distributed
 
 

@@ -16,7 +16,7 @@ from distae.errors import DistaeError, TrainingError, UserError
 from distae.runtime.environment import Environment
 from distae.runtime.lock import RunLock
 from distae.runtime.outcome import FILE, Outcome, read
-from distae.runtime.run_dir import check_run_dir, open_run_dir
+from distae.runtime.run_dir import check_run_dir, make_run_dir, open_run_dir
 from distae.runtime.signals import StopRequest, listening
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, 
         done = not todo or trainer.fit()
         trainer.close()
         signal = "" if done else Signals(trainer.stop.signal).name
-        end = Outcome("done" if done else "stopped", trainer.state.step, str(run_dir), signal=signal)
+        end = Outcome("done" if done else "stopped", trainer.state.step, str(run_dir), trainer.why_early if done else "", signal)
     except UserError:
         if lock:
             lock.release()
@@ -133,6 +133,7 @@ def _open_folder(cfg: TrainConfig) -> RunLock | None:
             refusal = str(error)
     if refusal := dist.broadcast(refusal):
         raise UserError(refusal)
+    make_run_dir(cfg)  # by all: nodes may not share it, or see rank 0's late
     return lock
 
 
@@ -146,7 +147,10 @@ def _leave_folder(lock: RunLock, end: Outcome) -> None:
 
 
 def _failed(error: Exception, trainer: "Trainer | None", run_dir: Path) -> Outcome:
-    """Report an error once: by the rank where it happened, and on rank 0. Only what may be a bug gets a traceback."""
+    """Report an error by the rank where it happened, and on rank 0. Only what may be a bug gets a traceback.
+
+    Where all that is known is lost contact, rank 0 may be the one: who noticed first says so too.
+    """
     from distae import distributed as dist
 
     disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
@@ -157,7 +161,10 @@ def _failed(error: Exception, trainer: "Trainer | None", run_dir: Path) -> Outco
         reason = own if expected else reason
         if not expected:
             traceback.print_exc()
-    if dist.world().is_main:
+    rank = dist.world().rank
+    if rank and reason.startswith(f"rank {rank}: {dist.LOST}"):
+        sys.stderr.write(f"distae: rank {rank} ({platform.node()}): {reason.partition(': ')[2]}\n")
+    if rank == 0:
         text = f"failed: {reason.removeprefix('rank 0: ')}"
         if trainer and trainer.tracker.sinks:
             trainer.tracker.line(text)

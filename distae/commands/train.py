@@ -26,8 +26,9 @@ SWITCHES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    env = environment()
+    env = Environment()
     try:
+        env = environment()
         command = parse(TrainConfig, sys.argv[1:] if argv is None else argv, SWITCHES, "python -m distae.train")
         cfg = check(command.settings, env.world_size)
         if "print-config" in command.flags:
@@ -40,8 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(cfg: TrainConfig, env: Environment) -> Outcome:
-    """Train as `cfg` (checked) says, resuming what is in its run folder. Raises UserError before any training starts."""
-    return run_in_turn([cfg], env)
+    """Train as `cfg` (checked) says, resuming what is in its run folder. Raises UserError before any training starts.
+
+    `--fresh` is for the first start: a launcher that repeats the command means the run which that began.
+    """
+    return run_in_turn([replace(cfg, fresh=cfg.fresh and env.first_start)], env)
 
 
 def smoke(cfg: TrainConfig, env: Environment) -> Outcome:

@@ -2,11 +2,12 @@
 
 from distae import deprecation
 from distae.distributed.collectives import all_reduce, all_reduce_, broadcast, gather, gather_rows, local_rows
-from distae.distributed.consensus import Consensus, first_failure
+from distae.distributed.consensus import LOST, Consensus, first_failure
 from distae.distributed.startup import Rendezvous, differences, ends_within, rendezvous
 from distae.distributed.world import World, pick_device, session, set_tf32, set_threads, synchronize, use, world
 
 __all__ = [
+    "LOST",
     "Consensus",
     "Rendezvous",
     "World",

@@ -22,7 +22,7 @@ def first_failure(error: Exception, text: str) -> str:
     if world().group is None:
         return rank + text
     lost = isinstance(error, RuntimeError) and _LOST_CONTACT.search(str(error)) is not None
-    return _announced(rank + (f"lost contact with another rank ({text})" if lost else text), wait=lost)
+    return _announced(rank + (f"{LOST} ({text})" if lost else text), wait=lost)
 
 
 def _announced(text: str, wait: bool) -> str:
@@ -43,6 +43,7 @@ def _announced(text: str, wait: bool) -> str:
     return answer[0]
 
 
+LOST = "lost contact with another rank"
 ANSWER_SECONDS = 4.0
 _LOST_CONTACT = re.compile(r"gloo|nccl|Connection (closed|reset)|Broken pipe|timed out", re.IGNORECASE)
 """In what torch.distributed raises; a broken pipe of stdout is an OSError."""

@@ -17,11 +17,14 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous as connect
 
 from distae.errors import DistaeError, TrainingError, UserError
+from distae.runtime import signals
 from distae.runtime.environment import Environment
 
 T = TypeVar("T")
 GRACE_SECONDS = 5.0
 """After --timeout: for torch's own errors to come first, and for a rank that hosts the store to be heard."""
+LAST_WAIT = 10.0
+"""Seconds for the other ranks, where this one was asked to stop before it met them: they may have ended already."""
 
 
 class Rendezvous:
@@ -97,7 +100,9 @@ class Rendezvous:
 
     @contextlib.contextmanager
     def _limited(self) -> Iterator[None]:
-        with in_words(), ends_within(self.timeout + 2 * GRACE_SECONDS, f"lost contact with rank 0: no answer {self._waited}"):
+        late = f"lost contact with rank 0: no answer {self._waited}"
+        with signals.meeting() as asked, in_words(), ends_within(self.timeout + 2 * GRACE_SECONDS, late):
+            self.timeout = min(self.timeout, LAST_WAIT) if asked else self.timeout
             yield
 
 
@@ -115,11 +120,10 @@ def rendezvous(env: Environment, timeout: float) -> Iterator[Rendezvous]:
         yield Rendezvous(env, None, timeout)
         return
     _raise_file_limit()
-    store = _connect(env, timeout)
     try:
-        yield Rendezvous(env, store, timeout)
+        yield Rendezvous(env, _connect(env, timeout), timeout)
     except DistaeError as error:
-        error.heard = True
+        error.heard = True  # or there is no store to tell them through
         raise
 
 
@@ -129,8 +133,9 @@ def _connect(env: Environment, timeout: float) -> Store:
         where = f"MASTER_ADDR {os.environ.get('MASTER_ADDR')}, MASTER_PORT {os.environ.get('MASTER_PORT')}"
     late = f"{where}: the other ranks were not met within {timeout:g} s (--timeout)"
     try:
-        with ends_within(timeout + 2 * GRACE_SECONDS, late):
-            store, *_ = next(connect(env.rendezvous, env.rank, env.world_size, timeout=timedelta(seconds=timeout)))
+        with signals.meeting() as asked, ends_within(timeout + 2 * GRACE_SECONDS, late):
+            limit = timedelta(seconds=min(timeout, LAST_WAIT) if asked else timeout)
+            store, *_ = next(connect(env.rendezvous, env.rank, env.world_size, timeout=limit))
     except ValueError as error:  # a variable of torchrun's is missing
         raise UserError(str(error)) from error
     except td.DistError as error:

@@ -12,6 +12,7 @@ import torch.distributed as td
 
 from distae.distributed.startup import GRACE_SECONDS, Rendezvous, ends_within, in_words
 from distae.errors import UserError
+from distae.runtime import signals
 from distae.runtime.environment import Environment
 
 
@@ -107,7 +108,8 @@ def session(meeting: Rendezvous, device: torch.device) -> Iterator[World]:
     limit = timedelta(seconds=meeting.timeout)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     bound = device if device.type == "cuda" else None
-    with in_words(), ends_within(meeting.timeout + 2 * GRACE_SECONDS, "lost contact with another rank at the start"):
+    late = "lost contact with another rank at the start"
+    with signals.meeting(), in_words(), ends_within(meeting.timeout + 2 * GRACE_SECONDS, late):
         td.init_process_group(
             backend, timeout=limit, world_size=env.world_size, rank=env.rank, store=meeting.store, device_id=bound
         )

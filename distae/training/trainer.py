@@ -158,10 +158,16 @@ class Trainer:
             return self.train_step.evaluated, self.state.step
         return model, best
 
+    @property
+    def why_early(self) -> str:
+        """What ended the run before its last step, if anything did."""
+        if self.state.step >= self.total:
+            return ""
+        return f"early stop: no better {self.cfg.best_metric} in {self.state.bad_evals} evaluations"
+
     def _closing_line(self, step: int) -> str:
-        metric, bad = self.cfg.best_metric, self.state.bad_evals
-        why = "" if self.state.step >= self.total else f" (early stop: no better {metric} in {bad} evaluations)"
-        best = f", of step {step}, the best {metric}" if step != self.state.step else ""
+        why = f" ({self.why_early})" if self.why_early else ""
+        best = f", of step {step}, the best {self.cfg.best_metric}" if step != self.state.step else ""
         return (
             f"done at step {self.state.step}{why}; model in {self.run_dir / 'model'}{best}, pictures in {self.run_dir / 'images'}. "
             f"Next: distae.load({str(self.run_dir)!r})"
