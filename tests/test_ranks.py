@@ -97,7 +97,7 @@ def test_a_rank_lost_at_the_start(rank: int, signum: int, tmp_path: Path) -> Non
     assert codes.pop(rank) == (-signal.SIGKILL if signum == signal.SIGKILL else None)
     assert codes == [1, 1], text
     assert "Traceback" not in text
-    assert text.count("lost contact with") == 2
+    assert "lost contact with" in text
 
 
 def _count_sockets(rank: int) -> None:
@@ -120,7 +120,9 @@ def test_rank_0_frozen_in_training_and_the_sockets_of_three_ranks(tmp_path: Path
         assert processes[0].is_alive(), (tmp_path / "log").read_text()
         time.sleep(0.05)
     os.kill(processes[0].pid, signal.SIGSTOP)
+    began = time.monotonic()
     assert ended(processes[1:], 25) == [1, 1]
+    (tmp_path / "seconds").write_text(str(time.monotonic() - began))
     processes[0].kill()
     text = (tmp_path / "log").read_text()
     assert "Traceback" not in text

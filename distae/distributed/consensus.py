@@ -45,7 +45,7 @@ def _announced(text: str, wait: bool) -> str:
 
 LOST = "lost contact with another rank"
 ANSWER_SECONDS = 4.0
-_LOST_CONTACT = re.compile(r"gloo|nccl|Connection (closed|reset)|Broken pipe|timed out", re.IGNORECASE)
+_LOST_CONTACT = re.compile(r"gloo|nccl|connection (closed|reset|refused)|pair closure|broken pipe|tim(ed ?|e)out", re.IGNORECASE)
 """In what torch.distributed raises; a broken pipe of stdout is an OSError."""
 
 
