@@ -91,7 +91,7 @@ def flip(folder: Path) -> str:
     data = bytearray(shard(folder, 3).read_bytes())
     data[-3] ^= 1
     shard(folder, 3).write_bytes(data)
-    return "is damaged \\(its checksum is another\\)"
+    return "is damaged \\(checksum mismatch\\)"
 
 
 def flip_state(folder: Path) -> str:
@@ -143,7 +143,7 @@ def test_an_interrupted_save_leaves_nothing_that_looks_valid(tmp_path: Path) -> 
     found = checkpoints.newest()
     assert found is not None
     assert (found.step, found.complaints) == (1, [])
-    checkpoints.clean()
+    checkpoints.clean(found)
     assert [p.name for p in tmp_path.iterdir()] == [name_of(1)]
 
 

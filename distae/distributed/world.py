@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as td
@@ -28,10 +29,17 @@ class World:
     """gloo, for decisions on the host."""
     background: td.ProcessGroup | None = None
     """gloo, for the thread that writes checkpoints: two threads must not share a group."""
+    node: td.ProcessGroup | None = None
+    """gloo, the ranks of this machine; None where there is one."""
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def reads_for_node(self) -> bool:
+        """Whether this rank reads files for all ranks of its machine."""
+        return self.node is None or self.node.rank() == 0
 
 
 _current: World | None = None
@@ -111,7 +119,8 @@ def session(env: Environment, device: torch.device, timeout: float) -> Iterator[
     td.init_process_group(backend, timeout=limit, world_size=world_size, rank=rank, store=store, device_id=bound)
     try:
         everyone, control, background = (cast(td.ProcessGroup, g) for g in (td.group.WORLD, _host_group(limit), _host_group(limit)))
-        with use(World(env.rank, env.world_size, device, everyone, control, background)) as joined:
+        node = _node_group(control, limit)
+        with use(World(env.rank, env.world_size, device, everyone, control, background, node)) as joined:
             yield joined
     finally:
         td.destroy_process_group()
@@ -119,3 +128,13 @@ def session(env: Environment, device: torch.device, timeout: float) -> Iterator[
 
 def _host_group(limit: timedelta) -> object:
     return td.new_group(backend="gloo", timeout=limit)
+
+
+def _node_group(control: td.ProcessGroup, limit: timedelta) -> td.ProcessGroup | None:
+    """The ranks whose host name is this one's; None for one alone. Only they take part in making it."""
+    hosts: list[Any] = [None] * control.size()
+    td.all_gather_object(hosts, platform.node(), group=control)
+    ranks = [rank for rank, host in enumerate(hosts) if host == platform.node()]
+    if len(ranks) == 1:
+        return None
+    return cast(td.ProcessGroup, td.new_group(ranks, limit, "gloo", use_local_synchronization=True))

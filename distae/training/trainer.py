@@ -302,11 +302,11 @@ class Trainer:
             if self.peak:
                 self.flops = self.train_step.flops(rows)
             self.train_step.warmup(rows)
-        self.checkpoints.clean()
         found = self.checkpoints.newest()
+        set_aside = self.checkpoints.clean(found)
         metrics_bytes = 0
         if found is not None:
-            self.notes += [*found.complaints, f"resumed at step {found.step} of {self.total}"]
+            self.notes += [*found.complaints, *set_aside, f"resumed at step {found.step} of {self.total}"]
             metrics_bytes = self._load(self.checkpoints, found.step)
             self.saved_step = found.step
             if self.finished and dist.broadcast(self._is_complete()):
