@@ -160,8 +160,7 @@ def no_folder(folder: Path) -> None:
     (folder / name_of(3)).write_text("a file")
 
 
-def fork(folder: Path) -> None:
-    """Not one of torch's: of no use without a step."""
+def step_as_text(folder: Path) -> None:
     marker = folder / name_of(3) / COMMIT
     marker.write_bytes(marker.read_bytes().replace(b'"step": 3', b'"step": "3"'))
 
@@ -177,7 +176,7 @@ def fork(folder: Path) -> None:
         (pipe, f"{COMMIT} is not a regular file"),
         (endless, f"{COMMIT} has 1099511627776 bytes"),
         (no_folder, f"{COMMIT} cannot be read (Not a directory)"),
-        (fork, f"{COMMIT} is damaged"),
+        (step_as_text, f"{COMMIT} is damaged"),
     ],
 )
 @pytest.mark.timeout(20)
