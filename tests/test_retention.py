@@ -275,10 +275,28 @@ def test_a_failed_run_commits_nothing_once_it_let_its_folder_go(tmp_path: Path, 
 
     monkeypatch.setattr(store, "write_file", held_up)
     monkeypatch.setattr(RunLock, "release", note)
-    monkeypatch.setattr("distae.training.trainer.Trainer.evaluate", fail)
+    monkeypatch.setattr("distae.training.validation.Validator.evaluate", fail)
     end = run(settings(steps=8, save_every=4, eval_every=5), tmp_path / "run")
     assert (end.outcome, end.reason, failed) == ("failed", "a reason", [1])
     for thread in threading.enumerate():
         if thread.name.startswith("checkpoint"):
             thread.join(0.5)
     assert steps_in(tmp_path / "run" / "checkpoints") == []
+
+
+def test_a_damaged_best_is_not_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flipped byte in its weights: the last model is exported, and that is said."""
+    retain = store.retain
+
+    def flip_best(folder: Path, keep: int, committed: int, best: int | None) -> None:
+        retain(folder, keep, committed, best)
+        if committed == 20:
+            assert best is not None
+            flip(folder, best)
+
+    monkeypatch.setattr(store, "retain", flip_best)
+    cfg = settings(steps=20, eval_every=5, early_stop={"min_delta": 1e9}, optim={"lr": 1e-3})
+    assert run(cfg, tmp_path / "run").outcome == "done"
+    assert "the best model, of step 5, cannot be exported, so the last is" in capsys.readouterr().err

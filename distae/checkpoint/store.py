@@ -189,6 +189,10 @@ class CheckpointStore:
             raise TrainingError(f"no valid checkpoint in {self.folder}: {'; '.join(complaints)}")
         return None
 
+    def why_unusable(self, step: int) -> str | None:
+        """What is wrong with the checkpoint of a step, checksums included; None where nothing is."""
+        return self._why_unusable(self.folder / name_of(step))
+
     def _why_unusable(self, path: Path) -> str | None:
         """Rank 0 alone looks at marker and sizes; checksums are shared out over the ranks by file."""
 

@@ -13,7 +13,7 @@ from distae.errors import TrainingError, UserError
 from distae.runtime.environment import Environment
 from distae.runtime.lock import RunLock
 from distae.runtime.outcome import FILE, Outcome, read
-from distae.runtime.run_dir import check_run_dir, open_run_dir
+from distae.runtime.run_dir import check_run_dir, make_run_dir, open_run_dir
 from distae.runtime.signals import StopRequest, listening
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, 
             sys.stderr.write(f"{run_dir} is complete at step {trainer.state.step}: give more {more} to go on, or --fresh\n")
         done = not todo or trainer.fit()
         trainer.close()
-        signal = "" if done else Signals(trainer.agreed_signal).name
-        end = Outcome("done" if done else "stopped", trainer.state.step, str(run_dir), signal=signal)
+        signal = "" if done else Signals(trainer.stop.signal).name
+        end = Outcome("done" if done else "stopped", trainer.state.step, str(run_dir), trainer.why_early if done else "", signal)
     except UserError:
         if lock:
             lock.release()
@@ -94,6 +94,7 @@ def _open_folder(cfg: TrainConfig) -> RunLock | None:
             refusal = str(error)
     if refusal := dist.broadcast(refusal):
         raise UserError(refusal)
+    make_run_dir(cfg)  # by all: nodes may not share it, or see rank 0's late
     return lock
 
 

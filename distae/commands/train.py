@@ -7,6 +7,7 @@
 0 done, 1 failed, 2 a user's mistake, 75 stopped after a save.
 """
 
+import platform
 import shutil
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distae.config import TrainConfig, check, parse, write_toml
-from distae.errors import UserError
+from distae.errors import TrainingError, UserError
 from distae.runtime.environment import Environment, environment
 from distae.runtime.outcome import Outcome
 
@@ -30,8 +31,9 @@ SWITCHES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    env = environment()
+    env = Environment()
     try:
+        env = environment()
         command = parse(TrainConfig, sys.argv[1:] if argv is None else argv, SWITCHES, "python -m distae.train")
         cfg = check(command.settings, env.world_size)
         if "print-config" in command.flags:
@@ -39,15 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.write(write_toml(replace(cfg, run_dir=command.settings.run_dir)))
             return 0
         return (smoke if "smoke" in command.flags else run)(cfg, env).exit_code
-    except UserError as error:
-        if env.rank == 0:
-            sys.stderr.write(f"distae: {error}\n")
-        return 2
+    except (UserError, TrainingError) as error:  # each rank says it: it may be the only one that has seen it
+        sys.stderr.write(f"distae: {f'rank {env.rank} ({platform.node()}): ' if env.rank else ''}{error}\n")
+        return 2 if isinstance(error, UserError) else 1
 
 
 def run(cfg: TrainConfig, env: Environment) -> Outcome:
-    """Train as `cfg` (checked) says, resuming what is in its run folder. Raises UserError before any training starts."""
-    return run_in_turn([cfg], env)
+    """Train as `cfg` (checked) says, resuming what is in its run folder. Raises UserError before any training starts.
+
+    `--fresh` is for the first start: a launcher that repeats the command means the run which that began.
+    """
+    return run_in_turn([replace(cfg, fresh=cfg.fresh and env.first_start)], env)
 
 
 def smoke(cfg: TrainConfig, env: Environment) -> Outcome:

@@ -30,14 +30,20 @@ class About:
     shape: list[Annotated[int, Meta(ge=1)]]
 
 
-def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path) -> None:
-    """Write a model's weights and what is needed to build it again, whole or not at all."""
+def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int) -> None:
+    """Write a model's weights, the step they are of, and what is needed to build it again: whole or not at all."""
     fresh = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, fresh / WEIGHTS)
     settings = to_dict(cfg)
-    about = {"model": settings["model"], "net": settings["net"], "data": settings["data"], "shape": list(cfg.data.shape())}
+    about = {
+        "model": settings["model"],
+        "net": settings["net"],
+        "data": settings["data"],
+        "shape": list(cfg.data.shape()),
+        "step": step,
+    }
     (fresh / CONFIG).write_text(json.dumps(about, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)

@@ -16,18 +16,16 @@ from distae.tracking.wandb import Wandb
 class Tracker:
     """All sinks of a run; none on ranks other than 0."""
 
-    def __init__(self, sinks: list[Sink]) -> None:
-        self.sinks = sinks
+    def __init__(self) -> None:
+        self.sinks: list[Sink] = []
 
-    @classmethod
-    def open(cls, cfg: TrainConfig, size: int, steps: tuple[int, int], environment: dict[str, Any]) -> "Tracker":
-        """The sinks that `cfg` asks for, from the first of `steps` to the last; metrics.jsonl goes on after `size` bytes."""
+    def open(self, cfg: TrainConfig, size: int, steps: tuple[int, int], environment: dict[str, Any]) -> None:
+        """Open the sinks that `cfg` asks for, from the first of `steps` to the last; metrics.jsonl continues after `size` bytes."""
         run_dir = Path(cfg.run_dir or ".")
         console = Console(run_dir / "log.txt", *steps)
-        sinks: list[Sink] = [Jsonl(run_dir / "metrics.jsonl", size), console]
+        self.sinks += [Jsonl(run_dir / "metrics.jsonl", size), console]
         if cfg.tracking == "wandb":
-            sinks.append(Wandb(run_dir, cfg, environment, console))
-        return cls(sinks)
+            self.sinks.append(Wandb(run_dir, cfg, environment, console))
 
     def line(self, text: str) -> None:
         for sink in self.sinks:
