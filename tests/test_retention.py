@@ -297,6 +297,6 @@ def test_a_damaged_best_is_not_exported(
             flip(folder, best)
 
     monkeypatch.setattr(store, "retain", flip_best)
-    cfg = settings(steps=20, eval_every=5, early_stop={"min_delta": 1e9}, optim={"lr": 1e-3})
+    cfg = settings(steps=20, export="best", eval_every=5, early_stop={"min_delta": 1e9}, optim={"lr": 1e-3})
     assert run(cfg, tmp_path / "run").outcome == "done"
     assert "the best model, of step 5, cannot be exported, so the last is" in capsys.readouterr().err
