@@ -38,6 +38,7 @@ from distae.checkpoint.retention import (
     usable_manifest,
 )
 from distae.checkpoint.shards import ShardWriter, fsync_folder, why_damaged, write_file
+from distae.checkpoint.staging import Staging
 from distae.errors import TrainingError
 
 T = TypeVar("T")
@@ -72,7 +73,7 @@ class CheckpointStore:
         """`may_commit` is asked on rank 0 before each commit and raises TrainingError where the run folder is no longer ours."""
         self.folder, self.keep_latest_k, self.mode, self.may_commit = folder, keep_latest_k, mode, may_commit
         self.group = dist.world().background
-        self.buffers: dict[str, Tensor] = {}
+        self.staging = Staging({})
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Future[str | None] | None = None
         self.committing, self.abandoned = threading.Lock(), False
@@ -111,15 +112,12 @@ class CheckpointStore:
 
     def _staged(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Copies on the host, in buffers that are kept: fresh pages cost several times the copy itself."""
-        for name, t in tensors.items():
-            kept = self.buffers.get(name)
-            if kept is None or kept.shape != t.shape or kept.dtype != t.dtype:
-                self.buffers[name] = torch.empty(t.shape, dtype=t.dtype, pin_memory=t.is_cuda)
-        targets = [self.buffers[name] for name in tensors]
+        if not self.staging.fits(tensors):
+            self.staging = Staging(tensors)
         if tensors:
-            torch._foreach_copy_(targets, list(tensors.values()), non_blocking=True)
+            torch._foreach_copy_(list(self.staging.buffers.values()), list(tensors.values()), non_blocking=True)
             dist.synchronize()
-        return dict(zip(tensors, targets, strict=True))
+        return dict(self.staging.buffers)
 
     def _write(self, job: Job, world: dist.World) -> str | None:
         """Write, commit, delete what is not kept. Returns what went wrong, the same on every rank; raises where ranks are lost."""
