@@ -1,7 +1,7 @@
 """python -m benchmarks.crash --all, or one mode: kills, elastic, frozen, flips, disk, hostile, selfcheck.
 
-Each mode does `--count` faults that are drawn from `--seed`, with `--jobs` of them at a time. Printed are a table in Markdown and, as
-the last line, one JSON object; the exit code is 1 where anything went wrong without a word, hung, or needed a human.
+Each mode does `--count` faults that are drawn from `--seed`, with `--jobs` of them at a time. Printed are a table in Markdown and,
+as the last line, one JSON object; the exit code is 1 where anything went wrong without a word, hung, or needed a human.
 """
 
 import argparse
@@ -42,10 +42,14 @@ def _result(future: "Future[Any]", pool: ProcessPoolExecutor) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.crash", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.crash", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("modes", nargs="*", metavar="MODE", help=", ".join(COUNTS))
     parser.add_argument("--all", action="store_true", help="all modes at full size")
-    parser.add_argument("--count", type=int, help="faults of each mode (default: " + ", ".join(f"{k} {v}" for k, v in COUNTS.items()) + ")")
+    parser.add_argument(
+        "--count", type=int, help="faults of each mode (default: " + ", ".join(f"{k} {v}" for k, v in COUNTS.items()) + ")"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="faults at a time; each has its own server that holds torch")
     parser.add_argument("--folder", type=Path, help="where runs go; kept where something was found (default: a temporary folder)")

@@ -46,20 +46,25 @@ def differences(a: Path, b: Path, steady_saves: bool = True) -> list[str]:
     With `steady_saves` false (`--save-every auto`) only the last checkpoint is looked at, older ones are of other steps.
     """
     names = [_files(run, steady_saves) for run in (a, b)]
-    found = [f"only in {run.name}: {name}" for run, own in zip((a, b), (names[0] - names[1], names[1] - names[0])) for name in sorted(own)]
+    found = [f"only in {a.name}: {name}" for name in sorted(names[0] - names[1])]
+    found += [f"only in {b.name}: {name}" for name in sorted(names[1] - names[0])]
     if not (names[0] & names[1]) or not all(list((run / "checkpoints").glob("step_*")) for run in (a, b)):
         return [*found, "no checkpoint to compare"]
     for name in sorted(names[0] & names[1]):
         if Path(name).name not in EXEMPT and (a / name).read_bytes() != (b / name).read_bytes():
             found.append(f"bytes of {name}")
     one, two = state_of(a), state_of(b)
-    found += [f"state.json: {k} is {str(one.get(k))[:60]} and {str(two.get(k))[:60]}" for k in one | two if one.get(k) != two.get(k)]
+    found += [
+        f"state.json: {k} is {str(one.get(k))[:60]} and {str(two.get(k))[:60]}" for k in one | two if one.get(k) != two.get(k)
+    ]
     return found + _row_differences(rows_of(a), rows_of(b))
 
 
 def leftovers(run: Path) -> list[str]:
     """Files that an interrupted start left and nothing removed."""
-    return sorted(str(p.relative_to(run)) for p in run.rglob("*") if ".writing" in str(p.relative_to(run)) or p.name.startswith(".lock"))
+    return sorted(
+        str(p.relative_to(run)) for p in run.rglob("*") if ".writing" in str(p.relative_to(run)) or p.name.startswith(".lock")
+    )
 
 
 def _files(run: Path, steady_saves: bool) -> set[str]:
@@ -86,7 +91,7 @@ def beyond(a: Path, b: Path, tolerance: float) -> list[str]:
         if not apart <= tolerance:
             found.append(f"{name}: {apart:.1e}")
     rows = rows_of(a), rows_of(b)
-    if [r.keys() for r in rows[0]] != [r.keys() for r in rows[1]]:
+    if any(isinstance(r, str) for r in rows[0] + rows[1]) or [r.keys() for r in rows[0]] != [r.keys() for r in rows[1]]:
         return [*found, f"other rows: {len(rows[0])} and {len(rows[1])}"]
     return found + list(_values_beyond(*rows, tolerance))[:3]
 

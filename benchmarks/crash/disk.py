@@ -69,7 +69,9 @@ def _filled(argv: list[str], ranks: int, room: Path, rng: random.Random, seconds
         ballast.unlink()
     took = wait(processes, LIMIT)
     ballast.unlink(missing_ok=True)
-    return End([None if t is None else p.exitcode for p, t in zip(processes, took, strict=True)], text_of(log), time.monotonic() - began)
+    return End(
+        [None if t is None else p.exitcode for p, t in zip(processes, took, strict=True)], text_of(log), time.monotonic() - began
+    )
 
 
 def fault(
@@ -94,9 +96,18 @@ def fault(
     if kind != "file size":
         subprocess.run(["umount", str(room)], check=True)
     return {
-        "kind": kind, "ranks": ranks, "at": at, "codes": end.codes, "hung": end.hung, "traceback": "Traceback" in end.text, "torn": torn,
-        "human": human, "differences": found, "text": end.text[-300:], "left": [] if found else leftovers(room / "run"),
-    }  # fmt: skip
+        "kind": kind,
+        "ranks": ranks,
+        "at": at,
+        "codes": end.codes,
+        "hung": end.hung,
+        "traceback": "Traceback" in end.text,
+        "torn": torn,
+        "human": human,
+        "differences": found,
+        "text": end.text[-300:],
+        "left": [] if found else leftovers(room / "run"),
+    }
 
 
 def _different(reference: Path, run_dir: Path) -> list[str]:
@@ -129,7 +140,11 @@ def tasks(count: int, seed: int, folder: Path) -> list[tuple[Any, ...]]:
 
 def summary(results: list[list[dict[str, Any]]]) -> dict[str, Any]:
     faults = [f for part in results for f in part]
-    bad = [f for f in faults if f["hung"] or f["traceback"] or f["torn"] or f["differences"] or f["left"] or not set(f["codes"]) <= {0, 1, 2}]
+    bad = [
+        f
+        for f in faults
+        if f["hung"] or f["traceback"] or f["torn"] or f["differences"] or f["left"] or not set(f["codes"]) <= {0, 1, 2}
+    ]
     return {
         "count": len(faults),
         "faults": len(bad),
@@ -141,13 +156,22 @@ def summary(results: list[list[dict[str, Any]]]) -> dict[str, Any]:
         "needed_a_human": sum(bool(f["human"]) for f in faults),
         "differ_with_room_again": sum(bool(f["differences"]) for f in faults),
         "left_over_files": sum(len(f["left"]) for f in faults),
-        "bad": [f"{f['kind']} {f['at']:.2f}, {f['ranks']} ranks, {f['codes']}: {f['differences'][:2]} {f['left']} {f['human']} {f['text']}" for f in bad][:20],
+        "bad": [
+            f"{f['kind']} {f['at']:.2f}, {f['ranks']} ranks, {f['codes']}: "
+            f"{f['differences'][:2]} {f['left']} {f['human']} {f['text']}"
+            for f in bad
+        ][:20],
     }
 
 
 def rows(s: dict[str, Any]) -> list[tuple[str, str, str]]:
     kinds = ", ".join(f"{k} {n}" for k, n in s["by_kind"].items())
-    return [(f"a full disk ({kinds}), then room again", str(s["count"]),
-             f"{s['differ_with_room_again']} end otherwise, {s['needed_a_human']} needed a human; the first start failed in "
-             f"{s['first_start_failed']}: {s['tracebacks']} tracebacks, {s['hung']} hangs, {s['torn_rows']} torn rows; "
-             f"{s['left_over_files']} left-over files")]  # fmt: skip
+    return [
+        (
+            f"a full disk ({kinds}), then room again",
+            str(s["count"]),
+            f"{s['differ_with_room_again']} end otherwise, {s['needed_a_human']} needed a human; the first start failed in "
+            f"{s['first_start_failed']}: {s['tracebacks']} tracebacks, {s['hung']} hangs, {s['torn_rows']} torn rows; "
+            f"{s['left_over_files']} left-over files",
+        )
+    ]

@@ -66,7 +66,9 @@ class Unharmed:
         """Go on with a run folder in one of the ways; results lie in `out_of(way, run_dir)`."""
         log, argv = run_dir.with_suffix(".log"), COMMON.split()
         if way in ("resume", "again"):
-            return run([*argv, "--steps", MORE if way == "resume" else STEPS, "--run-dir", str(run_dir)], self.ranks, log, LIMIT, plant)
+            return run(
+                [*argv, "--steps", MORE if way == "resume" else STEPS, "--run-dir", str(run_dir)], self.ranks, log, LIMIT, plant
+            )
         out = str(out_of(way, run_dir))
         if way == "init":
             return run([*argv, "--steps", "5", "--init-from", str(run_dir), "--run-dir", out], 1, log, LIMIT, plant)
@@ -98,7 +100,9 @@ class Unharmed:
         a, b = out_of(way, there), out_of(way, here)
         if way in ("load", "export"):
             names = [sorted(str(p.relative_to(r)) for p in r.rglob("*") if p.is_file()) for r in (a, b)]
-            return ["other files"] if names[0] != names[1] else [n for n in names[0] if (a / n).read_bytes() != (b / n).read_bytes()]
+            return (
+                ["other files"] if names[0] != names[1] else [n for n in names[0] if (a / n).read_bytes() != (b / n).read_bytes()]
+            )
         return differences(a, b, steady_saves=False)  # a damaged older checkpoint stays, and harms nothing
 
 
@@ -182,5 +186,11 @@ def summary(results: list[list[dict[str, Any]]]) -> dict[str, Any]:
 
 def rows(s: dict[str, Any]) -> list[tuple[str, str, str]]:
     by = "; ".join(f"{k}: {', '.join(f'{n} {v}' for v, n in c.items())}" for k, c in s["by_file"].items())
-    return [("a flipped bit, a zeroed sector or a cut in one file of a run", str(s["count"]),
-             f"{s['verdicts'].get(SILENT, 0)} silent, {s['verdicts'].get(TRACEBACK, 0)} tracebacks, {s['verdicts'].get(HANG, 0)} hangs. {by}")]  # fmt: skip
+    return [
+        (
+            "a flipped bit, a zeroed sector or a cut in one file of a run",
+            str(s["count"]),
+            f"{s['verdicts'].get(SILENT, 0)} silent, {s['verdicts'].get(TRACEBACK, 0)} tracebacks, {s['verdicts'].get(HANG, 0)} hangs. "
+            f"{by}",
+        )
+    ]

@@ -151,5 +151,10 @@ def summary(results: list[list[dict[str, Any]]]) -> dict[str, Any]:
 
 def rows(s: dict[str, Any]) -> list[tuple[str, str, str]]:
     groups = ", ".join(f"{n} {g}" for g, n in s["groups"].items())
-    return [(f"hostile inputs ({groups}): answered within 1 s and 1 GB beyond importing torch, in words, with code 1 or 2", str(s["count"]),
-             f"{s['count'] - s['faults']} so, within {s['slowest_seconds']} s and {s['most_bytes'] >> 20} MiB; {s['faults']} not")]  # fmt: skip
+    return [
+        (
+            f"hostile inputs ({groups}): answered within 1 s and 1 GB beyond importing torch, in words, with code 1 or 2",
+            str(s["count"]),
+            f"{s['count'] - s['faults']} so, within {s['slowest_seconds']} s and {s['most_bytes'] >> 20} MiB; {s['faults']} not",
+        )
+    ]

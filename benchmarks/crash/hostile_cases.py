@@ -13,56 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from benchmarks.crash.hostile import JOB, Case
-
-WEIGHTS, CONFIG = "run/model/model.safetensors", "run/model/config.json"
-HUGE = 10**9
-VAE = {"name": "vae", "latent_dim": 4}
-MLP: dict[str, Any] = {"name": "mlp", "hidden": [16], "norm": "batch"}
-SHAPES: dict[str, dict[str, Any]] = {
-    "a net 10^9 blocks deep": {"model": VAE, "net": {"name": "resnet", "channels": [4, 8], "blocks": HUGE}},
-    "10^9 flows": {"model": {"name": "lin_nf_vae", "latent_dim": 4, "flows": HUGE}, "net": MLP},
-    "10^9 autoregressive flows": {"model": {"name": "iaf_vae", "latent_dim": 4, "flows": HUGE}, "net": MLP},
-    "100,000 layers": {"net": {"name": "mlp", "hidden": [2] * 100_000}},
-    "3,000 layers": {"net": {"name": "mlp", "hidden": [64] * 3000}},
-    "layers of 20,000 x 20,000": {"net": {"name": "mlp", "hidden": [20_000, 20_000]}},
-    "a layer of 10^12": {"net": {"name": "mlp", "hidden": [10**12]}},
-    "a layer of 10^400": {"net": {"name": "mlp", "hidden": [10**400]}},
-    "a code of 10^9": {"model": {"name": "vae", "latent_dim": HUGE}},
-    "a code of 10^18": {"model": {"name": "vae", "latent_dim": 10**18}},
-    "a code of 50,000 with iaf": {"model": {"name": "iaf_vae", "latent_dim": 50_000}},
-    "a codebook of 10^9": {"model": {"name": "vq_vae", "latent_dim": 4, "codebook_size": HUGE}},
-    "10^9 codebooks": {"model": {"name": "rq_vae", "latent_dim": 4, "depth": HUGE}},
-    "fsq with 64 levels of 10^6": {"model": {"name": "fsq_vae", "levels": [10**6] * 64, "latent_dim": 64}},
-    "lfq with codes of 60 bits": {"model": {"name": "lfq_vae", "latent_dim": 60}},
-    "10^9 pseudo-inputs": {"model": {"name": "vamp_vae", "latent_dim": 4, "components": HUGE}},
-    "10^9 categories": {"model": {"name": "categorical_vae", "latent_dim": 4, "categories": HUGE}},
-    "channels of 10^6 x 10^6": {"net": {"name": "conv", "channels": [10**6, 10**6]}},
-    "samples of 2^70 values": {"shape": [2**40, 2**30]},
-    "samples of 10^9 values": {"shape": [HUGE]},
-    "samples of 100,000 dimensions": {"shape": [1] * 100_000},
-    "samples of no value": {"shape": [0]},
-    "samples of -1 values": {"shape": [-1]},
-    "another code": {"model": {"name": "vae", "latent_dim": 5}},
-    "no such variant": {"model": {"name": "__import__"}},
-    "a plugin": {"model": {"name": "vae", "plugin": "os"}},
-    "a scale of NaN": {"model": VAE | {"likelihood": "gaussian", "scale": float("nan")}},
-    "a scale of infinity": {"model": VAE | {"likelihood": "gaussian", "scale": float("inf")}},
-    "a code of true": {"model": {"name": "vae", "latent_dim": True}},
-    "an activation of 10 MB": {"net": MLP | {"activation": "x" * 10_000_000}},
-    "a list for the model": {"model": [1]},
-    "no model": {"model": None},
-}
-"""Changes to model/config.json."""
+from benchmarks.crash.hostile_models import CONFIG, HUGE, WEIGHTS, checksums, models, sparse, write
 
 
 def cases() -> dict[str, Case]:
     found: dict[str, Case] = {}
-    for name, changes in SHAPES.items():
-        found[f"model: {name}"] = Case("model folders", partial(_configured, changes=changes))
-    for group in (_models(), _places(), _arrays(), _forged(), _texts(), _commands()):
+    for group in (models(), _places(), _arrays(), _forged(), _texts(), _commands()):
         found |= group
     return found
 
@@ -71,113 +29,8 @@ def _resume(place: Path) -> list[str]:
     return [*JOB[:-1], "25", "--run-dir", str(place / "run")]
 
 
-def _write(name: str, data: bytes) -> Callable[[Path], Any]:
-    return lambda place: (place / name).write_bytes(data)
-
-
 def _nothing(place: Path) -> None:
     pass
-
-
-# model folders
-
-
-def _configured(place: Path, changes: dict[str, Any]) -> None:
-    about = json.loads((place / CONFIG).read_bytes())
-    (place / CONFIG).write_text(json.dumps(about | changes))
-    certify_model(place / "run/model")
-
-
-def certify_model(folder: Path) -> None:
-    """Rewrite the checksums of a model folder, as somebody who means harm would; there are none before they came with issue 10."""
-    for name in ("COMMIT", "config.json"):
-        path = folder / name
-        if path.is_file() and (told := _checksums(path, folder)):
-            path.write_text(json.dumps(told))
-
-
-def _checksums(path: Path, folder: Path) -> dict[str, Any] | None:
-    """The JSON of `path` with the entries {size, xxh3} of files of the folder made anew."""
-    try:
-        told = json.loads(path.read_bytes())
-        for name, entry in told["files"].items():
-            data = (folder / name).read_bytes()
-            entry |= {"size": len(data), "xxh3": xxhash.xxh3_128(data).hexdigest()}
-    except (ValueError, LookupError, TypeError, AttributeError, OSError):
-        return None
-    return dict(told)
-
-
-def _tensors(change: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Path], None]:
-    def make(place: Path) -> None:
-        from safetensors.numpy import load_file, save_file
-
-        tensors = load_file(place / WEIGHTS)
-        change(tensors)
-        save_file(tensors, place / WEIGHTS)
-        certify_model(place / "run/model")
-
-    return make
-
-
-def _first(tensors: dict[str, np.ndarray]) -> str:
-    return min(k for k, t in tensors.items() if t.ndim == 2)
-
-
-def _set(value: float) -> Callable[[dict[str, np.ndarray]], None]:
-    def change(tensors: dict[str, np.ndarray]) -> None:
-        tensors[_first(tensors)][0, 0] = value
-
-    return change
-
-
-def _safetensors(header: Any, length: int | None = None) -> bytes:
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + bytes(64)
-
-
-def _sparse(name: str, size: int) -> Callable[[Path], None]:
-    def make(place: Path) -> None:
-        (place / name).parent.mkdir(exist_ok=True)
-        with (place / name).open("wb") as file:
-            file.truncate(size)
-
-    return make
-
-
-def _models() -> dict[str, Case]:
-    def drop(t: dict[str, np.ndarray]) -> None:
-        del t[_first(t)]
-
-    def as_half(t: dict[str, np.ndarray]) -> None:
-        t[_first(t)] = t[_first(t)].astype(np.float16)
-
-    def as_ints(t: dict[str, np.ndarray]) -> None:
-        t.update({k: v.astype(np.int32) for k, v in t.items()})
-
-    def other_shape(t: dict[str, np.ndarray]) -> None:
-        t[_first(t)] = t[_first(t)][:-1]
-
-    def more(t: dict[str, np.ndarray]) -> None:
-        t.update({f"more.{i}": np.zeros(1, np.float32) for i in range(1000)})
-
-    changes: dict[str, Callable[[Path], Any]] = {
-        "a NaN weight": _tensors(_set(float("nan"))), "an infinite weight": _tensors(_set(float("inf"))),
-        "a weight is missing": _tensors(drop), "one weight in half precision": _tensors(as_half), "integer weights": _tensors(as_ints),
-        "a weight of another shape": _tensors(other_shape), "1,000 weights too many": _tensors(more),
-        "no weights": _tensors(dict.clear), "a header of 2^63 bytes": _write(WEIGHTS, _safetensors({}, 2**63 - 1)),
-        "a header of 90 MB": _write(WEIGHTS, _safetensors({"x" * 90_000_000: 1})),
-        "a tensor of 4 TB": _write(WEIGHTS, _safetensors({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}})),
-        "overlapping tensors": _write(WEIGHTS, _safetensors({k: {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]} for k in "ab"})),
-        "a header of nested lists": _write(WEIGHTS, struct.pack("<Q", 200_000) + b"[" * 200_000),
-        "a pickle": _write(WEIGHTS, b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x02id\x85R."),
-        "empty weights": _write(WEIGHTS, b""), "empty settings": _write(CONFIG, b""),
-        "nested settings": _write(CONFIG, b'{"model":' * 100_000), "settings of 100 MB of blanks": _write(CONFIG, b" " * 100_000_000),
-        "settings in UTF-16": _write(CONFIG, json.dumps({"model": VAE}).encode("utf-16")),
-        "settings with surrogates": _write(CONFIG, b'{"model": {"name": "\\ud800"}, "net": {}, "shape": [1]}'),
-        "settings with a million keys": _write(CONFIG, json.dumps({"model": {f"k{i}": 1 for i in range(10**6)}, "net": {}, "shape": [1]}).encode()),
-    }  # fmt: skip
-    return {f"model: {name}": Case("model folders", make) for name, make in changes.items()}
 
 
 # things that are no regular file
@@ -213,23 +66,32 @@ def _places() -> dict[str, Case]:
     for what, by in STRANGE.items():
         for name in (WEIGHTS, CONFIG):
             found[f"load: {what} for {Path(name).name}"] = Case("no regular file", _replaced(name, by))
-        for name in ("run/config.toml", "run/metrics.jsonl", "run/outcome.json", f"{STEP}/COMMIT", f"{STEP}/state.json", "run/lock"):
+        for name in (
+            "run/config.toml",
+            "run/metrics.jsonl",
+            "run/outcome.json",
+            f"{STEP}/COMMIT",
+            f"{STEP}/state.json",
+            "run/lock",
+        ):
             harmless = name in ("run/outcome.json", f"{STEP}/COMMIT", f"{STEP}/state.json")  # the checkpoint before is used
             if name == "run/lock" and what != "a FIFO":
                 continue
             codes = (0, 1, 2) if harmless else (1, 2)
             found[f"resume: {what} for {name[4:]}"] = Case("no regular file", _replaced(name, by), _resume, codes=codes)
     for size, name in ((200 << 30, WEIGHTS), (200 << 30, CONFIG)):
-        found[f"load: a sparse 200 GB {Path(name).name}"] = Case("no regular file", _sparse(name, size))
+        found[f"load: a sparse 200 GB {Path(name).name}"] = Case("no regular file", sparse(name, size))
     for name in ("run/config.toml", "run/outcome.json", f"{STEP}/COMMIT", f"{STEP}/state.json"):
         codes = (1, 2) if name == "run/config.toml" else (0, 1, 2)
-        found[f"resume: a sparse 200 GB {name[4:]}"] = Case("no regular file", _sparse(name, 200 << 30), _resume, codes=codes)
+        found[f"resume: a sparse 200 GB {name[4:]}"] = Case("no regular file", sparse(name, 200 << 30), _resume, codes=codes)
     for name in ("metrics.jsonl", "log.txt"):
         case = Case("links", partial(_linked, name=name), _resume, codes=(1, 2), intact="outside")
         found[f"resume: {name} links to another file"] = case
     step = Case("links", _linked_step, _resume, codes=(0, 1, 2), intact="other/checkpoints/step_00000020/COMMIT")
     found["resume: an old step links to another run's"] = step
-    found["resume: checkpoints/ is a dangling link"] = Case("links", _replaced("run/checkpoints", lambda p: p.symlink_to("/no/such")), _resume)
+    found["resume: checkpoints/ is a dangling link"] = Case(
+        "links", _replaced("run/checkpoints", lambda p: p.symlink_to("/no/such")), _resume
+    )
     found["resume: checkpoints/ is a file"] = Case("no regular file", _replaced("run/checkpoints", Path.touch), _resume)
     found["load: model/ is a file"] = Case("no regular file", _replaced("run/model", Path.touch))
     found["load: model/ is absent"] = Case("no regular file", _replaced("run/model", lambda p: None))
@@ -266,7 +128,10 @@ def _npz(content: bytes, name: str = "x.npy") -> bytes:
 
 def _bomb(place: Path) -> None:
     """4 GB of zeros in 4 MB."""
-    with zipfile.ZipFile(place / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w", force_zip64=True) as file:
+    with (
+        zipfile.ZipFile(place / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("x.npy", "w", force_zip64=True) as file,
+    ):
         file.write(_npy("(16777216, 64)"))
         for _ in range(64):
             file.write(bytes(64 << 20))
@@ -278,30 +143,49 @@ def _bad_crc() -> bytes:
     return bytes(data)
 
 
+def _on_array(place: Path, suffix: str) -> list[str]:
+    return [*JOB, "--data", "array", "--data.path", f"{place / 'x'}.{suffix}", "--run-dir", str(place / "new")]
+
+
 def _arrays() -> dict[str, Case]:
     good = np.random.default_rng(0).random((100, 64), np.float32)
     nan = good.copy()
     nan[3, 3] = np.nan
     npy = {
-        "truncated": _npy("(100, 64)", data=good.tobytes()[:-100]), "no values": _npy("(100, 64)"), "negative": _npy("(-100, 64)"),
-        "64 TB": _npy("(262144, 67108864)"), "10^30 samples": _npy(f"({10**30}, 64)"), "no dimension": _npy("()", data=bytes(4)),
-        "no samples": _npy("(0, 64)"), "32 dimensions": _npy(f"({'1, ' * 32})", data=bytes(4)), "objects": _npy("(2, 2)", "'|O'", bytes(32)),
-        "texts": _npy("(2, 2)", "'<U4'", bytes(64)), "records": _npy("(2, 2)", "[('a', '<f4')]", bytes(16)),
-        "complex": _npy("(2, 2)", "'<c8'", bytes(32)), "code for a shape": _npy("__import__('os')"), "NaN": _npy("(100, 64)", data=nan.tobytes()),
-        "version 9": _npy("(2, 2)", data=bytes(16), magic=b"\x93NUMPY\x09\x00"), "no magic": b"hello", "empty": b"",
-        "a header of 4 GB": b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1), "a nested header": _npy("(" * 5000),
-    }  # fmt: skip
+        "truncated": _npy("(100, 64)", data=good.tobytes()[:-100]),
+        "no values": _npy("(100, 64)"),
+        "negative": _npy("(-100, 64)"),
+        "64 TB": _npy("(262144, 67108864)"),
+        "10^30 samples": _npy(f"({10**30}, 64)"),
+        "no dimension": _npy("()", data=bytes(4)),
+        "no samples": _npy("(0, 64)"),
+        "32 dimensions": _npy(f"({'1, ' * 32})", data=bytes(4)),
+        "objects": _npy("(2, 2)", "'|O'", bytes(32)),
+        "texts": _npy("(2, 2)", "'<U4'", bytes(64)),
+        "records": _npy("(2, 2)", "[('a', '<f4')]", bytes(16)),
+        "complex": _npy("(2, 2)", "'<c8'", bytes(32)),
+        "code for a shape": _npy("__import__('os')"),
+        "NaN": _npy("(100, 64)", data=nan.tobytes()),
+        "version 9": _npy("(2, 2)", data=bytes(16), magic=b"\x93NUMPY\x09\x00"),
+        "no magic": b"hello",
+        "empty": b"",
+        "a header of 4 GB": b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1),
+        "a nested header": _npy("(" * 5000),
+    }
     npz = {
-        "truncated": _npz(_npy("(100, 64)", data=good.tobytes()))[:-200], "a bad CRC": _bad_crc(), "no archive": b"PK\x03\x04 hello",
-        "no array": _npz(b"hello", "x.txt"), "negative": _npz(_npy("(-100, 64)")), "64 TB": _npz(_npy("(262144, 67108864)")),
+        "truncated": _npz(_npy("(100, 64)", data=good.tobytes()))[:-200],
+        "a bad CRC": _bad_crc(),
+        "no archive": b"PK\x03\x04 hello",
+        "no array": _npz(b"hello", "x.txt"),
+        "negative": _npz(_npy("(-100, 64)")),
+        "64 TB": _npz(_npy("(262144, 67108864)")),
         "outside": _npz(_npy("(1, 1)"), "../../x.npy"),
-    }  # fmt: skip
-    argv = lambda place, suffix: [*JOB, "--data", "array", "--data.path", f"{place / 'x'}.{suffix}", "--run-dir", str(place / "new")]  # noqa: E731
-    found = {f".npy: {k}": Case("arrays", _write("x.npy", v), partial(argv, suffix="npy")) for k, v in npy.items()}
-    found |= {f".npz: {k}": Case("arrays", _write("x.npz", v), partial(argv, suffix="npz")) for k, v in npz.items()}
-    found[".npz: a bomb of 4 GB"] = Case("arrays", _bomb, partial(argv, suffix="npz"))
+    }
+    found = {f".npy: {k}": Case("arrays", write("x.npy", v), partial(_on_array, suffix="npy")) for k, v in npy.items()}
+    found |= {f".npz: {k}": Case("arrays", write("x.npz", v), partial(_on_array, suffix="npz")) for k, v in npz.items()}
+    found[".npz: a bomb of 4 GB"] = Case("arrays", _bomb, partial(_on_array, suffix="npz"))
     for what in ("a FIFO", "a link to /dev/zero"):
-        found[f".npy: {what}"] = Case("arrays", _replaced("x.npy", STRANGE[what]), partial(argv, suffix="npy"))
+        found[f".npy: {what}"] = Case("arrays", _replaced("x.npy", STRANGE[what]), partial(_on_array, suffix="npy"))
     return found
 
 
@@ -319,26 +203,33 @@ def _forge(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path
         told = json.loads((folder / name).read_bytes())
         (folder / name).write_text(json.dumps(change(told) or told))
         if name != "COMMIT":
-            (folder / "COMMIT").write_text(json.dumps(_checksums(folder / "COMMIT", folder)))
+            (folder / "COMMIT").write_text(json.dumps(checksums(folder / "COMMIT", folder)))
 
     return make
 
 
 def _forged() -> dict[str, Case]:
     state: dict[str, Callable[[dict[str, Any]], Any]] = {
-        "a list": lambda s: [s], "step 10^18": lambda s: s["state"].update(step=10**18), "a step of text": lambda s: s["state"].update(step="20"),
-        "metrics of -1 bytes": lambda s: s.update(metrics_bytes=-1), "metrics of 10^18 bytes": lambda s: s.update(metrics_bytes=10**18),
-        "no window": lambda s: s.pop("window") and s, "a window of a million names": lambda s: s["window"].update(names=["x"] * 10**6),
-        "other settings": lambda s: s["settings"].update({"optim.lr": 1.0}), "settings of text": lambda s: s.update(settings="x"),
+        "a list": lambda s: [s],
+        "step 10^18": lambda s: s["state"].update(step=10**18),
+        "a step of text": lambda s: s["state"].update(step="20"),
+        "metrics of -1 bytes": lambda s: s.update(metrics_bytes=-1),
+        "metrics of 10^18 bytes": lambda s: s.update(metrics_bytes=10**18),
+        "no window": lambda s: s.pop("window") and s,
+        "a window of a million names": lambda s: s["window"].update(names=["x"] * 10**6),
+        "other settings": lambda s: s["settings"].update({"optim.lr": 1.0}),
+        "settings of text": lambda s: s.update(settings="x"),
         "a scaler": lambda s: s.update(scaler={"scale": 1.0}),
-    }  # fmt: skip
+    }
     commit: dict[str, Callable[[dict[str, Any]], Any]] = {
         "a file outside": lambda c: c["files"].update({"../../config.toml": {"size": 1, "xxh3": "0"}}),
-        "a size of -1": lambda c: c["files"]["state.json"].update(size=-1), "a million files": lambda c: c["files"].update(
-            {f"x{i}": {"size": 0, "xxh3": "0"} for i in range(10**6)}),
-        "no files": lambda c: c.update(files={}), "a step of text": lambda c: c.update(step="x"), "a list": lambda c: [c],
+        "a size of -1": lambda c: c["files"]["state.json"].update(size=-1),
+        "a million files": lambda c: c["files"].update({f"x{i}": {"size": 0, "xxh3": "0"} for i in range(10**6)}),
+        "no files": lambda c: c.update(files={}),
+        "a step of text": lambda c: c.update(step="x"),
+        "a list": lambda c: [c],
         "a name of a NUL": lambda c: c["files"].update({"a\0b": {"size": 0, "xxh3": "0"}}),
-    }  # fmt: skip
+    }
     found = {f"state.json: {k}": Case("forged checkpoints", _forge("state.json", v), _resume) for k, v in state.items()}
     return found | {f"COMMIT: {k}": Case("forged checkpoints", _forge("COMMIT", v), _resume) for k, v in commit.items()}
 
@@ -348,21 +239,37 @@ def _forged() -> dict[str, Case]:
 
 def _texts() -> dict[str, Case]:
     toml = {
-        "nested": b"x = " + b"[" * 100_000, "100 MB": b"#" * 100_000_000, "no UTF-8": b'seed = "\xff"', "a NUL": b"seed = \0", "a number of 5,000 digits":
-        b"seed = " + b"9" * 5000, "empty": b"", "a list for a table": b"model = [1]", "NaN": b"[optim]\nlr = nan", "a date": b"seed = 1979-05-27",
-        "nested tables": b"[" + b".".join([b"a"] * 20_000) + b"]", "no such setting": b"sead = 1",
-    }  # fmt: skip
+        "nested": b"x = " + b"[" * 100_000,
+        "100 MB": b"#" * 100_000_000,
+        "no UTF-8": b'seed = "\xff"',
+        "a NUL": b"seed = \0",
+        "a number of 5,000 digits": b"seed = " + b"9" * 5000,
+        "empty": b"",
+        "a list for a table": b"model = [1]",
+        "NaN": b"[optim]\nlr = nan",
+        "a date": b"seed = 1979-05-27",
+        "nested tables": b"[" + b".".join([b"a"] * 20_000) + b"]",
+        "no such setting": b"sead = 1",
+    }
     found = {}
     for name, data in toml.items():
         argv = lambda place: [*JOB, "--config", str(place / "x.toml"), "--run-dir", str(place / "new")]  # noqa: E731
         if name not in ("empty", "100 MB"):
-            found[f"--config: {name}"] = Case("settings", _write("x.toml", data), argv)
-        found[f"run's config.toml: {name}"] = Case("settings", _write("run/config.toml", data), _resume)
+            found[f"--config: {name}"] = Case("settings", write("x.toml", data), argv)
+        found[f"run's config.toml: {name}"] = Case("settings", write("run/config.toml", data), _resume)
     sync = lambda place: ["sync", str(place / "run")]  # noqa: E731
-    for name, data in {"a torn row between": b'{"step": 1}\n{"st\n{"step": 2}\n', "no JSON": b"hello\n", "a list": b"[1]\n", "no UTF-8": b"\xff\n"}.items():
-        found[f"tracking sync: {name}"] = Case("settings", _write("run/metrics.jsonl", data), sync, "distae.tracking")
+    for name, data in {
+        "a torn row between": b'{"step": 1}\n{"st\n{"step": 2}\n',
+        "no JSON": b"hello\n",
+        "a list": b"[1]\n",
+        "no UTF-8": b"\xff\n",
+    }.items():
+        found[f"tracking sync: {name}"] = Case("settings", write("run/metrics.jsonl", data), sync, "distae.tracking")
     found["export of a damaged config.toml"] = Case(
-        "settings", _write("run/config.toml", b"\xff"), lambda p: [str(p / "run"), "--export", "best", str(p / "out")], "distae.checkpoint"
+        "settings",
+        write("run/config.toml", b"\xff"),
+        lambda p: [str(p / "run"), "--export", "best", str(p / "out")],
+        "distae.checkpoint",
     )
     return found
 
@@ -373,26 +280,52 @@ def _texts() -> dict[str, Case]:
 def _commands() -> dict[str, Case]:
     fresh = lambda place, *more: [*JOB, "--run-dir", str(place / "new"), *more]  # noqa: E731
     options = {
-        "a code of 10^12": ["--model.latent-dim", str(10**12)], "a layer of 10^12": ["--net.hidden", str(10**12)],
-        "a batch of 10^12": ["--global-batch-size", str(10**12)], "rate NaN": ["--optim.lr", "nan"],
-        "10^9 layers": ["--net", "resnet", "--net.blocks", str(HUGE)], "no such plugin": ["--plugin", "/no/such.py"],
-        "10^9 accumulations": ["--grad-accum-steps", str(HUGE)], "init from nothing": ["--init-from", "/no/such"],
-        "fork from nothing": ["--fork-from", "/no/such"], "config from nothing": ["--config", "/no/such"], "config /dev/zero": ["--config", "/dev/zero"],
-        "config a folder": ["--config", "/tmp"], "a run folder's name of 300": ["--run-dir", "/tmp/" + "x" * 300],
+        "a code of 10^12": ["--model.latent-dim", str(10**12)],
+        "a layer of 10^12": ["--net.hidden", str(10**12)],
+        "a batch of 10^12": ["--global-batch-size", str(10**12)],
+        "rate NaN": ["--optim.lr", "nan"],
+        "10^9 layers": ["--net", "resnet", "--net.blocks", str(HUGE)],
+        "no such plugin": ["--plugin", "/no/such.py"],
+        "10^9 accumulations": ["--grad-accum-steps", str(HUGE)],
+        "init from nothing": ["--init-from", "/no/such"],
+        "fork from nothing": ["--fork-from", "/no/such"],
+        "config from nothing": ["--config", "/no/such"],
+        "config /dev/zero": ["--config", "/dev/zero"],
+        "config a folder": ["--config", "/tmp"],
+        "a run folder's name of 300": ["--run-dir", "/tmp/" + "x" * 300],
         "a path of 5,000": ["--run-dir", "/tmp/" + "x/" * 2500],
-        "a run folder in /dev/null": ["--run-dir", "/dev/null/x"], "a run folder in /proc": ["--run-dir", "/proc/x"],
+        "a run folder in /dev/null": ["--run-dir", "/dev/null/x"],
+        "a run folder in /proc": ["--run-dir", "/proc/x"],
         "an option of 100 KB": [f"--{'x' * 100_000}", "1"],
-    }  # fmt: skip
+    }
     found = {f"train: {k}": Case("commands", _nothing, partial(_with, more=v)) for k, v in options.items()}
-    rank = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    rank = {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    }
     environments = {
-        "RANK=abc": rank | {"RANK": "abc"}, "WORLD_SIZE=0": rank | {"WORLD_SIZE": "0"}, "RANK=5 of 2": rank | {"RANK": "5"},
-        "RANK=-1": rank | {"RANK": "-1"}, "LOCAL_RANK=abc": rank | {"LOCAL_RANK": "abc"}, "LOCAL_WORLD_SIZE=0": rank | {"LOCAL_WORLD_SIZE": "0"},
-        "no MASTER_ADDR": {k: v for k, v in rank.items() if k != "MASTER_ADDR"}, "MASTER_PORT=abc": rank | {"MASTER_PORT": "abc"},
-        "SLURM_PROCID=abc": {"SLURM_PROCID": "abc", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_LOCALID": "0",
-                             "SLURM_STEP_NODELIST": "n1", "SLURM_JOB_ID": "1"},
+        "RANK=abc": rank | {"RANK": "abc"},
+        "WORLD_SIZE=0": rank | {"WORLD_SIZE": "0"},
+        "RANK=5 of 2": rank | {"RANK": "5"},
+        "RANK=-1": rank | {"RANK": "-1"},
+        "LOCAL_RANK=abc": rank | {"LOCAL_RANK": "abc"},
+        "LOCAL_WORLD_SIZE=0": rank | {"LOCAL_WORLD_SIZE": "0"},
+        "no MASTER_ADDR": {k: v for k, v in rank.items() if k != "MASTER_ADDR"},
+        "MASTER_PORT=abc": rank | {"MASTER_PORT": "abc"},
+        "SLURM_PROCID=abc": {
+            "SLURM_PROCID": "abc",
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_STEP_NUM_NODES": "1",
+            "SLURM_LOCALID": "0",
+            "SLURM_STEP_NODELIST": "n1",
+            "SLURM_JOB_ID": "1",
+        },
         "half of SLURM's": {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"},
-    }  # fmt: skip
+    }
     found |= {f"train: {k}": Case("commands", _nothing, fresh, env=v) for k, v in environments.items()}
     found["train: no UTF-8 in a name"] = Case("commands", _nothing, lambda p: [*JOB, "--run-dir", f"{p}/\udcff"], codes=(0, 1, 2))
     found |= {f"launch.slurm: {k}": case for k, case in _scripts().items()}

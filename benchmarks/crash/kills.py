@@ -13,8 +13,8 @@ from benchmarks.crash.compare import differences, last_checkpoint, leftovers
 from benchmarks.crash.processes import COLLECTIVE_TIMEOUT, LIMIT, finish, kill, start, text_of, wait
 
 COMMON = (
-    "--model.latent-dim 4 --net.hidden 16 --global-batch-size 24 --data.limit 240 --eval-batch-size 64 --log-every 3 --eval-every 6 "
-    f"--save-every 5 --tracking none --device cpu --threads 1 --timeout {COLLECTIVE_TIMEOUT} --steps 40"
+    "--model.latent-dim 4 --net.hidden 16 --global-batch-size 24 --data.limit 240 --eval-batch-size 64 --log-every 3 "
+    f"--eval-every 6 --save-every 5 --tracking none --device cpu --threads 1 --timeout {COLLECTIVE_TIMEOUT} --steps 40"
 )
 PLATEAU = "--schedule plateau --schedule.patience 0 --early-stop.patience 4 --early-stop.min-delta 0.05"
 VARIANTS = {
@@ -30,6 +30,8 @@ MOMENTS = ("start-up", "anywhere", "saving", "commit", "evaluation", "end")
 MOST_KILLS = 14
 """Of one run, which is then left to end."""
 POLL_SECONDS = 0.001
+MORE = "only in run: "
+"""How `differences` begins where a killed run has a file that the other has not."""
 
 
 def job(variant: str, run_dir: Path) -> list[str]:
@@ -151,14 +153,19 @@ def chain(reference: Reference, kills: int, seed: object, folder: Path) -> dict[
         lives.append(told)
     if not human:
         try:
-            finish(argv, reference.ranks, run_dir)
+            last_words = finish(argv, reference.ranks, run_dir).text
         except SystemExit as error:
             human = str(error)[-300:]
-    found = ["it did not end"] if human else differences(reference.run_dir, run_dir, "auto" not in reference.variant)
-    left = leftovers(run_dir)
+    told = ["it did not end"] if human else differences(reference.run_dir, run_dir, "auto" not in reference.variant)
+    left = [d for d in told if d.startswith(MORE)] + leftovers(run_dir)
+    found = [d for d in told if not d.startswith(MORE)]
+    resumes = sum(life["resumed"] for life in lives) + (not human and "resumed at step" in last_words)
     if not found and not left:
         shutil.rmtree(folder)
-    return {"variant": reference.variant, "ranks": reference.ranks, "lives": lives, "human": human, "differences": found, "left": left}
+    return {
+        "variant": reference.variant, "ranks": reference.ranks, "lives": lives, "human": human, "differences": found, "left": left,
+        "resumes": resumes,
+    }  # fmt: skip
 
 
 def batch(variant: str, ranks: int, kills: int, seed: int, folder: Path) -> list[dict[str, Any]]:
@@ -193,10 +200,11 @@ def summary(results: list[list[dict[str, Any]]]) -> dict[str, Any]:
         "kills_by_moment": dict(Counter(life["moment"] for life in lives)),
         "of_all_ranks": sum(life["all"] for life in lives),
         "hit_a_save": sum(life["saving"] for life in lives),
-        "resumes": sum(life["resumed"] for life in lives),
+        "resumes": sum(c["resumes"] for c in chains),
         "runs_that_differ": sum(bool(c["differences"]) for c in chains),
         "differences": [f"{c['variant']}, {c['ranks']} ranks: {d}" for c in chains for d in c["differences"]][:20],
         "left_over_files": sum(len(c["left"]) for c in chains),
+        "left_over": [f"{c['variant']}, {c['ranks']} ranks: {c['left'][:3]}" for c in chains if c["left"]][:20],
         "needed_a_human": [f"{c['variant']}, {c['ranks']} ranks: {c['human']}" for c in chains if c["human"]],
         "survivors": len(survivors),
         "survivor_codes": {str(k): v for k, v in Counter(code for code, _ in survivors).items()},
@@ -210,10 +218,17 @@ def rows(s: dict[str, Any]) -> list[tuple[str, str, str]]:
     by = ", ".join(f"{n} on {r}" for r, n in s["kills_by_ranks"].items())
     moments = ", ".join(f"{m} {n}" for m, n in s["kills_by_moment"].items())
     return [
-        (f"SIGKILL: {s['variants']} variants; {by} ranks; {moments}", str(s["count"]),
-         f"{s['runs_that_differ']} of {s['runs']} runs differ; {s['left_over_files']} left-over files; {len(s['needed_a_human'])} needed a human; "
-         f"{s['hit_a_save']} hit a save, {s['resumes']} resumes"),
-        ("ranks that outlived a killed one", str(s["survivors"]),
-         f"exit codes {s['survivor_codes']}; seconds (median, 95 %, most) {s['survivor_seconds']}; "
-         f"{s['survivors_still_there']} still there after {LIMIT} s; {s['lives_with_a_traceback']} starts with a traceback"),
-    ]  # fmt: skip
+        (
+            f"SIGKILL: {s['variants']} variants; {by} ranks; {moments}",
+            str(s["count"]),
+            f"{s['runs_that_differ']} of {s['runs']} runs differ; {s['left_over_files']} left-over files; "
+            f"{len(s['needed_a_human'])} needed a human; "
+            f"{s['hit_a_save']} hit a save, {s['resumes']} resumes",
+        ),
+        (
+            "ranks that outlived a killed one",
+            str(s["survivors"]),
+            f"exit codes {s['survivor_codes']}; seconds (median, 95 %, most) {s['survivor_seconds']}; "
+            f"{s['survivors_still_there']} still there after {LIMIT} s; {s['lives_with_a_traceback']} starts with a traceback",
+        ),
+    ]

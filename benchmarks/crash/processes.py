@@ -14,10 +14,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 PRELOAD = (
-    "distae.train", "distae.trainer", "distae.training.trainer", "distae.checkpoint", "distae.checkpoint.__main__", "launch.slurm",
-    "wandb", "sklearn.datasets", "torchvision.utils", "tomli_w", "PIL.PngImagePlugin", "PIL.ImageChops", "torch.distributed.checkpoint",
+    "distae.train",
+    "distae.trainer",
+    "distae.training.trainer",
+    "distae.checkpoint",
+    "distae.checkpoint.__main__",
+    "launch.slurm",
+    "wandb",
+    "sklearn.datasets",
+    "torchvision.utils",
+    "tomli_w",
+    "PIL.PngImagePlugin",
+    "PIL.ImageChops",
+    "torch.distributed.checkpoint",
     "benchmarks.crash.hostile",
-)  # fmt: skip
+)
 """All that is slow to import, by the names of all layouts of the package: those that are absent are passed over."""
 Plant = Callable[[int], None]
 COLLECTIVE_TIMEOUT = 8
