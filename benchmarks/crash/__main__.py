@@ -51,7 +51,7 @@ def main() -> None:
         "--count", type=int, help="faults of each mode (default: " + ", ".join(f"{k} {v}" for k, v in COUNTS.items()) + ")"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="faults at a time; each has its own server that holds torch")
+    parser.add_argument("--jobs", type=int, default=3, help="faults at a time; each has its own server that holds torch")
     parser.add_argument("--folder", type=Path, help="where runs go; kept where something was found (default: a temporary folder)")
     args = parser.parse_args()
     modes = list(COUNTS) if args.all else args.modes

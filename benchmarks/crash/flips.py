@@ -190,7 +190,7 @@ def rows(s: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             "a flipped bit, a zeroed sector or a cut in one file of a run",
             str(s["count"]),
-            f"{s['verdicts'].get(SILENT, 0)} silent, {s['verdicts'].get(TRACEBACK, 0)} tracebacks, {s['verdicts'].get(HANG, 0)} hangs. "
-            f"{by}",
+            f"{s['verdicts'].get(SILENT, 0)} silent, {s['verdicts'].get(TRACEBACK, 0)} tracebacks, "
+            f"{s['verdicts'].get(HANG, 0)} hangs. {by}",
         )
     ]

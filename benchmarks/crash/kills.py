@@ -179,10 +179,11 @@ def batch(variant: str, ranks: int, kills: int, seed: int, folder: Path) -> list
 
 
 def tasks(count: int, seed: int, folder: Path) -> list[tuple[Any, ...]]:
-    """Kills shared out evenly over variants and numbers of ranks, those of many ranks first."""
-    pairs = [(v, r) for r in (3, 2, 1) for v in VARIANTS]
+    """Kills shared out evenly over variants; half of them on one rank, whose lives are short; those of many ranks go first."""
+    pairs = [(v, r) for r in (3, 2, 1, 1) for v in VARIANTS]
     shares = [(count * (i + 1)) // len(pairs) - (count * i) // len(pairs) for i in range(len(pairs))]
-    return [(batch, v, r, n, seed, folder / f"{v.replace(' ', '-')}-{r}") for (v, r), n in zip(pairs, shares, strict=True) if n]
+    numbered = enumerate(zip(pairs, shares, strict=True))
+    return [(batch, v, r, n, seed + i, folder / f"{i}-{v.replace(' ', '-')}-{r}") for i, ((v, r), n) in numbered if n]
 
 
 def summary(results: list[list[dict[str, Any]]]) -> dict[str, Any]:
