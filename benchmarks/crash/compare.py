@@ -45,11 +45,12 @@ def differences(a: Path, b: Path, steady_saves: bool = True) -> list[str]:
 
     With `steady_saves` false (`--save-every auto`) only the last checkpoint is looked at, older ones are of other steps.
     """
+    bare = [f"no checkpoint in {run.name}" for run in (a, b) if not any((run / "checkpoints").glob("step_*"))]
+    if bare:
+        return bare
     names = [_files(run, steady_saves) for run in (a, b)]
     found = [f"only in {a.name}: {name}" for name in sorted(names[0] - names[1])]
     found += [f"only in {b.name}: {name}" for name in sorted(names[1] - names[0])]
-    if not (names[0] & names[1]) or not all(list((run / "checkpoints").glob("step_*")) for run in (a, b)):
-        return [*found, "no checkpoint to compare"]
     for name in sorted(names[0] & names[1]):
         if Path(name).name not in EXEMPT and (a / name).read_bytes() != (b / name).read_bytes():
             found.append(f"bytes of {name}")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def can_mount() -> bool:
     return os.geteuid() == 0 and shutil.which("mount") is not None
 
 
+@cache  # once: the server of processes, which starts later, has to be in the same namespace
 def own_mounts() -> None:
     """From here on, mounts of this process are its own and go with it."""
     if ctypes.CDLL(None, use_errno=True).unshare(0x20000):  # CLONE_NEWNS
@@ -43,8 +45,6 @@ def job(run_dir: Path) -> list[str]:
 
 def _limited(argv: list[str], size: int, log: Path) -> End:
     """Without the right to mount: files cannot grow beyond `size`."""
-    from functools import partial
-
     return run(argv, 1, log, LIMIT, partial(_limit_files, size))
 
 
@@ -119,7 +119,7 @@ def _different(reference: Path, run_dir: Path) -> list[str]:
 def batch(ranks: int, kinds: list[tuple[str, float]], seed: int, folder: Path) -> list[dict[str, Any]]:
     folder.mkdir(parents=True)
     if can_mount():
-        own_mounts()  # before the server of processes starts, which then sees them, too
+        own_mounts()
     finish(job(folder / "warm"), ranks, folder / "warm")
     end = finish(job(folder / "straight"), ranks, folder / "straight")
     files = [p for p in (folder / "straight").rglob("*") if p.is_file()]
