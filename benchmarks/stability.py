@@ -20,7 +20,7 @@ from distae import data
 from distae import distributed as dist
 from distae.commands import train
 from distae.config import TrainConfig, check, parse
-from distae.data import Arrays
+from distae.data import Arrays, Loader
 from distae.runtime.environment import Environment
 from distae.runtime.signals import StopRequest
 
@@ -40,7 +40,7 @@ def recipe(name: str, root: str, steps: int, run_dir: Path) -> TrainConfig:
 
 def with_outliers(arrays: Arrays, large: bool) -> Arrays:
     """The samples as numbers, the first one constant and the second one extreme."""
-    x = arrays.x.float() * arrays.scale
+    x, _ = Loader(arrays, "none", torch.device("cpu"), torch.float32).batch(torch.arange(len(arrays)), None)
     x[0] = 1.0
     x[1] = (torch.arange(x[1].numel()).view(x[1].shape) % 2) * (100.0 if large else 1.0)
     return Arrays(x, arrays.label)

@@ -10,7 +10,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from distae.runtime.files import decode
 
@@ -45,6 +45,8 @@ class Summary:
 
     world_size: int
     state: Progress
+    transform: dict[str, Any] | None = None
+    """What made the model's values of the stored ones."""
 
 
 def name_of(step: int) -> str:
