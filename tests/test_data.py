@@ -175,16 +175,20 @@ def test_a_file_that_is_no_array(tmp_path):
             ArrayConfig(path=str(tmp_path / name)).shape()
     with pytest.raises(UserError, match=r"--data.path: no file .*absent.npy"):
         ArrayConfig(path=str(tmp_path / "absent.npy")).shape()
-    with pytest.raises(UserError, match=r"--data.path: --data array needs a .npy or .npz file; .*numpy.save\('x.npy', x\)"):
+    with pytest.raises(UserError, match=r"--data.path: --data array needs the .npy or .npz file; .*numpy.save\('x.npy', x\)"):
         ArrayConfig().shape()
     with pytest.raises(UserError, match=r"--data.path: .* is a folder.*\n.*numpy.save\('x.npy'"):
         ArrayConfig(path=str(tmp_path)).shape()
 
 
-@pytest.mark.parametrize(("name", "advice"), [("a.csv", "numpy.loadtxt"), ("a.parquet", "pandas.read_parquet"), ("a.pt", "torch.load")])
+@pytest.mark.parametrize(
+    ("name", "advice"), [("a.csv", "numpy.loadtxt"), ("a.parquet", "pandas.read_parquet"), ("a.pt", "torch.load")]
+)
 def test_a_file_of_another_kind_is_refused_with_how_to_convert_it(name, advice, tmp_path):
     (tmp_path / name).write_text("x,y\n1,2\n")
-    with pytest.raises(UserError, match=rf"--data.path: .*{name} is no .npy or .npz file; make one:\n.*'x.npy', {advice}\('.*{name}'"):
+    with pytest.raises(
+        UserError, match=rf"--data.path: .*{name} is no .npy or .npz file; make one:\n.*'x.npy', {advice}\('.*{name}'"
+    ):
         ArrayConfig(path=str(tmp_path / name)).shape()
 
 
@@ -318,7 +322,8 @@ def test_a_class_of_the_test_split_alone_is_refused_too():
 @pytest.mark.parametrize(
     ("y", "says"),
     [
-        (np.zeros(19, int), "'y' has 19 labels for 20 samples"), (np.zeros(20), r"'y' is float64 \[20\] from 0.0 to 0.0; valid are"),
+        (np.zeros(19, int), "'y' has 19 labels for 20 samples"),
+        (np.zeros(20), r"'y' is float64 \[20\] from 0.0 to 0.0; valid are"),
         (np.zeros((20, 1), int), r"'y' is int64 \[20, 1\]"), (np.arange(20) - 1, r"'y' is int64 \[20\] from -1 to 18"),
         (np.array(["a"] * 20), r"'y' is <U1 \[20\]; valid are \[N\] integers from 0 on, one per sample; .* holds x, y"),
     ],

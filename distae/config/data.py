@@ -156,7 +156,7 @@ class ArrayConfig(DataConfig):
     def file(self) -> Path:
         """The file, `~` expanded. Raises UserError where there is none, or it is of another kind."""
         if not self.path:
-            raise UserError("--data.path: --data array needs a .npy or .npz file; make one of an array x: numpy.save('x.npy', x)")
+            raise UserError("--data.path: --data array needs the .npy or .npz file; make one of an array x: numpy.save('x.npy', x)")
         try:
             path = Path(self.path).expanduser()
         except RuntimeError as error:
@@ -171,7 +171,9 @@ class ArrayConfig(DataConfig):
         if advice := CONVERSIONS.get(path.suffix.lower()):
             raise UserError(f"--data.path: {path} is no .npy or .npz file; make one:\n{advice.format(path=path)}")
         if self.label_key and path.suffix == ".npy":
-            raise UserError(f"--data.label-key: a .npy file has no labels; make a .npz: numpy.savez('x.npz', x=x, {self.label_key}=y)")
+            raise UserError(
+                f"--data.label-key: a .npy file has no labels; make a .npz: numpy.savez('x.npz', x=x, {self.label_key}=y)"
+            )
         return path
 
     def npz_key(self) -> str:

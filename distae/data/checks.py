@@ -18,6 +18,7 @@ def check_data(cfg: TrainConfig, splits: dict[str, Arrays]) -> None:
             _check_labels(cfg, split)
     if cfg.model.likelihood != "bernoulli" and cfg.data.binarize != "stochastic":
         return
+    how = " (--data.scale)" if isinstance(cfg.data, ArrayConfig) else ""
     for name, split in splits.items():
         if not len(split):
             continue
@@ -25,7 +26,7 @@ def check_data(cfg: TrainConfig, splits: dict[str, Arrays]) -> None:
         if low < 0 or high > 1:
             raise UserError(
                 f"--model.likelihood bernoulli needs data in [0, 1]; the {name} split of --data {cfg.data.name} has values in "
-                f"[{low:.4g}, {high:.4g}]: rescale it, or use gaussian or laplace"
+                f"[{low:.4g}, {high:.4g}]: rescale it{how}, or use gaussian or laplace"
             )
 
 

@@ -31,9 +31,7 @@ class About:
     shape: list[Annotated[int, Meta(ge=1)]]
 
 
-def export(
-    weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int, transform: Transform | None = None
-) -> None:
+def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int, transform: Transform | None = None) -> None:
     """Write a model's weights, the step they are of, and what is needed to build it again: whole or not at all."""
     fresh = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(fresh, ignore_errors=True)
