@@ -163,8 +163,8 @@ class ArrayConfig(DataConfig):
             raise UserError(f"--data.path: {self.path} is in nobody's home folder") from error
         if path.is_dir():
             raise UserError(
-                f"--data.path: {path} is a folder, a .npy or .npz file is needed; of images of one size in it:\n"
-                "numpy.save('x.npy', [numpy.asarray(PIL.Image.open(f)) for f in files]), then --data.layout channels_last for colour"
+                f"--data.path: {path} is a folder, a .npy or .npz file is needed; of images of one size, for example:\n"
+                "numpy.save('x.npy', [numpy.array(PIL.Image.open(f)) for f in files]), and --data.layout channels_last for colour"
             )
         if not path.is_file():
             raise UserError(f"--data.path: no file {path}")

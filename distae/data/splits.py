@@ -1,7 +1,7 @@
 """Samples as they are stored, and the splits of them: row numbers of one source, which is never copied."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ class Arrays:
     """`[N, *stored]` uint8 or floating point, not to be written to: it may be a file."""
     source_label: Tensor | None = None
     """`[N]` int64."""
-    transform: Transform = Transform()
+    transform: Transform = field(default_factory=Transform)
     """What makes the model's values of the stored ones."""
     rows: Tensor | None = None
     """`[n]` int64, the samples of `source` that these are; None is all of them, in order."""
