@@ -18,7 +18,7 @@ import torch
 
 from distae import data
 from distae import distributed as dist
-from distae.commands import train
+from distae.commands import session
 from distae.config import TrainConfig, check, parse
 from distae.data import Arrays, Loader
 from distae.runtime.environment import Environment
@@ -51,7 +51,7 @@ def measure(cfg: TrainConfig, splits: dict[str, Arrays]) -> dict[str, Any]:
     run_dir = Path(cfg.run_dir or "")
     run_dir.mkdir()
     splits = splits | {"train": with_outliers(splits["train"], cfg.model.likelihood != "bernoulli")}
-    end = train._train(cfg, splits, StopRequest(), 1)
+    end = session.train_run(cfg, splits, StopRequest(), 1)
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     losses, norms = ([r[k] for r in rows if k in r] or [math.nan] for k in ("train/loss", "train/grad_norm"))
     return {
