@@ -18,18 +18,21 @@ from distae.errors import UserError
 @register_dataset(ArrayConfig)
 def load(cfg: ArrayConfig) -> tuple[Arrays, Arrays]:
     cfg.shape()
-    path = cfg.file()
-    if path.suffix == ".npy":
-        x, label = np.load(path, mmap_mode="r", allow_pickle=False), None
-    else:
-        with np.load(path, allow_pickle=False) as members:
-            label = _labels(cfg, members)
-            x = members[cfg.npz_key()]
-            if label is not None and len(label) != len(x):
-                raise UserError(f"--data.label-key: {cfg.label_key!r} has {len(label)} labels for {len(x)} samples")
+    x, label = _read(cfg)
+    if label is not None and len(label) != len(x):
+        raise UserError(f"--data.label-key: {cfg.label_key!r} has {len(label)} labels for {len(x)} samples")
     scale, notes = _scale(cfg, Arrays(source := _tensor(x)))
     transform = Transform(scale, cfg.stored_layout(x.shape))
     return hold_out(Arrays(source, label, transform, notes=notes), cfg.test_fraction)
+
+
+def _read(cfg: ArrayConfig) -> tuple[np.ndarray, Tensor | None]:
+    """The samples, mapped where they are in a .npy file, and the labels `[N]`, where some are asked for."""
+    path = cfg.file()
+    if path.suffix == ".npy":
+        return np.load(path, mmap_mode="r", allow_pickle=False), None
+    with np.load(path, allow_pickle=False) as members:
+        return members[cfg.npz_key()], _labels(cfg, members)
 
 
 def _tensor(x: np.ndarray) -> Tensor:
