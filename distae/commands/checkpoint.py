@@ -69,6 +69,7 @@ def _export(run: Path, which: str, target: str) -> int:
     from distae.checkpoint.shards import why_damaged
     from distae.config import TrainConfig, build
     from distae.config.cli import read_toml
+    from distae.data import Transform
     from distae.models.serialization import assemble, export
 
     folder = run / "checkpoints"
@@ -83,7 +84,10 @@ def _export(run: Path, which: str, target: str) -> int:
     prefix = "ema." if any(k.startswith("ema.") for k in tensors) else "model."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     cfg = build(TrainConfig, read_toml(str(run / "config.toml"), "export"))
-    export(assemble(cfg.model, cfg.net, cfg.data.shape(), weights).state_dict(), cfg, Path(target) / "model", step)
+    model = assemble(cfg.model, cfg.net, cfg.data.shape(), weights)
+    summary = summary_of(path)
+    transform = Transform.from_json(summary.transform) if summary and summary.transform else None
+    export(model.state_dict(), cfg, Path(target) / "model", step, transform)
     sys.stdout.write(f"wrote step {step} to {target}/model: distae.load({target!r})\n")
     return 0
 

@@ -13,6 +13,7 @@ from distae.checkpoint.retention import STATE
 from distae.config import TrainConfig
 from distae.config.check import identity_settings
 from distae.config.optim import CosineConfig
+from distae.data import Transform
 from distae.errors import TrainingError
 from distae.runtime.files import decode
 from distae.training.accumulator import AccumulatorState
@@ -53,6 +54,8 @@ class CheckpointMetadata:
     world_size: int
     threads: int
     torch: str
+    transform: Transform | None = None
+    """What made the model's values of the stored ones; None in those saved before this was kept."""
 
 
 def state_dict(train_step: TrainStep) -> dict[str, Tensor]:
@@ -81,6 +84,7 @@ def checkpoint_metadata(
         world_size=dist.world().world_size,
         threads=threads,
         torch=str(torch.__version__),
+        transform=train_step.loader.arrays.transform,
     )
 
 
