@@ -12,6 +12,7 @@ from helpers import settings
 from distae import data
 from distae.checkpoint.retention import COMMIT, STATE, name_of
 from distae.checkpoint.shards import checksum
+from distae.commands import checkpoint
 from distae.config import TrainConfig
 from distae.errors import UserError
 from distae.runtime.outcome import Outcome
@@ -95,3 +96,5 @@ def test_the_exported_model_says_on_which_data(file: Path, capsys: Any) -> None:
     start(on_file(), capsys)
     about = json.loads(Path("run/model/config.json").read_text())
     assert about["data_identity"] == data.identity(data.load(on_file().data))
+    assert checkpoint.main(["run", "--export", "4", "again"]) == 0
+    assert json.loads(Path("again/model/config.json").read_text())["data_identity"] == about["data_identity"]

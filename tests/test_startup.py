@@ -13,7 +13,7 @@ from torch import distributed as td
 
 from distae import data
 from distae.config.check import shared_settings
-from distae.data import Arrays
+from distae.data import Arrays, Transform
 from distae.distributed.startup import Rendezvous
 from distae.errors import TrainingError, UserError
 from distae.runtime.environment import Environment
@@ -114,17 +114,17 @@ def test_what_belongs_to_a_node_may_differ() -> None:
 def changed(what: str) -> dict[str, Arrays]:
     train = images(197, 1)
     if what == "values":
-        train.x[100, 0, 3, 3] ^= 1
-    if what == "labels" and train.label is not None:
-        train.label[5] = 0
+        train.source[100, 0, 3, 3] ^= 1
+    if what == "labels" and train.source_label is not None:
+        train.source_label[5] = 0
     if what == "dtype":
-        train = replace(train, x=train.x.float())
+        train = replace(train, source=train.source.float())
     if what == "scale":
-        train = replace(train, scale=1.0)
+        train = replace(train, transform=Transform(1.0))
     if what == "samples":
         train = train.take(slice(196))
     if what == "shape":
-        train = replace(train, x=train.x.view(-1, 1, 4, 16))
+        train = replace(train, source=train.source.view(-1, 1, 4, 16))
     return splits() | {"train": train}
 
 
@@ -136,5 +136,20 @@ def test_other_data_on_one_rank(what: str) -> None:
 
 def test_a_copy_is_the_same_data() -> None:
     train = images(197, 1)
-    strided = Arrays(torch.stack([train.x, train.x], 1)[:, 0], train.label, train.scale)
+    strided = replace(train, source=torch.stack([train.source, train.source], 1)[:, 0])
     assert data.identity(splits() | {"train": strided}) == data.identity(splits())
+    picked = replace(train, source=train.source.repeat_interleave(2, 0), rows=torch.arange(0, 394, 2))
+    picked = replace(picked, source_label=torch.arange(197).repeat_interleave(2) % 10)
+    assert data.identity(splits() | {"train": picked}) == data.identity(splits())
+
+
+def test_blocks_of_what_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change is seen where it is in a block that is looked at; the number of samples always is."""
+    monkeypatch.setattr(data.splits, "BLOCK_BYTES", 64 * 10)
+    monkeypatch.setattr(data.splits, "WHOLE_BYTES", 197 * 64 // 2)
+    differ = []
+    for row in (0, 10, 20, 30):
+        train = images(197, 1)
+        train.source[row, 0, 0, 0] ^= 1
+        differ.append(data.identity(splits() | {"train": train}) != data.identity(splits()))
+    assert differ == [True, False, True, False]

@@ -111,6 +111,8 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, 
             lock.release()
         raise
     except Exception as error:
+        if trainer:
+            trainer.checkpoints.abandon()
         with dist.ends_within(FAILURE_SECONDS, f"rank {dist.world().rank} could not end in order"):
             end = _failed(error, trainer, run_dir)
     if lock:

@@ -1,7 +1,7 @@
 """The processes of a run and what they exchange."""
 
 from distae import deprecation
-from distae.distributed.collectives import all_reduce, all_reduce_, broadcast, gather, gather_rows, local_rows
+from distae.distributed.collectives import all_reduce, all_reduce_, broadcast, broadcast_in_node, gather, gather_rows, local_rows
 from distae.distributed.consensus import LOST, Consensus, first_failure
 from distae.distributed.startup import Rendezvous, differences, ends_within, rendezvous
 from distae.distributed.world import World, pick_device, session, set_tf32, set_threads, synchronize, use, world
@@ -14,6 +14,7 @@ __all__ = [
     "all_reduce",
     "all_reduce_",
     "broadcast",
+    "broadcast_in_node",
     "differences",
     "ends_within",
     "first_failure",

@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as td
@@ -29,10 +30,17 @@ class World:
     """For decisions on the host: the gloo side of `group`."""
     background: td.ProcessGroup | None = None
     """gloo, for the thread that writes checkpoints: two threads must not share a group."""
+    node: td.ProcessGroup | None = None
+    """gloo, the ranks of this machine; None where there is one."""
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def reads_for_node(self) -> bool:
+        """Whether this rank reads files for all ranks of its machine."""
+        return self.node is None or self.node.rank() == 0
 
 
 _current: World | None = None
@@ -114,10 +122,21 @@ def session(meeting: Rendezvous, device: torch.device) -> Iterator[World]:
             backend, timeout=limit, world_size=env.world_size, rank=env.rank, store=meeting.store, device_id=bound
         )
         background = cast(td.ProcessGroup, td.new_group(backend="gloo", timeout=limit))
-    everyone = cast(td.ProcessGroup, td.group.WORLD)
+        everyone = cast(td.ProcessGroup, td.group.WORLD)
+        node = _node_group(everyone, limit)
     try:
         # `everyone` is gloo on the host, whatever the device, and all ranks call it in one order: decisions need no second mesh.
-        with use(World(env.rank, env.world_size, device, everyone, everyone, background)) as joined:
+        with use(World(env.rank, env.world_size, device, everyone, everyone, background, node)) as joined:
             yield joined
     finally:
         td.destroy_process_group()
+
+
+def _node_group(control: td.ProcessGroup, limit: timedelta) -> td.ProcessGroup | None:
+    """The ranks whose host name is this one's; None for one alone. Only they take part in making it."""
+    hosts: list[Any] = [None] * control.size()
+    td.all_gather_object(hosts, platform.node(), group=control)
+    ranks = [rank for rank, host in enumerate(hosts) if host == platform.node()]
+    if len(ranks) in (1, control.size()):
+        return None if len(ranks) == 1 else control
+    return cast(td.ProcessGroup, td.new_group(ranks, limit, "gloo", use_local_synchronization=True))

@@ -14,7 +14,7 @@ from torch import Tensor
 from distae.config import TrainConfig, build, to_dict
 from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
-from distae.data import Identity
+from distae.data import Identity, Transform
 from distae.errors import UserError
 from distae.models import base
 from distae.runtime.files import decode
@@ -31,7 +31,14 @@ class About:
     shape: list[Annotated[int, Meta(ge=1)]]
 
 
-def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int, data: Identity | None = None) -> None:
+def export(
+    weights: dict[str, Tensor],
+    cfg: TrainConfig,
+    folder: Path,
+    step: int,
+    transform: Transform | None = None,
+    data: Identity | None = None,
+) -> None:
     """Write a model's weights, the step and the data they are of, and what is needed to build it again: whole or not at all."""
     fresh = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -44,6 +51,7 @@ def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int
         "data": settings["data"],
         "shape": list(cfg.data.shape()),
         "step": step,
+        "transform": transform and transform.to_json(),
         "data_identity": data,
     }
     (fresh / CONFIG).write_text(json.dumps(about, indent=1) + "\n")

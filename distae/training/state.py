@@ -13,7 +13,7 @@ from distae.checkpoint.retention import STATE
 from distae.config import TrainConfig
 from distae.config.check import identity_settings
 from distae.config.optim import CosineConfig
-from distae.data import Identity
+from distae.data import Identity, Transform
 from distae.errors import TrainingError
 from distae.runtime.files import decode
 from distae.training.accumulator import AccumulatorState
@@ -56,6 +56,8 @@ class CheckpointMetadata:
     torch: str
     data: Identity | None = None
     """The data that it was trained on; None in those saved before this was kept."""
+    transform: Transform | None = None
+    """What made the model's values of the stored ones; None in those saved before this was kept."""
 
 
 def state_dict(train_step: TrainStep) -> dict[str, Tensor]:
@@ -91,6 +93,7 @@ def checkpoint_metadata(
         threads=threads,
         torch=str(torch.__version__),
         data=data,
+        transform=train_step.loader.arrays.transform,
     )
 
 

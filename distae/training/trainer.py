@@ -54,7 +54,7 @@ class Trainer:
         self.validator = Validator(cfg, self.loaders, self.state, self.logger)
         self.checkpoints = CheckpointManager(cfg, self.state, self.logger, threads, self.data, lock.check if lock else lambda: None)
         self.restorer = RunRestorer(cfg, self.train_step, self.state, self.checkpoints)
-        self.restorer.notes += [why_not_compiled] if why_not_compiled else []
+        self.restorer.notes += [*splits["train"].notes, *filter(None, [why_not_compiled])]
         self.profile: Profile | None = None
 
     @property
@@ -141,7 +141,8 @@ class Trainer:
         if len(self.loaders["test"]) and self.validator.evaluate("test", model, self.stop) is None:
             return self._save_and_leave()
         if self.world.is_main:
-            export(model.state_dict(), self.cfg, self.run_dir / "model", step, self.data)
+            transform = self.train_step.loader.arrays.transform
+            export(model.state_dict(), self.cfg, self.run_dir / "model", step, transform, self.data)
         self.tracker.line(self._closing_line(step))
         return True
 
