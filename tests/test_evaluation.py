@@ -36,7 +36,7 @@ def test_every_sample_counts_once(model, chunk):
     sums: dict[str, float] = {}
     for number, rows in enumerate(torch.arange(50).split(chunk)):
         x, _ = loader.batch(rows, None)
-        out = made(Batch(x), "autoencoder", Noise(9, ("eval", number, "autoencoder"), Rows(chunk, torch.arange(len(rows))), CPU))
+        out = made(Batch(x), "autoencoder", Noise(9, ("eval", number, "autoencoder"), Rows(len(rows)), CPU))
         mse = (x - torch.sigmoid(out.recon)).square().mean((1, 2, 3))
         for name, value in (out.per_sample | {"mse": mse}).items():
             sums[name] = sums.get(name, 0.0) + float(value.detach().sum())

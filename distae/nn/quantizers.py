@@ -30,15 +30,20 @@ class Codebook(nn.Module):
     def __init__(self, size: int, dim: int, learned: bool, decay: float, restart_below: float) -> None:
         super().__init__()
         self.size, self.learned, self.decay, self.restart_below = size, learned, decay, restart_below
-        codes = nn.init.uniform_(torch.empty(size, dim), -1 / size, 1 / size)
         if learned:
-            self.codes = nn.Parameter(codes)
+            self.codes = nn.Parameter(torch.empty(size, dim))
         else:
-            self.register_buffer("codes", codes)
-            self.register_buffer("total", codes / size)
+            self.register_buffer("codes", torch.empty(size, dim))
+            self.register_buffer("total", torch.empty(size, dim))
         self.register_buffer("frequency", torch.full((size,), 1 / size))
         for name, shape in {"seen": (size,), "seen_total": (size, dim), "candidates": (size, dim)}.items():
             self.register_buffer(name, torch.zeros(shape), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.codes, -1 / self.size, 1 / self.size)
+        if not self.learned:
+            self.total.copy_(self.codes / self.size)
 
     def forward(self, z: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """Nearest codes `[B, N, dim]` of `z` `[B, N, dim]`, and their numbers `[B, N]`; in training, remember what was seen."""
@@ -56,8 +61,8 @@ class Codebook(nn.Module):
         vectors = len(rows) * world.world_size
         chosen = noise.permutation(vectors).repeat(-(-self.size // vectors))[: self.size]
         sample, slot = chosen // z.shape[1], chosen % z.shape[1]
-        mine = sample % world.world_size == world.rank
-        found = z[sample // world.world_size, slot]
+        mine = sample // len(z) == world.rank
+        found = z[sample % len(z), slot]
         self.candidates.copy_(torch.where(mine[:, None], found, 0.0))
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -152,16 +152,8 @@ class TrainStep:
         if self.world.group is not None:
             self.wrapped = self._wrap(self.wrapped)
         micro = cfg.global_batch_size // cfg.grad_accum_steps
-        self.rows = [
-            Rows.strided(
-                cfg.global_batch_size,
-                m * micro + self.world.rank,
-                (m + 1) * micro,
-                self.world.world_size,
-                self.world.device,
-            )
-            for m in range(cfg.grad_accum_steps)
-        ]
+        share = micro // self.world.world_size
+        self.rows = [Rows(share, m * micro + self.world.rank * share) for m in range(cfg.grad_accum_steps)]
 
     def _wrap(self, model: nn.Module) -> DistributedDataParallel:
         """find_unused_parameters is paid only by variants with several phases."""
@@ -204,19 +196,22 @@ class TrainStep:
 
     def _run_and_discard(self, rows: Tensor, times: int) -> None:
         """Run the first micro-step of every phase so many times, and leave no trace of it."""
-        buffers = [b.clone() for b in self.model.buffers()]
+        buffers, batch = [b.clone() for b in self.model.buffers()], self._fetch(0, 0, rows[0])
         for _ in range(times):
             for phase in self.phases:
                 self._only(phase)
                 self.wrapped.zero_grad()  # a CUDA graph's gradients do not outlive its next replay
-                self._backward(phase, 0, 0, rows[0])
+                self._backward(phase, 0, 0, batch)
         self.wrapped.zero_grad()
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
     def __call__(self, step: int, rows: Tensor) -> None:
         """Make the update after which the run has done step + 1 steps, from rows `[micro_steps, micro_batch]`."""
-        updates = [self._phase(phase, step, rows) for phase in self.phases]
+        batches: Iterable[Batch] = (self._fetch(step, micro, mine) for micro, mine in enumerate(rows))
+        if len(self.phases) > 1:
+            batches = [*batches]  # each is fetched once, and a phase follows on the whole step of the one before
+        updates = [self._phase(phase, step, batches) for phase in self.phases]
         if self.scaler:
             self.scaler.update()
         self.grad_norm = updates[0].grad_norm
@@ -225,35 +220,35 @@ class TrainStep:
         if self.ema:
             self.ema.update(self.model)
 
-    def _phase(self, phase: Phase, step: int, rows: Tensor) -> Update:
+    def _phase(self, phase: Phase, step: int, batches: Iterable[Batch]) -> Update:
         self._only(phase)
         optimizer = self.optimizers[phase.name]
         for group in optimizer.param_groups:
             group["lr"] = (phase.lr or self.cfg.optim.lr) * self.schedule.factor(step)
         for p in phase.parameters:
             p.grad = None  # as zero_grad() does, at a tenth of its price for a small model
-        for micro, mine in enumerate(rows):
-            with self._no_sync() if micro < len(rows) - 1 else contextlib.nullcontext():
-                self.window.add(self._backward(phase, step, micro, mine))
+        for micro, batch in enumerate(batches):
+            with self._no_sync() if micro < self.cfg.grad_accum_steps - 1 else contextlib.nullcontext():
+                self.window.add(self._backward(phase, step, micro, batch))
         with self.timers["optimizer"]:
             return self._update(phase, optimizer)
 
-    def _backward(self, phase: Phase, step: int, micro: int, rows: Tensor) -> Output:
-        noise = self._noise(phase, step, micro)
+    def _fetch(self, step: int, micro: int, rows: Tensor) -> Batch:
+        """The micro-batch that all phases of the step see, its noise under a key of its own."""
         with self.timers["data"]:
-            x, label = self.loader.batch(rows, noise)
+            x, label = self.loader.batch(rows, self._noise(("data", step), micro))
+        return Batch(x, label, step, None, len(self.loader))
+
+    def _backward(self, phase: Phase, step: int, micro: int, batch: Batch) -> Output:
+        noise = self._noise(("train", step, phase.name), micro)
         with self.timers["forward"], autocast(self.cfg.precision, self.world.device):
-            out: Output = self.wrapped(Batch(x, label, step, None, len(self.loader)), phase.name, noise)
+            out: Output = self.wrapped(batch, phase.name, noise)
         loss = out.loss if self.cfg.grad_accum_steps == 1 else out.loss / self.cfg.grad_accum_steps
         with self.timers["backward"]:
             torch.autograd.backward(self.scaler.scale(loss) if self.scaler else loss)
         return out
 
-    def _noise(self, phase: Phase, step: int, micro: int) -> Noise:
-        key: tuple[str | int, ...] = ("train", step, phase.name)
-        if self.cfg.noise == "per_rank":
-            size = self.cfg.global_batch_size // self.cfg.grad_accum_steps // self.world.world_size
-            return Noise(self.cfg.seed, (*key, micro), Rows(size), self.world.device, (self.world.rank,))
+    def _noise(self, key: tuple[str | int, ...], micro: int) -> Noise:
         return Noise(self.cfg.seed, key, self.rows[micro], self.world.device)
 
     def _update(self, phase: Phase, optimizer: torch.optim.Optimizer) -> Update:

@@ -28,7 +28,7 @@ from distae.training.compile import no_compiler
 from distae.training.optim import Schedule
 from distae.training.profiling import Profile, peak_flops, peak_memory_bytes
 from distae.training.save_schedule import GPU_HOURS_PER_FAILURE, SaveSchedule
-from distae.training.state import TrainState
+from distae.training.state import CheckpointMetadata, TrainState
 from distae.training.step import TrainStep, autocast, explaining_memory
 
 FEWEST_STEPS_PER_EVALUATION = 50
@@ -307,10 +307,11 @@ class Trainer:
         metrics_bytes = 0
         if found is not None:
             self.notes += [*found.complaints, f"resumed at step {found.step} of {self.total}"]
-            metrics_bytes = self._load(self.checkpoints, found.step)
-            self.saved_step = found.step
+            saved = self._load(self.checkpoints, found.step)
+            metrics_bytes, self.saved_step = saved.metrics_bytes, found.step
             if self.finished and dist.broadcast(self._is_complete()):
                 return False
+            snapshot.check_order(saved, self.cfg.run_dir)
         elif self.cfg.fork_from:
             self._fork(Path(self.cfg.fork_from))
         elif self.cfg.init_from:
@@ -328,12 +329,12 @@ class Trainer:
         end = outcome.read(self.run_dir)
         return end is not None and (end.outcome, end.step) == ("done", self.state.step)
 
-    def _load(self, checkpoints: CheckpointStore, step: int) -> int:
-        """Take over a checkpoint's whole state; returns the size of metrics.jsonl at its save. Raises TrainingError."""
+    def _load(self, checkpoints: CheckpointStore, step: int) -> CheckpointMetadata:
+        """Take over a checkpoint's whole state; returns what else it holds. Raises TrainingError."""
         saved = snapshot.load_state_dict(checkpoints, step, self.train_step)
         self.state, self.schedule.plateau = saved.state, saved.plateau
         self.notes += snapshot.compare(saved, self.cfg, self.total, self.threads)
-        return saved.metrics_bytes
+        return saved
 
     def _fork(self, source: Path) -> None:
         """Take over another run's newest state; its best is not a checkpoint of this run."""
