@@ -66,6 +66,14 @@ def test_ranks_add_up_to_the_whole(world_size, monkeypatch):
     assert calls == [[math.ceil(n / world_size) for n in (20, 20, 10)]] * world_size
 
 
+def test_a_chunk_is_fetched_once_for_all_phases(monkeypatch):
+    made, loader = pieces("aae")
+    fetched, fetch = [], loader.batch
+    monkeypatch.setattr(loader, "batch", lambda rows, noise: fetched.append(rows) or fetch(rows, noise))
+    evaluate(made, loader, 20, seed=0)
+    assert torch.equal(torch.cat(fetched), torch.arange(50))
+
+
 def test_an_interrupted_evaluation_gives_nothing():
     made, loader = pieces("ae")
     answers = iter([False, True])
