@@ -224,6 +224,11 @@ def test_out_of_memory_says_what_to_change(error):
         explaining_memory(settings(grad_accum_steps=2), world_size=3),
     ):
         raise error
+    with (
+        pytest.raises(TrainingError, match=r"micro-batch of 1 samples .*no smaller one is possible: give a smaller --net"),
+        explaining_memory(settings(grad_accum_steps=24), world_size=1),
+    ):
+        raise MemoryError
     with pytest.raises(RuntimeError, match="another"), explaining_memory(settings(), 1):
         raise RuntimeError("another")
 

@@ -35,8 +35,12 @@ def split_order(n: int, seed: int) -> Tensor:
 
 
 def rows_per_block(values_per_row: int) -> int:
-    """Rows of one block: a function of a row's width alone, never of the batch."""
-    return max(1, min(BLOCK_ROWS, BLOCK_VALUES // max(1, values_per_row)))
+    """Rows of one block: a function of a row's width alone, never of the batch.
+
+    A power of two, as most ranks' shares of a batch are: they are then whole blocks, and nothing is drawn to be cut off.
+    """
+    most = max(1, min(BLOCK_ROWS, BLOCK_VALUES // max(1, values_per_row)))
+    return 1 << (most.bit_length() - 1)
 
 
 @dataclass(frozen=True)

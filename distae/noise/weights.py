@@ -25,13 +25,13 @@ def reset_parameters(model: nn.Module, seed: int, prefix: str = "") -> None:
                 reset()
 
 
-class _FilledByName(TorchDispatchMode):
+class _FilledByName(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tensors that are filled with random values take them from a generator of their own name; others from the module's."""
 
     FILLS = (torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default)
 
     def __init__(self, names: dict[Tensor, str], seed: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names, self.seed = names, seed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

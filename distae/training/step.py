@@ -295,7 +295,11 @@ def explaining_memory(cfg: TrainConfig, world_size: int) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in text:
             raise
         micro = cfg.global_batch_size // cfg.grad_accum_steps // world_size
+        advice = (
+            f"raise --grad-accum-steps (now {cfg.grad_accum_steps}) or the number of processes, or lower --global-batch-size"
+            if micro > 1
+            else "no smaller one is possible: give a smaller --net, or a lower --model.latent-dim"
+        )
         raise TrainingError(
-            f"out of memory with a micro-batch of {micro} samples ({text.splitlines()[0] if text else 'host memory'}); raise "
-            f"--grad-accum-steps (now {cfg.grad_accum_steps}) or the number of processes, or lower --global-batch-size"
+            f"out of memory with a micro-batch of {micro} samples ({text.splitlines()[0] if text else 'host memory'}); {advice}"
         ) from error
