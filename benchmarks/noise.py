@@ -4,13 +4,14 @@
 
 The ranks are simulated: what one rank draws depends on its rows alone, so the last of N ranks is asked for its share of a global
 batch of N times as many rows. Time is CPU time on one thread, the median of rounds over all points in turns; memory of a draw is
-what it allocates. Peaks of training are the resident set's, a process each, of our trainer on `denoising_ae` with noise as wide as
-the images; the micro-batch is the same at every accumulation.
+what it allocates. Memory of training is the resident set's, a process each, of our trainer on `denoising_ae`, its noise as wide as the
+images: at its peak, and how far that is above what it was before the first step. The micro-batch is always the same.
 """
 
 import argparse
 import json
 import multiprocessing
+import os
 import resource
 import statistics
 import tempfile
@@ -66,8 +67,8 @@ def against_one_draw(rounds: int) -> list[dict[str, float]]:
     return [{"rows": n, "width": w, "one_ms": times[2 * i], "blocks_ms": times[2 * i + 1]} for i, (n, w) in enumerate(SHAPES)]
 
 
-def _train(accum: int, results: "multiprocessing.Queue[int]") -> None:
-    """Bytes of the resident set at its peak, after some steps."""
+def _train(accum: int, results: "multiprocessing.Queue[tuple[int, int]]") -> None:
+    """Bytes of the resident set before the first step, and at its peak."""
     from distae.config import TrainConfig, build, check
     from distae.config.data import ArrayConfig
     from distae.data import Arrays
@@ -80,27 +81,30 @@ def _train(accum: int, results: "multiprocessing.Queue[int]") -> None:
         "data": {"name": "array", "path": "unused"}, "global_batch_size": MICRO * accum, "grad_accum_steps": accum,
         "steps": STEPS, "tracking": "none", "device": "cpu", "threads": 1,
     }  # fmt: skip
-    images = torch.zeros(MICRO * 16, 1, SIDE, SIDE, dtype=torch.uint8)
+    images = torch.zeros(MICRO * accum, 1, SIDE, SIDE, dtype=torch.uint8)
     with tempfile.TemporaryDirectory(prefix="distae-noise-") as folder:
         ArrayConfig.shape = lambda self: (1, SIDE, SIDE)  # type: ignore[method-assign]
         cfg = check(build(TrainConfig, table | {"run_dir": str(Path(folder) / "run")}), 1)
         empty = Arrays(images[:0], None)
         trainer = Trainer(cfg, {"train": Arrays(images, None, 1 / 255), "val": empty, "test": empty}, StopRequest(), 1)
+        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         for step, rows in zip(range(STEPS), trainer.sampler, strict=False):
             trainer.train_step(step, rows)
         trainer.close()
-    results.put(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    results.put((before, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 
 def over_accumulation(counts: tuple[int, ...]) -> list[dict[str, float]]:
-    """MiB at the peak of a process that trains, by accumulation."""
+    """MiB at the peak of a process that trains, and above what it had before, by accumulation."""
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # tensors are given back as they are freed, or the heap's holes count too
     spawn = multiprocessing.get_context("spawn")
     found: list[dict[str, float]] = []
     for accum in counts:
         results = spawn.Queue()
         process = spawn.Process(target=_train, args=(accum, results))
         process.start()
-        found.append({"accumulation": accum, "mib": results.get(timeout=300) / 2**20})
+        before, peak = results.get(timeout=300)
+        found.append({"accumulation": accum, "peak_mib": peak / 2**20, "above_mib": (peak - before) / 2**20})
         process.join()
     return found
 

@@ -66,6 +66,13 @@ def test_growth(run_here):
     assert {"save_ms", "evaluation_s", "parameters"} <= set(result["saves"][0])
 
 
+def test_noise_costs_the_same_on_any_number_of_ranks(run_here):
+    result = run_here("noise.py", "--rounds", "1", "--accumulation")
+    last, first = max(point["mib"] for point in result["over_ranks"]), result["over_ranks"][0]["mib"]
+    assert last <= 1.1 * first
+    assert len(result["against_one_draw"]) == 3
+
+
 def test_the_gpu_benchmark_on_the_cpu(run_here):
     result = run_here("gpu.py", "--device", "cpu", "--tiny", "--rounds", "0", "--no-pair", "--jobs", "vq-256", "resnet-128px")
     assert {"limit", "ours"} <= set(result["vq-256"]["samples_per_second"])

@@ -46,7 +46,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(x: Tensor) -> Tensor:
-    """`[B, ...]` of every rank as `[world_size * B, ...]` in global order (rank r holds rows r * B to (r + 1) * B), with gradients."""
+    """`[B, ...]` of every rank as `[world_size * B, ...]` in global order (rank r's begin at r * B), with gradients."""
     return x if world().group is None else _GatherRows.apply(x, world())
 
 

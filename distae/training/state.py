@@ -113,8 +113,8 @@ def check_order(saved: CheckpointMetadata, run_dir: str | None) -> None:
     """Raises UserError where a version saved it whose rows and noise were others: it would be continued differently."""
     if saved.order != ORDER:
         raise UserError(
-            f"--run-dir: the run in {run_dir} is of another version of distae (order {saved.order}, here {ORDER}), with other noise "
-            "and rows per rank: resuming it would continue it differently.\n"
+            f"--run-dir: the run in {run_dir} is of another version of distae (order {saved.order}, here {ORDER}), with other "
+            "noise and rows per rank: resuming it would continue it differently.\n"
             "Give --fresh to start anew, or another --run-dir with --fork-from (full state) or --init-from (weights of a finished "
             "run); distae.load and `python -m distae.checkpoint RUN --export` still read it"
         )
