@@ -4,8 +4,8 @@
 
 The ranks are simulated: what one rank draws depends on its rows alone, so the last of N ranks is asked for its share of a global
 batch of N times as many rows. Time is CPU time on one thread, the median of rounds over all points in turns; memory of a draw is
-what it allocates. Memory of training is the resident set's, a process each, of our trainer on `denoising_ae`, its noise as wide as the
-images: at its peak, and how far that is above what it was before the first step. The micro-batch is always the same.
+what it allocates. Memory of training is the resident set's, a process each, of our trainer on `denoising_ae`, its noise as wide as
+the images: at its peak, and how far that is above what it was before the first step. The micro-batch is always the same.
 """
 
 import argparse
