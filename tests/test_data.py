@@ -36,15 +36,15 @@ CPU = torch.device("cpu")
     ("n", "batch", "world_size"), [(100, 12, 1), (97, 12, 2), (97, 12, 3), (48, 24, 4), (50, 50, 1), (31, 6, 3)]
 )
 def test_the_order_is_torchs_own(n, batch, world_size, micro_steps, seed):
-    for rank in range(world_size):
-        mine = GlobalBatchSampler(n, batch, rank, world_size, micro_steps, seed)
-        torchs = DistributedSampler(range(n), world_size, rank, shuffle=True, seed=seed, drop_last=True)
-        for epoch in range(3):
-            mine.set_epoch(epoch)
-            torchs.set_epoch(epoch)
-            expected = list(BatchSampler(torchs, batch // world_size, drop_last=True))[: n // batch]
-            assert [rows.flatten().tolist() for rows in mine] == expected
-            assert len(expected) == len(mine) == n // batch
+    """Of each micro-batch of torch's global batch, rank r holds the r-th of equal parts."""
+    torchs = DistributedSampler(range(n), 1, 0, shuffle=True, seed=seed, drop_last=True)
+    ranks = [GlobalBatchSampler(n, batch, rank, world_size, micro_steps, seed) for rank in range(world_size)]
+    for epoch in range(3):
+        for sampler in (torchs, *ranks):
+            sampler.set_epoch(epoch)
+        expected = list(BatchSampler(torchs, batch, drop_last=True))
+        assert [torch.cat(rows, 1).flatten().tolist() for rows in zip(*ranks, strict=True)] == expected
+        assert len(expected) == len(ranks[0]) == n // batch
 
 
 @pytest.mark.parametrize("first", [0, 1, 5, 8, 9, 23])

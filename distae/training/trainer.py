@@ -69,6 +69,7 @@ class Trainer:
         metrics_bytes = self.restorer.restore()
         if self.finished and self.state.step and self.restorer.is_complete():
             return False
+        self.restorer.check_order()
         if self.world.is_main:
             (self.run_dir / outcome.FILE).unlink(missing_ok=True)
             environment = describe_environment(self.world.world_size, self.threads, str(self.world.device))
