@@ -7,22 +7,17 @@
 0 done, 1 failed, 2 a user's mistake, 75 stopped after a save.
 """
 
-import platform
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from distae.commands.session import refuse, run_in_turn
 from distae.config import TrainConfig, check, parse, write_toml
-from distae.errors import TrainingError, UserError
+from distae.errors import DistaeError
 from distae.runtime.environment import Environment, environment
 from distae.runtime.outcome import Outcome
-
-if TYPE_CHECKING:
-    pass
-from distae.commands.session import run_in_turn
 
 SWITCHES = {
     "smoke": "Every phase once, in a temporary folder: steps, evaluation, pictures, save, resume.",
@@ -41,9 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.write(write_toml(replace(cfg, run_dir=command.settings.run_dir)))
             return 0
         return (smoke if "smoke" in command.flags else run)(cfg, env).exit_code
-    except (UserError, TrainingError) as error:  # each rank says it: it may be the only one that has seen it
-        sys.stderr.write(f"distae: {f'rank {env.rank} ({platform.node()}): ' if env.rank else ''}{error}\n")
-        return 2 if isinstance(error, UserError) else 1
+    except DistaeError as error:
+        return refuse(error, env)
 
 
 def run(cfg: TrainConfig, env: Environment) -> Outcome:

@@ -9,7 +9,7 @@ from typing import Any
 
 from distae.config.fields import leaves
 from distae.config.nets import ConvConfig, MLPConfig, NetConfig, ResNetConfig
-from distae.config.train import MAY_CHANGE, TrainConfig
+from distae.config.train import MAY_CHANGE, OF_A_NODE, TrainConfig
 from distae.errors import UserError
 
 WANDB_MODES = ("online", "offline", "disabled", "dryrun")
@@ -43,6 +43,11 @@ def identity_settings(cfg: TrainConfig) -> dict[str, Any]:
     may_change = MAY_CHANGE - ({"grad_accum_steps"} if couples_samples(cfg) else set())
     removed = {k: default for k, (default, _) in cfg.removed.items()}
     return removed | {k: list(v) if isinstance(v, tuple) else v for k, v in leaves(cfg) if k not in may_change}
+
+
+def shared_settings(cfg: TrainConfig) -> dict[str, Any]:
+    """Dotted names and values of the settings that have to be the same on all ranks: all but those of a node."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in leaves(cfg) if k not in OF_A_NODE}
 
 
 def couples_samples(cfg: TrainConfig) -> bool:
