@@ -34,6 +34,8 @@ def size_of(path: Path) -> int:
         target = Path(os.path.realpath(path))
         if not target.is_relative_to(os.path.realpath(path.parent)):
             raise OSError(errno.EINVAL, f"it is a link out of its folder, to {target}", str(path))
+        if not target.exists():
+            raise OSError(errno.EINVAL, f"it is a link to nothing, {target}", str(path))
         found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, f"it is {_kind(found.st_mode)}, not a file", str(path))

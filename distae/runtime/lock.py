@@ -18,6 +18,7 @@ from distae.runtime.files import decode, in_words, read_bytes, write_atomically
 
 FILE = "lock"
 BEAT_SECONDS, STALE_SECONDS = 10.0, 60.0
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class RunLock:
@@ -112,19 +113,24 @@ def _describe_self() -> dict[str, Any]:
     }
 
 
+def _written(path: Path, mine: dict[str, Any]) -> Path:
+    """A whole lock file under a name of its own."""
+    fresh = path.with_name(f".{FILE}.{mine['token']}")
+    write_atomically(fresh, json.dumps(mine).encode())
+    return fresh
+
+
 def _create(path: Path, mine: dict[str, Any]) -> bool:
     """Whether the lock file could be made; by a hard link, so that it appears whole, where the file system has them."""
-    data = json.dumps(mine).encode()
-    fresh = path.with_name(f".{FILE}.{mine['token']}")
-    write_atomically(fresh, data)
+    fresh = _written(path, mine)
     try:
         os.link(fresh, path)
     except FileExistsError:
         return fresh.stat().st_nlink == 2  # NFS: an answer was lost, and the link that is there is ours
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+        if error.errno not in NO_HARD_LINKS:
             raise
-        return _create_exclusively(path, data)
+        return _create_exclusively(path, fresh.read_bytes())
     finally:
         fresh.unlink()
     return True
@@ -145,12 +151,12 @@ def _take_over(path: Path, holder: dict[str, Any], mine: dict[str, Any]) -> bool
     Of several that saw the same holder one has its file locked, and puts its own there; the others find theirs to be another file.
     Where files cannot be locked, the last one that replaces it has it, and the others see that before they write.
     """
-    with path.open("r+b") as file:
+    with path.open("r+b" if os.access(path, os.W_OK) else "rb") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)) or _holder(path) != holder:
             return False
-        write_atomically(path, json.dumps(mine).encode())
+        _written(path, mine).rename(path)
     return True
 
 

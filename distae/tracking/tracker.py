@@ -3,10 +3,13 @@
 import contextlib
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from distae.config.train import TrainConfig
+from distae.errors import TrainingError
+from distae.runtime.files import in_words
 from distae.tracking.console import Console
 from distae.tracking.jsonl import Jsonl
 from distae.tracking.sink import Row, Sink
@@ -20,11 +23,26 @@ class Tracker:
         self.sinks = sinks
 
     @classmethod
-    def open(cls, cfg: TrainConfig, size: int, steps: tuple[int, int], environment: dict[str, Any]) -> "Tracker":
-        """The sinks that `cfg` asks for, from the first of `steps` to the last; metrics.jsonl goes on after `size` bytes."""
+    def open(
+        cls,
+        cfg: TrainConfig,
+        size: int,
+        steps: tuple[int, int],
+        environment: dict[str, Any],
+        may_write: Callable[[], None] = lambda: None,
+    ) -> "Tracker":
+        """The sinks that `cfg` asks for, from the first of `steps` to the last; metrics.jsonl goes on after `size` bytes.
+
+        `may_write` raises TrainingError where the run folder is no longer ours. Raises TrainingError where a file cannot be written to.
+        """
         run_dir = Path(cfg.run_dir or ".")
-        console = Console(run_dir / "log.txt", *steps)
-        sinks: list[Sink] = [Jsonl(run_dir / "metrics.jsonl", size), console]
+        try:
+            rows, console = Jsonl(run_dir / "metrics.jsonl", size, may_write), Console(run_dir / "log.txt", *steps)
+        except OSError as error:
+            raise TrainingError(f"cannot write to {error.filename}: {in_words(error)}") from error
+        if rows.lost:
+            console.line(f"metrics.jsonl is damaged: {rows.lost} of its {size} bytes at this checkpoint are missing, the last rows")
+        sinks: list[Sink] = [rows, console]
         if cfg.tracking == "wandb":
             sinks.append(Wandb(run_dir, cfg, environment, console))
         return cls(sinks)

@@ -318,7 +318,7 @@ class Trainer:
         if self.world.is_main:
             (self.run_dir / outcome.FILE).unlink(missing_ok=True)
             about = describe_environment(self.world.world_size, self.threads, str(self.world.device))
-            self.tracker = Tracker.open(self.cfg, metrics_bytes, (self.state.step, self.total), about)
+            self.tracker = Tracker.open(self.cfg, metrics_bytes, (self.state.step, self.total), about, self.checkpoints.may_commit)
             for note in self.notes:
                 self.tracker.line(note)
         return True
