@@ -79,14 +79,14 @@ def test_checkpoints_that_cannot_be_listed_are_not_no_checkpoints(
 ) -> None:
     folder = run_dir / "checkpoints"
     if kind == "forbidden":  # root may list everything
-        real = os.listdir
+        real = Path.iterdir
 
-        def listdir(path: Any) -> list[str]:
-            if Path(path) == folder:
+        def iterdir(path: Path) -> Any:
+            if path == folder:
                 raise PermissionError(13, "Permission denied", str(path))
             return real(path)
 
-        monkeypatch.setattr(os, "listdir", listdir)
+        monkeypatch.setattr(Path, "iterdir", iterdir)
     else:
         folder.rename(run_dir.parent / "scratch")
         folder.symlink_to(run_dir.parent / "unmounted") if kind == "dangling" else folder.write_text("")

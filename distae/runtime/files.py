@@ -29,14 +29,14 @@ def decode(data: bytes, kind: type[T]) -> T:
 
 def size_of(path: Path) -> int:
     """Bytes of a regular file of the folder that it is named in. Raises OSError where it is anything else, without opening it."""
-    found = os.lstat(path)
+    found = path.lstat()
     if stat.S_ISLNK(found.st_mode):
         target = Path(os.path.realpath(path))
         if not target.is_relative_to(os.path.realpath(path.parent)):
             raise OSError(errno.EINVAL, f"it is a link out of its folder, to {target}", str(path))
         if not target.exists():
             raise OSError(errno.EINVAL, f"it is a link to nothing, {target}", str(path))
-        found = os.stat(path)
+        found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, f"it is {_kind(found.st_mode)}, not a file", str(path))
     return found.st_size
@@ -102,10 +102,10 @@ def names_in(folder: Path) -> list[str]:
     Raises OSError where it cannot be listed, or is a link to nothing: `Path.glob` would take either for an empty folder.
     """
     try:
-        return sorted(os.listdir(folder))
+        return sorted(p.name for p in folder.iterdir())
     except FileNotFoundError as error:
         if folder.is_symlink():
-            raise OSError(errno.ENOENT, f"it is a link to {os.readlink(folder)}, which is not there", str(folder)) from error
+            raise OSError(errno.ENOENT, f"it is a link to {folder.readlink()}, which is not there", str(folder)) from error
         return []
 
 
@@ -129,7 +129,7 @@ def why_unsafe(folder: Path, files: Iterable[str], folders: Iterable[str]) -> st
         path = folder / name
         try:
             if name in folders and os.path.lexists(path) and not (path.is_dir() and not path.is_symlink()):
-                return f"{path} is {_kind(os.lstat(path).st_mode)}, not a folder"
+                return f"{path} is {_kind(path.lstat().st_mode)}, not a folder"
             if name in files and os.path.lexists(path):
                 size_of(path)
         except OSError as error:

@@ -46,7 +46,7 @@ class RunLock:
         """None also where that cannot be found out now."""
         run_dir = self.path.parent
         try:
-            if not os.path.samestat(os.stat(run_dir), os.fstat(self.folder)):
+            if not os.path.samestat(run_dir.stat(), os.fstat(self.folder)):
                 return f"another folder is at {run_dir} now: this run's was moved while it ran"
         except FileNotFoundError:
             return f"the run folder {run_dir} was moved or removed while the run was under way"
@@ -154,7 +154,7 @@ def _take_over(path: Path, holder: dict[str, Any], mine: dict[str, Any]) -> bool
     with path.open("r+b" if os.access(path, os.W_OK) else "rb") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-        if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)) or _holder(path) != holder:
+        if not os.path.samestat(os.fstat(file.fileno()), path.stat()) or _holder(path) != holder:
             return False
         _written(path, mine).rename(path)
     return True
@@ -220,5 +220,5 @@ def _boot() -> str | None:
 def _pid_namespace() -> str | None:
     """Which processes' pids this one sees."""
     with contextlib.suppress(OSError):
-        return os.readlink("/proc/self/ns/pid")
+        return str(Path("/proc/self/ns/pid").readlink())
     return None

@@ -89,22 +89,23 @@ def read_settings(run_dir: Path) -> TrainConfig:
         if not table:
             raise ValueError("it is empty; without it, the settings are those of the newest checkpoint")
     except FileNotFoundError as error:
-        if (table := _saved_settings(run_dir)) is None:
+        table = _saved_settings(run_dir)
+        if not table:
             raise UserError(f"--run-dir: no run in {run_dir}: {CONFIG} is missing, and no checkpoint says its settings") from error
     except (OSError, ValueError) as error:
         raise UserError(f"--run-dir: {path} is damaged: {files.in_words(error)}") from error
     return build(TrainConfig, table)
 
 
-def _saved_settings(run_dir: Path) -> dict[str, Any] | None:
-    """The nested settings in state.json of the newest checkpoint that has them."""
+def _saved_settings(run_dir: Path) -> dict[str, Any]:
+    """The nested settings in state.json of the newest checkpoint that has them; empty where none has."""
     for step in _steps_in(run_dir):
         for path in (run_dir / "checkpoints").glob(f"step_*{step}/state.json"):
             try:
                 return _nested(files.decode(files.read_bytes(path), _State).settings)
             except (OSError, ValueError):
                 continue
-    return None
+    return {}
 
 
 def _nested(settings: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Tracker:
     ) -> "Tracker":
         """The sinks that `cfg` asks for, from the first of `steps` to the last; metrics.jsonl goes on after `size` bytes.
 
-        `may_write` raises TrainingError where the run folder is no longer ours. Raises TrainingError where a file cannot be written to.
+        `may_write` raises TrainingError where the run folder is no longer ours; this does where a file cannot be written to.
         """
         run_dir = Path(cfg.run_dir or ".")
         try:
