@@ -85,7 +85,7 @@ def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
         fresh.unlink(missing_ok=True)
         raise
     if durable:
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def make_folder(path: Path) -> Path:
@@ -109,8 +109,8 @@ def names_in(folder: Path) -> list[str]:
         return []
 
 
-def sync_folder(path: Path) -> None:
-    """Make renames and new names in the folder durable."""
+def sync(path: Path) -> None:
+    """Make what is in a file, or the names in a folder, durable."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
