@@ -1,5 +1,6 @@
 """torchrun's agent, without its tracebacks for what is no bug: a job that was stopped, or that failed and has said why itself."""
 
+import platform
 import sys
 
 from torch.distributed import run
@@ -11,5 +12,8 @@ if __name__ == "__main__":
         run.main()
     except SignalException as stopped:
         sys.exit(128 + stopped.sigval)
-    except ChildFailedError:
-        sys.exit(1)
+    except ChildFailedError as failed:
+        for rank, failure in failed.failures.items():
+            if failure.exitcode < 0:  # it had no time to say so itself
+                sys.stderr.write(f"distae: rank {rank} ({platform.node()}) was ended by {failure.signal_name()}\n")
+        sys.exit(2 if failed.get_first_failure()[1].exitcode == 2 else 1)

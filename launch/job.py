@@ -19,7 +19,8 @@ from submitit.core.utils import DelayedSubmission
 
 from distae.commands.train import run
 from distae.config import TrainConfig, build, check, plugin
-from distae.errors import UserError
+from distae.errors import TrainingError, UserError
+from distae.runtime import console
 from distae.runtime.environment import Environment, environment
 from distae.runtime.outcome import EXIT_CODES, Outcome
 from distae.runtime.signals import StopRequest, leave
@@ -27,6 +28,9 @@ from distae.runtime.signals import StopRequest, leave
 Handler = Callable[[int, Any], Any]
 STOPPED = EXIT_CODES["stopped"]
 WAIT = 60.0
+ANSWER_SECONDS = 15.0
+"""A busy controller may take longer, but the job's time is nearly over."""
+REQUEUE_TRIES, REQUEUE_PAUSE = 4, 5.0
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,11 @@ class TrainJob:
 
     def __call__(self) -> dict[str, Any]:
         """How the run ended, where it is done; else exits with the outcome's code."""
+        console.outlast()
         request = StopRequest()
         requeue = signal.signal(signal.SIGUSR2, request)  # submitit's; ours stays, so that a run that is done is not requeued
         signal.signal(signal.SIGTERM, request)
-        env = environment()
-        outcome = self._train(env)
+        env, outcome = self._train()
         if outcome.signal == "SIGUSR2" and callable(requeue):
             self._requeue(env, requeue)
         if outcome.outcome != "done":
@@ -55,14 +59,18 @@ class TrainJob:
         """What submitit stores when it requeues: the same again."""
         return DelayedSubmission(self)
 
-    def _train(self, env: Environment) -> Outcome:
+    def _train(self) -> tuple[Environment, Outcome]:
         try:
+            env = environment()
             if self.plugin:
                 plugin.load(self.plugin)
-            return run(check(build(TrainConfig, tomllib.loads(self.settings)), env.world_size), env)
-        except UserError as error:  # by every rank: each has a log of its own, and the first to exit ends the others
+            return env, run(check(build(TrainConfig, tomllib.loads(self.settings)), env.world_size), env)
+        except (
+            UserError,
+            TrainingError,
+        ) as error:  # by every rank: each has a log of its own, and the first to exit ends the others
             sys.stderr.write(f"distae: {error}\n")
-            leave(2)
+            leave(2 if isinstance(error, UserError) else 1)
 
     def _requeue(self, env: Environment, requeue: Handler) -> None:
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -71,18 +79,30 @@ class TrainJob:
         elif env.rank:
             wait_to_be_ended()
         elif not cancelled():
-            try:
-                requeue(signal.SIGUSR2, None)
-            except subprocess.SubprocessError as error:
-                sys.stderr.write(f"distae: not requeued, the same command goes on: {error}\n")
+            try_to_requeue(requeue)
 
 
 def cancelled() -> bool:
-    """Whether somebody cancelled this job while it saved: requeueing would bring it back."""
-    shown = subprocess.run(
-        ["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]], capture_output=True, text=True, timeout=60, check=False
-    )
+    """Whether somebody cancelled this job while it saved: requeueing would bring it back. No answer is a no."""
+    command = ["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return False
     return "JobState=CANCELLED" in shown.stdout
+
+
+def try_to_requeue(requeue: Handler) -> None:
+    """Ask Slurm, again where it is busy: a job that is not requeued waits for somebody to see it."""
+    for left in reversed(range(REQUEUE_TRIES)):
+        try:
+            requeue(signal.SIGUSR2, None)
+            return
+        except (OSError, subprocess.SubprocessError) as error:
+            if not left or isinstance(error, OSError):
+                sys.stderr.write(f"distae: not requeued, rerun to resume: {error}\n")
+                return
+            time.sleep(REQUEUE_PAUSE)
 
 
 def wait_to_be_ended() -> NoReturn:

@@ -17,29 +17,41 @@ from types import FrameType
 
 from distae.config import TrainConfig, check, parse
 from distae.errors import UserError
+from distae.runtime import console
 from distae.runtime.outcome import FILE, read
-from distae.runtime.signals import SIGNALS
+from distae.runtime.signals import SIGNALS, heard
 from distae.train import SWITCHES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m launch.local", description="Start a job on this machine with torchrun.")
-    parser.add_argument("--nproc", type=int, default=os.cpu_count() or 1, help="processes, one per GPU (default: CPU cores)")
+    parser.add_argument("--nproc", type=int, help="processes (default: one for each GPU, or for each CPU core where there is none)")
     parser.add_argument("--max-restarts", type=int, default=0, help="restarts of a crashed job, each from the newest checkpoint")
     parser.add_argument("train", nargs=argparse.REMAINDER, help="-- and the options of distae.train")
     args = parser.parse_args(argv)
     train = args.train[1:] if args.train[:1] == ["--"] else args.train
     try:
         command = parse(TrainConfig, train, SWITCHES, "python -m distae.train")
-        cfg = check(command.settings, args.nproc)
+        nproc = args.nproc or processes(command.settings.device)
+        cfg = check(command.settings, nproc)
     except UserError as error:
         sys.stderr.write(f"distae: {error}\n")
         return 2
     run_dir = Path(cfg.run_dir or ".")
     before = _written(run_dir / FILE)
-    code = _torchrun(args.nproc, args.max_restarts, train)
+    code = _torchrun(nproc, args.max_restarts, train)
     outcome = read(run_dir) if _written(run_dir / FILE) != before else None
     return outcome.exit_code if outcome else code
+
+
+def processes(device: str) -> int:
+    """One for each GPU that is visible, else one for each CPU core; without torch, which takes seconds to import."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        gpus = len([index for index in visible.split(",") if index.strip() not in ("", "-1")])
+    else:
+        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return (gpus if device != "cpu" else 0) or os.cpu_count() or 1
 
 
 def _written(path: Path) -> tuple[int, int] | None:
@@ -55,7 +67,7 @@ def _torchrun(nproc: int, max_restarts: int, train: Sequence[str]) -> int:
     """Run torchrun in a session of its own, so that a terminal's Ctrl-C reaches it once, through us. A second one kills it."""
     command = [
         sys.executable, "-m", "launch.agent", "--standalone", f"--nproc-per-node={nproc}",
-        f"--max-restarts={max_restarts}", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2", "-m", "distae.train", *train,
+        f"--max-restarts={max_restarts}", f"--signals-to-handle={','.join(s.name for s in SIGNALS)}", "-m", "distae.train", *train,
     ]  # fmt: skip
     # Time for the last save (before torch 2.15 it is 30 s); a number of threads, for which torchrun would warn.
     env = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120", "OMP_NUM_THREADS": "1", **os.environ}
@@ -69,10 +81,11 @@ def _torchrun(nproc: int, max_restarts: int, train: Sequence[str]) -> int:
                 process.send_signal(signum)
             asked.append(signum)
 
-        for signum in SIGNALS:
+        for signum in heard():
             signal.signal(signum, forward)
         return process.wait()
 
 
 if __name__ == "__main__":
+    console.outlast()
     sys.exit(main())

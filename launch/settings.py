@@ -70,12 +70,23 @@ def clock(total: int) -> str:
     return f"{days}-{text}" if days else text
 
 
+def one_line(text: str, option: str) -> str:
+    """`text`, which is to be in an `#SBATCH` line: what follows a line break there is a command. Raises UserError."""
+    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", text):
+        raise UserError(f"--{option}: {text!r} holds a line break or another control character, which an sbatch script cannot take")
+    return text
+
+
 def check(job: SlurmConfig) -> SlurmConfig:
     """Raises UserError where values contradict each other or have no sense by themselves."""
     assert job.time
     limit, before = seconds(job.time, "time"), seconds(job.signal_before, "signal-before")
     if before >= limit:
         raise UserError(f"--signal-before {job.signal_before}: not shorter than --time {job.time}")
+    for name in ("partition", "account", "qos", "constraint", "mem", "sbatch"):
+        value = getattr(job, name) or ()
+        for text in (value,) if isinstance(value, str) else value:
+            one_line(text, name)
     for name in ("sbatch", "srun"):
         if wrong := [a for a in getattr(job, name) if not a.startswith("-")]:
             raise UserError(f"--{name}: {wrong[0]!r} is no option; write each as --name or --name=value")

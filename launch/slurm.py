@@ -16,6 +16,7 @@ from distae import config
 from distae.commands.train import SWITCHES as TRAIN_SWITCHES
 from distae.config import TrainConfig, write_toml
 from distae.errors import UserError
+from distae.runtime import console
 from distae.runtime.run_dir import check_run_dir, open_run_dir
 from launch import jobs, partitions, snapshot
 from launch.settings import SlurmConfig
@@ -100,4 +101,5 @@ def show(plan: Submission, runs: Sequence[TrainConfig], with_snapshot: bool) -> 
 
 
 if __name__ == "__main__":
+    console.outlast()
     sys.exit(main())

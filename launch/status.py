@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from distae.errors import UserError
-from distae.runtime import outcome
+from distae.runtime import console, outcome
 from launch import jobs
 
 JOB = r"\d+(_\d+)?"
@@ -94,4 +94,5 @@ def _progress(run_dir: Path) -> Iterator[tuple[str, str]]:
 
 
 if __name__ == "__main__":
+    console.outlast()
     sys.exit(main())

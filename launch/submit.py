@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from distae.errors import UserError
 from launch import snapshot
 from launch.job import TrainJob
 from launch.partitions import call
-from launch.settings import SlurmConfig, seconds
+from launch.settings import SlurmConfig, one_line, seconds
 
 NO_LIMIT = 10**6
 """submitit's own count of time-outs; `TrainJob.max_requeues` counts restarts of any kind."""
@@ -48,8 +49,18 @@ class Submission:
     code: Path | None = None
     """The snapshot; None runs the code that is installed."""
 
+    def __post_init__(self) -> None:
+        """Raises UserError where the folder's name would be something else to Slurm or to submitit."""
+        name = one_line(str(self.folder.parent), "run-dir")
+        if found := re.search(r"%[jtAa]|\\", name):
+            raise UserError(f"--run-dir: {name} holds {found[0]}, which stands for something else in Slurm's file names")
+
     def running(self, code: Path) -> Self:
         """The same with the code, and the plugin, of a snapshot."""
+        if ":" in str(code):
+            raise UserError(
+                f"--run-dir: {code.parents[1]} holds a colon, which parts the folders of PYTHONPATH; --no-snapshot, or another"
+            )
         plugin = self.plugin and str(code / snapshot.home(self.plugin) / Path(self.plugin).name)
         return replace(self, code=code, plugin=plugin)
 
@@ -92,10 +103,12 @@ class Submission:
             "gpus_per_node": job.gpus_per_node or None, "time": -(-seconds(job.time, "time") // 60),
             "signal_delay_s": seconds(job.signal_before, "signal-before"), "array_parallelism": self.max_parallel,
         }  # fmt: skip
-        batch, rank = self.folder / f"batch_{job_id}", self.folder / job_id / "rank_%t"
+        logs = str(self.folder).replace("%", "%%")  # Slurm's own sign for a job's number and the like
+        batch, rank = f"{logs}/batch_{job_id}", f"{logs}/{job_id}/rank_%t"
         more = {"requeue": True, "output": f"{batch}.out", "error": f"{batch}.err"} | dict(_option(a) for a in job.sbatch)
-        # srun does not take --cpus-per-task from sbatch since Slurm 22.05
-        srun = [f"--output={rank}.out", f"--error={rank}.err", "--open-mode=append", "--kill-on-bad-exit=1"]
+        # srun does not take --cpus-per-task from sbatch since Slurm 22.05. --wait=0: rank 0 still exports when the others are done,
+        # and a site's WaitTime would end it.
+        srun = [f"--output={rank}.out", f"--error={rank}.err", "--open-mode=append", "--kill-on-bad-exit=1", "--wait=0"]
         srun += [f"--cpus-per-task={job.cpus_per_task}", *job.srun]
         return {k: v for k, v in wanted.items() if v is not None} | {
             "additional_parameters": more, "srun_args": srun, "setup": self._setup(),

@@ -19,6 +19,7 @@ from distae.config import TrainConfig
 from distae.config.check import fingerprint
 from distae.config.fields import Count
 from distae.errors import UserError
+from distae.runtime import console
 from launch import jobs, partitions
 from launch.settings import SlurmConfig
 from launch.slurm import SWITCHES, show, split, submit, training
@@ -92,4 +93,5 @@ def _link_logs(logs: Path, run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
+    console.outlast()
     sys.exit(main())

@@ -28,6 +28,7 @@ from benchmarks.crash import timeless
 from distae import distributed as dist
 from distae.commands.session import train_run
 from distae.config import TrainConfig
+from distae.distributed.parallelize import parallelize
 from distae.nn.norms import BatchNorm
 from distae.runtime.signals import StopRequest
 from distae.training.step import TrainStep
@@ -193,19 +194,19 @@ def _metrics(run_dir: Path) -> dict[str, float]:
 @contextlib.contextmanager
 def dropped_gradient() -> Iterator[None]:
     """Rank 1's gradient does not take part in the mean."""
-    wrap = TrainStep._wrap
 
     def hook(group: Any, bucket: td.GradBucket) -> torch.futures.Future[Tensor]:
         if dist.world().rank == 1:
             bucket.buffer().zero_()
         return allreduce_hook(group, bucket)
 
-    def hooked(self: TrainStep, model: nn.Module) -> DistributedDataParallel:
-        ddp = wrap(self, model)
-        ddp.register_comm_hook(self.world.group, hook)
+    def hooked(model: nn.Module, *settings: Any) -> nn.Module:
+        ddp = parallelize(model, *settings)
+        if isinstance(ddp, DistributedDataParallel):
+            ddp.register_comm_hook(dist.world().group, hook)
         return ddp
 
-    with mock.patch.object(TrainStep, "_wrap", hooked):
+    with mock.patch("distae.training.step.parallelize", hooked):
         yield
 
 

@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from variants import Fixed, data, make, noise, run
 
+from distae import distributed as dist
+from distae.losses import divergences
 from distae.losses import mmd, sliced_wasserstein
+from distae.models import Batch
 from distae.models.adversarial import discriminator_loss
 
 
@@ -30,6 +33,39 @@ def test_a_wasserstein_autoencoder_pays_for_codes_unlike_the_prior():
     torch.testing.assert_close(out.loss, out.per_sample["recon"].mean() + 7 * distance)
     model.encoder = Fixed(gaussian(200, 3, 5))
     assert abs(run(model, x).per_batch["mmd"]) < 0.02 < distance
+
+
+@pytest.mark.parametrize("order", [[0, 2, 4, 1, 3], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize("kernel", ["rbf", "imq"])
+def test_the_shares_of_parts_sum_to_the_mmd_and_its_gradient(kernel, order):
+    x, y = gaussian(5, 3).requires_grad_(), gaussian(5, 3, 1)
+    parts = torch.tensor(order).split(3)
+    whole, shared = mmd(x, y, kernel, (0.5, 2.0)), sum(mmd(x, y, kernel, (0.5, 2.0), own) for own in parts)
+    torch.testing.assert_close(shared, whole)
+    torch.testing.assert_close(*(torch.autograd.grad(value, x)[0] for value in (shared, whole)))
+
+
+@pytest.mark.parametrize("name", ["wae_mmd", "info_vae"])
+def test_a_rank_computes_the_kernels_of_its_own_rows_only(name, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(
+        divergences, "squared_distances", lambda a, b: shapes.append((len(a), len(b))) or torch.cdist(a, b).square()
+    )
+    monkeypatch.setattr(dist, "gather_rows", lambda x: x.repeat_interleave(2, 0))
+    with dist.use(dist.World(1, 2, torch.device("cpu"))):
+        run(make(name), data(10))
+    assert shapes == [(10, 20)] * 3
+
+
+@pytest.mark.parametrize("contiguous", [False, True])
+def test_own_rows_are_found_in_a_pool_of_those_that_count(contiguous, monkeypatch):
+    mine = slice(3, 6) if contiguous else slice(1, None, 2)
+    everyone, held = torch.arange(6), torch.tensor([True, False, True, True, False, True])
+    monkeypatch.setattr(dist, "local_rows", lambda x: x[mine])
+    monkeypatch.setattr(dist, "gather_rows", lambda x: held.long() if x.dtype == torch.int64 and len(x) == 3 else x)
+    with dist.use(dist.World(1, 2, torch.device("cpu"))):
+        batch = Batch(everyone[mine].float(), valid_mask=held[mine])
+        assert torch.equal(everyone[held][batch.own], everyone[mine][held[mine]])
 
 
 def test_swae_pays_for_codes_unlike_the_prior():
@@ -67,6 +103,7 @@ def test_each_turn_has_gradients_for_its_own_parameters_only(name):
 def test_aae_has_its_encoder_in_two_turns_with_rates_of_their_own():
     model = make("aae", critic_lr=0.1, adversarial_lr=0.2)
     assert [(t.name, t.lr) for t in model.phases()] == [("autoencoder", None), ("critic", 0.1), ("encoder", 0.2)]
+    assert [t.lr for t in make("aae").phases()] == [None, 2e-4, 2e-4]
     x = data(8)
     out = run(model, x)
     torch.testing.assert_close(out.loss, out.per_sample["recon"].mean())

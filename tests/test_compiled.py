@@ -75,7 +75,7 @@ def test_without_a_compiler_it_says_so_and_trains(tmp_path):
     done = start(*argv.split(), cwd=tmp_path, PATH=str(tmp_path), CXX=None, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     (line,) = [text for text in done.stderr.splitlines() if "--compile" in text]
-    assert "finds no compiler here, training goes on without" in line
+    assert "finds no compiler here, training continues without" in line
     assert "Traceback" not in done.stderr
 
 
@@ -102,7 +102,8 @@ def test_a_plan_draws_what_was_recorded():
     def draw(noise: Noise) -> list[torch.Tensor]:
         x = torch.empty(3, 2)
         first, again, apart = noise.times(4), noise.times(2), noise.normal(x)
-        return [apart, first.uniform(x.repeat(4, 1)), noise.permutation(5), again.normal(x.repeat(2, 1)), noise.common(2, 3)]
+        shared = [first.uniform(x.repeat(4, 1)), noise.permutation(5), noise.integers(3, 9)]
+        return [apart, *shared, again.normal(x.repeat(2, 1)), noise.common(2, 3)]
 
     rows = Rows.strided(6, 1, 6, 2, torch.device("cpu"))
     fresh = functools.partial(Noise, 1, ("train", 7, "a"), rows, torch.device("cpu"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from distae.config import TrainConfig, build, check, leaves, parse, to_dict, write_toml
+from distae.config import TrainConfig, build, check, cli, leaves, parse, to_dict, write_toml
 from distae.config.check import couples_samples, fingerprint, identity_settings
 from distae.config.cli import read_toml
 from distae.config.fields import Variant, fields_of
@@ -250,3 +250,44 @@ def test_an_unknown_wandb_mode_is_refused(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "of-line")
     refused(match=r"WANDB_MODE: 'of-line' is not valid; valid: online, offline, disabled")
     given("--tracking", "none")
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ("--batch-size 32", "unknown option '--batch-size' (did you mean '--global-batch-size'?)"),
+        ("--lr 0.1", "'--optim.lr'"),
+        ("--learning_rate 0.1", "'--optim.lr'"),
+        ("--latent-dim 2", "'--model.latent-dim'"),
+        ("--hidden 8", "'--net.hidden'"),
+        ("--weight-decay=1", "'--optim.weight-decay'"),
+        ("--beta 4", "'--model.beta'"),
+        ("--limit 9", "'--data.limit'"),
+        ("--net conv --channels 8", "'--net.channels'"),
+        ("--output-dir x", "'--run-dir'"),
+        ("--name x", "'--optim.name'"),
+        ("--eopchs 3", "'--epochs'"),
+    ],
+)
+def test_what_an_option_is_called_here(argv, told):
+    with pytest.raises(UserError) as error:
+        parse(TrainConfig, argv.split(), {}, "prog")
+    assert f"did you mean {told.rpartition('mean ')[2].removesuffix('?)')}?)" in str(error.value)
+
+
+@pytest.mark.parametrize("argv", ["--net.hidden 128,64", "--net.hidden 128, 64", "--net.hidden=128,64"])
+def test_lists_have_spaces(argv):
+    with pytest.raises(UserError, match=r"--net.hidden: '.*' is not valid; expected a list of an integer >= 1; write 128 64$"):
+        parse(TrainConfig, argv.split(), {}, "prog")
+
+
+def test_every_alias_is_of_an_option_there_is():
+    for theirs, ours in cli.ALIASES.items():
+        with pytest.raises(UserError, match=f"did you mean '--{ours}'"):
+            parse(TrainConfig, ["--data", "array" if "path" in ours else "mnist", f"--{theirs}", "1"], {}, "prog")
+
+
+def test_a_home_folder_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert check(TrainConfig(run_dir="~/runs/a"), 1).run_dir == "/home/me/runs/a"
+    assert check(TrainConfig(run_dir="./~/a"), 1).run_dir == "./~/a"

@@ -1,6 +1,7 @@
 """Jobs on Slurm, as far as that can be known without one: settings, partitions, snapshot, script, and who requeues."""
 
 import io
+import os
 import pickle
 import signal
 import subprocess
@@ -15,12 +16,15 @@ from distae.config import TrainConfig, check, plugin, write_toml
 from distae.errors import UserError
 from distae.runtime.environment import environment
 from distae.runtime.outcome import Outcome
-from launch import job, jobs, partitions, settings, slurm, snapshot, status, submit, sweep
+from launch import job, jobs, local, partitions, settings, slurm, snapshot, status, submit, sweep
 
 SINFO = "debug*|infinite|3|4|gpu:2\nlong|2-00:00:00|10|64+|gpu:a100:4(S:0-1)\nlong|2-00:00:00|5|128|(null)\n"
 STEP = {
     "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8",
     "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu-a[07-08,11],gpu-b3", "SLURM_CPUS_PER_TASK": "6",
+}  # fmt: skip
+TORCHRUN = {
+    "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500",
 }  # fmt: skip
 
 
@@ -31,8 +35,36 @@ def test_a_task_of_a_slurm_step_knows_its_place():
 
 
 def test_torchruns_variables_come_first():
-    env = environment(STEP | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"})
+    env = environment(STEP | TORCHRUN)
     assert (env.launcher, env.rank, env.world_size, env.rendezvous) == ("torchrun", 1, 2, "env://")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (TORCHRUN | {"RANK": "abc"}, "RANK='abc' in the environment: a whole number from 0 to 1 is expected"),
+        (TORCHRUN | {"RANK": "2"}, "RANK='2' in the environment: a whole number from 0 to 1"),
+        (TORCHRUN | {"WORLD_SIZE": "0"}, "WORLD_SIZE='0' in the environment: a whole number >= 1"),
+        (TORCHRUN | {"LOCAL_RANK": "-1"}, "LOCAL_RANK='-1'"),
+        (TORCHRUN | {"MASTER_PORT": "http"}, "MASTER_PORT='http'"),
+        ({k: v for k, v in TORCHRUN.items() if k != "MASTER_ADDR"}, "MASTER_ADDR is missing"),
+        (STEP | {"SLURM_LOCALID": ""}, "SLURM_LOCALID=''"),
+        ({k: v for k, v in STEP.items() if k != "SLURM_STEP_NUM_NODES"}, "SLURM_STEP_NUM_NODES is missing"),
+        ({k: v for k, v in STEP.items() if k != "SLURM_STEP_NODELIST"}, "SLURM_STEP_NODELIST is missing"),
+    ],
+)
+def test_a_launchers_variable_without_sense_is_named(variables, message):
+    with pytest.raises(UserError) as error:
+        environment(variables)
+    assert message in str(error.value)
+
+
+def test_a_requeue_is_no_first_start():
+    assert environment({}).first_start
+    assert environment(TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "0"}).first_start
+    assert not environment(TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "1"}).first_start
+    for launched in ({}, TORCHRUN, STEP):
+        assert not environment(launched | {"SLURM_RESTART_COUNT": "2"}).first_start
 
 
 def test_python_in_a_batch_script_is_alone():
@@ -87,6 +119,10 @@ def test_what_is_left_open_comes_from_the_partition():
         ({"partition": "lang"}, "--partition: unknown 'lang'; valid: debug, long"),
         ({"time": "2", "signal_before": "2"}, "--signal-before 2: not shorter than --time 2"),
         ({"sbatch": ("exclusive",)}, "--sbatch: 'exclusive' is no option"),
+        ({"partition": "debug\ntouch PWNED"}, "--partition: unknown 'debug\\ntouch PWNED'"),
+        ({"account": "a\ntouch PWNED"}, "--account: 'a\\ntouch PWNED' holds a line break or another control character"),
+        ({"mem": "1G\r"}, "--mem: '1G\\r' holds a line break"),
+        ({"sbatch": ("--comment=x\ntouch PWNED",)}, "--sbatch: '--comment=x\\ntouch PWNED' holds a line break"),
         ({"env": ("NCCL_DEBUG",)}, "--env: 'NCCL_DEBUG' is not NAME=VALUE"),
     ],
 )
@@ -116,7 +152,7 @@ def test_a_dry_run_shows_script_and_settings(no_slurm, tmp_path, capsys):
         'export TORCH_FR_DUMP_TEMP_FILE="$logs/flight_"',
     ):  # fmt: skip
         assert line in shown
-    assert "--kill-on-bad-exit=1 --cpus-per-task=8 --cpu-bind=cores" in shown
+    assert "--kill-on-bad-exit=1 --wait=0 --cpus-per-task=8 --cpu-bind=cores" in shown
     assert not run_dir.exists()
 
 
@@ -135,6 +171,47 @@ def test_mistakes_are_told_in_a_line(no_slurm, options, message, capsys):
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") <= 2
+
+
+@pytest.mark.parametrize(
+    ("run_dir", "message"),
+    [
+        ("r/x\ntouch PWNED", "--run-dir: '{here}/r/x\\ntouch PWNED' holds a line break or another control character"),
+        ("r\x1bx", "holds a line break or another control character"),
+        ("a%jb", "--run-dir: {here}/a%jb holds %j, which stands for something else in Slurm's file names"),
+        ("a\\b", "holds \\, which stands for something else"),
+        ("a:b", "--run-dir: {here}/a:b holds a colon"),
+    ],
+)
+def test_a_run_folder_whose_name_a_script_cannot_take(no_slurm, tmp_path, monkeypatch, capsys, run_dir, message):
+    monkeypatch.chdir(tmp_path)
+    assert slurm.main(["--gpus-per-node", "0", "--dry-run", "--", "--run-dir", run_dir]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message.format(here=tmp_path) in err
+
+
+def test_a_line_break_in_the_environment_of_a_job_stays_in_its_quotes(no_slurm, capsys):
+    assert slurm.main(["--gpus-per-node", "0", "--dry-run", "--env", "A=x\n#SBATCH --nodes=9", "--"]) == 0
+    script = capsys.readouterr().out.partition("# settings of the job")[0]
+    assert "export A='x\n#SBATCH --nodes=9'" in script
+    assert script.index("mkdir -p") < script.index("#SBATCH --nodes=9")  # behind the first command: sbatch reads no further
+
+
+def test_a_percent_sign_in_the_name_of_a_run_folder(no_slurm, tmp_path, capsys):
+    assert slurm.main(["--gpus-per-node", "0", "--dry-run", "--", "--run-dir", str(tmp_path / "50%x")]) == 0
+    script = capsys.readouterr().out.partition("# settings of the job")[0]
+    logs = f"{tmp_path}/50%%x/slurm"
+    assert f"#SBATCH --output='{logs}/batch_%j.out'" in script or f"#SBATCH --output={logs}/batch_%j.out" in script
+    assert f"--error={logs}/%j/rank_%t.err" in script
+    assert f"logs={tmp_path}/50%x/slurm/" in script.replace("'", "")
+
+
+def test_rank_0_may_export_for_longer_than_slurm_waits_for_the_last_task(no_slurm, capsys):
+    assert slurm.main(["--gpus-per-node", "0", "--dry-run", "--"]) == 0
+    assert " --wait=0 " in capsys.readouterr().out
+    for script in Path(snapshot.ROOT, "slurm").glob("*.sbatch"):
+        assert "--kill-on-bad-exit=1 --wait=0" in script.read_text()
 
 
 def test_unknown_keys_of_a_cluster_file_are_refused_with_the_valid_ones(tmp_path, capsys):
@@ -255,6 +332,9 @@ def test_the_accounting_has_a_line_per_start():
     assert info == jobs.JobInfo("CANCELLED", "n1", 1, 143)
 
 
+CANCELLED = job.cancelled
+
+
 @pytest.fixture
 def in_a_job(monkeypatch):
     """A task of a Slurm step, with submitit's handler in place; what happens to the job is recorded."""
@@ -264,6 +344,7 @@ def in_a_job(monkeypatch):
     for name, value in (STEP | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(job, "cancelled", lambda: False)
+    monkeypatch.setattr(job, "REQUEUE_PAUSE", 0.0, raising=False)
     monkeypatch.setattr(job, "wait_to_be_ended", lambda: happened.append("waited"))
     yield happened
     for signum, handler in before.items():
@@ -306,6 +387,42 @@ def test_a_job_that_was_cancelled_while_it_saved_stays_cancelled(in_a_job, monke
     with pytest.raises(SystemExit):
         job_that_ends(monkeypatch, "stopped", "SIGUSR2")()
     assert in_a_job == []
+
+
+BUSY = subprocess.TimeoutExpired("scontrol", 60)
+
+
+@pytest.mark.parametrize("trouble", [BUSY, FileNotFoundError("scontrol")])
+def test_a_busy_or_absent_scontrol_does_not_cost_the_requeue(in_a_job, monkeypatch, trouble):
+    """Asking whether the job was cancelled fails as it does where the controller is busy, or a container has no Slurm in it."""
+
+    def fails(*args, **kwargs):
+        raise trouble
+
+    monkeypatch.setattr(job, "cancelled", CANCELLED)
+    monkeypatch.setattr(subprocess, "run", fails)
+    with pytest.raises(SystemExit) as end:
+        job_that_ends(monkeypatch, "stopped", "SIGUSR2")()
+    assert (end.value.code, in_a_job) == (75, ["requeued"])
+
+
+@pytest.mark.parametrize(
+    ("troubles", "happened", "said"),
+    [([BUSY, BUSY], ["requeued"], ""), ([BUSY] * 9, [], "not requeued, rerun to resume"), ([OSError("gone")], [], "gone")],
+)
+def test_the_requeue_itself_is_tried_again_while_the_controller_is_busy(in_a_job, monkeypatch, capsys, troubles, happened, said):
+    waiting = list(troubles)
+
+    def requeue(signum, frame):
+        if waiting:
+            raise waiting.pop()
+        in_a_job.append("requeued")
+
+    signal.signal(signal.SIGUSR2, requeue)
+    with pytest.raises(SystemExit) as end:
+        job_that_ends(monkeypatch, "stopped", "SIGUSR2")()
+    assert (end.value.code, in_a_job) == (75, happened)
+    assert said in capsys.readouterr().err
 
 
 def test_the_cap_counts_slurms_restarts(in_a_job, monkeypatch, capsys):
@@ -361,8 +478,29 @@ def test_one_gpu_or_all_of_the_node_may_be_visible(monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda n=visible: n)
         assert dist.pick_device("auto", task) == torch.device("cuda", index)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match="4 processes on this node see 2 GPUs"):
-        dist.pick_device("auto", task)
+    for place in "0123":  # the first, too: it would wait for the others
+        with pytest.raises(UserError, match="4 processes on this node see 2 GPUs"):
+            dist.pick_device("auto", environment(STEP | {"SLURM_LOCALID": place}))
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "processes"), [("0,2", "auto", 2), ("-1", "auto", 6), ("", "cuda", 6), ("0,2", "cpu", 6)]
+)
+def test_launch_local_starts_one_process_for_each_gpu(monkeypatch, visible, device, processes):
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert local.processes(device) == processes
+
+
+def test_a_reader_that_has_seen_enough_is_no_traceback(tmp_path):
+    """`| head`: what is printed to a closed pipe is dropped."""
+    command = [sys.executable, "-m", "launch.slurm", "--gpus-per-node", "0", "--dry-run", "--"]
+    read, write = os.pipe()
+    os.close(read)
+    env = os.environ | {"PYTHONPATH": str(snapshot.ROOT), "PATH": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=env, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_nothing_about_progress_is_in_what_submitit_stores(in_a_job, monkeypatch):

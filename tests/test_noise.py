@@ -100,6 +100,12 @@ def test_initialising_puts_the_generator_back():
         assert torch.equal(torch.get_rng_state(), first)
 
 
+def test_integers_are_the_same_on_every_rank_and_as_likely():
+    drawn = [Noise(0, ("x",), Rows.strided(8, rank, 8, 2, CPU), CPU).integers(30000, 3) for rank in range(2)]
+    assert torch.equal(*drawn)
+    assert drawn[0].bincount(minlength=3).sub(10000).abs().max() < 400
+
+
 def test_a_split_order_is_a_fixed_permutation():
     assert torch.equal(noise.split_order(50, 0), noise.split_order(50, 0))
     assert noise.split_order(50, 0).sort().values.tolist() == list(range(50))

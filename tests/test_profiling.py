@@ -71,13 +71,13 @@ def test_peaks_are_known_by_the_devices_name():
 
 
 def test_utilisation_is_flops_over_time_and_peak(tmp_path):
-    with mock.patch("distae.training.trainer.peak_flops", return_value=1e9):
+    with mock.patch("distae.training.metrics.peak_flops", return_value=1e9):
         trainer = fitted(settings(steps=4, log_every=2), tmp_path)
-    assert trainer.flops > 0
+    assert trainer.logger.flops > 0
     for row in metrics(tmp_path):
         if "train/loss" in row:
             rate = row["train/samples_per_second"] / 24
-            assert row["train/mfu_fraction"] == pytest.approx(trainer.flops * rate / 1e9)
+            assert row["train/mfu_fraction"] == pytest.approx(trainer.logger.flops * rate / 1e9)
 
 
 @pytest.mark.parametrize(("steps", "told"), [(8, "ended within"), (30, "profile of 20 steps"), (62, "trace of 2 steps")])

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from torch.distributions import Categorical
-from variants import data, make, noise, run
+from variants import data, make, noise, run, train
 
+from distae import distributed as dist
 from distae.nn.quantizers import Codebook, describe, fsq, straight_through, usage
 
 VQ = {"latent_dim": 6, "dim": 2, "codebook_size": 5}
@@ -23,7 +24,7 @@ def codebook(learned=False, decay=0.9, restart_below=0.0):
     with torch.no_grad():
         book.codes.copy_(torch.randn(5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
         if not learned:
-            book.total.copy_(book.codes / 5)
+            book.total.copy_(book.codes * book.frequency[:, None])
     return book
 
 
@@ -93,11 +94,75 @@ def test_a_dead_code_restarts_at_a_vector_of_the_batch(learned):
     book, z = codebook(learned=learned, decay=0.5, restart_below=0.5), data(50, 3, 2)
     with torch.no_grad():
         book.codes[3] = 1e6
+        book.frequency[3] = 0.2
     for _ in range(2):  # its frequency goes from 1/5 to 1/10 to 1/20, below half of 1/5
         assert (z.flatten(0, 1) != book.codes[3]).all()
         book(z, noise(50))
         book.update()
     assert (z.flatten(0, 1) == book.codes[3]).all(1).any()
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.99])
+def test_codes_that_the_first_batch_leaves_idle_restart_at_once(decay):
+    book, z = codebook(decay=decay, restart_below=0.03), data(50, 3, 2)
+    with torch.no_grad():
+        book.codes[3] = 1e6
+        book.total.copy_(book.codes * book.frequency[:, None])
+    book(z, noise(50))
+    book.update()
+    assert (z.flatten(0, 1) == book.codes[3]).all(1).any()
+    assert book.codes.abs().max() < 10
+
+
+def test_a_code_that_restarted_at_a_vector_nobody_needs_restarts_again():
+    book, far = codebook(decay=0.99, restart_below=0.03), data(50, 3, 2) + 100
+    for z in (far, data(50, 3, 2), data(50, 3, 2)):  # codes that follow the first batch are of no use to the others
+        book(z, noise(50))
+        book.update()
+    assert (book.codes.abs().amax(1) < 10).sum() >= 4
+
+
+def test_each_depth_gives_codes_its_own_residuals_to_restart_at():
+    x, model = data(20), make("rq_vae", depth=3, **VQ | {"codebook_size": 8})
+    z = model.vectors(x, None).detach()
+    model.quantize(z, noise(20))
+    quantized = torch.zeros_like(z)
+    for level in range(3):
+        residuals = (z - quantized).flatten(0, 1)
+        assert all((row == residuals).all(1).any() for row in model.codebook.candidates[level::3])
+        quantized = quantized + model.codebook(z - quantized, None)[0]
+
+
+def test_candidates_are_drawn_without_an_order_of_all_vectors(monkeypatch):
+    book = codebook(restart_below=0.03)
+    monkeypatch.setattr(torch, "randperm", None)
+    book(data(1000, 3, 2), noise(1000))
+    assert book.candidates.any(1).all()
+
+
+def test_no_two_codes_restart_at_the_same_vector():
+    """They would tie, and rounding would break the tie differently at each world size."""
+    for samples in (1, 2, 7, 50):
+        book = Codebook(5, 2, False, 0.9, 0.03).double()
+        book(data(samples, 1, 2), noise(samples))
+        book.update()
+        assert len(book.codes.unique(dim=0)) == 5
+        assert int(book.offered.sum()) == min(5, samples)
+
+
+@pytest.mark.parametrize("contiguous", [False, True])
+def test_ranks_draw_the_same_candidates_each_its_own_vectors(contiguous, monkeypatch):
+    z, alone = data(8, 3, 2), codebook(restart_below=0.03)
+    alone(z, noise(8))
+    summed = torch.zeros_like(alone.candidates)
+    for rank in range(2):
+        mine = slice(4 * rank, 4 * rank + 4) if contiguous else slice(rank, None, 2)
+        monkeypatch.setattr(dist, "local_rows", lambda x, mine=mine: x[mine])
+        book = codebook(restart_below=0.03)
+        with dist.use(dist.World(rank, 2, torch.device("cpu"))):
+            book(z[mine], noise(8))
+        summed += book.candidates
+    assert torch.equal(summed, alone.candidates)
 
 
 def test_evaluation_leaves_the_codebook_alone():
@@ -152,11 +217,29 @@ def test_fsq_passes_the_gradient_of_its_bound():
     torch.testing.assert_close(slope, 2 * 0.999 / torch.cosh(z) ** 2 / 2)
 
 
-def test_lfq_entropies_are_those_of_a_softmax_over_all_codes():
-    x, model = data(6), make("lfq_vae", latent_dim=6, bits=3)
+def test_two_levels_of_fsq_are_the_signs():
+    levels, z = torch.tensor([2, 5, 2]), 2 * torch.randn(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z.requires_grad_()
+    codes, indices = fsq(z, levels)
+    assert set(indices.tolist()) == set(range(20))
+    assert torch.equal(codes[:, [0, 2]], z[:, [0, 2]].sign())
+    torch.testing.assert_close(codes[:, 1], fsq(z[:, 1:2], levels[1:2])[0][:, 0])
+    (slope,) = torch.autograd.grad(codes[:, 0].sum(), z)
+    torch.testing.assert_close(slope[:, 0], 0.999 / torch.cosh(z[:, 0]) ** 2)
+
+
+def test_fsq_with_two_levels_trains():
+    x, model = data(50), make("fsq_vae", levels=(2, 2, 2, 2), latent_dim=8)
+    before = float(run(model, x).loss.detach())
+    assert float(run(train(model, x, 50), x).loss.detach()) < before - 0.01
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 100.0])
+def test_lfq_entropies_are_those_of_a_softmax_over_all_codes(sharpness):
+    x, model = data(6), make("lfq_vae", latent_dim=6, bits=3, inverse_temperature=sharpness)
     z, signs, indices = model.quantize(x, None)
     codes = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * 3).flip(1)  # the lowest bit changes fastest
-    q = Categorical(logits=-(z[:, :, None] - codes).square().sum(3))
+    q = Categorical(logits=-sharpness * (z[:, :, None] - codes).square().sum(3))
     torch.testing.assert_close(model.log_probabilities(z), q.logits)
     out = run(model, x)
     torch.testing.assert_close(out.per_sample["sample_entropy"], q.entropy().sum(1))

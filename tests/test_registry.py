@@ -64,7 +64,7 @@ def local_pool() -> contextlib.AbstractContextManager[Any]:
     return mock.patch("distae.models.base.Batch.pool", lambda self, x: x)
 
 
-PLANTED = {"local-pool": Case(cfg_of("info_vae"), local_pool, (1, 2))}
+PLANTED = {"local-pool": Case(cfg_of("swae"), local_pool, (1, 2))}
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The run folder: written to, compared, moved aside."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -47,6 +48,29 @@ def test_fresh_moves_a_run_aside(opened, tmp_path):
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.toml"]
     (aside,) = tmp_path.glob("run.*")
     assert (aside / "metrics.jsonl").read_text() == "{}"
+
+
+def test_fresh_twice_in_a_second(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda form: "then")
+    for _ in range(3):
+        open_run_dir(replace(opened, fresh=True)).release()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.then", "run.then-2", "run.then-3"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt"])
+def test_a_file_that_cannot_be_written_to(opened, tmp_path, name):
+    (tmp_path / "run" / name).mkdir()  # as another user's would be, but to root, too
+    with pytest.raises(UserError, match=f"--run-dir: .*run/{name}: it is a folder, not a file"):
+        check_run_dir(opened)
+
+
+def test_a_check_makes_nothing(tmp_path):
+    cfg = replace(settings(), run_dir=str(tmp_path / "runs" / "a"))
+    check_run_dir(cfg)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "link").symlink_to(tmp_path / "not-mounted")
+    with pytest.raises(UserError, match=r"--run-dir: cannot write to .*link"):
+        check_run_dir(replace(cfg, run_dir=str(tmp_path / "link" / "a")))
 
 
 def test_two_runs_in_one_folder_are_refused(opened):

@@ -104,7 +104,7 @@ def test_saves_change_no_result(tmp_path: Path) -> None:
 
 def test_by_default_failures_are_those_of_llama_3(tmp_path: Path) -> None:
     trainer = fitted(settings(save_every="auto", data={"val_fraction": 0}), tmp_path / "run")
-    assert trainer.save_schedule.mtbf == GPU_HOURS_PER_FAILURE * HOUR
+    assert trainer.checkpoints.schedule.mtbf == GPU_HOURS_PER_FAILURE * HOUR
     assert round(GPU_HOURS_PER_FAILURE) == 50_677
     assert metrics(tmp_path / "run")[-1]["step"] == 20
 

@@ -1,8 +1,11 @@
 """Signals to a job under each launcher: a save by all ranks together, the exit code, and what a restart makes of it."""
 
+import contextlib
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +19,7 @@ from helpers import ROOT
 
 from benchmarks import crash
 from distae.checkpoint.retention import name_of, steps_in, why_invalid
-from distae.runtime.signals import StopRequest
+from distae.runtime.signals import StopRequest, listening
 
 JOB = (
     "--model.latent-dim 4 --net.hidden 16 --global-batch-size 24 --data.limit 240 --eval-every 1000 --save-every 50 "
@@ -70,6 +73,42 @@ def test_launch_local_passes_a_signal_on_and_the_exit_code_back(tmp_path: Path) 
     assert "is complete at step" in (tmp_path / "log").read_text()
 
 
+def test_launch_local_says_what_only_one_rank_sees_and_who_was_killed(tmp_path: Path) -> None:
+    """Rank 1's node lacks the plugin that all are told of; and one process that has no time for last words."""
+    (tmp_path / "only_rank_0.py").write_text(
+        "import os, time\nif os.environ.get('RANK') == '1':\n    time.sleep(15)\n    raise RuntimeError('gone')\n"
+    )
+    (tmp_path / "killed.py").write_text("import os\nif os.environ.get('RANK'):\n    os.kill(os.getpid(), 9)\n")
+    for name, code, said in (
+        ("only_rank_0", 2, r"^distae: rank 1 \(.*\): --plugin: only_rank_0.py, line 4: RuntimeError: gone$"),
+        ("killed", 1, r"^distae: rank [01] \(.*\) was ended by SIGKILL$"),
+    ):
+        begun = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, *LOCAL, *JOB.split(), "--plugin", f"{name}.py"],
+            cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        assert time.monotonic() - begun < 60, done.stderr  # and not after torchrun's 120 s for the other to save
+        assert re.search(said, done.stderr, re.MULTILINE), done.stderr
+
+
+def test_a_rank_that_still_waits_for_the_others_ends_at_once(tmp_path: Path) -> None:
+    """Inside torch no handler runs: it would stay for --timeout."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    rank = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-m", "distae.train", *JOB.split()], cwd=tmp_path, env=os.environ | rank) as job:
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert job.poll() is None
+            time.sleep(0.1)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(20) == -signal.SIGTERM
+
+
 def test_bare_torchrun_saves_too_but_hides_the_exit_code(tmp_path: Path) -> None:
     with running([*TORCHRUN, *ENDLESS], tmp_path) as job:
         job.send_signal(signal.SIGINT)
@@ -80,7 +119,8 @@ def test_bare_torchrun_saves_too_but_hides_the_exit_code(tmp_path: Path) -> None
 
 
 def test_a_crashed_rank_is_restarted_from_the_newest_checkpoint_but_not_a_stopped_run(tmp_path: Path) -> None:
-    local = ["-m", "launch.local", "--nproc", "2", "--max-restarts", "3", "--", *ENDLESS]
+    """Of this run, though torchrun repeats its --fresh."""
+    local = ["-m", "launch.local", "--nproc", "2", "--max-restarts", "3", "--", *ENDLESS, "--fresh"]
     with running(local, tmp_path) as job:
         first = main_rank(tmp_path)
         os.kill(first, signal.SIGKILL)
@@ -95,6 +135,7 @@ def test_a_crashed_rank_is_restarted_from_the_newest_checkpoint_but_not_a_stoppe
     assert (end["outcome"], end["signal"]) == ("stopped", "SIGUSR1")
     assert steps_in(tmp_path / "run" / "checkpoints")[0] == end["step"]
     assert (tmp_path / "log").read_text().count("resumed at step") == 1
+    assert [p.name for p in tmp_path.glob("run*")] == ["run"]
 
 
 def test_plain_python(tmp_path: Path) -> None:
@@ -102,6 +143,39 @@ def test_plain_python(tmp_path: Path) -> None:
         job.send_signal(signal.SIGINT)
         assert job.wait(60) == 75
     assert outcome(tmp_path)["signal"] == "SIGINT"
+
+
+def test_a_closed_terminal_saves_and_nohup_trains_on(tmp_path: Path) -> None:
+    """SIGHUP is what a dropped ssh sends. Under nohup it is ignored from the start, and stays so."""
+    with running([*LOCAL, *ENDLESS], tmp_path) as job:
+        job.send_signal(signal.SIGHUP)
+        assert job.wait(60) == 75
+    assert outcome(tmp_path)["signal"] == "SIGHUP"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with running([*LOCAL, *ENDLESS], tmp_path) as job:
+            while (tmp_path / "log").read_text().count("resumed at step") < 1:
+                time.sleep(0.1)
+            job.send_signal(signal.SIGHUP)
+            os.kill(main_rank(tmp_path), signal.SIGUSR1)
+            assert job.wait(60) == 75
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert outcome(tmp_path)["signal"] == "SIGUSR1"
+
+
+def test_an_ignored_hangup_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listening() as request:
+            signal.raise_signal(signal.SIGHUP)
+            assert request.signum == 0
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with listening() as request:
+            signal.raise_signal(signal.SIGHUP)
+            assert request.signum == signal.SIGHUP
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _save_for_ever(rank: int) -> None:

@@ -1,7 +1,10 @@
 """The entry, from the outside: exit codes, what is printed by whom, and whole runs in real processes."""
 
 import json
+import os
+import platform
 import re
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -118,18 +121,46 @@ def test_a_run_folder_of_other_settings(tmp_path, capsys):
     assert "--fresh" in message
 
 
-@pytest.mark.parametrize(
-    "argv", [["--model", "no"], ["--device", "cuda"], ["--run-dir", "/proc/distae"], ["--global-batch-size", "25"]]
-)
-def test_only_rank_0_speaks(argv, monkeypatch, capsys, tmp_path):
-    if argv == ["--device", "cuda"] and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+@pytest.mark.parametrize("argv", [["--model", "no"], ["--run-dir", "/proc/distae"], ["--global-batch-size", "25"]])
+def test_every_rank_says_why_it_refuses(argv, monkeypatch, capsys, tmp_path):
+    """It may be the only one that does. Which rank, and where, is in front."""
     monkeypatch.chdir(tmp_path)
-    for rank, lines in (("0", 1), ("1", 0)):
+    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    for rank, who in (("0", "distae: --"), ("1", f"distae: rank 1 ({platform.node()}): --")):
         monkeypatch.setenv("RANK", rank)
-        monkeypatch.setenv("WORLD_SIZE", "2")
         assert main([*TINY, "--tracking", "none", *argv]) == 2
-        assert len(capsys.readouterr().err.splitlines()) == lines
+        err = capsys.readouterr().err
+        assert err.startswith(who)
+        assert len(err.splitlines()) == 1
+    monkeypatch.setenv("RANK", "abc")
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("distae: RANK='abc' in the environment: a whole number from 0 to 1 is expected")
+
+
+def test_a_refused_run_leaves_no_folder(array, capsys, tmp_path):
+    told(capsys, *array(np.zeros((20, 6), np.uint8)), "--run-dir", "runs/a")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_run_folders_that_cannot_be(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    deep = "/".join(["d" * 200] * 20)
+    for run_dir, message in (
+        ("n" * 300, "is too long: at most 230 bytes in its last part, 3900 in all"),
+        (f"{'n' * 300}/run", "cannot be a folder (File name too long)"),
+        (deep, "is too long"),
+        ("~nobody-of-that-name/run", "is in nobody's home folder"),
+        ("caf\udce9", r"'caf\udce9' is not UTF-8 text"),
+    ):
+        assert main([*TINY, "--tracking", "none", "--run-dir", run_dir]) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert len(err.splitlines()) == 1
+    (tmp_path / "zero.toml").write_text('run_dir = "a\\u0000b"')
+    assert main([*TINY, "--config", "zero.toml"]) == 2
+    assert r"'a\x00b' holds a zero byte" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["zero.toml"]
 
 
 def test_print_config_gives_back_itself(tmp_path, capsys):
@@ -218,9 +249,46 @@ def test_smoke_goes_through_every_phase_and_leaves_nothing(nproc, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_under_torchrun_a_late_refusal_is_printed_once(tmp_path):
+def test_under_torchrun_a_late_refusal_is_printed_once_by_each_rank(tmp_path):
     np.save(tmp_path / "a.npy", np.full((200, 6), 2.0, np.float32))
     done = start(*TINY, "--data", "array", "--data.path", "a.npy", "--run-dir", "run", nproc=2, cwd=tmp_path)
     assert done.returncode == 1  # torchrun's own, whatever its processes return
-    assert len(re.findall("^distae: --model.likelihood bernoulli", done.stderr, re.MULTILINE)) == 1
+    for who in ("", r"rank 1 \(.*\): "):
+        assert len(re.findall(f"^distae: {who}--model.likelihood bernoulli", done.stderr, re.MULTILINE)) <= 1
+    assert "--model.likelihood bernoulli" in done.stderr  # torchrun ends the slower one
     assert "distae/train.py" not in done.stderr  # torchrun prints a traceback of its own, not of ours
+
+
+def test_a_port_in_use_is_told(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        rank = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        done = start(*TINY, "--tracking", "none", cwd=tmp_path, **rank)
+    assert done.returncode == 2, done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith("distae: ")]
+    assert told == [
+        f"distae: MASTER_ADDR 127.0.0.1, MASTER_PORT {port}: the port is in use by another program; choose another, or start again"
+    ]
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_says_where_it_is_and_why_it_ended_early_though_its_stdout_and_stderr_are_closed(tmp_path):
+    """`2>&1 | head -n 1`: what is read first, and then nobody reads."""
+    command = [sys.executable, "-m", "distae.train", *TINY, "--tracking", "none", "--early-stop.patience", "1", "--run-dir", "run"]
+    command += ["--steps", "400", "--early-stop.min-delta", "1e9"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as job:
+        job.stdout.readline()
+        job.stdout.close()
+        assert job.wait(200) == 0
+    end = json.loads((tmp_path / "run" / "outcome.json").read_text())
+    assert (end["outcome"], end["step"]) == ("done", 6)
+    assert end["reason"] == "early stop: no improvement of val/loss for 1 evaluations"
+    assert (tmp_path / "run" / "log.txt").read_text().count("test/loss") == 1
+    again = start(*command[3:], "--fresh", cwd=tmp_path)
+    assert again.stderr.splitlines()[-1] == (
+        "done at step 6 (early stop: no improvement of val/loss for 1 evaluations): run, pictures in run/images; distae.load('run')"
+    )

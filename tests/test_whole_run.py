@@ -157,14 +157,14 @@ def trainer_with_lock(run_dir: Path) -> tuple[Trainer, runlock.RunLock]:
 
 def when_at(trainer: Trainer, step: int, act: Any) -> None:
     """Do something between two steps."""
-    log = trainer.log_if_due
+    log = trainer.logger.log_if_due
 
     def logged() -> None:
         log()
         if trainer.state.step == step:
             act()
 
-    trainer.log_if_due = logged  # type: ignore[method-assign]
+    trainer.logger.log_if_due = logged  # type: ignore[method-assign]
 
 
 def test_a_robbed_run_stops_before_it_writes_another_row(tmp_path: Path) -> None:
@@ -186,3 +186,14 @@ def test_a_run_whose_folder_is_moved_stops_and_makes_nothing_anew(tmp_path: Path
     lock.release()
     assert not (tmp_path / "run").exists()
     assert [row["step"] for row in metrics(tmp_path / "moved")] == [1, 2, 3]
+
+
+def test_smoke_touches_only_what_it_made(tmp_path: Path) -> None:
+    for name in ("a.smoke", "a.smoke_long", "a.smoke-mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "outcome.json").write_text('{"outcome": "stopped", "step": 1, "run_dir": "x"}')
+    before = contents(tmp_path)
+    cfg = replace(CFG, run_dir=str(tmp_path / "a"))
+    assert train.smoke(cfg, Environment()).outcome == "done"
+    assert contents(tmp_path) == before
+    assert len(list(tmp_path.iterdir())) == 3

@@ -85,7 +85,7 @@ def _export(run: Path, which: str, target: str) -> int:
     prefix = "ema." if any(k.startswith("ema.") for k in tensors) else "model."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     cfg = build(TrainConfig, read_toml(str(run / "config.toml"), "export"))
-    export(assemble(cfg.model, cfg.net, cfg.data.shape(), weights).state_dict(), cfg, Path(target) / "model")
+    export(assemble(cfg.model, cfg.net, cfg.data.shape(), weights).state_dict(), cfg, Path(target) / "model", step)
     sys.stdout.write(f"wrote step {step} to {target}/model: distae.load({target!r})\n")
     return 0
 

@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING
 from distae.config import TrainConfig
 from distae.errors import TrainingError, UserError
 from distae.runtime.environment import Environment
+from distae.runtime.files import in_words
 from distae.runtime.lock import RunLock
 from distae.runtime.outcome import FILE, Outcome, read
-from distae.runtime.run_dir import check_run_dir, open_run_dir
+from distae.runtime.run_dir import check_run_dir, make_run_dir, open_run_dir
 from distae.runtime.signals import StopRequest, listening
 
 if TYPE_CHECKING:
@@ -24,13 +26,15 @@ if TYPE_CHECKING:
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
-def run_in_turn(runs: list[TrainConfig], env: Environment) -> Outcome:
-    """One run after the other in one process group; they share device, threads and data."""
-    cfg = runs[0]
+def run_in_turn(cfg: TrainConfig, env: Environment, runs: Iterable[TrainConfig]) -> Outcome:
+    """One run after the other in one process group; they share the device, threads and data of `cfg`, which is checked first.
+
+    `runs` is iterated where ranks can talk: a generator may broadcast.
+    """
     run_dir = Path(str(cfg.run_dir))
     check_run_dir(cfg)
     end = read(run_dir)
-    if end and end.outcome == "stopped":
+    if end and end.outcome == "stopped" and not cfg.fresh:
         if env.restarts:
             return end  # torchrun takes the exit code of a run that stopped on purpose for a crash
         if env.rank == 0:
@@ -64,8 +68,8 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, 
             sys.stderr.write(f"{run_dir} is complete at step {trainer.state.step}: give more {more} to go on, or --fresh\n")
         done = not todo or trainer.fit()
         trainer.close()
-        signal = "" if done else Signals(trainer.agreed_signal).name
-        end = Outcome("done" if done else "stopped", trainer.state.step, str(run_dir), signal=signal)
+        signal = "" if done else Signals(trainer.stop.signal).name
+        end = Outcome("done" if done else "stopped", trainer.state.step, str(run_dir), trainer.why_early if done else "", signal)
     except UserError:
         if lock:
             lock.release()
@@ -92,15 +96,17 @@ def _open_folder(cfg: TrainConfig) -> RunLock | None:
             refusal = str(error)
     if refusal := dist.broadcast(refusal):
         raise UserError(refusal)
+    make_run_dir(cfg)  # by all: nodes may not share it, or see rank 0's late
     return lock
 
 
 def _leave_folder(lock: RunLock, end: Outcome) -> None:
     """Rank 0 keeps how the run ended, and lets the folder go."""
     try:
+        lock.check()
         end.write()
-    except OSError as error:
-        sys.stderr.write(f"distae: {FILE} could not be written ({error.strerror})\n")
+    except (OSError, TrainingError) as error:
+        sys.stderr.write(f"distae: {FILE} could not be written ({in_words(error)})\n")
     lock.release()
 
 

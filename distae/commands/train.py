@@ -7,21 +7,19 @@
 0 done, 1 failed, 2 a user's mistake, 75 stopped after a save.
 """
 
+import platform
 import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from distae.commands.session import run_in_turn
 from distae.config import TrainConfig, check, parse, write_toml
-from distae.errors import UserError
+from distae.errors import TrainingError, UserError
 from distae.runtime.environment import Environment, environment
 from distae.runtime.outcome import Outcome
-
-if TYPE_CHECKING:
-    pass
-from distae.commands.session import run_in_turn
 
 SWITCHES = {
     "smoke": "Every phase once, in a temporary folder: steps, evaluation, pictures, save, resume.",
@@ -30,8 +28,9 @@ SWITCHES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    env = environment()
+    env = Environment()
     try:
+        env = environment()
         command = parse(TrainConfig, sys.argv[1:] if argv is None else argv, SWITCHES, "python -m distae.train")
         cfg = check(command.settings, env.world_size)
         if "print-config" in command.flags:
@@ -39,29 +38,42 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.write(write_toml(replace(cfg, run_dir=command.settings.run_dir)))
             return 0
         return (smoke if "smoke" in command.flags else run)(cfg, env).exit_code
-    except UserError as error:
-        if env.rank == 0:
-            sys.stderr.write(f"distae: {error}\n")
-        return 2
+    except (UserError, TrainingError) as error:  # each rank says it: it may be the only one that has seen it
+        sys.stderr.write(f"distae: {f'rank {env.rank} ({platform.node()}): ' if env.rank else ''}{error}\n")
+        return 2 if isinstance(error, UserError) else 1
 
 
 def run(cfg: TrainConfig, env: Environment) -> Outcome:
-    """Train as `cfg` (checked) says, resuming what is in its run folder. Raises UserError before any training starts."""
-    return run_in_turn([cfg], env)
+    """Train as `cfg` (checked) says, resuming what is in its run folder. Raises UserError before any training starts.
+
+    `--fresh` is for the first start: a launcher that repeats the command means the run which that began.
+    """
+    cfg = replace(cfg, fresh=cfg.fresh and env.first_start)
+    return run_in_turn(cfg, env, [cfg])
 
 
 def smoke(cfg: TrainConfig, env: Environment) -> Outcome:
-    """Four steps of `cfg` beside its run folder, in two runs of which the second resumes the first."""
+    """Four steps of `cfg` in a new folder beside its run folder, in two runs of which the second resumes the first."""
     short = replace(
         cfg, epochs=None, steps=4, run_dir=f"{cfg.run_dir}.smoke", tracking="none", log_every=1, eval_every=2, save_every=1,
-        data=replace(cfg.data, limit=max(2 * cfg.global_batch_size, cfg.eval_batch_size)),
+        data=replace(cfg.data, limit=max(2 * cfg.global_batch_size, cfg.eval_batch_size)), fresh=True,
     )  # fmt: skip
-    try:
-        outcome = run_in_turn([replace(short, steps=2, fresh=True), replace(short, fresh=False)], env)
-    finally:
-        if env.rank == 0:
-            for folder in Path(f"{cfg.run_dir}.smoke").parent.glob(f"{Path(f'{cfg.run_dir}').name}.smoke*"):
-                shutil.rmtree(folder)
+    outcome = run_in_turn(short, env, _smoke_runs(short))
     if env.rank == 0:
         sys.stderr.write(f"smoke: {outcome.outcome} at step {outcome.step} of 4\n")
     return outcome
+
+
+def _smoke_runs(short: TrainConfig) -> Iterator[TrainConfig]:
+    """Both runs, in a folder that rank 0 makes, and removes when they are over."""
+    from distae import distributed as dist
+
+    main, run_dir = dist.world().is_main, Path(str(short.run_dir)).absolute()
+    parent = next(p for p in run_dir.parents if p.is_dir())
+    folder = dist.broadcast(tempfile.mkdtemp(prefix=f"{run_dir.name}-", dir=parent) if main else None)
+    try:
+        yield replace(short, steps=2, run_dir=folder, fresh=False)
+        yield replace(short, run_dir=folder, fresh=False)
+    finally:
+        if main:
+            shutil.rmtree(folder)

@@ -14,6 +14,8 @@ from distae.errors import UserError
 
 WANDB_MODES = ("online", "offline", "disabled", "dryrun")
 DEFAULT_EPOCHS = 100
+LONGEST_NAME, LONGEST_PATH = 230, 3900
+"""Bytes of a run folder's name and path: less than Linux's 255 and 4,096, for what is in it and the name it is moved aside to."""
 
 
 def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
@@ -26,10 +28,9 @@ def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
     _check_net(cfg.net, cfg.data.shape())
     _check_choices(cfg, world_size)
     cfg.model.check(cfg.data.shape(), cfg.net)
-    if not cfg.run_dir:
-        cfg = dataclasses.replace(cfg, run_dir=f"runs/{cfg.model.name}_{cfg.data.name}_{fingerprint(cfg)}")
-    _check_files(cfg)
-    return cfg
+    run_dir = _expanded(cfg.run_dir or f"runs/{cfg.model.name}_{cfg.data.name}_{fingerprint(cfg)}")
+    _check_run_dir(run_dir)
+    return dataclasses.replace(cfg, run_dir=run_dir)
 
 
 def fingerprint(cfg: TrainConfig) -> str:
@@ -110,8 +111,27 @@ def _check_choices(cfg: TrainConfig, world_size: int) -> None:
         raise UserError(f"--init-from: no finished run in {cfg.init_from} (model/model.safetensors is missing)")
 
 
-def _check_files(cfg: TrainConfig) -> None:
-    assert cfg.run_dir
-    existing = next(p for p in [Path(cfg.run_dir), *Path(cfg.run_dir).absolute().parents] if p.exists())
+def _expanded(text: str) -> str:
+    """A run folder with `~` for a home folder, which a shell leaves in `--run-dir=~/a`. Raises UserError."""
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError as error:
+        raise UserError(f"--run-dir: {text} is in nobody's home folder; write ./{text} for a folder of that name here") from error
+
+
+def _check_run_dir(text: str) -> None:
+    path = Path(text)
+    if "\0" in text:
+        raise UserError(f"--run-dir: {text!r} holds a zero byte")
+    if len(os.fsencode(path.name)) > LONGEST_NAME or len(os.fsencode(path.absolute())) > LONGEST_PATH:
+        raise UserError(
+            f"--run-dir: {text[:40]}… is too long: at most {LONGEST_NAME} bytes in its last part, {LONGEST_PATH} in all"
+        )
+    try:
+        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    except OSError as error:
+        raise UserError(f"--run-dir: {text} cannot be a folder ({error.strerror})") from error
     if not existing.is_dir():
         raise UserError(f"--run-dir: {existing} is a file, not a folder")

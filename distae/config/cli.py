@@ -41,7 +41,7 @@ def parse(cls: type[T], argv: Sequence[str], switches: dict[str, str], prog: str
 
     Raises UserError on anything it does not know or cannot convert.
     """
-    argv = [_kebab(a) for a in argv]
+    argv = [_kebab(_utf8(a)) for a in argv]
     if (file_of_plugin := _value_of("plugin", argv)) and _variants(cls):
         plugin.load(file_of_plugin)
     if "--help" in argv or "-h" in argv:
@@ -115,7 +115,9 @@ def _convert(value: Any, field: Field, dotted: str) -> Any:
         return found
     except msgspec.ValidationError as error:
         shown = " ".join(map(str, value)) if isinstance(value, list) else value
-        raise UserError(f"{_flag(dotted)}: {shown!r} is not valid; expected {_expected(field.type)}") from error
+        apart = " ".join(shown.replace(",", " ").split()) if isinstance(value, list) else shown
+        advice = f"; write {apart}" if apart != shown else ""
+        raise UserError(f"{_flag(dotted)}: {shown!r} is not valid; expected {_expected(field.type)}{advice}") from error
 
 
 def _from_text(value: Any) -> bool:
@@ -152,6 +154,30 @@ def _expected(tp: Any) -> str:
     return words[tp]
 
 
+ALIASES = {
+    "batch-size": "global-batch-size", "bs": "global-batch-size", "lr": "optim.lr", "learning-rate": "optim.lr",
+    "optimizer": "optim.name", "wd": "optim.weight-decay", "grad-clip": "optim.max-grad-norm",
+    "clip-grad-norm": "optim.max-grad-norm",
+    "gradient-accumulation-steps": "grad-accum-steps", "accumulation-steps": "grad-accum-steps", "scheduler": "schedule",
+    "num-epochs": "epochs", "max-epochs": "epochs", "n-epochs": "epochs", "max-steps": "steps", "iterations": "steps",
+    "latent-size": "model.latent-dim", "z-dim": "model.latent-dim", "latent": "model.latent-dim", "bottleneck": "model.latent-dim",
+    "hidden-dims": "net.hidden", "hidden-dim": "net.hidden", "hidden-size": "net.hidden", "layers": "net.hidden",
+    "arch": "net", "network": "net", "dataset": "data", "data-path": "data.path", "data-dir": "data.root",
+    "output": "run-dir", "output-dir": "run-dir", "out-dir": "run-dir", "save-dir": "run-dir", "log-dir": "run-dir",
+    "logdir": "run-dir",
+    "random-seed": "seed", "patience": "early-stop.patience", "amp": "precision", "dtype": "precision", "overwrite": "fresh",
+}  # fmt: skip
+"""What options are called elsewhere."""
+
+
+def _meant(flag: str, known: Sequence[str]) -> str:
+    """The option that an unknown one stands for: what it is called here, the one that ends so, else the nearest spelling."""
+    word = flag.removeprefix("--")
+    alias = f"--{ALIASES.get(word, '')}"
+    found = [alias] if alias in known else [k for k in known if k.rpartition(".")[2] == word]
+    return f" (did you mean {' or '.join(map(repr, found))}?)" if found else _near(flag, known)
+
+
 def _near(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
@@ -160,6 +186,15 @@ def _near(word: str, known: Iterable[str]) -> str:
 def _kebab(arg: str) -> str:
     name, eq, value = arg.partition("=")
     return name.replace("_", "-") + eq + value if arg.startswith("--") else arg
+
+
+def _utf8(arg: str) -> str:
+    """`arg`, where a file could hold it. Raises UserError."""
+    try:
+        arg.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{arg!r} is not UTF-8 text") from error
+    return arg
 
 
 def _value_of(name: str, argv: Sequence[str]) -> str | None:
@@ -208,7 +243,7 @@ class _Parser(argparse.ArgumentParser):
             known = [o for a in self._actions for o in a.option_strings if a.dest != "help"]
             group = flag.partition(".")[0] + "."
             valid = [k for k in known if k.startswith(group)] or ["see --help"]
-            raise UserError(f"unknown option {flag!r}{_near(flag, known)}; valid: {', '.join(valid)}")
+            raise UserError(f"unknown option {flag!r}{_meant(flag, known)}; valid: {', '.join(valid)}")
         return found
 
 

@@ -107,6 +107,8 @@ class TrainConfig:
     """Folder of the run; by default runs/MODEL_DATA_HASH, HASH over the settings that define the result."""
     fresh: bool = False
     """Move an existing run folder aside and start anew, instead of resuming."""
+    export: Literal["best", "last"] = "best"
+    """Which model a finished run leaves in `model/`: the best by --best-metric where there is a validation split, or the last."""
     init_from: str | None = None
     """Start from the weights of this finished run (weights only; optimizer and counters start anew)."""
     fork_from: str | None = None
@@ -122,7 +124,7 @@ class TrainConfig:
 
 
 MAY_CHANGE = frozenset(
-    {"epochs", "steps", "grad_accum_steps", "log_every", "eval_every", "save_every", "run_dir", "fresh"}
+    {"epochs", "steps", "grad_accum_steps", "log_every", "eval_every", "save_every", "run_dir", "fresh", "export"}
     | {"tracking", "device", "threads", "timeout", "profile", "data.root"}
     | {"checkpoint.keep_latest_k", "checkpoint.mode", "checkpoint.mtbf_hours"}
 )

@@ -16,7 +16,7 @@ def first_failure(text: str) -> str:
 
     Ranks that only lost contact give the culprit a moment to speak. Where the store is gone too, their own text is all there is.
     """
-    lost = _LOST_CONTACT.search(text) is not None
+    lost = world().group is not None and _LOST_CONTACT.search(text) is not None
     text = f"rank {world().rank}: " + (f"lost contact with another rank ({text})" if lost else text)
     if world().group is None:
         return text

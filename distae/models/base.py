@@ -13,7 +13,7 @@ from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
 from distae.config.weights import Ramp, Weight, at
 from distae.errors import UserError
-from distae.losses import Likelihood
+from distae.losses import Likelihood, mmd
 from distae.nn import build_decoder, build_encoder
 from distae.noise import Noise
 
@@ -62,6 +62,17 @@ class Batch(NamedTuple):
         """`[B, ...]` of all ranks as `[global batch, ...]`, only rows that count, in the same order at every world size."""
         rows = dist.gather_rows(x)
         return rows if self.valid_mask is None else rows[dist.gather_rows(self.valid_mask.long()).bool()]
+
+    @property
+    def own(self) -> Tensor:
+        """Which rows of a `pool` are this process's: int64, one for each of its rows that count."""
+        if self.valid_mask is None:
+            return self.global_indices
+        return (dist.gather_rows(self.valid_mask.long()).cumsum(0) - 1)[self.global_indices[self.valid_mask]]
+
+    def mmd(self, x: Tensor, y: Tensor, kernel: str, widths: tuple[float, ...]) -> Tensor:
+        """The MMD of samples `[B, D]` of all ranks, a scalar, with gradients; each rank computes the share of its own rows."""
+        return dist.all_reduce(mmd(self.pool(x), self.pool(y), kernel, widths, self.own))
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean `[...]` of `[B, ...]` over the rows of all ranks that count, with gradients."""

@@ -30,7 +30,7 @@ class VQVAE(Autoencoder):
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
         c = self.cfg
-        self.codebook = Codebook(c.codebook_size, c.dim, c.learning == "gradient", c.decay, c.restart_below)
+        self.codebook = Codebook(c.codebook_size, c.dim, c.learning == "gradient", c.decay, c.restart_below, self.depth)
 
     @property
     def depth(self) -> int:
@@ -50,8 +50,8 @@ class VQVAE(Autoencoder):
         """Codes for `z` `[B, N, dim]`, their numbers `[B, N * depth]`, and the squared distance `[B]` of each sum of codes from z,
         with gradients to z and with gradients to the codes."""
         quantized, indices, distances = torch.zeros_like(z), [], []
-        for _ in range(self.depth):
-            code, index = self.codebook(z - quantized, noise)
+        for level in range(self.depth):
+            code, index = self.codebook(z - quantized, noise, level)
             quantized = quantized + code
             indices.append(index)
             distances.append(torch.stack([z - quantized.detach(), z.detach() - quantized]).square().sum((2, 3)))
@@ -116,8 +116,8 @@ class FSQVAE(Autoencoder):
 class LFQVAE(Autoencoder):
     """Yu et al. 2024 (MAGVIT-v2), eq. 3-5: -log p(x|z_q) + commitment * |z - sg(z_q)|^2 + entropy * (E[H(q(z))] - H(E[q(z)])).
 
-    z_q = sign(z). q(z) is the softmax over the 2^bits codes c of -|z - c|^2. Both entropies are in nats per sample: sums over its
-    vectors, the second one of the mean over the global batch.
+    z_q = sign(z). q(z) is the softmax over the 2^bits codes c of -inverse_temperature * |z - c|^2. Both entropies are in nats per
+    sample: sums over its vectors, the second one of the mean over the global batch.
     """
 
     cfg: LFQVAEConfig
@@ -145,7 +145,7 @@ class LFQVAE(Autoencoder):
         indices = torch.arange(2**self.cfg.bits, device=z.device)
         codes = 2 * (indices[:, None] >> torch.arange(self.cfg.bits, device=z.device) & 1) - 1
         with torch.autocast(z.device.type, enabled=False):
-            return torch.log_softmax(2 * z @ codes.T.to(z.dtype), 2)
+            return torch.log_softmax(2 * self.cfg.inverse_temperature * z @ codes.T.to(z.dtype), 2)
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         _, signs, index = self.quantize(x, None)

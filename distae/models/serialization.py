@@ -46,8 +46,8 @@ class About:
     """Size and checksum of model.safetensors; older folders have none."""
 
 
-def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path) -> None:
-    """Write a model's weights and what is needed to build it again, whole or not at all."""
+def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int) -> None:
+    """Write a model's weights, the step they are of, and what is needed to build it again: whole or not at all."""
     fresh, old = folder.with_name(f".{folder.name}.writing"), folder.with_name(f".{folder.name}.old")
     for left in (fresh, old):
         shutil.rmtree(left, ignore_errors=True)
@@ -55,7 +55,7 @@ def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path) -> None:
     path = fresh / WEIGHTS
     save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, path)
     settings = to_dict(cfg)
-    about = {"model": settings["model"], "net": settings["net"], "data": settings["data"], "shape": list(cfg.data.shape())}
+    about = {key: settings[key] for key in ("model", "net", "data")} | {"shape": list(cfg.data.shape()), "step": step}
     about["weights"] = {"size": path.stat().st_size, "xxh3": checksum(path)}
     files.write_atomically(fresh / CONFIG, json.dumps(about, indent=1).encode() + b"\n")
     path.chmod((fresh / CONFIG).stat().st_mode)  # save_file makes it for its owner alone, whatever the umask

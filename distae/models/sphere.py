@@ -16,36 +16,47 @@ from distae.noise import Noise
 GRID = 1024
 
 
+def spread(place: Tensor) -> Tensor:
+    """Angles from 0 to pi at places from 0 to 1."""
+    return math.pi * place**3 * (4 - 3 * place)
+
+
 class VonMisesFisher:
     """vMF(mu, kappa) on the sphere of `dim` dimensions: density of z proportional to exp(kappa mu.z).
 
-    The angle t between z and mu has density proportional to sin(t)^(dim-2) exp(kappa cos t). On a grid of angles that gives the
-    normaliser, the KL from the uniform distribution and, by inverting the cumulative sum, samples: without Bessel functions or
+    The angle t between z and mu has density proportional to sin(t)^(dim-2) exp(kappa (cos t - 1)). On a grid of angles that gives
+    the normaliser, the KL from the uniform distribution and, by inverting the cumulative sum, samples: without Bessel functions or
     rejection, and with the exact pathwise derivative dt/dkappa = -(dF/dkappa) / p(t).
+
+    The angles are `spread` of an even grid: dense near mu, where a large kappa puts all mass, and flat at both ends, so that the
+    sum has no edge there. In float32 KL and gradient are right to 1e-5 up to a kappa of 10^4.
     """
 
     def __init__(self, kappa: Tensor, dim: int) -> None:
         """`kappa` `[B]`, positive."""
-        step = math.pi / GRID
-        self.kappa, self.dim, self.step = kappa, dim, step
-        self.angle = (torch.arange(GRID, dtype=kappa.dtype, device=kappa.device) + 0.5) * step
-        self.log_sine = (dim - 2) * torch.log(torch.sin(self.angle))
-        raw = self.log_sine + kappa[:, None] * torch.cos(self.angle)
+        place = (torch.arange(GRID, dtype=kappa.dtype, device=kappa.device) + 0.5) / GRID
+        angle = spread(place)
+        self.kappa, self.dim = kappa, dim
+        self.less = -2 * torch.sin(angle / 2).square()  # cos t - 1, in which nothing cancels
+        log_width = torch.log(place.square() * (1 - place)) + math.log(12 * math.pi / GRID)  # of a cell, by spread's derivative
+        raw = (dim - 2) * torch.log(torch.sin(angle)) + log_width + kappa[:, None] * self.less
+        self.mass = torch.softmax(raw, 1)
         self.log_total = torch.logsumexp(raw, 1)
-        self.mass = torch.exp(raw - self.log_total[:, None])
 
     def kl_from_uniform(self) -> Tensor:
         """KL(vMF || uniform) in nats, `[B]` (Davidson 2018, eq. 13)."""
-        mean_cosine = (self.mass * torch.cos(self.angle)).sum(1)
-        return self.kappa * mean_cosine - self.log_total + torch.logsumexp(self.log_sine, 0)
+        uniform = math.lgamma((self.dim - 1) / 2) + math.lgamma(0.5) - math.lgamma(self.dim / 2)
+        return self.kappa * (self.mass * self.less).sum(1) - self.log_total + uniform
 
-    def cosine(self, u: Tensor) -> Tensor:
-        """mu.z of the samples at quantiles `u` `[B]`, with gradients to kappa."""
-        cumulative = self.mass.cumsum(1)
-        cell = torch.searchsorted(cumulative.detach(), u[:, None].contiguous()).clamp_max(GRID - 1)
-        mass, above = self.mass.gather(1, cell), cumulative.gather(1, cell)
-        share = ((u[:, None] - (above - mass)) / mass.clamp_min(torch.finfo(mass.dtype).tiny)).clamp(0, 1)
-        return torch.cos((cell + share) * self.step)[:, 0]
+    def angle(self, u: Tensor) -> Tensor:
+        """The angles to mu of the samples at quantiles `u` `[B]`, with gradients to kappa."""
+        mass = self.mass.double()  # float32 leaves sums short of 1, and what is above them would fall to -mu
+        sums = mass.cumsum(1)
+        cumulative = sums / sums[:, -1:]
+        cell = torch.searchsorted(cumulative.detach(), u[:, None].to(mass.dtype)).clamp_max(GRID - 1)
+        inside, above = mass.gather(1, cell), cumulative.gather(1, cell)
+        share = 1 - ((above - u[:, None]) / inside.clamp_min(torch.finfo(mass.dtype).tiny)).clamp(0, 1)
+        return spread((cell + share) / GRID)[:, 0].to(u.dtype)
 
 
 def rotate(z: Tensor, mu: Tensor) -> Tensor:
@@ -76,10 +87,9 @@ class SVAE(Autoencoder):
 
     def draw(self, q: VonMisesFisher, mu: Tensor, noise: Noise) -> Tensor:
         """A sample of q about mu, `[B, latent_dim]`: its angle, and a direction around mu that is uniform."""
-        cosine = q.cosine(noise.uniform(mu[:, 0]))[:, None]
+        angle = q.angle(noise.uniform(mu[:, 0]))[:, None]
         around = F.normalize(noise.normal(mu[:, 1:]), dim=1)
-        sine = (1 - cosine.square()).clamp_min(1e-12).sqrt()
-        return rotate(torch.cat([cosine, sine * around], 1), mu)
+        return rotate(torch.cat([angle.cos(), angle.sin() * around], 1), mu)
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         mu, _ = self.posterior(x, None)

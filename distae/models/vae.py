@@ -14,7 +14,7 @@ from distae.config.models import (
     VAEConfig,
 )
 from distae.config.models.vae import GaussianConfig
-from distae.losses import kl_by_dimension, kl_standard_normal, log_normal, log_standard_normal, mmd, soft_bound, upcast
+from distae.losses import kl_by_dimension, kl_standard_normal, log_normal, log_standard_normal, soft_bound, upcast
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.noise import Noise
 
@@ -173,6 +173,6 @@ class InfoVAE(GaussianVAE):
 
     def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         kl = kl_standard_normal(q.mu, q.logvar)
-        distance = mmd(batch.pool(q.z), batch.pool(noise.normal(q.z)), self.cfg.kernel, self.cfg.bandwidths)
+        distance = batch.mmd(q.z, noise.normal(q.z), self.cfg.kernel, self.cfg.bandwidths)
         alpha, scale = batch.weight(self.cfg.alpha), batch.weight(self.cfg.lambda_)
         return (1 - alpha) * kl + (alpha + scale - 1) * distance, {"kl": kl, "mmd": distance}

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from distae.config.models import SWAEConfig, WAEMMDConfig
-from distae.losses import mmd, sliced_wasserstein, upcast
+from distae.losses import sliced_wasserstein, upcast
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.noise import Noise
 
@@ -28,7 +28,7 @@ class WAEMMD(CodePrior):
         z = upcast(self.encoder(batch.x, noise))
         recon = self.decoder(z, noise)
         nll = self.likelihood(recon, batch.x)
-        distance = mmd(batch.pool(z), batch.pool(noise.normal(z)), self.cfg.kernel, self.cfg.bandwidths)
+        distance = batch.mmd(z, noise.normal(z), self.cfg.kernel, self.cfg.bandwidths)
         return output(nll + batch.weight(self.cfg.weight) * distance, recon, {"recon": nll, "mmd": distance})
 
 

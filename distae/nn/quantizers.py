@@ -17,7 +17,9 @@ class Codebook(nn.Module):
     """Nearest-vector quantization (van den Oord 2017, eq. 1-2), codes learned by gradient or as moving averages (app. A.1).
 
     Averages are of frequencies and mean vectors over the global batch. A code whose average frequency falls below
-    `restart_below / size` restarts at a vector of the last batch (Dhariwal 2020, app. B.1).
+    `restart_below / size` restarts at a vector of the last batch (Dhariwal 2020, app. B.1). Frequencies start there, and after
+    a restart too: the next batch tells which codes are idle. Where `depth` levels share the codes, each gives its vectors to
+    every depth-th code.
     """
 
     codes: Tensor
@@ -26,39 +28,58 @@ class Codebook(nn.Module):
     seen: Tensor
     seen_total: Tensor
     candidates: Tensor
+    offered: Tensor
 
-    def __init__(self, size: int, dim: int, learned: bool, decay: float, restart_below: float) -> None:
+    def __init__(self, size: int, dim: int, learned: bool, decay: float, restart_below: float, depth: int = 1) -> None:
         super().__init__()
-        self.size, self.learned, self.decay, self.restart_below = size, learned, decay, restart_below
+        self.size, self.learned, self.decay, self.restart_below, self.depth = size, learned, decay, restart_below, depth
+        self.start = (restart_below or 1) / size
         codes = nn.init.uniform_(torch.empty(size, dim), -1 / size, 1 / size)
         if learned:
             self.codes = nn.Parameter(codes)
         else:
             self.register_buffer("codes", codes)
-            self.register_buffer("total", codes / size)
-        self.register_buffer("frequency", torch.full((size,), 1 / size))
+            self.register_buffer("total", codes * self.start)
+        self.register_buffer("frequency", torch.full((size,), self.start))
         for name, shape in {"seen": (size,), "seen_total": (size, dim), "candidates": (size, dim)}.items():
             self.register_buffer(name, torch.zeros(shape), persistent=False)
+        self.register_buffer("offered", torch.zeros(size, dtype=torch.bool), persistent=False)
 
-    def forward(self, z: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """Nearest codes `[B, N, dim]` of `z` `[B, N, dim]`, and their numbers `[B, N]`; in training, remember what was seen."""
+    def forward(self, z: Tensor, noise: Noise | None, level: int = 0) -> tuple[Tensor, Tensor]:
+        """Nearest codes `[B, N, dim]` of `z` `[B, N, dim]`, and their numbers `[B, N]`; in training, remember what was seen.
+
+        `level`, below `depth`, is which of the quantizers that share the codes this is.
+        """
         index = squared_distances(z.flatten(0, 1), self.codes).argmin(1).view(z.shape[:2])
         if self.training and noise is not None:
-            self._observe(z.detach(), index, noise)
+            self._observe(z.detach(), index, noise, level)
         return self.codes[index], index
 
     @torch.no_grad()
-    def _observe(self, z: Tensor, index: Tensor, noise: Noise) -> None:
+    def _observe(self, z: Tensor, index: Tensor, noise: Noise, level: int) -> None:
         rows = z.flatten(0, 1)
         self.seen.index_add_(0, index.flatten(), torch.ones_like(rows[:, 0]))
         self.seen_total.index_add_(0, index.flatten(), rows)
-        world = dist.world()
-        vectors = len(rows) * world.world_size
-        chosen = noise.permutation(vectors).repeat(-(-self.size // vectors))[: self.size]
-        sample, slot = chosen // z.shape[1], chosen % z.shape[1]
-        mine = sample % world.world_size == world.rank
-        found = z[sample // world.world_size, slot]
-        self.candidates.copy_(torch.where(mine[:, None], found, 0.0))
+        if self.restart_below and level < self.size:
+            slots = slice(level, None, self.depth)
+            self.candidates[slots], self.offered[slots] = self._draw(z, len(self.codes[slots]), noise)
+
+    def _draw(self, z: Tensor, n: int, noise: Noise) -> tuple[Tensor, Tensor]:
+        """`n` vectors of the global batch at random, `[n, dim]`, 0 where another rank holds it, and which of them are one, `[n]`.
+
+        Each is of another n-th of the batch, and none where there are fewer vectors: two codes at one place would be a tie, which
+        rounding breaks otherwise at each world size.
+        """
+        samples = len(z) * dist.world().world_size
+        vectors = samples * z.shape[1]
+        drawn = noise.integers(n + 1, vectors)
+        part = (torch.arange(n, device=z.device) + drawn[-1]) % n
+        begin, end = part * vectors // n, (part + 1) * vectors // n
+        chosen = begin + drawn[:-1] % (end - begin).clamp_min(1)
+        row_of = chosen.new_full((samples,), -1)
+        row_of[dist.local_rows(torch.arange(samples, device=z.device))] = torch.arange(len(z), device=z.device)
+        row = row_of[chosen // z.shape[1]]
+        return torch.where((row >= 0)[:, None], z[row, chosen % z.shape[1]], 0.0), end > begin
 
     @torch.no_grad()
     def update(self) -> None:
@@ -71,11 +92,11 @@ class Codebook(nn.Module):
         if not self.learned:
             self._average(self.total, torch.where(finite, seen_total, 0.0) / seen.sum(), rate)
             self.codes.copy_(self.total / self.frequency.clamp_min(1e-12)[:, None])
-        dead = finite & (self.frequency < self.restart_below / self.size)
-        self.frequency.copy_(torch.where(dead, 1 / self.size, self.frequency))
+        dead = finite & self.offered & (self.frequency < self.restart_below / self.size)
+        self.frequency.copy_(torch.where(dead, self.start, self.frequency))
         self.codes.copy_(torch.where(dead[:, None], candidates, self.codes))
         if not self.learned:
-            self.total.copy_(torch.where(dead[:, None], self.codes / self.size, self.total))
+            self.total.copy_(torch.where(dead[:, None], self.codes * self.start, self.total))
         self.seen.zero_()
         self.seen_total.zero_()
 
@@ -101,13 +122,16 @@ def fsq(z: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """Finite scalar quantization (Mentzer 2023, sec. 3.1 and app. A.1) of `z` `[..., len(levels)]`.
 
     Returns values in [-1, 1] of its shape, with straight-through gradients, and the number `[...]` of each vector's code. Even
-    levels are shifted by half a step; the shift is atanh, as it must be for 0 to stay 0 (the paper's listing has tan).
+    levels are shifted by half a step; the shift is atanh, as it must be for 0 to stay 0 (the paper's listing has tan). Of 2 levels
+    none is 0, and that shift would be all of tanh: they are -1 and 1, the sign.
     """
+    two = levels == 2
     half = (levels - 1) * (1 - 1e-3) / 2
     offset = torch.where(levels % 2 == 0, 0.5, 0.0).to(z.dtype)
-    bounded = torch.tanh(z + torch.atanh(offset / half)) * half - offset
+    shift = torch.atanh(torch.where(two, 0.0, offset / half))
+    bounded = torch.tanh(z + shift) * half - offset
     width = levels // 2
     rounded = straight_through(bounded, bounded.round())
     digits = rounded.detach().round().long() + width
     basis = torch.cat([levels.new_ones(1), levels[:-1]]).cumprod(0)
-    return rounded / width, (digits * basis).sum(-1)
+    return torch.where(two, 2 * rounded + 1, rounded / width), (digits * basis).sum(-1)

@@ -90,6 +90,10 @@ class Noise:
         """A permutation of range(n), the same on every rank: `[n]` int64."""
         return torch.randperm(n, generator=self._generator(()), device=self.device)
 
+    def integers(self, n: int, high: int) -> Tensor:
+        """`n` integers below `high`, each on its own, the same on every rank: `[n]` int64."""
+        return torch.randint(high, (n,), generator=self._generator(()), device=self.device)
+
     def common(self, *shape: int) -> Tensor:
         """Standard normal values of `shape`, the same on every rank."""
         return torch.randn(shape, generator=self._generator(()), device=self.device)

@@ -28,6 +28,10 @@ class NoiseRecorder(Noise):
         self._write("permutation", n)
         return super().permutation(n)
 
+    def integers(self, n: int, high: int) -> Tensor:
+        self._write("integers", n, high)
+        return super().integers(n, high)
+
     def common(self, *shape: int) -> Tensor:
         self._write("common", *shape)
         return super().common(*shape)
@@ -73,6 +77,9 @@ class NoiseReplay(Noise):
         return self._next()
 
     def permutation(self, n: int) -> Tensor:
+        return self._next()
+
+    def integers(self, n: int, high: int) -> Tensor:
         return self._next()
 
     def common(self, *shape: int) -> Tensor:

@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from distae.errors import UserError
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -22,34 +24,68 @@ class Environment:
     """CPUs that the launcher gave to this process alone; None where the node's processes share them."""
     restarts: int = 0
     """How often the launcher has restarted this job after a crash."""
+    requeues: int = 0
+    """How often Slurm has requeued this job."""
+
+    @property
+    def first_start(self) -> bool:
+        """Whether the command was given by somebody just now, and not repeated by a launcher."""
+        return not self.restarts and not self.requeues
 
 
 def environment(env: Mapping[str, str] = os.environ) -> Environment:
     """torchrun's variables first, then those of a Slurm job step (srun, submitit), else a single process.
 
     SLURM_STEP_NUM_TASKS and not SLURM_NTASKS: a batch script that calls plain `python` has the latter, but is alone.
+    Raises UserError that names the variable which is missing or has no sense.
     """
+    requeues = _number(env, "SLURM_RESTART_COUNT", 0)
     if "RANK" in env and "WORLD_SIZE" in env:
-        rank, world_size = int(env["RANK"]), int(env["WORLD_SIZE"])
-        local_world_size = int(env.get("LOCAL_WORLD_SIZE", 1))
-        local_rank = int(env.get("LOCAL_RANK", rank % local_world_size))
-        restarts = int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
-        return Environment(rank, world_size, local_rank, local_world_size, "torchrun", restarts=restarts)
+        return _torchrun(env, requeues)
     if "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
-        return _slurm(env)
-    return Environment()
+        return _slurm(env, requeues)
+    return Environment(requeues=requeues)
 
 
-def _slurm(env: Mapping[str, str]) -> Environment:
-    world_size = int(env["SLURM_STEP_NUM_TASKS"])
-    per_node = -(-world_size // int(env["SLURM_STEP_NUM_NODES"]))
-    cpus = int(env["SLURM_CPUS_PER_TASK"]) if "SLURM_CPUS_PER_TASK" in env else None
-    rank, local_rank = int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"])
-    return Environment(rank, world_size, local_rank, per_node, "slurm", _slurm_rendezvous(env), cpus)
+def _torchrun(env: Mapping[str, str], requeues: int) -> Environment:
+    world_size = _number(env, "WORLD_SIZE", least=1)
+    rank = _number(env, "RANK", below=world_size)
+    local_world_size = _number(env, "LOCAL_WORLD_SIZE", 1, least=1)
+    local_rank = _number(env, "LOCAL_RANK", rank % local_world_size, below=local_world_size)
+    if world_size > 1:
+        _text(env, "MASTER_ADDR")
+        _number(env, "MASTER_PORT", below=65536)
+    restarts = _number(env, "TORCHELASTIC_RESTART_COUNT", 0)
+    return Environment(rank, world_size, local_rank, local_world_size, "torchrun", restarts=restarts, requeues=requeues)
+
+
+def _slurm(env: Mapping[str, str], requeues: int) -> Environment:
+    world_size = _number(env, "SLURM_STEP_NUM_TASKS", least=1)
+    per_node = -(-world_size // _number(env, "SLURM_STEP_NUM_NODES", least=1))
+    cpus = _number(env, "SLURM_CPUS_PER_TASK", least=1) if "SLURM_CPUS_PER_TASK" in env else None
+    rank, local_rank = _number(env, "SLURM_PROCID", below=world_size), _number(env, "SLURM_LOCALID")
+    return Environment(rank, world_size, local_rank, per_node, "slurm", _slurm_rendezvous(env), cpus, requeues=requeues)
+
+
+def _text(env: Mapping[str, str], name: str) -> str:
+    if name not in env:
+        raise UserError(
+            f"{name} is missing among the environment's variables of a launcher: start with torchrun, srun or plain python"
+        )
+    return env[name]
+
+
+def _number(env: Mapping[str, str], name: str, default: int | None = None, least: int = 0, below: int | None = None) -> int:
+    """The whole number in a launcher's variable. Raises UserError that names the variable."""
+    text = _text(env, name) if default is None else env.get(name, str(default))
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least or (below is not None and int(text) >= below):
+        valid = f"from {least} to {below - 1}" if below is not None else f">= {least}"
+        raise UserError(f"{name}={text!r} in the environment: a whole number {valid} is expected, as torchrun and srun set it")
+    return int(text)
 
 
 def _slurm_rendezvous(env: Mapping[str, str]) -> str:
     """The step's first node, where rank 0 is, and a port below the ephemeral ones that no other start of the job has used."""
-    first = re.sub(r"\[(\w+)[^]]*]", r"\1", env["SLURM_STEP_NODELIST"]).split(",")[0]
-    start = f"{env['SLURM_JOB_ID']}.{env.get('SLURM_STEP_ID', 0)}.{env.get('SLURM_RESTART_COUNT', 0)}"
+    first = re.sub(r"\[(\w+)[^]]*]", r"\1", _text(env, "SLURM_STEP_NODELIST")).split(",")[0]
+    start = f"{_text(env, 'SLURM_JOB_ID')}.{env.get('SLURM_STEP_ID', 0)}.{env.get('SLURM_RESTART_COUNT', 0)}"
     return f"tcp://{first}:{12000 + zlib.crc32(start.encode()) % 20000}"

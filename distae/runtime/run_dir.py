@@ -1,5 +1,7 @@
 """The run folder: where it is, whether it may be written, whether it is whole, and whether it holds a run of other settings."""
 
+import itertools
+import os
 import re
 import sys
 import tempfile
@@ -17,21 +19,17 @@ from distae.runtime.lock import RunLock, acquire
 CONFIG = "config.toml"
 FILES = (CONFIG, outcome.FILE, "metrics.jsonl", "log.txt", "wandb_id", "lock")
 FOLDERS = ("images", "model", "profile")
+WRITTEN = ("metrics.jsonl", "log.txt")
 
 
 def check_run_dir(cfg: TrainConfig) -> None:
     """Raises UserError where the folder cannot be written to, lacks a part, or holds a run defined by other settings."""
     run_dir = Path(cfg.run_dir or ".")
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=run_dir):
-            pass
-    except OSError as error:
-        raise UserError(f"--run-dir: cannot write to {run_dir} ({error.strerror}); give a folder that can be written") from error
+    if not cfg.fresh and (why := files.why_unsafe(run_dir, FILES, FOLDERS)):
+        raise UserError(f"--run-dir: {why}; remove it, or give another --run-dir")
+    _check_writable(run_dir)
     if cfg.fresh:
         return
-    if why := files.why_unsafe(run_dir, FILES, FOLDERS):
-        raise UserError(f"--run-dir: {why}; remove it, or give another --run-dir")
     steps = _steps_in(run_dir)
     if not steps:
         _check_unfinished(run_dir)
@@ -121,16 +119,39 @@ def _nested(settings: dict[str, Any]) -> dict[str, Any]:
     return table
 
 
+def _check_writable(run_dir: Path) -> None:
+    """Without making it: a run that is refused leaves nothing. Raises UserError."""
+    existing = next(p for p in (run_dir, *run_dir.absolute().parents) if p.exists() or p.is_symlink())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+        for name in WRITTEN:
+            if (run_dir / name).exists():
+                os.close(os.open(run_dir / name, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK))
+    except OSError as error:
+        what = error.filename if error.filename and Path(error.filename).name in WRITTEN else run_dir
+        raise UserError(f"--run-dir: cannot write to {what} ({error.strerror}); give a folder that can be written") from error
+
+
+def make_run_dir(cfg: TrainConfig) -> None:
+    """The run folder. Raises UserError where it cannot be made."""
+    try:
+        Path(cfg.run_dir or ".").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--run-dir: cannot make {cfg.run_dir} ({error.strerror}); give a folder that can be written") from error
+
+
 def open_run_dir(cfg: TrainConfig) -> RunLock:
     """Take the run folder, move an existing run aside where `--fresh` says so, and keep the settings in config.toml.
 
     Raises UserError where another process has the folder.
     """
     run_dir = Path(cfg.run_dir or ".")
+    make_run_dir(cfg)
     lock = acquire(run_dir)
     if cfg.fresh and _holds_run(run_dir):
         lock.release()
-        run_dir.rename(run_dir.with_name(f"{run_dir.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
+        run_dir.rename(_aside(run_dir))
         run_dir.mkdir()
         lock = acquire(run_dir)
     if not (run_dir / CONFIG).exists() and _steps_in(run_dir):
@@ -145,3 +166,10 @@ def open_run_dir(cfg: TrainConfig) -> RunLock:
 
 def _holds_run(run_dir: Path) -> bool:
     return any((run_dir / name).exists() for name in (CONFIG, outcome.FILE, "checkpoints", "model", "metrics.jsonl"))
+
+
+def _aside(run_dir: Path) -> Path:
+    """A name that is free: two runs may be moved aside in one second."""
+    first = f"{run_dir.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+    names = itertools.chain([first], (f"{first}-{n}" for n in itertools.count(2)))
+    return next(path for path in map(run_dir.with_name, names) if not path.exists())

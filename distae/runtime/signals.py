@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequest:
@@ -27,6 +27,27 @@ class StopRequest:
             self.signum, self.since = signum, time.monotonic()
 
 
+def heard() -> tuple[signal.Signals, ...]:
+    """SIGNALS, without SIGHUP where `nohup` had it ignored."""
+    return tuple(s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def meeting() -> Iterator[bool]:
+    """While ranks wait for each other inside torch, where no handler runs: signals end the process, for there is nothing to save.
+
+    Gives whether it was asked to stop before.
+    """
+    ours = {s: h for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if isinstance(h := signal.getsignal(s), StopRequest)}
+    for signum in ours:
+        signal.signal(signum, signal.SIG_DFL)
+    try:
+        yield any(request.signum for request in ours.values())
+    finally:
+        for signum, request in ours.items():
+            signal.signal(signum, request)
+
+
 def leave(code: int) -> NoReturn:
     """Exit with `code`, whatever is sent meanwhile: when the first rank has left, srun ends the others with TERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -41,7 +62,7 @@ def listening() -> Iterator[StopRequest]:
     """
     there = signal.getsignal(signal.SIGTERM)
     request = there if isinstance(there, StopRequest) else StopRequest()
-    before = {s: signal.signal(s, request) for s in SIGNALS}
+    before = {s: signal.signal(s, request) for s in heard()}
     try:
         yield request
     finally:

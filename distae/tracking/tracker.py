@@ -19,19 +19,18 @@ from distae.tracking.wandb import Wandb
 class Tracker:
     """All sinks of a run; none on ranks other than 0."""
 
-    def __init__(self, sinks: list[Sink]) -> None:
-        self.sinks = sinks
+    def __init__(self) -> None:
+        self.sinks: list[Sink] = []
 
-    @classmethod
     def open(
-        cls,
+        self,
         cfg: TrainConfig,
         size: int,
         steps: tuple[int, int],
         environment: dict[str, Any],
         may_write: Callable[[], None] = lambda: None,
-    ) -> "Tracker":
-        """The sinks that `cfg` asks for, from the first of `steps` to the last; metrics.jsonl goes on after `size` bytes.
+    ) -> None:
+        """Open the sinks that `cfg` asks for, from the first of `steps` to the last; metrics.jsonl continues after `size` bytes.
 
         `may_write` raises TrainingError where the run folder is no longer ours; this does where a file cannot be written to.
         """
@@ -42,10 +41,9 @@ class Tracker:
             raise TrainingError(f"cannot write to {error.filename}: {in_words(error)}") from error
         if rows.lost:
             console.line(f"metrics.jsonl is damaged: {rows.lost} of its {size} bytes at this checkpoint are missing, the last rows")
-        sinks: list[Sink] = [rows, console]
+        self.sinks += [rows, console]
         if cfg.tracking == "wandb":
-            sinks.append(Wandb(run_dir, cfg, environment, console))
-        return cls(sinks)
+            self.sinks.append(Wandb(run_dir, cfg, environment, console))
 
     def line(self, text: str) -> None:
         for sink in self.sinks:

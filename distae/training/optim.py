@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
 
 from distae.config.optim import (
     CosineConfig,
@@ -110,6 +111,37 @@ def add_l1(parameters: list[nn.Parameter], l1: float) -> None:
     torch._foreach_add_(grads, torch._foreach_sign(decayed), alpha=l1)
 
 
+class Update(NamedTuple):
+    """One update: its gradient's norm, and whether it was applied. Scalars on the device."""
+
+    grad_norm: Tensor
+    finite: Tensor
+
+
+def apply_update(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], cfg: OptimConfig, scaler: torch.amp.GradScaler | None
+) -> Update:
+    """Penalise, clip and step; an update from a non-finite gradient is masked on the device.
+
+    Gradients are reduced, so all ranks mask the same steps. With loss scaling skipped steps are expected.
+    """
+    if scaler:
+        scaler.unscale_(optimizer)
+    if cfg.l1:
+        add_l1(parameters, cfg.l1)
+    grads = [p.grad for p in parameters if p.grad is not None]
+    grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    if cfg.max_grad_norm:
+        clip_grads_with_norm_(parameters, cfg.max_grad_norm, grad_norm)
+    if scaler:
+        scaler.step(optimizer)
+        return Update(grad_norm, torch.ones_like(grad_norm, dtype=torch.bool))
+    finite = grad_norm < math.inf  # false for NaN too
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    optimizer.step()
+    return Update(grad_norm, finite)
+
+
 @dataclass
 class Plateau:
     """ReduceLROnPlateau's state: decided on reduced metrics, so the same on every rank."""
@@ -119,7 +151,7 @@ class Plateau:
     bad: int = 0
 
     def observe(self, value: float, cfg: PlateauConfig) -> None:
-        if self.best is None or value < self.best:
+        if math.isfinite(value) and (self.best is None or value < self.best):
             self.best, self.bad = value, 0
             return
         self.bad += 1

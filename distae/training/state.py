@@ -15,8 +15,9 @@ from distae.config.check import identity_settings
 from distae.config.optim import CosineConfig
 from distae.errors import TrainingError
 from distae.runtime.files import decode
+from distae.training.accumulator import AccumulatorState
 from distae.training.optim import Plateau, load_optimizer_tensors, optimizer_tensors
-from distae.training.step import AccumulatorState, TrainStep
+from distae.training.step import TrainStep
 
 
 @dataclass
@@ -29,6 +30,10 @@ class TrainState:
     bad_evals: int = 0
     evaluated_step: int = 0
     """Newest step whose evaluation is done: a stop may come before a due one."""
+
+    def assign(self, other: "TrainState") -> None:
+        """Take over the values of `other`; those who hold this object see them."""
+        vars(self).update(vars(other))
 
 
 @dataclass(frozen=True)

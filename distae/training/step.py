@@ -1,136 +1,32 @@
 """One optimizer step: forward, backward, reduction, update, in the precision asked for, without asking the device for a number."""
 
 import contextlib
-import copy
 import functools
-import inspect
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_
 
 from distae import distributed as dist
 from distae.config import TrainConfig
 from distae.data import Loader
+from distae.distributed.parallelize import parallelize
 from distae.errors import TrainingError
 from distae.models import Autoencoder, Batch, Output, Phase
 from distae.noise import Noise, Rows
+from distae.training.accumulator import MetricAccumulator
 from distae.training.compile import Compiled
-from distae.training.optim import Schedule, add_l1, make_optimizer
+from distae.training.ema import EMA
+from distae.training.optim import Schedule, Update, apply_update, make_optimizer
 from distae.training.profiling import Timers
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-COMPRESSION = {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
     """The autocast region of a precision; nothing where it is full."""
     return torch.autocast(device.type, AUTOCAST[precision]) if precision in AUTOCAST else contextlib.nullcontext()
-
-
-@dataclass(frozen=True)
-class AccumulatorState:
-    """A log window as a checkpoint holds it."""
-
-    names: list[str]
-    sums: list[list[float]]
-    """Of each rank."""
-    steps: int
-
-    def __post_init__(self) -> None:
-        if any(len(of_rank) != len(self.names) for of_rank in self.sums):
-            raise ValueError("a rank's sums are not one per name")
-
-
-class MetricAccumulator:
-    """Sums of the terms since the last log, on the device, and how many steps passed before the first non-finite one."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.names: list[str] = []
-        self.clear()
-
-    def clear(self) -> None:
-        self.steps = 0
-        self.open: dict[tuple[str, ...], Tensor] = {}
-        self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
-        self.good = torch.ones((), device=self.device)
-        self.good_steps = torch.zeros((), device=self.device)
-
-    def add(self, out: Output) -> None:
-        """Add the terms of one micro-step of one phase."""
-        names = (*out.per_sample, *out.per_batch)
-        values = torch.stack([*out.per_sample.values()]).mean(1)
-        if out.per_batch:
-            values = torch.cat([values, torch.stack([*out.per_batch.values()]).to(values.dtype)])
-        self.open[names] = self.open[names] + values if names in self.open else values
-
-    def close_step(self, finite: Tensor, micro_steps: int) -> None:
-        """End an optimizer step; `finite` is false where one of its updates was masked."""
-        if not self.names:
-            self.names = [name for names in self.open for name in names]
-            self.sums = self.sums.new_zeros(len(self.names))
-        phases = [*self.open.values()]
-        values = phases[0] if len(phases) == 1 else torch.cat(phases)
-        self.sums += values if micro_steps == 1 else values / micro_steps
-        self.open = {}
-        self.good *= finite
-        self.good_steps += self.good
-        self.steps += 1
-
-    def state(self) -> AccumulatorState:
-        """What `load` wants; asked of all ranks together."""
-        return AccumulatorState(self.names, dist.gather(self.sums.tolist()), self.steps)
-
-    def load(self, state: AccumulatorState) -> None:
-        """Go on with a window that was open at a save; all its steps were finite, else it had not been saved.
-
-        Each rank gets its own sums back, to the last bit; on another number of ranks rank 0 gets them all.
-        """
-        self.names = state.names
-        self.clear()
-        self.steps = state.steps
-        self.good_steps += self.steps
-        world, sums = dist.world(), torch.tensor(state.sums, dtype=self.sums.dtype, device=self.device)
-        if len(sums) == world.world_size:
-            self.sums += sums[world.rank]
-        elif world.is_main:
-            # read() divides by today's number of ranks; these are the sums of that many then.
-            self.sums += sums.sum(0) * (world.world_size / len(sums))
-
-    def read(self) -> tuple[dict[str, float], int | None]:
-        """Means over the window and all ranks, and the number (from 1) of the first masked step in it. Synchronises."""
-        sums = dist.all_reduce_(self.sums.clone()) / max(1, self.steps * dist.world().world_size)
-        *means, good, good_steps = torch.cat([sums, torch.stack([self.good, self.good_steps])]).tolist()
-        return dict(zip(self.names, means, strict=True)), None if good else int(good_steps) + 1
-
-
-class EMA:
-    """Exponential moving average of the parameters; buffers are copied. Starts at the model's own values."""
-
-    def __init__(self, model: Autoencoder, decay: float) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False)
-        self.decay = decay
-
-    @torch.no_grad()
-    def update(self, model: Autoencoder) -> None:
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - self.decay)
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
-
-
-class Update(NamedTuple):
-    """One phase's update: its gradient's norm, and whether it was applied. On the device."""
-
-    grad_norm: Tensor
-    finite: Tensor
 
 
 class TrainStep:
@@ -148,9 +44,7 @@ class TrainStep:
         self.window = MetricAccumulator(self.world.device)
         self.grad_norm = torch.zeros((), device=self.world.device)
         self.compiled = Compiled(model, cfg.cuda_graphs) if compiled else None
-        self.wrapped: nn.Module = self.compiled or model
-        if self.world.group is not None:
-            self.wrapped = self._wrap(self.wrapped)
+        self.wrapped = self._parallelize()
         micro = cfg.global_batch_size // cfg.grad_accum_steps
         self.rows = [
             Rows.strided(
@@ -163,19 +57,13 @@ class TrainStep:
             for m in range(cfg.grad_accum_steps)
         ]
 
-    def _wrap(self, model: nn.Module) -> DistributedDataParallel:
-        """find_unused_parameters is paid only by variants with several phases."""
-        several = len(self.phases) > 1
-        devices = [self.world.device] if self.world.device.type == "cuda" else None
-        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.15
-        buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-        wrapped = DistributedDataParallel(
-            model, device_ids=devices, process_group=self.world.group, gradient_as_bucket_view=True,
-            find_unused_parameters=several, static_graph=not several, bucket_cap_mb=self.cfg.ddp.bucket_mb,
-            **buffers,
-        )  # fmt: skip
-        if self.cfg.ddp.compression != "none":
-            wrapped.register_comm_hook(self.world.group, COMPRESSION[self.cfg.ddp.compression])
+    def _parallelize(self) -> dict[str, nn.Module]:
+        """What the forward of each phase goes through."""
+        wrapped: dict[str, nn.Module] = {}
+        shared = sum(len(phase.parameters) for phase in self.phases) > len(self.names)
+        for phase in self.phases:
+            self._train_only(phase)
+            wrapped[phase.name] = parallelize(self.compiled or self.model, self.cfg.ddp, shared)
         return wrapped
 
     @property
@@ -207,10 +95,10 @@ class TrainStep:
         buffers = [b.clone() for b in self.model.buffers()]
         for _ in range(times):
             for phase in self.phases:
-                self._only(phase)
-                self.wrapped.zero_grad()  # a CUDA graph's gradients do not outlive its next replay
+                self._train_only(phase)
+                self.model.zero_grad()  # a CUDA graph's gradients do not outlive its next replay
                 self._backward(phase, 0, 0, rows[0])
-        self.wrapped.zero_grad()
+        self.model.zero_grad()
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
@@ -226,24 +114,24 @@ class TrainStep:
             self.ema.update(self.model)
 
     def _phase(self, phase: Phase, step: int, rows: Tensor) -> Update:
-        self._only(phase)
+        self._train_only(phase)
         optimizer = self.optimizers[phase.name]
         for group in optimizer.param_groups:
             group["lr"] = (phase.lr or self.cfg.optim.lr) * self.schedule.factor(step)
         for p in phase.parameters:
             p.grad = None  # as zero_grad() does, at a tenth of its price for a small model
         for micro, mine in enumerate(rows):
-            with self._no_sync() if micro < len(rows) - 1 else contextlib.nullcontext():
+            with self._no_sync(phase) if micro < len(rows) - 1 else contextlib.nullcontext():
                 self.window.add(self._backward(phase, step, micro, mine))
         with self.timers["optimizer"]:
-            return self._update(phase, optimizer)
+            return apply_update(optimizer, phase.parameters, self.cfg.optim, self.scaler)
 
     def _backward(self, phase: Phase, step: int, micro: int, rows: Tensor) -> Output:
         noise = self._noise(phase, step, micro)
         with self.timers["data"]:
             x, label = self.loader.batch(rows, noise)
         with self.timers["forward"], autocast(self.cfg.precision, self.world.device):
-            out: Output = self.wrapped(Batch(x, label, step, None, len(self.loader)), phase.name, noise)
+            out: Output = self.wrapped[phase.name](Batch(x, label, step, None, len(self.loader)), phase.name, noise)
         loss = out.loss if self.cfg.grad_accum_steps == 1 else out.loss / self.cfg.grad_accum_steps
         with self.timers["backward"]:
             torch.autograd.backward(self.scaler.scale(loss) if self.scaler else loss)
@@ -256,38 +144,16 @@ class TrainStep:
             return Noise(self.cfg.seed, (*key, micro), Rows(size), self.world.device, (self.world.rank,))
         return Noise(self.cfg.seed, key, self.rows[micro], self.world.device)
 
-    def _update(self, phase: Phase, optimizer: torch.optim.Optimizer) -> Update:
-        """Clip and step; an update from a non-finite gradient is masked on the device.
-
-        Gradients are reduced, so all ranks mask the same steps. With loss scaling a skipped step is business as usual.
-        """
-        if self.scaler:
-            self.scaler.unscale_(optimizer)
-        if self.cfg.optim.l1:
-            add_l1(phase.parameters, self.cfg.optim.l1)
-        grads = [p.grad for p in phase.parameters if p.grad is not None]
-        grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        if self.cfg.optim.max_grad_norm:
-            clip_grads_with_norm_(phase.parameters, self.cfg.optim.max_grad_norm, grad_norm)
-        if self.scaler:
-            self.scaler.step(optimizer)
-            return Update(grad_norm, torch.ones_like(grad_norm, dtype=torch.bool))
-        finite = grad_norm < math.inf  # false for NaN too
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        optimizer.step()
-        return Update(grad_norm, finite)
-
-    def _only(self, phase: Phase) -> None:
+    def _train_only(self, phase: Phase) -> None:
         """Freeze what this phase does not train."""
         if len(self.phases) > 1:
             self.model.requires_grad_(False)
             for p in phase.parameters:
                 p.requires_grad_(True)
 
-    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
-        if isinstance(self.wrapped, DistributedDataParallel):
-            return self.wrapped.no_sync()
-        return contextlib.nullcontext()
+    def _no_sync(self, phase: Phase) -> contextlib.AbstractContextManager[None]:
+        wrapped = self.wrapped[phase.name]
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

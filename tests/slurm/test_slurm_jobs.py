@@ -154,6 +154,15 @@ def test_an_array_sweep_of_three(cluster: Cluster, run_dir: Path, reference: Pat
 
 
 @together
+def test_a_percent_sign_in_the_name_of_a_run_folder(cluster: Cluster, run_dir: Path, reference: Path) -> None:
+    """Slurm takes %% in a log's name for one."""
+    odd = run_dir.with_name("50%x")
+    job = cluster.call("-m", "launch.slurm", *ON_CPUS.split(), "--wait", "--", *train(odd, "--steps 20").split()).split()[1]
+    assert "step 20 epoch" in (odd / "slurm" / job.rstrip(",") / "rank_0.err").read_text()
+    assert [p.name for p in run_dir.parent.iterdir()] == ["50%x"]
+
+
+@together
 def test_a_job_out_of_memory_says_so(cluster: Cluster, run_dir: Path, reference: Path) -> None:
     if "TaskPlugin=task/cgroup" not in (cluster.lab / "slurm.conf").read_text():
         pytest.skip("no memory limits here: /sys/fs/cgroup/memory cannot be written")

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
-from distae.config.fields import Count, Fraction
+from distae.config.fields import Count, Fraction, Positive
 from distae.config.models.base import ModelConfig
 from distae.config.nets import NetConfig
 from distae.config.weights import Weight
@@ -106,6 +106,8 @@ class LFQVAEConfig(QuantizedConfig):
     """Weight of the squared distance of the encoder's values from their signs."""
     entropy: Weight = 0.1
     """Weight of the mean entropy of the codes of a sample, less the entropy of the codes of the batch."""
+    inverse_temperature: Positive = 1.0
+    """Sharpness of the softmax over codes that the entropies are of; vector_quantize_pytorch takes 100."""
 
     @property
     def code_dim(self) -> int:

@@ -1,0 +1,88 @@
+"""When a run is saved, and what is in a checkpoint. How it is written is `checkpoint.CheckpointStore`'s."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from distae import distributed as dist
+from distae.checkpoint import CheckpointStore
+from distae.config import TrainConfig
+from distae.errors import TrainingError
+from distae.models import Autoencoder
+from distae.training.metrics import MetricsLogger
+from distae.training.save_schedule import GPU_HOURS_PER_FAILURE, SaveSchedule
+from distae.training.state import TrainState, checkpoint_metadata, state_dict
+
+
+class CheckpointManager:
+    """Saves a run on its schedule. All ranks call the same methods together."""
+
+    def __init__(
+        self, cfg: TrainConfig, state: TrainState, logger: MetricsLogger, threads: int, may_commit: Callable[[], None]
+    ) -> None:
+        """`may_commit` is called on rank 0 before a checkpoint is committed, and raises TrainingError where that is forbidden."""
+        self.cfg, self.state, self.logger, self.threads = cfg, state, logger, threads
+        self.train_step, self.tracker = logger.train_step, logger.tracker
+        folder = Path(cfg.run_dir or ".") / "checkpoints"
+        self.store = CheckpointStore(folder, cfg.checkpoint.keep_latest_k, cfg.checkpoint.mode, may_commit)
+        hours = cfg.checkpoint.mtbf_hours or GPU_HOURS_PER_FAILURE / dist.world().world_size
+        self.schedule = SaveSchedule(cfg.save_every, hours * 3600)
+        self.saved_step: int | None = None
+
+    def start(self) -> None:
+        """Start the schedule at the step where training starts."""
+        self.schedule.start(self.state.step, time.perf_counter())
+
+    def save_if_due(self, new_best: bool) -> None:
+        if self.schedule.due(self.state.step) or new_best:
+            self.save()
+
+    def save(self, wait: bool = False) -> None:
+        """Save the whole state of the run, unless this step is saved; with `wait`, until it is on disk.
+
+        A save that fails is reported and tried again at the next interval. Raises TrainingError where a non-finite step is in it,
+        and, with `wait`, where it fails.
+        """
+        dist.synchronize()  # what is queued is training, and no part of what a save costs
+        started = time.perf_counter()
+        with self.logger.timers["checkpoint"]:
+            self._finish_pending()
+            if self.saved_step != self.state.step:
+                self._begin(started)
+            if wait:
+                self._finish_pending()
+                if self.saved_step != self.state.step:
+                    raise TrainingError(f"the checkpoint of step {self.state.step} could not be saved; an older one is left")
+
+    def load_model(self, step: int, model: Autoencoder) -> None:
+        """Load the weights that are evaluated (averaged, where there is an average) of a saved step. Raises TrainingError."""
+        prefix = "ema." if self.train_step.ema else "model."
+        into = {k: v.clone() for k, v in state_dict(self.train_step).items() if not k.startswith("optim.")}
+        self.store.load(step, into, "optim.")
+        model.load_state_dict({k.removeprefix(prefix): v for k, v in into.items() if k.startswith(prefix)})
+
+    def close(self) -> None:
+        """Wait for the writer. Safe where other ranks are lost."""
+        self.store.close()
+
+    def _begin(self, started: float) -> None:
+        self.logger.check_finite()
+        metrics_bytes = dist.broadcast(self.tracker.sync())
+        if metrics_bytes is None:
+            self._report("metrics.jsonl cannot be written")
+            return
+        metadata = checkpoint_metadata(self.cfg, self.state, self.train_step, metrics_bytes, self.logger.total_steps, self.threads)
+        self.store.save(self.state.step, state_dict(self.train_step), msgspec.json.encode(metadata), self.state.best_step)
+        self.saved_step = self.state.step
+        if self.cfg.save_every == "auto":  # each rank's clock differs, so rank 0 decides
+            self.schedule.next = dist.broadcast(self.schedule.after(self.state.step, started, time.perf_counter()))
+
+    def _finish_pending(self) -> None:
+        if (error := self.store.wait()) is not None:
+            self._report(error)
+
+    def _report(self, why: str) -> None:
+        self.saved_step = None
+        self.tracker.line(f"saving a checkpoint failed, the next interval tries again: {why}")

@@ -1,0 +1,70 @@
+"""Where a run starts: at its newest checkpoint, at another run's, at a trained model's weights, or anew."""
+
+from pathlib import Path
+
+from distae import distributed as dist
+from distae.checkpoint import CheckpointStore
+from distae.config import TrainConfig
+from distae.errors import TrainingError, UserError
+from distae.models.serialization import load_weights
+from distae.runtime import outcome
+from distae.training.checkpointing import CheckpointManager
+from distae.training.state import TrainState, compare, load_state_dict
+from distae.training.step import TrainStep
+
+
+class RunRestorer:
+    """Brings model, optimizers and counters to where a run starts. All ranks call the same methods together."""
+
+    def __init__(self, cfg: TrainConfig, train_step: TrainStep, state: TrainState, checkpoints: CheckpointManager) -> None:
+        self.cfg, self.train_step, self.state, self.checkpoints = cfg, train_step, state, checkpoints
+        self.notes: list[str] = []
+        """What the user should know of the start, for the log."""
+
+    def restore(self) -> int:
+        """Load what the run starts from; returns the bytes of metrics.jsonl at that point. Raises TrainingError, UserError."""
+        store = self.checkpoints.store
+        store.clean()
+        latest = store.newest()
+        if latest is not None:
+            self.notes += [*latest.complaints, f"resumed at step {latest.step} of {self.checkpoints.logger.total_steps}"]
+            self.checkpoints.saved_step = latest.step
+            return self._load(store, latest.step)
+        if self.cfg.fork_from:
+            self._fork(Path(self.cfg.fork_from))
+        elif self.cfg.init_from:
+            self._load_weights(Path(self.cfg.init_from))
+        return 0
+
+    def is_complete(self) -> bool:
+        """Whether an earlier start did all that this one would."""
+        end = outcome.read(Path(self.cfg.run_dir or "."))
+        return bool(dist.broadcast(end is not None and (end.outcome, end.step) == ("done", self.state.step)))
+
+    def _load(self, store: CheckpointStore, step: int) -> int:
+        """Load a checkpoint's whole state; returns the size of metrics.jsonl at its save. Raises TrainingError."""
+        saved = load_state_dict(store, step, self.train_step)
+        self.state.assign(saved.state)
+        self.train_step.schedule.plateau = saved.plateau
+        self.notes += compare(saved, self.cfg, self.checkpoints.logger.total_steps, self.checkpoints.threads)
+        return saved.metrics_bytes
+
+    def _fork(self, source: Path) -> None:
+        """Load another run's newest state; its best is not a checkpoint of this run."""
+        store = CheckpointStore(source / "checkpoints", 1, "sync")
+        latest = store.newest()
+        if latest is None:
+            raise TrainingError(f"no checkpoint in {source}")
+        self._load(store, latest.step)
+        store.close()
+        self.state.best_value = self.state.best_step = None
+        self.state.bad_evals = 0
+        self.notes += [*latest.complaints, f"forked from {source} at step {latest.step}"]
+
+    def _load_weights(self, run_dir: Path) -> None:
+        weights = load_weights(run_dir)
+        for model in {self.train_step.model, self.train_step.evaluated}:
+            try:
+                model.load_state_dict(weights)
+            except RuntimeError as error:
+                raise UserError(f"--init-from: the model in {run_dir} has other parameters than this one") from error
