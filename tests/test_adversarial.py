@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from variants import Fixed, data, make, noise, run
 
 from distae import distributed as dist
-from distae.losses import divergences
-from distae.losses import mmd, sliced_wasserstein
+from distae.losses import divergences, mmd, sliced_wasserstein
 from distae.models import Batch
 from distae.models.adversarial import discriminator_loss
 
