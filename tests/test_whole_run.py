@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from helpers import metrics, settings, splits
 
+import distae
+from distae.commands import checkpoint as tool
 from distae.commands import train
 from distae.errors import UserError
 from distae.runtime import lock as runlock
@@ -58,6 +60,12 @@ def test_without_config_toml_the_checkpoint_s_settings_count(run_dir: Path, caps
     assert resume(run_dir) == "done"
     assert "config.toml was missing; the settings are those of the newest checkpoint" in capsys.readouterr().err
     assert (run_dir / "config.toml").is_file()
+
+
+def test_an_export_takes_the_settings_of_the_checkpoint_where_config_toml_is_gone(run_dir: Path) -> None:
+    (run_dir / "config.toml").unlink()
+    assert tool.main([str(run_dir), "--export", "best", str(run_dir.parent / "out")]) == 0
+    assert distae.load(run_dir.parent / "out").cfg == CFG.model
 
 
 def test_fresh_moves_a_run_without_config_toml_aside(run_dir: Path) -> None:
