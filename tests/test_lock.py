@@ -255,3 +255,20 @@ def test_a_folder_moved_under_its_holder_is_lost(tmp_path: Path, anew: bool) -> 
         lock.check()
     lock.release()
     assert (tmp_path / "run").exists() == anew
+
+
+def test_a_live_holder_in_another_pid_namespace_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two containers on one host: neither sees the other's processes, both have the host's name."""
+    monkeypatch.setattr(runlock, "BEAT_SECONDS", 0.2)
+    code = (
+        "from pathlib import Path; from distae.runtime import lock\n"
+        f"lock.STALE_SECONDS = 10; lock.acquire(Path({str(tmp_path)!r}))"
+    )
+    lock = runlock.acquire(tmp_path)
+    isolated = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
+    done = subprocess.run(isolated, capture_output=True, text=True, check=False)
+    lock.check()
+    lock.release()
+    if "unshare failed" in done.stderr or "unshare: " in done.stderr:
+        pytest.skip("no new PID namespace may be made here")
+    assert "is in use by process" in done.stderr
