@@ -119,8 +119,8 @@ def _settings(about: About, path: Path) -> TrainConfig:
     try:
         return build(TrainConfig, {"model": about.model, "net": about.net})
     except UserError as error:
-        names = {str(about.model.get("name")): ModelConfig.choices(), str(about.net.get("name")): NetConfig.choices()}
-        own = [name for name, choices in names.items() if name != "None" and name not in choices]
+        asked = ((about.model.get("name"), list(ModelConfig.choices())), (about.net.get("name"), list(NetConfig.choices())))
+        own = [name for name, known in asked if name is not None and name not in known]
         hint = f"; if {own[0]!r} is from a plugin, import that file before distae.load" if own else ""
         raise UserError(f"{path}: {error}{hint}") from error
 
