@@ -9,6 +9,7 @@ import sys
 import pytest
 from helpers import ROOT
 
+from benchmarks.crash import selfcheck
 from distae.config.models import VAEConfig
 from distae.models import build
 
@@ -79,3 +80,7 @@ def test_the_network_of_pythae_by_hand_and_as_a_plugin(monkeypatch):
 
     net = PythaeConvConfig(width=2)
     assert count(build(VAEConfig(latent_dim=16), net, (1, 28, 28))) == count(conv_coder(2))
+
+
+def test_the_crash_harness_finds_what_is_planted(tmp_path):
+    assert [name for name, found in selfcheck.check(tmp_path / "check") if not found] == []

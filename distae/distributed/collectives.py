@@ -71,6 +71,18 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
+def broadcast_in_node(tensors: list[Tensor]) -> None:
+    """Fill the tensors, on every rank of this machine, with those of the rank that `reads_for_node`."""
+    node = world().node
+    if node is None:
+        return
+    for t in (t.detach() for t in tensors if t.numel()):
+        host = t.cpu().contiguous()
+        td.broadcast(host.reshape(-1).view(torch.uint8), group=node, group_src=0)
+        if host is not t and not world().reads_for_node:
+            t.copy_(host)
+
+
 def gather(value: Any, group: td.ProcessGroup | None = None) -> list[Any]:
     """Every rank's `value`, in rank order, on every rank."""
     group = group or world().control

@@ -24,10 +24,11 @@ class RunRestorer:
     def restore(self) -> int:
         """Load what the run starts from; returns the bytes of metrics.jsonl at that point. Raises TrainingError, UserError."""
         store = self.checkpoints.store
-        store.clean()
         latest = store.newest()
+        set_aside = store.clean(latest)
         if latest is not None:
-            self.notes += [*latest.complaints, f"resumed at step {latest.step} of {self.checkpoints.logger.total_steps}"]
+            self.notes += latest.complaints + set_aside
+            self.notes.append(f"resumed at step {latest.step} of {self.checkpoints.logger.total_steps}")
             self.checkpoints.saved_step = latest.step
             return self._load(store, latest.step)
         if self.cfg.fork_from:
