@@ -261,8 +261,7 @@ def test_a_live_holder_in_another_pid_namespace_keeps_it(tmp_path: Path, monkeyp
     """As two containers on one host: neither sees the other's processes, both have the host's name."""
     monkeypatch.setattr(runlock, "BEAT_SECONDS", 0.2)
     code = (
-        "from pathlib import Path; from distae.runtime import lock\n"
-        f"lock.STALE_SECONDS = 10; lock.acquire(Path({str(tmp_path)!r}))"
+        f"from pathlib import Path; from distae.runtime import lock\nlock.STALE_SECONDS = 10; lock.acquire(Path({str(tmp_path)!r}))"
     )
     lock = runlock.acquire(tmp_path)
     isolated = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
