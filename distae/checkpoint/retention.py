@@ -12,7 +12,7 @@ import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from distae.runtime.files import decode, in_words, read_bytes
 
@@ -48,6 +48,8 @@ class Summary:
 
     world_size: int
     state: Progress
+    transform: dict[str, Any] | None = None
+    """What made the model's values of the stored ones."""
 
 
 def name_of(step: int) -> str:

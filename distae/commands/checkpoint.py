@@ -69,6 +69,7 @@ def _export(run: Path, which: str, target: str) -> int:
     """Write the averaged weights where there are some, else the model's own, as a finished run has them."""
     from distae.checkpoint import read_tensors
     from distae.checkpoint.shards import why_damaged
+    from distae.data import Transform
     from distae.models.serialization import assemble, export
     from distae.runtime.run_dir import read_settings
 
@@ -84,7 +85,10 @@ def _export(run: Path, which: str, target: str) -> int:
     prefix = "ema." if any(k.startswith("ema.") for k in tensors) else "model."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     cfg = read_settings(run)
-    export(assemble(cfg.model, cfg.net, cfg.data.shape(), weights).state_dict(), cfg, Path(target) / "model", step)
+    model = assemble(cfg.model, cfg.net, cfg.data.shape(), weights)
+    summary = summary_of(path)
+    transform = Transform.from_json(summary.transform) if summary and summary.transform else None
+    export(model.state_dict(), cfg, Path(target) / "model", step, transform)
     sys.stdout.write(f"wrote step {step} to {target}/model: distae.load({target!r})\n")
     return 0
 

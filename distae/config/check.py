@@ -41,7 +41,8 @@ def fingerprint(cfg: TrainConfig) -> str:
 def identity_settings(cfg: TrainConfig) -> dict[str, Any]:
     """Dotted names and values of the settings that define the result: a resume must not change them."""
     may_change = MAY_CHANGE - ({"grad_accum_steps"} if couples_samples(cfg) else set())
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in leaves(cfg) if k not in may_change}
+    removed = {k: default for k, (default, _) in cfg.removed.items()}
+    return removed | {k: list(v) if isinstance(v, tuple) else v for k, v in leaves(cfg) if k not in may_change}
 
 
 def couples_samples(cfg: TrainConfig) -> bool:

@@ -22,6 +22,7 @@ from distae.checkpoint.shards import checksum
 from distae.config import TrainConfig, build, to_dict
 from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
+from distae.data import Transform
 from distae.errors import UserError
 from distae.models import base
 from distae.runtime import files
@@ -46,7 +47,7 @@ class About:
     """Size and checksum of model.safetensors; older folders have none."""
 
 
-def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int) -> None:
+def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int, transform: Transform | None = None) -> None:
     """Write a model's weights, the step they are of, and what is needed to build it again: whole or not at all."""
     fresh, old = folder.with_name(f".{folder.name}.writing"), folder.with_name(f".{folder.name}.old")
     for left in (fresh, old):
@@ -55,7 +56,8 @@ def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int
     path = fresh / WEIGHTS
     save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, path)
     settings = to_dict(cfg)
-    about = {key: settings[key] for key in ("model", "net", "data")} | {"shape": list(cfg.data.shape()), "step": step}
+    about = {key: settings[key] for key in ("model", "net", "data")}
+    about |= {"shape": list(cfg.data.shape()), "step": step, "transform": transform and transform.to_json()}
     about["weights"] = {"size": path.stat().st_size, "xxh3": checksum(path)}
     files.write_atomically(fresh / CONFIG, json.dumps(about, indent=1).encode() + b"\n")
     path.chmod((fresh / CONFIG).stat().st_mode)  # save_file makes it for its owner alone, whatever the umask
