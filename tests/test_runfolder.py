@@ -60,7 +60,7 @@ def test_fresh_twice_in_a_second(opened, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt"])
 def test_a_file_that_cannot_be_written_to(opened, tmp_path, name):
     (tmp_path / "run" / name).mkdir()  # as another user's would be, but to root, too
-    with pytest.raises(UserError, match=f"--run-dir: cannot write to .*run/{name} "):
+    with pytest.raises(UserError, match=f"--run-dir: .*run/{name}: it is a folder, not a file"):
         check_run_dir(opened)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from distae.checkpoint.retention import STATE, best_of, checkpoints_in, manifest_of, step_of, summary_of, why_invalid
 from distae.errors import TrainingError, UserError
+from distae.runtime.files import in_words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _export(args.run, *args.export)
         return _list(folder, args.verify)
     except (UserError, TrainingError, OSError) as error:
-        sys.stderr.write(f"distae: {error}\n")
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        sys.stderr.write(f"distae: {where}{in_words(error)}\n")
         return 2
 
 
@@ -67,10 +69,9 @@ def _export(run: Path, which: str, target: str) -> int:
     """Write the averaged weights where there are some, else the model's own, as a finished run has them."""
     from distae.checkpoint import read_tensors
     from distae.checkpoint.shards import why_damaged
-    from distae.config import TrainConfig, build
-    from distae.config.cli import read_toml
     from distae.data import Transform
     from distae.models.serialization import assemble, export
+    from distae.runtime.run_dir import read_settings
 
     folder = run / "checkpoints"
     valid = {step_of(p): p for p in checkpoints_in(folder) if why_invalid(p) is None}
@@ -83,7 +84,7 @@ def _export(run: Path, which: str, target: str) -> int:
     tensors = read_tensors(path)
     prefix = "ema." if any(k.startswith("ema.") for k in tensors) else "model."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    cfg = build(TrainConfig, read_toml(str(run / "config.toml"), "export"))
+    cfg = read_settings(run)
     model = assemble(cfg.model, cfg.net, cfg.data.shape(), weights)
     summary = summary_of(path)
     transform = Transform.from_json(summary.transform) if summary and summary.transform else None

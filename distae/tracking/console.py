@@ -1,11 +1,13 @@
 """log.txt, and a progress bar on a terminal."""
 
 import contextlib
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from distae.runtime.files import open_append
 from distae.tracking.sink import Row
 
 
@@ -13,7 +15,7 @@ class Console:
     """log.txt with timed lines; a progress bar on a terminal, the same lines elsewhere."""
 
     def __init__(self, path: Path, first: int, total: int) -> None:
-        self.file = path.open("a", buffering=1)
+        self.file = os.fdopen(open_append(path), "a", buffering=1)
         self.bar: Any = None
         if sys.stderr.isatty():
             from tqdm import tqdm

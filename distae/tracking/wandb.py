@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 
 from distae.config import to_dict
 from distae.config.train import TrainConfig
+from distae.runtime.files import read_bytes, write_atomically
 from distae.tracking.console import Console
 from distae.tracking.sink import Row
 
@@ -58,13 +59,14 @@ def wandb_identity(run_dir: Path, say: Callable[[str], None]) -> dict[str, str]:
 
 def _wandb_id(file: Path, say: Callable[[str], None]) -> str:
     """Made once and kept."""
-    if file.exists():
-        kept = file.read_bytes().strip()
+    with contextlib.suppress(FileNotFoundError):
+        kept = read_bytes(file).strip()
         if re.fullmatch(rb"[\w-]{1,64}", kept):
             return kept.decode()
         say(f"W&B: {file} is damaged; a new W&B run begins")
-    file.write_text(uuid.uuid4().hex[:8])
-    return file.read_text()
+    made = uuid.uuid4().hex[:8]
+    write_atomically(file, made.encode())
+    return made
 
 
 def _wandb_mode(wandb: Any) -> str:

@@ -52,7 +52,8 @@ class Trainer:
         self.state, self.tracker, self.stop = TrainState(), Tracker(), StopAgreement(stop)
         self.logger = MetricsLogger(cfg, self.train_step, self.state, self.tracker, (self.sampler.steps_per_epoch, self.total))
         self.validator = Validator(cfg, self.loaders, self.state, self.logger)
-        self.checkpoints = CheckpointManager(cfg, self.state, self.logger, threads, self.data, lock.check if lock else lambda: None)
+        self.may_write = lock.check if lock else lambda: None
+        self.checkpoints = CheckpointManager(cfg, self.state, self.logger, threads, self.data, self.may_write)
         self.restorer = RunRestorer(cfg, self.train_step, self.state, self.checkpoints)
         self.restorer.notes += [*splits["train"].notes, *filter(None, [why_not_compiled])]
         self.profile: Profile | None = None
@@ -74,7 +75,7 @@ class Trainer:
         if self.world.is_main:
             (self.run_dir / outcome.FILE).unlink(missing_ok=True)
             environment = describe_environment(self.world.world_size, self.threads, str(self.world.device))
-            self.tracker.open(self.cfg, metrics_bytes, (self.state.step, self.total), environment)
+            self.tracker.open(self.cfg, metrics_bytes, (self.state.step, self.total), environment, self.may_write)
             for note in self.restorer.notes:
                 self.tracker.line(note)
         return True
