@@ -70,5 +70,9 @@ def test_a_patch_is_reconstructed_from_others_only():
 
 def test_the_code_is_that_of_all_patches():
     x, model = data(2, 1, 8, 8), make("masked_ae", **SETTINGS)
-    assert model.encode(x).z.shape == (2, 16 * 8)
+    assert model.code_shape == (4, 4, 8)
+    codes = model.encode(x).z
+    assert codes.shape == (2, 4 * 4 * 8)
+    only = model.encoder(patchify(x, 2), torch.tensor([[0, 1, 6]] * 2))  # row 1, column 2 is patch 6
+    assert only.shape == (2, 3, model.code_shape[-1])
     assert model.decode(model.encode(x).z).shape == x.shape

@@ -8,7 +8,7 @@ from distae.config.models import AAEConfig, FactorVAEConfig, ModelConfig, VAEGAN
 from distae.config.nets import MLPConfig, NetConfig
 from distae.losses import kl_standard_normal, upcast
 from distae.models.base import Batch, Output, Phase, output, register
-from distae.models.vae import GaussianVAE, Posterior
+from distae.models.vae import GaussianAutoencoder, GaussianVAE, Posterior
 from distae.models.wasserstein import CodePrior
 from distae.nn import build_encoder
 from distae.nn.layers import ACTIVATIONS
@@ -142,7 +142,7 @@ class Discriminator(nn.Module):
 
 
 @register(VAEGANConfig)
-class VAEGAN(GaussianVAE):
+class VAEGAN(GaussianAutoencoder):
     """Larsen et al. 2016, algorithm 1, d = |f(x) - f(y)|^2 / 2. encoder: KL + d. decoder: gamma * d - log D(y) - log D(s).
     critic: -log D(x) - log(1 - D(y)) - log(1 - D(s)).
 
@@ -167,15 +167,15 @@ class VAEGAN(GaussianVAE):
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         q = Posterior.draw(*self.posterior(batch.x, noise), noise)
         recon = self.decoder(q.z, noise)
-        truth, real = self.critic(batch.x, noise)
-        seen, remade = self.critic(self.likelihood.mean(recon), noise)
-        distance = 0.5 * (truth - seen).square().sum(1)
+        real_features, real_logits = self.critic(batch.x, noise)
+        recon_features, recon_logits = self.critic(self.likelihood.mean(recon), noise)
+        distance = 0.5 * (real_features - recon_features).square().sum(1)
         if phase == "encoder":
             kl, nll = kl_standard_normal(q.mu, q.logvar), self.likelihood(recon, batch.x)
             return output(kl + distance, recon, {"recon": nll, "kl": kl, "features": distance})
-        _, made = self.critic(self.likelihood.mean(self.decoder(noise.normal(q.z), noise)), noise)
+        _, sample_logits = self.critic(self.likelihood.mean(self.decoder(noise.normal(q.z), noise)), noise)
         if phase == "decoder":
-            fooled = F.softplus(-remade) + F.softplus(-made)
+            fooled = F.softplus(-recon_logits) + F.softplus(-sample_logits)
             return output(batch.weight(self.cfg.gamma) * distance + fooled, recon, {}, "decoder_loss")
-        loss, terms = discriminator_loss(real, remade)
-        return output(loss + F.softplus(made), recon, terms, "critic_loss")
+        loss, terms = discriminator_loss(real_logits, recon_logits)
+        return output(loss + F.softplus(sample_logits), recon, terms, "critic_loss")

@@ -5,13 +5,13 @@ from torch import Tensor
 
 from distae.config.models import AEConfig, DenoisingAEConfig, LinearAEConfig, ModelConfig, SparseAEConfig
 from distae.config.nets import MLPConfig, NetConfig
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.nn.layers import ACTIVATIONS
 from distae.noise import Noise
 
 
 @register(AEConfig)
-class AE(Autoencoder):
+class AE(NetAutoencoder):
     """Hinton & Salakhutdinov 2006: minimise -log p(x | decode(encode(x))), in nats per sample."""
 
     cfg: AEConfig

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from distae.config.models import CategoricalVAEConfig
 from distae.losses import upcast
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.noise import Noise
 
 
 @register(CategoricalVAEConfig)
-class CategoricalVAE(Autoencoder):
+class CategoricalVAE(NetAutoencoder):
     """Jang et al. 2017, eq. 2: -log p(x|z) + beta * sum_n KL(q(z_n|x) || uniform), z a Gumbel-softmax sample at the temperature.
 
     The KL is exact, that of the categorical variables; `encode` gives the most probable category of each.

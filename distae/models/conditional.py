@@ -2,10 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from distae.config.models import CVAEConfig, ModelConfig
-from distae.config.nets import NetConfig
+from distae.config.models import CVAEConfig
 from distae.errors import UserError
 from distae.models.base import Batch, Codes, Output, output, register
 from distae.models.vae import VAE, Posterior
@@ -22,10 +21,12 @@ class CVAE(VAE):
 
     cfg: CVAEConfig
 
-    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
-        super().__init__(cfg, net, shape)
-        self.encoder = build_encoder(net, (shape[0] + self.cfg.classes, *shape[1:]), 2 * cfg.latent_dim)
-        self.decoder = build_decoder(net, shape, cfg.latent_dim + self.cfg.classes)
+    def build_encoder(self) -> nn.Module:
+        channels, *sides = self.shape
+        return build_encoder(self.net, (channels + self.cfg.classes, *sides), self.latent_factor * self.cfg.latent_dim)
+
+    def build_decoder(self) -> nn.Module:
+        return build_decoder(self.net, self.shape, self.cfg.latent_dim + self.cfg.classes)
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         q = Posterior.draw(*self.posterior(self._labelled(batch.x, batch.label), noise), noise)

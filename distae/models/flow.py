@@ -1,25 +1,35 @@
 """Variational autoencoders whose posterior is a gaussian bent by invertible maps."""
 
+from abc import abstractmethod
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from distae.config.models import IAFVAEConfig, LinNFVAEConfig, ModelConfig
 from distae.config.nets import NetConfig
 from distae.losses import log_normal, log_standard_normal, soft_bound, upcast
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.models.vae import Posterior
 from distae.nn.flows import InverseAutoregressive, Planar, Radial
 from distae.noise import Noise
 
 
-class FlowVAE(Autoencoder):
+class FlowVAE(NetAutoencoder):
     """-log p(x|z) + beta * (log q(z|x) - log N(z; 0, I)), z = f(z0), log q(z|x) = log N(z0; mu, sigma) - log |det df/dz0|.
 
     Rezende & Mohamed 2015, eq. 15. `kl` is the term that beta weighs: a one-sample estimate.
     """
 
     cfg: LinNFVAEConfig | IAFVAEConfig
-    flows: nn.ModuleList
+
+    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(cfg, net, shape)
+        self.flows = nn.ModuleList(self.build_flows())
+
+    @abstractmethod
+    def build_flows(self) -> Iterable[nn.Module]:
+        """The maps that make up f, the first one applied first."""
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         mu, logvar, context = self.start(batch.x, noise)
@@ -60,10 +70,9 @@ class LinNFVAE(FlowVAE):
     cfg: LinNFVAEConfig
     latent_factor = 2
 
-    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
-        super().__init__(cfg, net, shape)
+    def build_flows(self) -> Iterable[nn.Module]:
         kind = Planar if self.cfg.flow == "planar" else Radial
-        self.flows = nn.ModuleList(kind(cfg.latent_dim) for _ in range(self.cfg.flows))
+        return (kind(self.cfg.latent_dim) for _ in range(self.cfg.flows))
 
 
 @register(IAFVAEConfig)
@@ -73,7 +82,6 @@ class IAFVAE(FlowVAE):
     cfg: IAFVAEConfig
     latent_factor = 3
 
-    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
-        super().__init__(cfg, net, shape)
-        d = cfg.latent_dim
-        self.flows = nn.ModuleList(InverseAutoregressive(d, self.cfg.flow_hidden, d, bool(i % 2)) for i in range(self.cfg.flows))
+    def build_flows(self) -> Iterable[nn.Module]:
+        dim = self.cfg.latent_dim
+        return (InverseAutoregressive(dim, self.cfg.flow_hidden, dim, bool(i % 2)) for i in range(self.cfg.flows))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from distae.config.models import HVAEConfig, ModelConfig
 from distae.config.nets import MLPConfig, NetConfig
 from distae.losses import kl_normal, soft_bound, upcast
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.nn import build_encoder
 from distae.noise import Noise
 
@@ -24,7 +24,7 @@ def combine(a: Normal, b: Normal) -> Normal:
 
 
 @register(HVAEConfig)
-class HVAE(Autoencoder):
+class HVAE(NetAutoencoder):
     """Sonderby et al. 2016: -log p(x|z_1) + beta * sum_l KL(q(z_l|x, z_l+1) || p(z_l|z_l+1)), p of the top one standard normal.
 
     q(z_l|x, z_l+1) is the precision-weighted combination of what the layers below see and what the prior says (eq. 17-19).
@@ -36,11 +36,13 @@ class HVAE(Autoencoder):
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
         sizes, hidden = (cfg.latent_dim, *self.cfg.upper), self.cfg.hidden
-        self.encoder = build_encoder(net, shape, hidden)
         self.up = nn.ModuleList(nn.Linear(hidden, hidden) for _ in self.cfg.upper)
         self.seen = nn.ModuleList(nn.Linear(hidden, 2 * d) for d in sizes)
         between = MLPConfig(hidden=(hidden,), activation=net.activation)
         self.expected = nn.ModuleList(build_encoder(between, (above,), 2 * d) for d, above in pairwise(sizes))
+
+    def build_encoder(self) -> nn.Module:
+        return build_encoder(self.net, self.shape, self.cfg.hidden)
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         z, kls = self.infer(batch.x, noise)

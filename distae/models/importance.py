@@ -8,7 +8,7 @@ from torch import Tensor
 from distae.config.models import CIWAEConfig, IWAEConfig, MIWAEConfig, PIWAEConfig
 from distae.losses import kl_standard_normal, log_normal, log_standard_normal
 from distae.models.base import Batch, Output, Phase, output, register
-from distae.models.vae import GaussianVAE
+from distae.models.vae import GaussianAutoencoder
 from distae.noise import Noise
 
 
@@ -18,7 +18,7 @@ def bound(log_weights: Tensor) -> Tensor:
 
 
 @register(IWAEConfig)
-class IWAE(GaussianVAE):
+class IWAE(GaussianAutoencoder):
     """Burda et al. 2016, eq. 8: -log 1/K sum_k p(x, z_k) / q(z_k|x), z_k from the posterior. `recon` and `kl` make up the ELBO."""
 
     cfg: IWAEConfig

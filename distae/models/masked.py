@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from distae.config.models import MaskedAEConfig, ModelConfig
 from distae.config.nets import NetConfig
-from distae.losses import Likelihood
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.nn.networks.vit import blocks, patchify, positions, unpatchify
 from distae.noise import Noise
@@ -60,11 +59,12 @@ class MaskedAE(Autoencoder):
     cfg: MaskedAEConfig
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
-        nn.Module.__init__(self)
-        assert isinstance(cfg, MaskedAEConfig)
-        self.cfg, self.net, self.shape = cfg, net, shape
-        self.encoder, self.decoder = PatchEncoder(cfg, shape), PatchDecoder(cfg, shape)
-        self.likelihood = Likelihood(cfg)
+        super().__init__(cfg, net, shape)
+        self.encoder, self.decoder = PatchEncoder(self.cfg, shape), PatchDecoder(self.cfg, shape)
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        return (self.shape[1] // self.cfg.patch, self.shape[2] // self.cfg.patch, self.cfg.latent_dim)
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         patches, count = patchify(batch.x, self.cfg.patch), self.cfg.visible(self.shape)

@@ -8,7 +8,7 @@ from torch import Tensor
 from distae.config.models import FSQVAEConfig, LFQVAEConfig, ModelConfig, RQVAEConfig, VQVAEConfig
 from distae.config.nets import NetConfig
 from distae.losses import upcast
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.nn.quantizers import Codebook, describe, fsq, straight_through, usage
 from distae.noise import Noise
 
@@ -19,7 +19,7 @@ def vectors(z: Tensor, dim: int) -> Tensor:
 
 
 @register(VQVAEConfig)
-class VQVAE(Autoencoder):
+class VQVAE(NetAutoencoder):
     """Van den Oord et al. 2017, eq. 3: -log p(x|z_q) + |sg(z_e) - e|^2 + commitment * |z_e - sg(e)|^2, in sums over a sample.
 
     With moving averages the second term is left out: the codes follow app. A.1 instead. `perplexity` and `live` are over the batch.
@@ -85,7 +85,7 @@ class RQVAE(VQVAE):
 
 
 @register(FSQVAEConfig)
-class FSQVAE(Autoencoder):
+class FSQVAE(NetAutoencoder):
     """Mentzer et al. 2023, sec. 3.1: -log p(x|z_q), z_q each value rounded to its levels. No codebook, no further term."""
 
     cfg: FSQVAEConfig
@@ -113,7 +113,7 @@ class FSQVAE(Autoencoder):
 
 
 @register(LFQVAEConfig)
-class LFQVAE(Autoencoder):
+class LFQVAE(NetAutoencoder):
     """Yu et al. 2024 (MAGVIT-v2), eq. 3-5: -log p(x|z_q) + commitment * |z - sg(z_q)|^2 + entropy * (E[H(q(z))] - H(E[q(z)])).
 
     z_q = sign(z). q(z) is the softmax over the 2^bits codes c of -inverse_temperature * |z - c|^2. Both entropies are in nats per

@@ -1,12 +1,14 @@
 """Deterministic autoencoders that are kept smooth by the derivative or the size of a network."""
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 from distae.config.models import ContractiveAEConfig, RAEGPConfig, RAEL2Config
 from distae.losses import upcast
 from distae.models.ae import AE
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.nn.layers import ACTIVATIONS
 from distae.noise import Noise
 
@@ -48,7 +50,7 @@ class ContractiveAE(AE):
         return (upcast(slope).square() * linear[0].weight.square().sum(1)).sum(1)
 
 
-class RAE(Autoencoder):
+class RAE(NetAutoencoder):
     """Ghosh et al. 2020, eq. 11: -log p(x|z) + code_weight * |z|^2 / 2 + decoder_weight * regulariser of the decoder."""
 
     cfg: RAEL2Config | RAEGPConfig
@@ -65,9 +67,9 @@ class RAE(Autoencoder):
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         return Codes(self.encoder(x, None))
 
+    @abstractmethod
     def roughness(self, recon: Tensor, z: Tensor, noise: Noise) -> Tensor:
         """The decoder's regulariser: `[B]`, or a scalar."""
-        raise NotImplementedError
 
 
 @register(RAEL2Config)

@@ -4,12 +4,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from distae.config.models import ModelConfig, SVAEConfig
-from distae.config.nets import NetConfig
+from distae.config.models import SVAEConfig
 from distae.losses import upcast
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.nn import build_encoder
 from distae.noise import Noise
 
@@ -68,14 +67,13 @@ def rotate(z: Tensor, mu: Tensor) -> Tensor:
 
 
 @register(SVAEConfig)
-class SVAE(Autoencoder):
+class SVAE(NetAutoencoder):
     """Davidson et al. 2018: -log p(x|z) + beta * KL(vMF(mu(x), kappa(x)) || uniform on the sphere), z of length 1."""
 
     cfg: SVAEConfig
 
-    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
-        super().__init__(cfg, net, shape)
-        self.encoder = build_encoder(net, shape, cfg.latent_dim + 1)
+    def build_encoder(self) -> nn.Module:
+        return build_encoder(self.net, self.shape, self.cfg.latent_dim + 1)
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         mu, kappa = self.posterior(batch.x, noise)

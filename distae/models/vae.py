@@ -1,5 +1,6 @@
 """Variational autoencoders with a gaussian posterior and a standard normal prior."""
 
+from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from distae.config.models import (
 )
 from distae.config.models.vae import GaussianConfig
 from distae.losses import kl_by_dimension, kl_standard_normal, log_normal, log_standard_normal, soft_bound, upcast
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.noise import Noise
 
 
@@ -31,22 +32,11 @@ class Posterior(NamedTuple):
         return Posterior(mu + noise.normal(mu) * torch.exp(0.5 * logvar), mu, logvar)
 
 
-class GaussianVAE(Autoencoder):
-    """-log p(x|z) + penalty(q(z|x)), one posterior sample; the family differs in the penalty."""
+class GaussianAutoencoder(NetAutoencoder):
+    """A gaussian posterior q(z|x) from the encoder, a standard normal prior; the objective is left to subclasses."""
 
     cfg: GaussianConfig
     latent_factor = 2
-
-    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
-        q = Posterior.draw(*self.posterior(batch.x, noise), noise)
-        recon = self.decoder(q.z, noise)
-        nll = self.likelihood(recon, batch.x)
-        penalty, terms = self.penalty(q, batch, noise)
-        return output(nll + penalty, recon, {"recon": nll, **terms})
-
-    def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is added to -log p(x|z), `[B]` or a scalar over the global batch, and the terms to report of it, alike."""
-        raise NotImplementedError
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         mu, logvar = self.posterior(x, None)
@@ -68,6 +58,21 @@ class GaussianVAE(Autoencoder):
         """mu and logvar of q(z|x), each `[B, latent_dim]`."""
         mu, logvar = upcast(self.encoder(x, noise)).chunk(2, dim=1)
         return mu, soft_bound(logvar)
+
+
+class GaussianVAE(GaussianAutoencoder):
+    """-log p(x|z) + penalty(q(z|x)), one posterior sample; the family differs in the penalty."""
+
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        q = Posterior.draw(*self.posterior(batch.x, noise), noise)
+        recon = self.decoder(q.z, noise)
+        nll = self.likelihood(recon, batch.x)
+        penalty, terms = self.penalty(q, batch, noise)
+        return output(nll + penalty, recon, {"recon": nll, **terms})
+
+    @abstractmethod
+    def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        """The term added to -log p(x|z), and the terms to report of it, each `[B]` or a scalar over the global batch."""
 
 
 @register(VAEConfig)

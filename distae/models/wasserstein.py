@@ -4,11 +4,11 @@ from torch import Tensor
 
 from distae.config.models import SWAEConfig, WAEMMDConfig
 from distae.losses import sliced_wasserstein, upcast
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.noise import Noise
 
 
-class CodePrior(Autoencoder):
+class CodePrior(NetAutoencoder):
     """Deterministic codes, a standard normal prior."""
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
