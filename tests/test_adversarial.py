@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from variants import Fixed, data, make, noise, run
 
 from distae import distributed as dist
-from distae.losses import divergences
-from distae.losses import mmd, sliced_wasserstein
+from distae.losses import divergences, mmd, sliced_wasserstein
 from distae.models import Batch
 from distae.models.adversarial import discriminator_loss
 
@@ -48,7 +47,9 @@ def test_the_shares_of_parts_sum_to_the_mmd_and_its_gradient(kernel, order):
 @pytest.mark.parametrize("name", ["wae_mmd", "info_vae"])
 def test_a_rank_computes_the_kernels_of_its_own_rows_only(name, monkeypatch):
     shapes = []
-    monkeypatch.setattr(divergences, "squared_distances", lambda a, b: shapes.append((len(a), len(b))) or torch.cdist(a, b).square())
+    monkeypatch.setattr(
+        divergences, "squared_distances", lambda a, b: shapes.append((len(a), len(b))) or torch.cdist(a, b).square()
+    )
     monkeypatch.setattr(dist, "gather_rows", lambda x: x.repeat_interleave(2, 0))
     with dist.use(dist.World(1, 2, torch.device("cpu"))):
         run(make(name), data(10))

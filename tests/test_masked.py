@@ -37,7 +37,7 @@ def test_weights_under_the_names_of_0_1_are_loaded():
     assert not torch.equal(other.encode(x).z, model.encode(x).z)
     other.load_state_dict(weights)
     assert torch.equal(other.encode(x).z, model.encode(x).z)
-    with pytest.raises(RuntimeError, match="Missing key.*fc1.weight"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*fc1\.weight"):
         other.load_state_dict({k: v for k, v in weights.items() if "widen.weight" not in k})
 
 

@@ -29,7 +29,7 @@ def kl_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def soft_bound(x: Tensor, bound: float = 10.0) -> Tensor:
-    """`x` kept inside (-bound, bound), almost unchanged near 0: an outlier cannot overflow exp(x)."""
+    """`x` limited to (-bound, bound), almost unchanged near 0: an outlier cannot overflow exp(x)."""
     return bound * torch.tanh(x / bound)
 
 

@@ -20,7 +20,7 @@ from distae.noise import Noise
 
 
 class Batch(NamedTuple):
-    """Samples as the model sees them."""
+    """Samples as a model receives them."""
 
     x: Tensor
     """`[B, *shape]`, floating point."""
@@ -33,10 +33,10 @@ class Batch(NamedTuple):
     dataset_size: int = 0
     """Samples in the split that these were drawn from."""
     ramps: dict[str, Tensor] | None = None
-    """Today's values of the weights that change over training, for a compiled program, which must not look at the step."""
+    """Current values of the weights that change over training, for compiled programs, which must not read the step."""
 
     def weight(self, weight: Weight) -> Any:
-        """The value of a weight of the settings at this step: a number, or a scalar tensor."""
+        """Value of a loss weight of the settings at this step: a number, or a scalar tensor."""
         return self.ramps[weight] if isinstance(weight, Ramp) and self.ramps is not None else at(weight, self.step)
 
     @property
@@ -96,22 +96,22 @@ class Codes(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a forward pass gives. A NamedTuple, so that DDP finds the tensors in it."""
+    """Result of a forward pass. A NamedTuple, so that DDP finds the tensors in it."""
 
     loss: Tensor
     """Scalar to minimise: the mean of per_sample["loss"] over this process's rows."""
     per_sample: dict[str, Tensor]
     """Terms `[B]` in nats per sample; "loss" is the weighted sum of all terms."""
     per_batch: dict[str, Tensor]
-    """Scalar terms that are no mean over samples: the same on every rank."""
+    """Scalar terms that are not means over samples: the same on every rank."""
     recon: Tensor
     """Decoder output `[B, *shape]`; `likelihood.mean` of it is the reconstruction."""
 
 
 def output(loss: Tensor, recon: Tensor, terms: dict[str, Tensor], objective: str = "loss") -> Output:
-    """An Output that minimises `loss` `[B]`, and reports it under the name `objective` with `terms`: `[B]`, or scalars per batch.
+    """An Output that minimises the mean of `loss` `[B]` and reports it as `objective`, beside `terms`: `[B]`, or scalars per batch.
 
-    A variant's phases report under names of their own: only the first one's objective is "loss".
+    Each phase of a variant reports under its own name: only the first phase's objective is "loss".
     """
     reported = {k: v.detach() for k, v in {objective: loss, **terms}.items()}
     per_sample = {k: v for k, v in reported.items() if v.ndim}
@@ -119,12 +119,12 @@ def output(loss: Tensor, recon: Tensor, terms: dict[str, Tensor], objective: str
 
 
 class Phase(NamedTuple):
-    """One optimizer's share of a step: adversarial variants have several. The first one's loss is the model's."""
+    """Part of a step with its own parameters and optimizer; adversarial variants have several. The first one's loss is `loss`."""
 
     name: str
     parameters: list[nn.Parameter]
     lr: float | None = None
-    """Peak learning rate; None is that of the settings."""
+    """Peak learning rate; None is the one of the settings."""
 
 
 class Autoencoder(nn.Module, ABC):
@@ -174,7 +174,7 @@ class Autoencoder(nn.Module, ABC):
         raise NotImplementedError(f"{self.cfg.name} has no prior to sample from")
 
     def kl_of_dimensions(self, codes: Codes) -> Tensor | None:
-        """KL of each code dimension from the prior in nats, `[B, ...]`, for diagnosis; None where the KL is no sum over dimensions."""
+        """KL of each code dimension from the prior in nats, `[B, D]`, for diagnosis. None where it is not a sum over dimensions."""
         return None
 
     def phases(self) -> list[Phase]:
@@ -236,7 +236,7 @@ def register(config: type[ModelConfig]) -> Callable[[M], M]:
 
 
 def registry() -> dict[type[ModelConfig], type[Autoencoder]]:
-    """Settings class of each variant, and the variant."""
+    """Each variant's class by its settings class."""
     return dict(_REGISTRY)
 
 

@@ -1,4 +1,4 @@
-"""Variational autoencoders whose posterior is a gaussian bent by invertible maps."""
+"""Variational autoencoders whose posterior is a gaussian transformed by invertible maps."""
 
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from distae.noise import Noise
 class FlowVAE(NetAutoencoder):
     """-log p(x|z) + beta * (log q(z|x) - log N(z; 0, I)), z = f(z0), log q(z|x) = log N(z0; mu, sigma) - log |det df/dz0|.
 
-    Rezende & Mohamed 2015, eq. 15. `kl` is the term that beta weighs: a one-sample estimate.
+    Rezende & Mohamed 2015, eq. 15. `kl` is the term that beta weights: a one-sample estimate.
     """
 
     cfg: LinNFVAEConfig | IAFVAEConfig
@@ -41,7 +41,7 @@ class FlowVAE(NetAutoencoder):
         return output(nll + batch.weight(self.cfg.beta) * kl, recon, {"recon": nll, "kl": kl})
 
     def start(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor]:
-        """mu and logvar of z0, and the flows' context, each `[B, latent_dim]`; without a context, `[B, 0]`."""
+        """mu and logvar of z0, and the context of the flows, each `[B, latent_dim]`; `[B, 0]` where there is none."""
         mu, logvar, *context = upcast(self.encoder(x, noise)).chunk(self.latent_factor, 1)
         return mu, soft_bound(logvar), context[0] if context else mu[:, :0]
 
@@ -54,7 +54,7 @@ class FlowVAE(NetAutoencoder):
         return z, total
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
-        """`z` is the image of z0's mean; mu and logvar are z0's, and left out where the flows differ between samples."""
+        """`z` is f of the mean of z0. mu and logvar are those of z0, and None where the flows depend on the sample."""
         mu, logvar, context = self.start(x, None)
         z, _ = self.bend(mu, context)
         return Codes(z) if context.shape[1] else Codes(z, mu, logvar)
@@ -65,7 +65,7 @@ class FlowVAE(NetAutoencoder):
 
 @register(LinNFVAEConfig)
 class LinNFVAE(FlowVAE):
-    """Rezende & Mohamed 2015, sec. 4.1: planar or radial flows, their parameters shared by all samples."""
+    """Rezende & Mohamed 2015, sec. 4.1: planar or radial flows, with parameters shared by all samples."""
 
     cfg: LinNFVAEConfig
     latent_factor = 2

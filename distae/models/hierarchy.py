@@ -27,8 +27,8 @@ def combine(a: Normal, b: Normal) -> Normal:
 class HVAE(NetAutoencoder):
     """Sonderby et al. 2016: -log p(x|z_1) + beta * sum_l KL(q(z_l|x, z_l+1) || p(z_l|z_l+1)), p of the top one standard normal.
 
-    q(z_l|x, z_l+1) is the precision-weighted combination of what the layers below see and what the prior says (eq. 17-19).
-    `kl_upper` is the part of `kl` above z_1.
+    q(z_l|x, z_l+1) is the precision-weighted combination of the bottom-up estimate and the prior (eq. 17-19). `kl_upper` is the
+    part of `kl` above z_1.
     """
 
     cfg: HVAEConfig
@@ -53,25 +53,25 @@ class HVAE(NetAutoencoder):
 
     def infer(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, list[Tensor]]:
         """A sample of z_1 `[B, latent_dim]` (without noise, means throughout) and the KL `[B]` of each layer, top first."""
-        seen = self.bottom_up(x, noise)
-        q, p = seen[-1], (torch.zeros_like(seen[-1][0]), torch.zeros_like(seen[-1][1]))
+        estimates = self.bottom_up(x, noise)
+        q, p = estimates[-1], (torch.zeros_like(estimates[-1][0]), torch.zeros_like(estimates[-1][1]))
         z, kls = self._draw(q, noise), [kl_normal(*q, *p)]
-        for level in reversed(range(len(seen) - 1)):
+        for level in reversed(range(len(estimates) - 1)):
             p = self.prior(level, z)
-            q = combine(seen[level], p)
+            q = combine(estimates[level], p)
             z = self._draw(q, noise)
             kls.append(kl_normal(*q, *p))
         return z, kls
 
     def bottom_up(self, x: Tensor, noise: Noise | None) -> list[Normal]:
-        """What the encoder alone says of each layer."""
+        """Mean and log-variance of each layer from the encoder alone, each `[B, D]`, z_1's first."""
         features = [F.elu(self.encoder(x, noise))]
         for layer in self.up:
             features.append(F.elu(layer(features[-1])))
-        return [_normal(seen(h)) for seen, h in zip(self.seen, features, strict=True)]
+        return [_normal(head(h)) for head, h in zip(self.seen, features, strict=True)]
 
     def prior(self, level: int, above: Tensor) -> Normal:
-        """p(z_level | z_level+1), levels from 0."""
+        """Mean and log-variance of p(z_level | z_level+1), each `[B, D]`; levels count from 0."""
         return _normal(self.expected[level](above, None))
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:

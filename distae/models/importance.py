@@ -1,4 +1,4 @@
-"""Variational autoencoders whose bound takes several posterior samples."""
+"""Variational autoencoders with bounds from several posterior samples."""
 
 import math
 
@@ -13,13 +13,13 @@ from distae.noise import Noise
 
 
 def bound(log_weights: Tensor) -> Tensor:
-    """log 1/K sum_k w_k: `[...]` from log weights `[..., K]` (Burda 2016, eq. 8)."""
+    """log(1/K sum_k w_k): `[...]` from log weights `[..., K]` (Burda 2016, eq. 8)."""
     return torch.logsumexp(log_weights, -1) - math.log(log_weights.shape[-1])
 
 
 @register(IWAEConfig)
 class IWAE(GaussianAutoencoder):
-    """Burda et al. 2016, eq. 8: -log 1/K sum_k p(x, z_k) / q(z_k|x), z_k from the posterior. `recon` and `kl` make up the ELBO."""
+    """Burda et al. 2016, eq. 8: -log 1/K sum_k p(x, z_k) / q(z_k|x), z_k from the posterior. `recon` + `kl` is the -ELBO."""
 
     cfg: IWAEConfig
     bounds = 1
@@ -36,7 +36,7 @@ class IWAE(GaussianAutoencoder):
         return self.report(loss, recon.view(-1, k, *self.shape)[:, 0], phase, terms)
 
     def objective(self, log_weights: Tensor, phase: str) -> Tensor:
-        """What is maximised, `[B]` from log importance weights `[B, bounds, samples]`."""
+        """The bound to maximise, `[B]` from log importance weights `[B, bounds, samples]`."""
         return bound(log_weights).mean(1)
 
     def report(self, loss: Tensor, recon: Tensor, phase: str, terms: dict[str, Tensor]) -> Output:

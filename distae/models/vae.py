@@ -80,7 +80,7 @@ class VAE(GaussianVAE):
     """Kingma & Welling 2014, eq. 10, one posterior sample: -log p(x|z) + beta * KL(q(z|x) || N(0, I)), in nats per sample.
 
     With beta = 1 the negative ELBO; other weights are the beta-VAE of Higgins et al. 2017, eq. 4. With free bits, the sum over
-    dimensions of max(free_bits, mean KL) takes the KL's place (Kingma et al. 2016, eq. 15); `kl` stays the KL itself.
+    dimensions of max(free_bits, mean KL) replaces the KL (Kingma et al. 2016, eq. 15); the reported `kl` is still the KL.
     """
 
     cfg: VAEConfig
@@ -88,8 +88,8 @@ class VAE(GaussianVAE):
     def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         by_dimension = kl_by_dimension(q.mu, q.logvar)
         kl = by_dimension.sum(1)
-        paid = batch.mean(by_dimension).clamp_min(self.cfg.free_bits).sum() if self.cfg.free_bits else kl
-        return batch.weight(self.cfg.beta) * paid, {"kl": kl}
+        penalty = batch.mean(by_dimension).clamp_min(self.cfg.free_bits).sum() if self.cfg.free_bits else kl
+        return batch.weight(self.cfg.beta) * penalty, {"kl": kl}
 
 
 @register(BetaVAEConfig)
@@ -99,7 +99,7 @@ class BetaVAE(VAE):
 
 @register(CapacityVAEConfig)
 class CapacityVAE(GaussianVAE):
-    """Burgess et al. 2018, eq. 8: -log p(x|z) + gamma * |KL - C|, KL the mean over the global batch, C growing."""
+    """Burgess et al. 2018, eq. 8: -log p(x|z) + gamma * |KL - C|; KL is the mean over the global batch, C grows over training."""
 
     cfg: CapacityVAEConfig
 
@@ -110,9 +110,9 @@ class CapacityVAE(GaussianVAE):
 
 
 def log_stratified_weights(rows: Tensor, n: int, dataset_size: int) -> Tensor:
-    """log of the weights `[B, n]` that estimate q(z) from a global batch of n, for its rows number `rows` `[B]`.
+    """log of the weights `[B, n]` that estimate q(z) from a global batch of n, for the rows with indices `rows` `[B]` in it.
 
-    Chen et al. 2018, eq. S6: 1/N for the sample itself, (N-M)/(NM) for one other and 1/M for the rest, M = n - 1, N the population.
+    Chen et al. 2018, eq. S6: 1/N for the sample itself, (N-M)/(NM) for one other, 1/M for the rest; M = n - 1, N = `dataset_size`.
     """
     if n == 1:
         return rows.new_zeros(len(rows), 1, dtype=torch.float64)
@@ -127,8 +127,8 @@ def log_stratified_weights(rows: Tensor, n: int, dataset_size: int) -> Tensor:
 class BetaTCVAE(GaussianVAE):
     """Chen et al. 2018, eq. 4: -log p(x|z) + alpha * I(z; n) + beta * TC(z) + gamma * sum_j KL(q(z_j) || p(z_j)).
 
-    q(z) by minibatch stratified sampling over the global batch (app. C.2). The usual code fills columns of the weight matrix where
-    the equation has the diagonal (rtqichen/beta-tcvae, pull request 1); this is the equation.
+    q(z) is estimated by minibatch stratified sampling over the global batch (app. C.2). Common code fills columns of the weight
+    matrix where the equation has the diagonal (rtqichen/beta-tcvae, pull request 1); this follows the equation.
     """
 
     cfg: BetaTCVAEConfig
@@ -150,7 +150,7 @@ class BetaTCVAE(GaussianVAE):
 class DIPVAE(GaussianVAE):
     """Kumar et al. 2018, eq. 6 and 7: the negative ELBO + off_diagonal * sum_{i!=j} C_ij^2 + diagonal * sum_i (C_ii - 1)^2.
 
-    C is the covariance over the global batch of the posterior means (I), to which II adds the mean posterior variance.
+    C is the covariance of the posterior means over the global batch (variant I); II adds the mean posterior variance.
     """
 
     cfg: DIPVAEConfig
@@ -171,7 +171,7 @@ class DIPVAE(GaussianVAE):
 class InfoVAE(GaussianVAE):
     """Zhao et al. 2019, eq. 6: -log p(x|z) + (1 - alpha) * KL(q(z|x) || p(z)) + (alpha + lambda - 1) * MMD(q(z), p(z)).
 
-    The MMD is between the codes of the global batch and as many from the prior.
+    The MMD is between the codes of the global batch and as many samples of the prior.
     """
 
     cfg: InfoVAEConfig

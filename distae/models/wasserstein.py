@@ -1,4 +1,4 @@
-"""Autoencoders with deterministic codes whose distribution is matched to a standard normal prior by a distance."""
+"""Autoencoders whose deterministic codes are matched to a standard normal prior by a distance between distributions."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from distae.noise import Noise
 
 
 class CodePrior(NetAutoencoder):
-    """Deterministic codes, a standard normal prior."""
+    """Deterministic codes and a standard normal prior."""
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         return Codes(upcast(self.encoder(x, None)))
@@ -20,7 +20,7 @@ class CodePrior(NetAutoencoder):
 
 @register(WAEMMDConfig)
 class WAEMMD(CodePrior):
-    """Tolstikhin et al. 2018, algorithm 2: -log p(x|z) + weight * MMD(q(z), p(z)), unbiased, over the global batch."""
+    """Tolstikhin et al. 2018, algorithm 2: -log p(x|z) + weight * MMD(q(z), p(z)), the unbiased estimate over the global batch."""
 
     cfg: WAEMMDConfig
 
@@ -34,7 +34,7 @@ class WAEMMD(CodePrior):
 
 @register(SWAEConfig)
 class SWAE(CodePrior):
-    """Kolouri et al. 2018, eq. 15: -log p(x|z) + weight * SW(q(z), p(z))^2, sorted projections of the global batch."""
+    """Kolouri et al. 2018, eq. 15: -log p(x|z) + weight * SW(q(z), p(z))^2, from sorted projections of the global batch."""
 
     cfg: SWAEConfig
 

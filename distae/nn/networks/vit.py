@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 def patchify(x: Tensor, side: int) -> Tensor:
-    """`[B, C, H, W]` as patches `[B, N, C * side * side]`, row by row."""
+    """`[B, C, H, W]` as patches `[B, N, C * side * side]`, row by row; `side` divides H and W."""
     return F.unfold(x, side, stride=side).transpose(1, 2)
 
 
 def unpatchify(patches: Tensor, side: int, shape: tuple[int, ...]) -> Tensor:
-    """The inverse of `patchify`."""
+    """The inverse of `patchify`: `[B, *shape]` from patches."""
     return F.fold(patches.transpose(1, 2), (shape[1], shape[2]), side, stride=side)
 
 
@@ -26,7 +26,7 @@ def positions(rows: int, columns: int, dim: int) -> Tensor:
 
 
 NAMES_OF_0_1 = {"before": "norm1", "between": "norm2", "attend": "qkv", "merge": "proj", "widen": "fc1", "narrow": "fc2"}
-"""Layers of a `Block` under their names in weights saved by distae 0.1, and under today's."""
+"""Names of a `Block`'s layers in weights saved by distae 0.1, and the current names."""
 
 
 class Block(nn.Module):
@@ -53,4 +53,5 @@ class Block(nn.Module):
 
 
 def blocks(depth: int, dim: int, heads: int) -> nn.Sequential:
+    """`depth` blocks and a last norm: `[B, N, dim]` to the same."""
     return nn.Sequential(*(Block(dim, heads) for _ in range(depth)), nn.LayerNorm(dim))
