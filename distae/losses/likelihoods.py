@@ -11,9 +11,9 @@ from distae.losses.divergences import sum_per_sample, upcast
 
 
 class Likelihood(nn.Module):
-    """p(x|z), with the decoder's output `raw` `[B, *shape]` as its parameters.
+    """p(x|z), its parameters being the decoder's output `raw` `[B, *shape]`.
 
-    bernoulli: raw holds logits. gaussian and laplace: raw is the mean, with one scale, fixed or learned (Rybkin 2021, eq. 5).
+    bernoulli: raw are logits. gaussian and laplace: raw is the mean, with one scale (fixed, or learned as in Rybkin 2021, eq. 5).
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -22,7 +22,7 @@ class Likelihood(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(cfg.scale))) if cfg.learn_scale else None
 
     def _scale(self) -> tuple[float, float] | tuple[Tensor, Tensor]:
-        """log(scale) and scale. Plain numbers where it is fixed: an operation on a scalar tensor costs 0.3% of a small step."""
+        """Its logarithm, and itself. Numbers where it is fixed: each operation on a scalar tensor costs a tiny step 0.3%."""
         if self.log_scale is None:
             return math.log(self.scale), self.scale
         log_scale = upcast(self.log_scale)
