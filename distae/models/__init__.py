@@ -18,12 +18,13 @@ from distae.models import (
     vamp,
     wasserstein,
 )
-from distae.models.base import Autoencoder, Batch, Codes, Output, Phase, build, output, register, registry
+from distae.models.base import Autoencoder, Batch, Codes, NetAutoencoder, Output, Phase, build, output, register, registry
 
 __all__ = [
     "Autoencoder",
     "Batch",
     "Codes",
+    "NetAutoencoder",
     "Output",
     "Phase",
     "adversarial",

@@ -1,4 +1,4 @@
-"""A variational autoencoder whose prior is learned."""
+"""A variational autoencoder with a learned prior."""
 
 import math
 
@@ -17,7 +17,7 @@ from distae.noise import Noise
 class VampVAE(GaussianVAE):
     """Tomczak & Welling 2018, eq. 9: -log p(x|z) + beta * (log q(z|x) - log 1/K sum_k q(z|u_k)), K learned pseudo-inputs u_k.
 
-    `kl` is the term that beta weighs: a one-sample estimate.
+    `kl` is the term that beta weights: a one-sample estimate.
     """
 
     cfg: VampVAEConfig

@@ -12,7 +12,7 @@ from distae.losses import upcast
 class Planar(nn.Module):
     """f(z) = z + u tanh(w.z + b) (Rezende & Mohamed 2015, eq. 10), u corrected so that f is invertible (app. A.1).
 
-    It starts near the identity: the correction leaves nothing of u where w.u is log(e - 1).
+    It starts near the identity: the correction cancels u where w.u is log(e - 1).
     """
 
     def __init__(self, dim: int) -> None:
@@ -62,7 +62,7 @@ class Radial(nn.Module):
 
 
 class MaskedLinear(nn.Linear):
-    """A linear layer that lacks some connections; the other inputs, of a context, are all connected."""
+    """A linear layer with only the connections of `mask` `[out, in]`; `context` further inputs are all connected."""
 
     mask: Tensor
 
@@ -77,7 +77,7 @@ class MaskedLinear(nn.Linear):
 class InverseAutoregressive(nn.Module):
     """z_i <- s_i z_i + (1 - s_i) m_i, s = sigmoid(.), m and s of z_1 … z_{i-1} and a context (Kingma et al. 2016, eq. 10-14).
 
-    The network is masked (MADE, Germain 2015). `reverse` lets the dimensions depend on each other in the other order.
+    The network is masked (MADE, Germain 2015). `reverse` reverses the order in which dimensions depend on each other.
     """
 
     def __init__(self, dim: int, hidden: int, context: int, reverse: bool) -> None:

@@ -1,4 +1,4 @@
-"""Vectors to discrete codes, the same at every world size."""
+"""Quantizers: vectors to discrete codes, with the same results at every world size."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from distae.noise import Noise
 
 
 def straight_through(z: Tensor, quantized: Tensor) -> Tensor:
-    """`quantized` forward; backward, its gradient goes to `z` (Bengio 2013)."""
+    """`quantized` in the forward pass; in the backward pass its gradient goes to `z` (Bengio 2013). Both of one shape."""
     return z + (quantized - z).detach()
 
 
@@ -51,7 +51,7 @@ class Codebook(nn.Module):
             self.total.copy_(self.codes * self.start)
 
     def forward(self, z: Tensor, noise: Noise | None, level: int = 0) -> tuple[Tensor, Tensor]:
-        """Nearest codes `[B, N, dim]` of `z` `[B, N, dim]`, and their numbers `[B, N]`; in training, remember what was seen.
+        """Nearest codes `[B, N, dim]` of `z` `[B, N, dim]`, and their indices `[B, N]`; training also collects statistics.
 
         `level`, below `depth`, is which of the quantizers that share the codes this is.
         """
@@ -118,7 +118,7 @@ def usage(index: Tensor, size: int, valid_mask: Tensor | None) -> Tensor:
 
 
 def describe(frequency: Tensor) -> dict[str, Tensor]:
-    """Perplexity of the codes in use, at most their number, and the share of codes used at all. Scalars."""
+    """Perplexity of the codes in use, at most their number, and the share of codes that are used. Scalars."""
     entropy = -torch.special.xlogy(frequency, frequency).sum()
     return {"perplexity": entropy.exp(), "live": (frequency > 0).double().mean()}
 
@@ -126,7 +126,7 @@ def describe(frequency: Tensor) -> dict[str, Tensor]:
 def fsq(z: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """Finite scalar quantization (Mentzer 2023, sec. 3.1 and app. A.1) of `z` `[..., len(levels)]`.
 
-    Returns values in [-1, 1] of its shape, with straight-through gradients, and the number `[...]` of each vector's code. Even
+    Returns values in [-1, 1] of its shape, with straight-through gradients, and the index `[...]` of each vector's code. Even
     levels are shifted by half a step; the shift is atanh, as it must be for 0 to stay 0 (the paper's listing has tan). Of 2 levels
     none is 0, and that shift would be all of tanh: they are -1 and 1, the sign.
     """

@@ -13,7 +13,10 @@ _NETS: dict[type[NetConfig], Any] = {MLPConfig: mlp, ConvConfig: conv, ResNetCon
 
 
 def register_net(config: type[NetConfig]) -> Callable[[N], N]:
-    """Bind a module or class with functions `encoder(cfg, shape, out)` and `decoder(cfg, shape, latent_dim)` to its settings."""
+    """Bind a module or class with functions `encoder(cfg, shape, out)` and `decoder(cfg, shape, latent_dim)` to its settings.
+
+    The settings' `code_shape` says how a code is laid out: by default it is `(latent_dim,)`.
+    """
 
     def bind(net: N) -> N:
         _NETS[config] = net
@@ -23,7 +26,7 @@ def register_net(config: type[NetConfig]) -> Callable[[N], N]:
 
 
 def build_encoder(cfg: NetConfig, shape: tuple[int, ...], out: int) -> nn.Module:
-    """A module `(x [B, *shape], noise) -> [B, out]`."""
+    """A module `(x [B, *shape], noise) -> [B, out]`. k values per code dimension are k blocks, each laid out as a code."""
     return _NETS[type(cfg)].encoder(cfg, shape, out)  # type: ignore[no-any-return]
 
 
