@@ -14,6 +14,7 @@ from distae import distributed as dist
 from distae.runtime.signals import StopRequest
 from distae.tracking import Console, Jsonl, Tracker, describe_environment
 from distae.tracking.wandb import _wandb_mode
+from distae.training.restore import RunRestorer
 from distae.training.trainer import Trainer
 
 WHERE = {"step", "epoch", "samples_seen", "time"}
@@ -178,6 +179,7 @@ def test_online_one_run_goes_on_over_restarts(tmp_path, monkeypatch):
 
 def test_only_rank_0_has_sinks(tmp_path, monkeypatch):
     monkeypatch.setattr(Tracker, "open", lambda self, *args: self.sinks.append(None))
+    monkeypatch.setattr(RunRestorer, "restore", lambda self: 0)
     cfg = replace(settings(), run_dir=str(tmp_path))
     for rank, sinks in ((0, [None]), (1, [])):
         with dist.use(dist.World(rank, 2, torch.device("cpu"))):
