@@ -85,7 +85,7 @@ OLD = """
 from dataclasses import dataclass
 from typing import ClassVar
 
-from distae import distributed as dist
+from distae import dist
 from distae.config.models import AEConfig
 from distae.losses import wide
 from distae.models import Turn, register

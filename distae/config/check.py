@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distae.config.fields import leaves
+from distae.config.names import METRICS, SCALED
 from distae.config.nets import ConvConfig, MLPConfig, NetConfig, ResNetConfig
 from distae.config.train import MAY_CHANGE, TrainConfig
 from distae.errors import UserError
@@ -84,13 +85,13 @@ def _check_halvings(net: ConvConfig | ResNetConfig, shape: tuple[int, ...]) -> N
 
 
 def _check_choices(cfg: TrainConfig, world_size: int) -> None:
-    valid = [f"val/{t}" for t in dict.fromkeys(("loss", *cfg.model.terms, "mse"))]
+    valid = [f"val/{t}" for t in dict.fromkeys(("loss", *cfg.model.terms, *METRICS.keys_known))]
     if cfg.best_metric not in valid:
         raise UserError(f"--best-metric: unknown {cfg.best_metric!r}; valid: {', '.join(valid)}")
     if cfg.data.val_fraction == 0 and (cfg.early_stop.patience or cfg.schedule.name == "plateau"):
         raise UserError("--data.val-fraction 0 leaves nothing to evaluate: --early-stop.patience and --schedule plateau need it")
-    if cfg.model.learn_scale and cfg.model.likelihood == "bernoulli":
-        raise UserError("--model.learn-scale: the bernoulli likelihood has no scale; valid with gaussian and laplace")
+    if cfg.model.learn_scale and cfg.model.likelihood not in SCALED:
+        raise UserError(f"--model.learn-scale: the {cfg.model.likelihood} likelihood has no scale; valid with {' and '.join(sorted(SCALED))}")
     if cfg.compile and not cfg.model.compiles:
         raise UserError(f"--compile: {cfg.model.name} takes gradients of gradients, which torch.compile cannot; leave it out")
     if cfg.cuda_graphs and (not cfg.compile or cfg.device == "cpu"):

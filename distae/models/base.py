@@ -13,9 +13,10 @@ from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
 from distae.config.weights import Ramp, Weight, at
 from distae.errors import UserError
-from distae.losses import Likelihood, mmd
+from distae.losses import build_likelihood, mmd
 from distae.nn import build_decoder, build_encoder
 from distae.noise import Noise
+from distae.registry import Registry
 
 
 class Batch(NamedTuple):
@@ -141,7 +142,7 @@ class Autoencoder(nn.Module):
         self.cfg, self.net, self.shape = cfg, net, shape
         self.encoder = build_encoder(net, shape, self.latent_factor * cfg.latent_dim)
         self.decoder = build_decoder(net, shape, cfg.latent_dim)
-        self.likelihood = Likelihood(cfg)
+        self.likelihood = build_likelihood(cfg)
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         """The objective of `phase`, so that DDP's hooks see it."""
@@ -183,17 +184,12 @@ class Autoencoder(nn.Module):
 
 
 M = TypeVar("M", bound=type[Autoencoder])
-_REGISTRY: dict[type[ModelConfig], type[Autoencoder]] = {}
+_REGISTRY: Registry[type[ModelConfig], type[Autoencoder]] = Registry("variant")
 
 
 def register(config: type[ModelConfig]) -> Callable[[M], M]:
     """Bind a variant to its settings class."""
-
-    def bind(model: M) -> M:
-        _REGISTRY[config] = model
-        return model
-
-    return bind
+    return _REGISTRY.register(config)
 
 
 def registry() -> dict[type[ModelConfig], type[Autoencoder]]:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from distae.config.models import MaskedAEConfig, ModelConfig
 from distae.config.nets import NetConfig
-from distae.losses import Likelihood
+from distae.losses import build_likelihood
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.nn.networks.vit import blocks, patchify, positions, unpatchify
 from distae.noise import Noise
@@ -64,7 +64,7 @@ class MaskedAE(Autoencoder):
         assert isinstance(cfg, MaskedAEConfig)
         self.cfg, self.net, self.shape = cfg, net, shape
         self.encoder, self.decoder = PatchEncoder(cfg, shape), PatchDecoder(cfg, shape)
-        self.likelihood = Likelihood(cfg)
+        self.likelihood = build_likelihood(cfg)
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         patches, count = patchify(batch.x, self.cfg.patch), self.cfg.visible(self.shape)

@@ -1,0 +1,37 @@
+"""What can be added from outside: variants, networks, data sets, likelihoods, metrics, callbacks, launchers."""
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+REGISTRIES: "dict[str, Registry]" = {}  # type: ignore[type-arg]
+"""Every registry there is, by what it holds. CONTRIBUTING.md has a section for each, and a test says so."""
+
+
+class Registry(dict[K, V]):
+    """Implementations by what chooses them: a settings class where there are settings, else a name."""
+
+    def __init__(self, what: str, shipped: Iterable[K] = ()) -> None:
+        """`shipped`: keys that are valid before the modules that bind them are imported; those import torch."""
+        super().__init__()
+        self.shipped = tuple(shipped)
+        REGISTRIES[what] = self
+
+    @property
+    def keys_known(self) -> tuple[K, ...]:
+        """The shipped keys, and those that plugins have added."""
+        return tuple(dict.fromkeys((*self.shipped, *self)))
+
+    def register(self, *keys: K) -> Callable[[V], V]:
+        """A decorator that binds what it decorates to `keys`. Raises ValueError where one is taken."""
+
+        def bind(value: V) -> V:
+            for key in keys:
+                if key in self:
+                    raise ValueError(f"{getattr(key, '__name__', key)} is registered already")
+            self.update(dict.fromkeys(keys, value))
+            return value
+
+        return bind
