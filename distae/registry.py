@@ -1,12 +1,13 @@
 """What can be added from outside: variants, networks, data sets, likelihoods, metrics, callbacks, launchers."""
 
-from collections.abc import Callable, Hashable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
-K = TypeVar("K", bound=Hashable)
+K = TypeVar("K")
 V = TypeVar("V")
+T = TypeVar("T")
 
-REGISTRIES: "dict[str, Registry]" = {}  # type: ignore[type-arg]
+REGISTRIES: "dict[str, Registry[Any, Any]]" = {}
 """Every registry there is, by what it holds. CONTRIBUTING.md has a section for each, and a test says so."""
 
 
@@ -24,14 +25,14 @@ class Registry(dict[K, V]):
         """The shipped keys, and those that plugins have added."""
         return tuple(dict.fromkeys((*self.shipped, *self)))
 
-    def register(self, *keys: K) -> Callable[[V], V]:
+    def register(self, *keys: K) -> Callable[[T], T]:
         """A decorator that binds what it decorates to `keys`. Raises ValueError where one is taken."""
 
-        def bind(value: V) -> V:
+        def bind(value: T) -> T:
             for key in keys:
                 if key in self:
                     raise ValueError(f"{getattr(key, '__name__', key)} is registered already")
-            self.update(dict.fromkeys(keys, value))
+            self.update(dict.fromkeys(keys, value))  # type: ignore[arg-type]
             return value
 
         return bind

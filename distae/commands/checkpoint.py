@@ -11,16 +11,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from distae.checkpoint.retention import STATE, manifest_of, name_of, steps_in, summary_of, why_invalid
 from distae.errors import TrainingError, UserError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m distae.checkpoint", description="Look at a run's checkpoints.")
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--verify", action="store_true", help="read every file and compare its checksum")
-    parser.add_argument("--export", nargs=2, metavar=("STEP", "DIR"), help="write the model of a step, or of `best`, to DIR/model")
-    args = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None, prog: str = "python -m distae.checkpoint") -> int:
+    args = arguments(prog).parse_args(argv)
+    from distae.checkpoint.retention import steps_in
+
     try:
         folder = args.run / "checkpoints"
         if not steps_in(folder):
@@ -33,8 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """What the command line may hold."""
+    parser = argparse.ArgumentParser(prog, description="Look at a run's checkpoints.")
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--verify", action="store_true", help="read every file and compare its checksum")
+    parser.add_argument("--export", nargs=2, metavar=("STEP", "DIR"), help="write the model of a step, or of `best`, to DIR/model")
+    return parser
+
+
 def _list(folder: Path, verify: bool) -> int:
     """One line per checkpoint, the newest first; exit code 1 where one is not valid."""
+    from distae.checkpoint.retention import STATE, manifest_of, name_of, steps_in, summary_of, why_invalid
     from distae.checkpoint.shards import damaged_file
 
     bad = 0
@@ -59,6 +66,8 @@ def _list(folder: Path, verify: bool) -> int:
 
 def _best_step(folder: Path) -> int | None:
     """The best step as the newest valid checkpoint knows it."""
+    from distae.checkpoint.retention import name_of, steps_in, summary_of, why_invalid
+
     for step in steps_in(folder):
         if why_invalid(folder / name_of(step)) is None and (summary := summary_of(folder / name_of(step))):
             return summary.state.best_step
@@ -68,6 +77,7 @@ def _best_step(folder: Path) -> int | None:
 def _export(run: Path, which: str, target: str) -> int:
     """Write the averaged weights where there are some, else the model's own, as a finished run has them."""
     from distae.checkpoint import read_tensors
+    from distae.checkpoint.retention import manifest_of, name_of, steps_in, why_invalid
     from distae.checkpoint.shards import damaged_file
     from distae.config import TrainConfig, build
     from distae.config.cli import read_toml
@@ -88,7 +98,3 @@ def _export(run: Path, which: str, target: str) -> int:
     export(assemble(cfg.model, cfg.net, cfg.data.shape(), weights).state_dict(), cfg, Path(target) / "model", step)
     sys.stdout.write(f"wrote step {step} to {target}/model: distae.load({target!r})\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

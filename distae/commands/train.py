@@ -10,19 +10,17 @@
 import platform
 import shutil
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from distae.commands.session import run_in_turn
 from distae.config import TrainConfig, check, parse, write_toml
+from distae.config.cli import parser_of
 from distae.errors import TrainingError, UserError
 from distae.runtime.environment import Environment, environment
 from distae.runtime.outcome import Outcome
-
-if TYPE_CHECKING:
-    pass
-from distae.commands.session import run_in_turn
 
 SWITCHES = {
     "smoke": "Every phase once, in a temporary folder: steps, evaluation, pictures, save, resume.",
@@ -30,11 +28,11 @@ SWITCHES = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m distae.train") -> int:
     env = Environment()
     try:
         env = environment()
-        command = parse(TrainConfig, sys.argv[1:] if argv is None else argv, SWITCHES, "python -m distae.train")
+        command = parse(TrainConfig, sys.argv[1:] if argv is None else argv, SWITCHES, prog)
         cfg = check(command.settings, env.world_size)
         if "print-config" in command.flags:
             if env.rank == 0:
@@ -44,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, TrainingError) as error:  # each rank says it: it may be the only one that has seen it
         sys.stderr.write(f"distae: {f'rank {env.rank} ({platform.node()}): ' if env.rank else ''}{error}\n")
         return 2 if isinstance(error, UserError) else 1
+
+
+def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
+    """What may follow `words`: the options of the variants that they choose. Raises UserError."""
+    return parser_of(TrainConfig, words, SWITCHES)
 
 
 def run(cfg: TrainConfig, env: Environment) -> Outcome:

@@ -64,6 +64,11 @@ class Field:
         return inspect.isclass(self.type) and issubclass(self.type, Variant)
 
     @property
+    def choices(self) -> "dict[str, Any]":
+        """The settings classes of a variant by name."""
+        return self.type.choices() if self.is_variant else {}
+
+    @property
     def is_group(self) -> bool:
         return dataclasses.is_dataclass(self.type) and not self.is_variant
 

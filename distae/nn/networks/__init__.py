@@ -12,7 +12,9 @@ from distae.registry import Registry
 
 N = TypeVar("N")
 _NETS: Registry[type[NetConfig], Any] = Registry("network")
-_NETS.update({MLPConfig: mlp, ConvConfig: conv, ResNetConfig: resnet})
+_NETS.register(MLPConfig)(mlp)
+_NETS.register(ConvConfig)(conv)
+_NETS.register(ResNetConfig)(resnet)
 
 
 def register_net(config: type[NetConfig]) -> Callable[[N], N]:
