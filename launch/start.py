@@ -44,7 +44,7 @@ def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
     from . import local, slurm
 
     if words:
-        return (local if words[0] == "local" else slurm).arguments(prog, words[1:])
+        return local.arguments(prog) if words[0] == "local" else slurm.arguments(prog, words[1:])
     parser = argparse.ArgumentParser(prog, add_help=False)
     parser.add_argument("backend", choices=[*BACKENDS])
     return parser

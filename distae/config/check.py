@@ -32,7 +32,7 @@ def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
     _check_net(cfg.net, cfg.data.shape())
     _check_choices(cfg, world_size)
     cfg.model.check(cfg.data.shape(), cfg.net)
-    if cfg.name and not re.fullmatch(r"\w[\w.+=,-]*", cfg.name):
+    if cfg.name is not None and not re.fullmatch(r"\w[\w.+=,-]*", cfg.name):
         raise UserError(f"--name: {cfg.name!r} is not valid; expected letters, digits and _ . + = , -")
     run_dir = _expanded(cfg.run_dir or f"runs/{cfg.name or f'{cfg.model.name}_{cfg.data.name}'}_{fingerprint(cfg)}")
     _check_run_dir(run_dir)
