@@ -226,7 +226,7 @@ def rank(number: int, ranks: int, port: int, width: int, rounds: int, folder: Pa
         bench.ours_async()
         memory = {
             "rank": number, "threads": threads, "peak_rss_before_saves": before, "peak_rss_after_an_async_save": peak_rss(),
-            "staging_bytes": sum(t.nbytes for t in bench.beside.buffers.values()),
+            "staging_bytes": sum(t.nbytes for t in bench.beside.staging.buffers.values()),
         }  # fmt: skip
         found = measure(bench, rounds)
         memories = dist.gather(memory)

@@ -18,9 +18,9 @@ import torch
 
 from distae import data
 from distae import distributed as dist
-from distae.commands import train
+from distae.commands import session
 from distae.config import TrainConfig, check, parse
-from distae.data import Arrays
+from distae.data import Arrays, Loader
 from distae.runtime.environment import Environment
 from distae.runtime.signals import StopRequest
 
@@ -40,7 +40,7 @@ def recipe(name: str, root: str, steps: int, run_dir: Path) -> TrainConfig:
 
 def with_outliers(arrays: Arrays, large: bool) -> Arrays:
     """The samples as numbers, the first one constant and the second one extreme."""
-    x = arrays.x.float() * arrays.scale
+    x, _ = Loader(arrays, "none", torch.device("cpu"), torch.float32).batch(torch.arange(len(arrays)), None)
     x[0] = 1.0
     x[1] = (torch.arange(x[1].numel()).view(x[1].shape) % 2) * (100.0 if large else 1.0)
     return Arrays(x, arrays.label)
@@ -51,7 +51,7 @@ def measure(cfg: TrainConfig, splits: dict[str, Arrays]) -> dict[str, Any]:
     run_dir = Path(cfg.run_dir or "")
     run_dir.mkdir()
     splits = splits | {"train": with_outliers(splits["train"], cfg.model.likelihood != "bernoulli")}
-    end = train._train(cfg, splits, StopRequest(), 1)
+    end = session.train_run(cfg, splits, StopRequest(), 1)
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     losses, norms = ([r[k] for r in rows if k in r] or [math.nan] for k in ("train/loss", "train/grad_norm"))
     return {

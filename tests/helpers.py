@@ -13,7 +13,7 @@ import torch
 
 from distae.config import TrainConfig, build, check
 from distae.config.models import ModelConfig
-from distae.data import Arrays
+from distae.data import Arrays, Transform
 from distae.runtime.signals import StopRequest
 from distae.training.trainer import Trainer
 
@@ -41,7 +41,7 @@ def images(n: int, seed: int) -> Arrays:
     """`n` smooth 8x8 images of bytes, and labels."""
     rng = torch.Generator().manual_seed(seed)
     coarse = torch.randint(0, 256, (n, 1, 4, 4), generator=rng, dtype=torch.uint8)
-    return Arrays(coarse.repeat_interleave(2, 2).repeat_interleave(2, 3), torch.arange(n) % 10, 1 / 255)
+    return Arrays(coarse.repeat_interleave(2, 2).repeat_interleave(2, 3), torch.arange(n) % 10, Transform(255.0))
 
 
 def splits(train: int = 197, val: int = 50, test: int = 37) -> dict[str, Arrays]:

@@ -9,6 +9,7 @@ import sys
 import pytest
 from helpers import ROOT
 
+from benchmarks.crash import selfcheck
 from distae.config.models import VAEConfig
 from distae.models import build
 
@@ -55,8 +56,8 @@ def test_training_speed(run_here):
 
 
 def test_two_processes(run_here):
-    result = run_here("ddp.py", "--workloads", "ae-32", "--rounds", "0", "--scale", "0.01", "--ours-args", "--noise per_rank")
-    assert set(result["ae-32"]["over"]) == {"apart", "ours", "by hand", "in step", "by hand, apart", "ours --noise per_rank"}
+    result = run_here("ddp.py", "--workloads", "ae-32", "--rounds", "0", "--scale", "0.01", "--ours-args", "--ema 0.9")
+    assert set(result["ae-32"]["over"]) == {"apart", "ours", "by hand", "in step", "by hand, apart", "ours --ema 0.9"}
     assert min(result["ae-32"]["samples_per_second"].values()) > 0
 
 
@@ -64,6 +65,13 @@ def test_growth(run_here):
     result = run_here("growth.py", "--rounds", "0", "--points", "1", "--no-plot")
     assert [len(result[line]) for line in ("batch", "width", "depth", "images", "saves")] == [1] * 5
     assert {"save_ms", "evaluation_s", "parameters"} <= set(result["saves"][0])
+
+
+def test_noise_costs_the_same_on_any_number_of_ranks(run_here):
+    result = run_here("noise.py", "--rounds", "1", "--accumulation")
+    last, first = max(point["mib"] for point in result["over_ranks"]), result["over_ranks"][0]["mib"]
+    assert last <= 1.1 * first
+    assert len(result["against_one_draw"]) == 3
 
 
 def test_the_gpu_benchmark_on_the_cpu(run_here):
@@ -79,3 +87,7 @@ def test_the_network_of_pythae_by_hand_and_as_a_plugin(monkeypatch):
 
     net = PythaeConvConfig(width=2)
     assert count(build(VAEConfig(latent_dim=16), net, (1, 28, 28))) == count(conv_coder(2))
+
+
+def test_the_crash_harness_finds_what_is_planted(tmp_path):
+    assert [name for name, found in selfcheck.check(tmp_path / "check") if not found] == []

@@ -6,12 +6,13 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from distae.checkpoint import CheckpointStore, read_tensors, share_out
+from distae.checkpoint import CheckpointStore, read_tensors, share_out, staging
 from distae.checkpoint.retention import name_of, steps_in, why_invalid
 from distae.commands.checkpoint import main
 from distae.errors import TrainingError
@@ -63,10 +64,35 @@ def test_training_may_go_on_while_a_save_is_written(tmp_path: Path) -> None:
 
 def test_staging_buffers_are_kept(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 1)
-    places = {k: v.data_ptr() for k, v in checkpoints.buffers.items() if v.numel()}
+    places = {k: v.data_ptr() for k, v in checkpoints.staging.buffers.items() if v.numel()}
     checkpoints.save(2, TENSORS, b"{}", None)
     checkpoints.wait()
-    assert places == {k: v.data_ptr() for k, v in checkpoints.buffers.items() if v.numel()}
+    assert places == {k: v.data_ptr() for k, v in checkpoints.staging.buffers.items() if v.numel()}
+
+
+def test_staging_takes_the_bytes_of_the_tensors_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also page-locked, for a GPU: torch's own pinned allocations are powers of two."""
+    locked: dict[int, int] = {}
+
+    def lock(at: int, size: int, flags: int) -> int:
+        locked[at] = size
+        return 0
+
+    cuda = SimpleNamespace(cudaHostRegister=lock, cudaHostUnregister=locked.pop)
+
+    class OnGPU(Tensor):
+        is_cuda = True
+
+    tensors = {f"t{i}": torch.empty(n, dtype=torch.uint8).as_subclass(OnGPU) for i, n in enumerate((65_536 + 100, 16_384, 3))}
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
+    stage = staging.Staging(tensors)
+    buffers = stage.buffers
+    assert {k: (b.shape, b.dtype) for k, b in buffers.items()} == {k: (t.shape, t.dtype) for k, t in tensors.items()}
+    ((at, size),) = locked.items()
+    assert sum(t.nbytes for t in tensors.values()) <= size <= sum(t.nbytes + staging.ALIGNMENT for t in tensors.values())
+    assert all(at <= b.data_ptr() and b.data_ptr() + b.nbytes <= at + size for b in buffers.values())
+    del stage
+    assert not locked
 
 
 def test_only_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
@@ -91,7 +117,7 @@ def flip(folder: Path) -> str:
     data = bytearray(shard(folder, 3).read_bytes())
     data[-3] ^= 1
     shard(folder, 3).write_bytes(data)
-    return "is damaged \\(its checksum is another\\)"
+    return "is damaged \\(checksum mismatch\\)"
 
 
 def flip_state(folder: Path) -> str:
@@ -143,7 +169,7 @@ def test_an_interrupted_save_leaves_nothing_that_looks_valid(tmp_path: Path) -> 
     found = checkpoints.newest()
     assert found is not None
     assert (found.step, found.complaints) == (1, [])
-    checkpoints.clean()
+    checkpoints.clean(found)
     assert [p.name for p in tmp_path.iterdir()] == [name_of(1)]
 
 

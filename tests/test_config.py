@@ -139,7 +139,16 @@ def test_accumulation_names_the_run_where_samples_are_coupled():
     assert "grad_accum_steps" in identity_settings(one)
 
 
+def test_a_removed_setting_is_accepted_at_its_default(tmp_path):
+    (tmp_path / "old.toml").write_text('noise = "global"\nseed = 3\n')
+    cfg = given("--config", str(tmp_path / "old.toml"))
+    assert cfg == given("--seed", "3", "--noise", "global")
+    assert identity_settings(cfg)["noise"] == "global"
+    assert "noise" not in to_dict(cfg)
+
+
 REFUSED = {
+    "removed setting": (["--noise", "per_rank"], r"--noise: 'per_rank' is no longer valid, .*: leave the setting out"),
     "unknown model": (["--model", "vea"], r"--model: unknown 'vea' \(did you mean 'vae'\?\); valid: ae, "),
     "unknown net": (["--net", "cnn"], r"--net: unknown 'cnn'; valid: mlp, conv, resnet"),
     "unknown data": (["--data", "imagenet"], r"--data: unknown 'imagenet'; valid: digits, mnist, fashion_mnist, cifar10, array"),

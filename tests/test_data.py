@@ -1,17 +1,28 @@
 """Data sets, the order of samples, and batches."""
 
+import json
+import math
+import os
+import re
+import subprocess
+import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from helpers import images, settings, shared_data, splits
+from helpers import ROOT, fitted, images, metrics, settings, shared_data, splits
 from sklearn.datasets import load_digits
 from torch.utils.data import BatchSampler, DistributedSampler
 
-from distae.config.data import ArrayConfig, DigitsConfig, FashionMNISTConfig, MNISTConfig
-from distae.data import Arrays, GlobalBatchSampler, Loader, load, steps
+from distae.commands.checkpoint import main
+from distae.config.cli import write_toml
+from distae.config.data import ArrayConfig, DigitsConfig, FashionMNISTConfig, MNISTConfig, StoredLayout
+from distae.data import Arrays, GlobalBatchSampler, Loader, Transform, load, steps
+from distae.data import splits as data_splits
 from distae.data.checks import check_data
 from distae.errors import UserError
 from distae.noise import Noise, Rows
@@ -25,15 +36,15 @@ CPU = torch.device("cpu")
     ("n", "batch", "world_size"), [(100, 12, 1), (97, 12, 2), (97, 12, 3), (48, 24, 4), (50, 50, 1), (31, 6, 3)]
 )
 def test_the_order_is_torchs_own(n, batch, world_size, micro_steps, seed):
-    for rank in range(world_size):
-        mine = GlobalBatchSampler(n, batch, rank, world_size, micro_steps, seed)
-        torchs = DistributedSampler(range(n), world_size, rank, shuffle=True, seed=seed, drop_last=True)
-        for epoch in range(3):
-            mine.set_epoch(epoch)
-            torchs.set_epoch(epoch)
-            expected = list(BatchSampler(torchs, batch // world_size, drop_last=True))[: n // batch]
-            assert [rows.flatten().tolist() for rows in mine] == expected
-            assert len(expected) == len(mine) == n // batch
+    """Of each micro-batch of torch's global batch, rank r holds the r-th of equal parts."""
+    torchs = DistributedSampler(range(n), 1, 0, shuffle=True, seed=seed, drop_last=True)
+    ranks = [GlobalBatchSampler(n, batch, rank, world_size, micro_steps, seed) for rank in range(world_size)]
+    for epoch in range(3):
+        for sampler in (torchs, *ranks):
+            sampler.set_epoch(epoch)
+        expected = list(BatchSampler(torchs, batch, drop_last=True))
+        assert [torch.cat(rows, 1).flatten().tolist() for rows in zip(*ranks, strict=True)] == expected
+        assert len(expected) == len(ranks[0]) == n // batch
 
 
 @pytest.mark.parametrize("first", [0, 1, 5, 8, 9, 23])
@@ -64,7 +75,7 @@ def test_splits_are_a_fixed_partition_of_the_digits():
     again = load(DigitsConfig())
     assert all(torch.equal(sets[k].x, again[k].x) and torch.equal(sets[k].label, again[k].label) for k in sets)
     assert sets["train"].x.dtype == torch.uint8
-    assert float(sets["train"].x.max()) * sets["train"].scale == 1
+    assert float(sets["train"].x.max()) / sets["train"].transform.scale == 1
 
 
 def test_labels_stay_with_their_images():
@@ -164,8 +175,29 @@ def test_a_file_that_is_no_array(tmp_path):
             ArrayConfig(path=str(tmp_path / name)).shape()
     with pytest.raises(UserError, match=r"--data.path: no file .*absent.npy"):
         ArrayConfig(path=str(tmp_path / "absent.npy")).shape()
-    with pytest.raises(UserError, match=r"--data.path: --data array needs the .npy or .npz file"):
+    with pytest.raises(UserError, match=r"--data.path: --data array needs the .npy or .npz file; .*numpy.save\('x.npy', x\)"):
         ArrayConfig().shape()
+    with pytest.raises(UserError, match=r"--data.path: .* is a folder.*\n.*numpy.save\('x.npy'"):
+        ArrayConfig(path=str(tmp_path)).shape()
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"), [("a.csv", "numpy.loadtxt"), ("a.parquet", "pandas.read_parquet"), ("a.pt", "torch.load")]
+)
+def test_a_file_of_another_kind_is_refused_with_how_to_convert_it(name, advice, tmp_path):
+    (tmp_path / name).write_text("x,y\n1,2\n")
+    with pytest.raises(
+        UserError, match=rf"--data.path: .*{name} is no .npy or .npz file; make one:\n.*'x.npy', {advice}\('.*{name}'"
+    ):
+        ArrayConfig(path=str(tmp_path / name)).shape()
+
+
+def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "x.npy", np.zeros((40, 5), np.float32))
+    assert len(load(ArrayConfig(path="~/x.npy"))["train"]) == 32
+    with pytest.raises(UserError, match=r"--data.path: ~nobody-at-all/x.npy is in nobody's home folder"):
+        ArrayConfig(path="~nobody-at-all/x.npy").shape()
 
 
 def test_nan_in_an_array_is_refused(tmp_path):
@@ -174,6 +206,198 @@ def test_nan_in_an_array_is_refused(tmp_path):
     np.save(tmp_path / "nan.npy", array)
     with pytest.raises(UserError, match=r"--data.path: .*nan.npy holds NaN or infinite values"):
         load(ArrayConfig(path=str(tmp_path / "nan.npy")))
+
+
+def of_file(path: Path, array: np.ndarray, **changes: Any) -> dict[str, Arrays]:
+    """The splits of an array that was saved to `path`."""
+    np.save(path, array)
+    return load(ArrayConfig(path=str(path), val_fraction=0, **changes))
+
+
+def batch(arrays: Arrays, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """All samples as the model sees them."""
+    return Loader(arrays, "none", CPU, dtype).batch(torch.arange(len(arrays)), None)[0]
+
+
+@pytest.mark.parametrize(
+    ("largest", "dtype", "changes", "divisor", "note"),
+    [
+        (1, "uint8", {}, 1, r"uint8 values up to 1, taken as they are \(as --data.scale 1\)"),
+        (0, "uint8", {}, 1, r"uint8 values up to 0, taken as they are"),
+        (16, "uint8", {}, 255, r"uint8 values up to 16, divided by 255 \(as --data.scale 255\)"),
+        (1, "uint8", {"scale": 255.0}, 255, None), (16, "uint8", {"scale": 16.0}, 16, None),
+        (200, "float32", {}, 1, None), (200, "float16", {"scale": 200.0}, 200, None),
+    ],
+)  # fmt: skip
+def test_what_stored_values_are_divided_by(largest, dtype, changes, divisor, note, tmp_path):
+    """Bytes of 0 and 1 (dSprites) are bits, not 0 and 1/255."""
+    stored = (np.arange(100 * 4).reshape(100, 4) % (largest + 1)).astype(dtype)
+    train = of_file(tmp_path / "x.npy", stored, test_fraction=0, **changes)["train"]
+    torch.testing.assert_close(batch(train), torch.from_numpy(stored).double() / divisor, rtol=1e-15, atol=0)
+    assert len(train.notes) == (note is not None)
+    assert note is None or re.fullmatch(rf"--data.scale auto: .*x.npy holds {note}.*", train.notes[0])
+
+
+def test_bits_of_bytes_train_at_their_own_scale_and_the_run_says_so(tmp_path, capfd):
+    """Before: 64 random bits at 2.5 nats, without a word. At random weights they cost 64 ln 2."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 2, (200, 8, 8), np.uint8))
+    cfg = settings(data={"name": "array", "path": str(tmp_path / "x.npy")}, steps=1, log_every=1, optim={"lr": 1e-9})
+    trainer = fitted(cfg, tmp_path / "run", load(cfg.data))
+    assert metrics(tmp_path / "run")[0]["train/loss"] == pytest.approx(64 * math.log(2), rel=0.05)
+    assert "--data.scale auto" in trainer.restorer.notes[0]
+    about = json.loads((tmp_path / "run/model/config.json").read_text())
+    assert Transform.from_json(about["transform"]) == trainer.loaders["train"].arrays.transform == Transform(1.0, "no_channel")
+    (tmp_path / "run/config.toml").write_text(write_toml(cfg))
+    assert main([str(tmp_path / "run"), "--export", "1", str(tmp_path / "other")]) == 0
+    assert json.loads((tmp_path / "other/model/config.json").read_text())["transform"] == about["transform"]
+
+
+@pytest.mark.parametrize("layout", ["auto", "channels_first", "channels_last"])
+@pytest.mark.parametrize("shape", [(40, 6, 5, 3), (40, 6, 5, 1), (40, 3, 6, 5), (40, 3, 5, 4), (40, 6, 5, 7)])
+def test_the_layout_is_known_given_or_asked_for(shape, layout, tmp_path):
+    array = np.random.default_rng(0).random(shape, np.float32)
+    if layout == "auto" and shape[1] == 6 and shape[3] != 7:
+        with pytest.raises(UserError, match=rf"--data.layout: .* \[40, 6, 5, {shape[3]}\]: give channels_last for 6x5 images of "
+                           rf"{shape[3]} channels.*\nor channels_first for 5x{shape[3]} images of 6"):  # fmt: skip
+            of_file(tmp_path / "x.npy", array, layout=layout)
+        return
+    train = of_file(tmp_path / "x.npy", array, layout=layout, test_fraction=0)["train"]
+    expected = torch.from_numpy(array).movedim(-1, 1) if layout == "channels_last" else torch.from_numpy(array)
+    assert ArrayConfig(path=str(tmp_path / "x.npy"), layout=layout).shape() == train.shape == tuple(expected.shape[1:])
+    assert torch.equal(batch(train, torch.float32), expected)
+    assert batch(train, torch.float32).is_contiguous()
+    assert torch.equal(train.x, expected)
+
+
+def test_channels_last_goes_with_four_dimensions(tmp_path):
+    with pytest.raises(UserError, match=r"--data.layout channels_last needs an array \[N, H, W, C\]; .* has shape \[9, 6, 5\]"):
+        of_file(tmp_path / "x.npy", np.zeros((9, 6, 5), np.float32), layout="channels_last")
+
+
+@pytest.mark.parametrize("layout", get_args(StoredLayout))
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_transform_is_undone_by_its_inverse_and_kept_as_json(layout, dtype):
+    transform = Transform(255.0, layout)
+    stored = torch.randint(0, 256, (5, 6, 4) if layout == "no_channel" else (5, 6, 4, 3)).to(dtype)
+    before = stored.clone()
+    made = transform.apply(stored, torch.float32)
+    assert torch.equal(stored, before)
+    torch.testing.assert_close(made, transform.arrange(stored).float() / 255)
+    torch.testing.assert_close(transform.invert(made), stored.float())
+    assert Transform.from_json(json.loads(json.dumps(transform.to_json()))) == transform
+    with pytest.raises(UserError, match="is no transform of stored values"):
+        Transform.from_json({"scale": 0.0})
+
+
+def labelled(path: Path, x: np.ndarray, y: np.ndarray) -> ArrayConfig:
+    np.savez(path, x=x, y=y)
+    return ArrayConfig(path=str(path), label_key="y")
+
+
+def test_labels_of_an_npz_stay_with_their_samples(tmp_path):
+    """And a conditional model trains on them."""
+    x = np.repeat(np.arange(60, dtype=np.float32)[:, None] / 60, 5, 1)
+    sets = load(labelled(tmp_path / "x.npz", x, (np.arange(60) % 7).astype(np.uint8)))
+    for split in sets.values():
+        assert split.label.dtype == torch.int64
+        assert torch.equal((split.x[:, 0] * 60).round().long() % 7, split.label)
+    data = {"name": "array", "path": str(tmp_path / "x.npz"), "label_key": "y"}
+    cfg = settings(model={"name": "cvae", "classes": 7}, data=data, steps=1)
+    check_data(cfg, sets)
+    fitted(cfg, tmp_path / "run", sets)
+    few = settings(model={"name": "cvae", "classes": 6}, data=data, steps=1)
+    with pytest.raises(UserError, match=r"--model.classes 6: --data array has labels up to 6"):
+        check_data(few, sets)
+    with pytest.raises(UserError, match=r"--model cvae needs labels; --data array has none; name them with --data.label-key"):
+        check_data(cfg, load(ArrayConfig(path=str(tmp_path / "x.npz"), key="x")))
+
+
+def test_a_class_of_the_test_split_alone_is_refused_too():
+    wrong = splits()
+    wrong["test"] = Arrays(wrong["test"].source, torch.full((37,), 10), wrong["test"].transform)
+    with pytest.raises(UserError, match=r"--model.classes 10: --data digits has labels up to 10"):
+        check_data(settings(model={"name": "cvae", "classes": 10}), wrong)
+
+
+@pytest.mark.parametrize(
+    ("y", "says"),
+    [
+        (np.zeros(19, int), "'y' has 19 labels for 20 samples"),
+        (np.zeros(20), r"'y' is float64 \[20\] from 0.0 to 0.0; valid are"),
+        (np.zeros((20, 1), int), r"'y' is int64 \[20, 1\]"), (np.arange(20) - 1, r"'y' is int64 \[20\] from -1 to 18"),
+        (np.array(["a"] * 20), r"'y' is <U1 \[20\]; valid are \[N\] integers from 0 on, one per sample; .* holds x, y"),
+    ],
+)  # fmt: skip
+def test_labels_that_are_none_are_refused(y, says, tmp_path):
+    with pytest.raises(UserError, match=f"--data.label-key: {says}"):
+        load(labelled(tmp_path / "x.npz", np.zeros((20, 5), np.float32), y))
+
+
+def test_labels_that_are_not_there_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((20, 5), np.float32), y=np.zeros(20, int))
+    with pytest.raises(UserError, match=r"--data.label-key: 'z' is not in .*x.npz; it holds x, y"):
+        ArrayConfig(path=str(tmp_path / "x.npz"), label_key="z").shape()
+    np.save(tmp_path / "x.npy", np.zeros((20, 5), np.float32))
+    with pytest.raises(UserError, match=r"--data.label-key: a .npy file has no labels; make a .npz: .*y=y"):
+        ArrayConfig(path=str(tmp_path / "x.npy"), label_key="y").shape()
+
+
+def test_splits_are_row_numbers_of_one_source(monkeypatch):
+    """No copies; blocks, bounds and a copy on a device are of the chosen rows, in order."""
+    monkeypatch.setattr(data_splits, "BLOCK_BYTES", 300)
+    whole = images(50, 0)
+    rows = torch.tensor([41, 3, 3, 7, *range(20)])
+    some = whole.take(rows).take(slice(1, None))
+    assert some.source is whole.source
+    expected = whole.x[rows[1:]]
+    blocks = list(some.blocks())
+    assert [len(b) for b in blocks] == [4, 4, 4, 4, 4, 3]
+    assert torch.equal(torch.cat(blocks), expected)
+    assert torch.equal(torch.cat(list(whole.blocks())), whole.x)
+    assert some.bounds() == (float(expected.min()), float(expected.max()))
+    moved = some.to(CPU)
+    assert (len(moved.source), moved.rows, moved.transform) == (23, None, whole.transform)
+    assert torch.equal(moved.x, expected)
+    assert torch.equal(moved.label, some.label)
+    assert some.nbytes == expected.nbytes
+    assert torch.equal(batch(moved), batch(some))
+
+
+LOADING = """
+import resource, sys
+from pathlib import Path
+from distae.config.data import ArrayConfig
+from distae.data import Loader, load
+import numpy as np, torch
+np.save("small.npy", np.zeros((2000, 3, 64, 64), sys.argv[1]))
+def peak():
+    # Linux: maxrss is inherited from the parent over exec, this is of this process alone.
+    return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM")) * 1024
+def once(path):
+    sets = load(ArrayConfig(path=path))
+    for s in sets.values():
+        Loader(s, "none", torch.device("cpu"), torch.float32).batch(torch.arange(24), None)
+once("small.npy")
+Path("/proc/self/clear_refs").write_text("5")
+before = peak()
+once(sys.argv[2])
+print((peak() - before) / Path(sys.argv[2]).stat().st_size)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_loading_does_not_copy(dtype, tmp_path):
+    """Peak memory over the size of the file, its own mapped pages included. Before: uint8 2.0, float16 5.0."""
+    size = 200 << 20
+    rows = size // (3 * 64 * 64 * np.dtype(dtype).itemsize)
+    stored = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", dtype, (rows, 3, 64, 64))
+    stored[:, 0, 0, :2] = 2
+    stored.flush()
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", "-c", LOADING, dtype, "x.npy"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) <= 1.05
 
 
 def test_bernoulli_refuses_data_outside_its_range():

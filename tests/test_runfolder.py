@@ -37,7 +37,7 @@ def test_other_settings_are_told(opened):
 
 
 def test_many_differences_are_counted(opened):
-    other = settings(seed=9, ema=0.5, noise="per_rank", precision="fp64", model={"name": "vae"}, net={"name": "conv"})
+    other = settings(seed=9, ema=0.5, precision="fp64", model={"name": "vae"}, net={"name": "conv"})
     with pytest.raises(UserError, match=r"; and \d+ more\."):
         check_run_dir(replace(other, run_dir=opened.run_dir))
 

@@ -22,7 +22,7 @@ def test_blocks_of_any_size_are_written_whole(tmp_path, monkeypatch, sizes, dire
         return write(fd, data[:4096])  # a write may do less than it was asked for
 
     monkeypatch.setattr(os, "write", refuse_direct)
-    monkeypatch.setattr(shards, "_PIECE", 8192)
+    monkeypatch.setattr(shards, "_CHUNK", 8192)
     rng = np.random.default_rng(0)
     blocks = [b"head", *(rng.integers(0, 256, n, dtype=np.uint8) for n in sizes)]
     entry = shards.write_file(tmp_path / "file", blocks)

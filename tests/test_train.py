@@ -286,9 +286,10 @@ def test_a_run_says_where_it_is_and_why_it_ended_early_though_its_stdout_and_std
         assert job.wait(200) == 0
     end = json.loads((tmp_path / "run" / "outcome.json").read_text())
     assert (end["outcome"], end["step"]) == ("done", 6)
-    assert end["reason"] == "early stop: no improvement of val/loss for 1 evaluations"
+    assert end["reason"] == "early stop: no better val/loss in 1 evaluations"
     assert (tmp_path / "run" / "log.txt").read_text().count("test/loss") == 1
     again = start(*command[3:], "--fresh", cwd=tmp_path)
-    assert again.stderr.splitlines()[-1] == (
-        "done at step 6 (early stop: no improvement of val/loss for 1 evaluations): run, pictures in run/images; distae.load('run')"
+    assert again.stderr.splitlines()[-1].endswith(
+        "done at step 6 (early stop: no better val/loss in 1 evaluations); model in run/model, of step 3, the best val/loss, "
+        "pictures in run/images. Next: distae.load('run')"
     )

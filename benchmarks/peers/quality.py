@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from distae import data, load
 from distae import distributed as dist
-from distae.commands import train
+from distae.commands import session
 from distae.config import TrainConfig, build, check
 from distae.runtime.environment import Environment
 from distae.runtime.signals import StopRequest
@@ -103,7 +103,7 @@ def fit_ours(name: str, root: str, limit: int, epochs: int, seed: int, folder: s
     cfg = check(build(TrainConfig, table), 1)
     splits = data.load(cfg.data)
     with contextlib.redirect_stderr(io.StringIO()):
-        train._train(replace(cfg), splits, StopRequest(), 1)
+        session.train_run(replace(cfg), splits, StopRequest(), 1)
     return load(folder)
 
 

@@ -6,11 +6,13 @@ step_00001000/
     COMMIT                                          size and checksum of each file, written last: without it, no checkpoint
 """
 
+import os
 import re
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from distae.runtime.files import decode
 
@@ -37,6 +39,7 @@ class Manifest:
 @dataclass(frozen=True)
 class Progress:
     best_step: int | None
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,66 +48,147 @@ class Summary:
 
     world_size: int
     state: Progress
+    transform: dict[str, Any] | None = None
+    """What made the model's values of the stored ones."""
 
 
 def name_of(step: int) -> str:
     return f"step_{step:08}"
 
 
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """All that is named as a checkpoint, newest first, whether valid or not. Raises OSError where the folder cannot be listed."""
+    try:
+        found = [p for p in folder.iterdir() if re.fullmatch(r"step_[0-9]+", p.name)]
+    except FileNotFoundError:
+        if folder.is_symlink():  # to a disk that is not mounted, say: not the same as no checkpoints
+            raise
+        return []
+    return sorted(found, key=lambda p: (-step_of(p), p.name))
+
+
 def steps_in(folder: Path) -> list[int]:
     """Steps of all checkpoint folders, newest first, whether valid or not."""
-    found = (re.fullmatch(r"step_(\d+)", p.name) for p in folder.glob("step_*"))
-    return sorted((int(m[1]) for m in found if m), reverse=True)
+    return [step_of(p) for p in checkpoints_in(folder)]
 
 
-def manifest_of(path: Path) -> dict[str, Entry]:
-    """The files of a checkpoint, by name. Raises OSError or ValueError where the marker is missing or damaged."""
-    files = decode((path / COMMIT).read_bytes(), Manifest).files
-    for name in files:
+def read_regular(path: Path, limit: int = 16 << 20) -> bytes:
+    """A file of at most `limit` bytes. Raises OSError, or ValueError for a longer one, a link, pipe or device: not opened."""
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path.name} is not a regular file")
+    if found.st_size > limit:
+        raise ValueError(f"{path.name} has {found.st_size} bytes, more than {limit}")
+    return path.read_bytes()
+
+
+def manifest_of(path: Path) -> Manifest:
+    """What the marker of a checkpoint says. Raises OSError where it is missing or unreadable, ValueError where it is damaged."""
+    manifest = decode(read_regular(path / COMMIT), Manifest)
+    for name in manifest.files:
         if not re.fullmatch(r"[a-z][\w.-]{0,200}", name, re.ASCII):
             raise ValueError(f"{name[:80]!r} is no file of a checkpoint")
-    return files
+    if STATE not in manifest.files:
+        raise ValueError(f"{STATE} is not in it")
+    return manifest
 
 
 def summary_of(path: Path) -> Summary | None:
     """What a listing needs of state.json; None where that is damaged."""
     try:
-        return decode((path / STATE).read_bytes(), Summary)
+        return decode(read_regular(path / STATE), Summary)
     except (OSError, ValueError):
         return None
 
 
 def why_invalid(path: Path) -> str | None:
-    """What makes a checkpoint unusable, None where nothing does: its marker, and presence and size of its files."""
+    """What makes a checkpoint unusable, None where nothing does: all that `usable_manifest` looks at."""
     try:
-        files = manifest_of(path)
-    except OSError:
-        return f"no {COMMIT} marker"
+        usable_manifest(path)
     except ValueError as error:
-        return f"{COMMIT} is damaged: {error}"
-    if STATE not in files:
-        return f"{COMMIT} is damaged: {STATE} is not in it"
-    for name, entry in files.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != entry["size"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {entry['size']}"
+        return str(error)
     return None
 
 
-def retain(folder: Path, keep_latest_k: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep_latest_k` valid checkpoints and the best. What cannot be deleted stays."""
-    valid = [s for s in steps_in(folder) if why_invalid(folder / name_of(s)) is None]
-    for step in valid[keep_latest_k:]:
-        if step != best_step:
-            remove(folder / name_of(step))
+def usable_manifest(path: Path) -> Manifest:
+    """The manifest of a checkpoint whose marker, step, and presence and size of files are right. Checksums are not compared.
+
+    Raises ValueError naming what is wrong.
+    """
+    if path.is_symlink():
+        raise ValueError("it is a link")
+    try:
+        manifest = manifest_of(path)
+    except FileNotFoundError:
+        raise ValueError(f"no {COMMIT} marker") from None
+    except OSError as error:
+        raise ValueError(f"{COMMIT} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"{COMMIT} is damaged: {error}") from error
+    if name_of(manifest.step) != path.name:
+        raise ValueError(f"it holds step {manifest.step}")
+    if why := next(filter(None, (_why_bad(path / name, entry) for name, entry in manifest.files.items())), None):
+        raise ValueError(why)
+    summary = summary_of(path)
+    if summary and summary.state.step not in (None, manifest.step):
+        raise ValueError(f"{STATE} is of step {summary.state.step}")
+    return manifest
+
+
+def _why_bad(file: Path, entry: Entry) -> str | None:
+    try:
+        found = file.lstat()
+    except FileNotFoundError:
+        return f"{file.name} is missing"
+    except OSError as error:
+        return f"{file.name} cannot be read ({error.strerror})"
+    if not stat.S_ISREG(found.st_mode):
+        return f"{file.name} is not a regular file"
+    if found.st_size != entry["size"]:
+        return f"{file.name} has {found.st_size} bytes instead of {entry['size']}"
+    return None
+
+
+def best_of(valid: list[Path], best_step: int | None) -> int | None:
+    """The best step; where its save failed, the newest former best that the states of `valid` name and that is among them."""
+    steps = {step_of(p) for p in valid}
+    if best_step is None or best_step in steps:
+        return best_step
+    former = (summary.state.best_step for summary in map(summary_of, valid) if summary)
+    return next((step for step in former if step in steps), None)
+
+
+def retain(folder: Path, keep_latest_k: int, committed: int, best_step: int | None) -> None:
+    """Delete all valid checkpoints up to `committed` but the newest `keep_latest_k` of them and the best.
+
+    Newer ones are those of a run that was resumed before them: not ours to judge. What cannot be deleted stays.
+    """
+    valid = [p for p in checkpoints_in(folder) if step_of(p) <= committed and why_invalid(p) is None]
+    best = best_of(valid, best_step)
+    for path in valid[keep_latest_k:]:
+        if step_of(path) not in (committed, best):
+            remove(path)
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint, its marker first: what an interruption leaves does not look valid."""
+    """Delete a checkpoint, its marker first: what an interruption leaves does not look valid. Of a link, the link alone."""
+    if path.is_symlink():
+        path.unlink()
+        return
     try:
         (path / COMMIT).unlink(missing_ok=True)
     except OSError:
         return
     shutil.rmtree(path, ignore_errors=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint, so that nothing takes it for one, but its bytes are kept. Returns where it is now."""
+    names = [f"damaged_{path.name}", *(f"damaged_{path.name}.{n}" for n in range(2, 1000))]
+    target = next(path.with_name(n) for n in names if not os.path.lexists(path.with_name(n)))
+    path.rename(target)
+    return target

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from distae.checkpoint.retention import Entry, manifest_of
+from distae.checkpoint.retention import Entry
 
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -70,14 +70,14 @@ def write_file(path: Path, blocks: list[Any]) -> Entry:
     Past the page cache where the file system can: a fifth of the CPU time, which training needs, and its data stay in the cache.
     """
     digest, size = xxhash.xxh3_128(), sum(map(len, blocks))
-    room = memoryview(mmap.mmap(-1, _PIECE))
+    buffer = memoryview(mmap.mmap(-1, _CHUNK))
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         with contextlib.suppress(OSError):
             fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
-        for used in _fill(room, blocks):
-            digest.update(room[:used])
-            _write(fd, room[: -(-used // mmap.PAGESIZE) * mmap.PAGESIZE])
+        for used in _fill(buffer, blocks):
+            digest.update(buffer[:used])
+            _write(fd, buffer[: -(-used // mmap.PAGESIZE) * mmap.PAGESIZE])
         os.ftruncate(fd, size)
         os.fsync(fd)
     finally:
@@ -85,16 +85,16 @@ def write_file(path: Path, blocks: list[Any]) -> Entry:
     return {"size": size, "xxh3": digest.hexdigest()}
 
 
-def _fill(room: memoryview, blocks: list[Any]) -> Iterator[int]:
-    """Copy the blocks into `room`, page-aligned as direct writes want it; each time it is full, and at the end: the bytes in it."""
-    target, used = np.frombuffer(room, np.uint8), 0
+def _fill(buffer: memoryview, blocks: list[Any]) -> Iterator[int]:
+    """Copy the blocks into `buffer`, page-aligned for direct writes; each time it is full, and at the end: the bytes in it."""
+    target, used = np.frombuffer(buffer, np.uint8), 0
     for block in blocks:
         rest = np.frombuffer(block, np.uint8) if isinstance(block, bytes) else block
         while len(rest):
-            part, rest = rest[: len(room) - used], rest[len(room) - used :]
+            part, rest = rest[: len(buffer) - used], rest[len(buffer) - used :]
             target[used : used + len(part)] = part  # numpy lets other threads run meanwhile
             used += len(part)
-            if used == len(room):
+            if used == len(buffer):
                 yield used
                 used = 0
     if used:
@@ -112,21 +112,26 @@ def _write(fd: int, data: memoryview) -> None:
             fcntl.fcntl(fd, fcntl.F_SETFL, 0)
 
 
-_PIECE = 8 << 20
+_CHUNK = 8 << 20
 
 
-def damaged_file(folder: Path, names: list[str]) -> str | None:
-    """The first of the files whose checksum is not the manifest's."""
-    files = manifest_of(folder)
-    return next((name for name in names if checksum(folder / name) != files[name]["xxh3"]), None)
+def why_damaged(folder: Path, files: dict[str, Entry]) -> str | None:
+    """The first of the files that cannot be read or whose checksum is not the manifest's, and which of both."""
+    for name, entry in files.items():
+        try:
+            if checksum(folder / name) != entry["xxh3"]:
+                return f"{name} is damaged (checksum mismatch)"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None
 
 
 def checksum(path: Path) -> str:
     """The xxh3 checksum of a file."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
     return digest.hexdigest()
 
 

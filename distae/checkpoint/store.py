@@ -4,11 +4,12 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,9 +23,25 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from distae import distributed as dist
-from distae.checkpoint.retention import COMMIT, STATE, manifest_of, name_of, remove, retain, steps_in, why_invalid
-from distae.checkpoint.shards import ShardWriter, damaged_file, fsync_folder, write_file
+from distae.checkpoint.retention import (
+    COMMIT,
+    STATE,
+    Entry,
+    checkpoints_in,
+    manifest_of,
+    name_of,
+    read_regular,
+    remove,
+    retain,
+    set_aside,
+    step_of,
+    usable_manifest,
+)
+from distae.checkpoint.shards import ShardWriter, fsync_folder, why_damaged, write_file
+from distae.checkpoint.staging import Staging
 from distae.errors import TrainingError
+
+T = TypeVar("T")
 
 
 class LatestCheckpoint(NamedTuple):
@@ -32,6 +49,8 @@ class LatestCheckpoint(NamedTuple):
 
     step: int
     complaints: list[str]
+    passed_over: list[Path]
+    """The newer ones."""
 
 
 class Job(NamedTuple):
@@ -54,9 +73,10 @@ class CheckpointStore:
         """`may_commit` is asked on rank 0 before each commit and raises TrainingError where the run folder is no longer ours."""
         self.folder, self.keep_latest_k, self.mode, self.may_commit = folder, keep_latest_k, mode, may_commit
         self.group = dist.world().background
-        self.buffers: dict[str, Tensor] = {}
+        self.staging = Staging({})
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Future[str | None] | None = None
+        self.committing, self.abandoned = threading.Lock(), False
 
     def save(self, step: int, tensors: dict[str, Tensor], state: bytes, best_step: int | None) -> None:
         """Start to write `tensors` (the same on every rank) and `state` (rank 0's). The save before must have been waited for."""
@@ -85,31 +105,33 @@ class CheckpointStore:
         """Wait for the writer. Safe where other ranks are lost."""
         self.pool.shutdown()
 
+    def abandon(self) -> None:
+        """No commits from now on; one under way is finished first. For a run that failed, before it lets its folder go."""
+        with self.committing:
+            self.abandoned = True
+
     def _staged(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Copies on the host, in buffers that are kept: fresh pages cost several times the copy itself."""
-        for name, t in tensors.items():
-            kept = self.buffers.get(name)
-            if kept is None or kept.shape != t.shape or kept.dtype != t.dtype:
-                self.buffers[name] = torch.empty(t.shape, dtype=t.dtype, pin_memory=t.is_cuda)
-        targets = [self.buffers[name] for name in tensors]
+        if not self.staging.fits(tensors):
+            self.staging = Staging(tensors)
         if tensors:
-            torch._foreach_copy_(targets, list(tensors.values()), non_blocking=True)
+            torch._foreach_copy_(list(self.staging.buffers.values()), list(tensors.values()), non_blocking=True)
             dist.synchronize()
-        return dict(zip(tensors, targets, strict=True))
+        return dict(self.staging.buffers)
 
     def _write(self, job: Job, world: dist.World) -> str | None:
         """Write, commit, delete what is not kept. Returns what went wrong, the same on every rank; raises where ranks are lost."""
-        fresh = self.folder / f".{name_of(job.step)}.writing"
-        error = self._agree(lambda: self._prepare(fresh, world))
-        writer = ShardWriter(fresh)
+        tmp_path = self.folder / f".{name_of(job.step)}.writing"
+        error = self._agree(lambda: self._prepare(tmp_path, world))
+        writer = ShardWriter(tmp_path)
         if error is None:
             error = self._agree(lambda: self._save_shards(job, writer))
         manifests = dist.gather(writer.manifest, self.group)
         if error is None:
             files = {name: entry for part in manifests for name, entry in part.items()}
-            error = self._agree(lambda: self._commit(job, fresh, files) if world.is_main else None)
+            error = self._agree(lambda: self._commit(job, tmp_path, files) if world.is_main else None)
         if error is not None and world.is_main:
-            shutil.rmtree(fresh, ignore_errors=True)
+            shutil.rmtree(tmp_path, ignore_errors=True)
         return error
 
     def _agree(self, work: Callable[[], None]) -> str | None:
@@ -120,29 +142,35 @@ class CheckpointStore:
         except (OSError, TrainingError) as error:
             complaint = str(error)
         except CheckpointException as error:
-            complaint = _in_words(error)
+            complaint = _describe(error)
         return next((c for c in dist.gather(complaint, self.group) if c), None)
 
-    def _prepare(self, fresh: Path, world: dist.World) -> None:
+    def _prepare(self, tmp_path: Path, world: dist.World) -> None:
         if world.is_main:
-            shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir(parents=True)
+            with contextlib.suppress(FileExistsError):
+                self.folder.mkdir()  # not its parents: a run folder that is gone was renamed or deleted under us
+                fsync_folder(self.folder.parent)
+            shutil.rmtree(tmp_path, ignore_errors=True)
+            tmp_path.mkdir()
 
     def _save_shards(self, job: Job, writer: ShardWriter) -> None:
         with _quiet():
-            save(dict(job.tensors), storage_writer=writer, **self._how())
+            save(dict(job.tensors), storage_writer=writer, **self._kwargs())
 
-    def _commit(self, job: Job, fresh: Path, files: dict[str, Any]) -> None:
-        self.may_commit()
-        files[STATE] = write_file(fresh / STATE, [job.state])
-        write_file(fresh / COMMIT, [json.dumps({"step": job.step, "files": files}, indent=1).encode()])
-        fsync_folder(fresh)
-        final = self.folder / name_of(job.step)
-        if final.exists():
-            remove(final)
-        fresh.rename(final)
-        fsync_folder(self.folder)
-        retain(self.folder, self.keep_latest_k, job.best_step)
+    def _commit(self, job: Job, tmp_path: Path, files: dict[str, Any]) -> None:
+        files[STATE] = write_file(tmp_path / STATE, [job.state])
+        write_file(tmp_path / COMMIT, [json.dumps({"step": job.step, "files": files}, indent=1).encode()])
+        fsync_folder(tmp_path)
+        with self.committing:
+            if self.abandoned:
+                raise TrainingError("the run has ended")
+            self.may_commit()
+            final = self.folder / name_of(job.step)
+            if os.path.lexists(final):
+                remove(final)
+            tmp_path.rename(final)
+            fsync_folder(self.folder)
+            retain(self.folder, self.keep_latest_k, job.step, job.best_step)
 
     def newest(self) -> LatestCheckpoint | None:
         """The newest valid checkpoint, checksums included; None where there are no checkpoints.
@@ -150,58 +178,113 @@ class CheckpointStore:
         Raises TrainingError where there are some, but none is valid.
         """
         complaints: list[str] = []
-        for step in dist.broadcast(steps_in(self.folder)):
-            why = dist.broadcast(why_invalid(self.folder / name_of(step))) or self._why_damaged(step)
-            if why is None:
-                return LatestCheckpoint(step, complaints)
-            complaints.append(f"{name_of(step)} is not used: {why}")
+        found = self._on_main(lambda: checkpoints_in(self.folder))
+        for number, path in enumerate(found):
+            if (why := self._why_unusable(path)) is None:
+                return LatestCheckpoint(step_of(path), complaints, found[:number])
+            complaints.append(f"{path.name} is not used: {why}")
         if complaints:
             raise TrainingError(f"no valid checkpoint in {self.folder}: {'; '.join(complaints)}")
         return None
 
-    def _why_damaged(self, step: int) -> str | None:
-        """Checksums, the files shared out over the ranks."""
-        path, world = self.folder / name_of(step), dist.world()
-        bad = damaged_file(path, sorted(manifest_of(path))[world.rank :: world.world_size])
-        return next((f"{name} is damaged (its checksum is another)" for name in dist.gather(bad) if name), None)
+    def why_unusable(self, step: int) -> str | None:
+        """What is wrong with the checkpoint of a step, checksums included; None where nothing is."""
+        return self._why_unusable(self.folder / name_of(step))
 
-    def clean(self) -> None:
-        """Remove what interrupted saves left."""
-        if dist.world().is_main:
-            for left in self.folder.glob(".step_*.writing"):
-                shutil.rmtree(left, ignore_errors=True)
+    def _why_unusable(self, path: Path) -> str | None:
+        """Rank 0 alone looks at marker and sizes; checksums are shared out over the ranks by file."""
+
+        def look() -> tuple[str | None, dict[str, Entry]]:
+            try:
+                return None, usable_manifest(path).files
+            except ValueError as error:
+                return str(error), {}
+
+        why, files = self._on_main(look)
+        if why is not None:
+            return why
+        world = dist.world()
+        mine = dict(sorted(files.items())[world.rank :: world.world_size])
+        return next(filter(None, dist.gather(why_damaged(path, mine))), None)
+
+    def clean(self, found: LatestCheckpoint | None) -> list[str]:
+        """Remove what interrupted saves left, and set aside what `newest` passed over; says what became of that. Rank 0 does it.
+
+        Were they left in place, the next start would go through them again, and a later one could take one for the newest.
+        """
+        if not dist.world().is_main:
+            return []
+        for left in self.folder.glob(".step_*.writing"):
+            shutil.rmtree(left, ignore_errors=True)
+        notes = []
+        for path in found.passed_over if found else []:
+            try:
+                notes.append(f"{path.name} is set aside as {set_aside(path).name}")
+            except OSError as error:
+                notes.append(f"{path.name} cannot be set aside ({error.strerror})")
+        return notes
 
     def state(self, step: int) -> bytes:
-        """What `save` was given as `state`."""
-        return (self.folder / name_of(step) / STATE).read_bytes()
+        """What `save` was given as `state`: read by rank 0."""
+        return self._on_main(lambda: read_regular(self.folder / name_of(step) / STATE))
 
     def load(self, step: int, into: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """Fill the tensors of `into`, and return those whose names start with `prefix` as new CPU tensors.
 
-        Raises TrainingError where names, shapes or types are not the checkpoint's. Only the files in the manifest are opened.
+        One rank of each node reads; the others get the tensors from it. Only the files in the manifest are opened.
+        Raises TrainingError where names, shapes or types are not the checkpoint's.
         """
         path = self.folder / name_of(step)
-        try:
-            target = _targets(path, into, prefix)
-            with _quiet():
-                load(target, storage_reader=_Reader(path), **self._how())
-        except CheckpointException as error:
-            raise TrainingError(f"{path} cannot be read: {_in_words(error)}") from error
+        metadata = self._on_main(lambda: _Reader(path).read_metadata())
+        target: dict[str, Tensor] = {}
+
+        def read() -> None:
+            target.update(_targets(path, metadata, into, prefix))
+            if dist.world().reads_for_node:
+                _read(path, metadata, target)
+
+        if error := self._agree(read):
+            raise TrainingError(error)
+        dist.broadcast_in_node([target[name] for name in sorted(target)])
         return {k: v for k, v in target.items() if k not in into}
 
-    def _how(self) -> dict[str, Any]:
+    def _on_main(self, work: Callable[[], T]) -> T:
+        """`work`, done by rank 0 alone: its result on every rank, or a TrainingError on every rank."""
+        result, error = None, None
+        if dist.world().is_main:
+            try:
+                result = work()
+            except (OSError, ValueError, TrainingError) as why:
+                error = str(why)
+        result, error = dist.broadcast((result, error))
+        if error is not None:
+            raise TrainingError(error)
+        return result  # type: ignore[no-any-return]
+
+    def _kwargs(self) -> dict[str, Any]:
         return {"no_dist": True} if self.group is None else {"process_group": self.group}
 
 
-class _Reader(HuggingFaceStorageReader):
-    """Opens the files of the manifest only."""
+def _read(path: Path, metadata: Metadata, target: dict[str, Tensor]) -> None:
+    """All tensors of `target`, by this process; each file is opened once."""
+    try:
+        with _quiet():
+            load(target, storage_reader=_Reader(path, metadata), no_dist=True)
+    except CheckpointException as error:
+        raise TrainingError(f"{path} cannot be read: {_describe(error)}") from error
 
-    def __init__(self, path: Path) -> None:
+
+class _Reader(HuggingFaceStorageReader):
+    """Opens the files of the manifest only, and none for what is known from `metadata`."""
+
+    def __init__(self, path: Path, metadata: Metadata | None = None) -> None:
         super().__init__(str(path))
-        self.fs = _Manifest()
+        self.fs, self.metadata = _Manifest(), metadata
 
     def read_metadata(self) -> Metadata:
         """Raises TrainingError where a header is not as `save` writes it."""
+        if self.metadata is not None:
+            return self.metadata
         try:
             return super().read_metadata()
         except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -212,20 +295,21 @@ class _Manifest(FileSystem):
     """Lists a checkpoint's files as its manifest has them."""
 
     def ls(self, path: str | os.PathLike[str]) -> list[str]:
-        return [str(Path(path) / name) for name in manifest_of(Path(path))]
+        return [str(Path(path) / name) for name in manifest_of(Path(path)).files]
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a valid checkpoint, on the CPU, by one process. Raises TrainingError where they cannot be read."""
     try:
-        return {k: v for name in manifest_of(path) if name.endswith(".safetensors") for k, v in load_file(path / name).items()}
+        shards = [path / name for name in manifest_of(path).files if name.endswith(".safetensors")]
+        return {k: v for shard in shards for k, v in load_file(shard).items()}
     except (SafetensorError, OSError) as error:
         raise TrainingError(f"{path} cannot be read: {error}") from error
 
 
-def _targets(path: Path, into: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _targets(path: Path, metadata: Metadata, into: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """`into`, and an empty tensor for each stored name that starts with `prefix`."""
-    stored = _Reader(path).read_metadata().state_dict_metadata
+    stored = metadata.state_dict_metadata
     mine = {k for k in stored if not k.startswith(prefix)}
     if mine != set(into):
         odd = ", ".join(sorted(mine ^ set(into))[:4])
@@ -250,7 +334,7 @@ def share_out(sizes: dict[str, int], world_size: int) -> dict[str, int]:
     return owners
 
 
-def _in_words(error: CheckpointException) -> str:
+def _describe(error: CheckpointException) -> str:
     """Without the traceback of each rank."""
     return "; ".join(f"rank {r}: {e[0]}" for r, e in error.failures.items())
 

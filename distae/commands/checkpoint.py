@@ -16,11 +16,11 @@ from distae.errors import TrainingError, UserError
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m distae.checkpoint") -> int:
     args = arguments(prog).parse_args(argv)
-    from distae.checkpoint.retention import steps_in
+    from distae.checkpoint.retention import checkpoints_in
 
     try:
         folder = args.run / "checkpoints"
-        if not steps_in(folder):
+        if not checkpoints_in(folder):
             raise UserError(f"no checkpoints in {folder}")
         if args.export:
             return _export(args.run, *args.export)
@@ -41,17 +41,16 @@ def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 def _list(folder: Path, verify: bool) -> int:
     """One line per checkpoint, the newest first; exit code 1 where one is not valid."""
-    from distae.checkpoint.retention import STATE, manifest_of, name_of, steps_in, summary_of, why_invalid
-    from distae.checkpoint.shards import damaged_file
+    from distae.checkpoint.retention import STATE, checkpoints_in, manifest_of, step_of, summary_of, why_invalid
+    from distae.checkpoint.shards import why_damaged
 
     bad = 0
     best = _best_step(folder)
     sys.stdout.write(f"{'step':>10}  {'size':>10}  {'ranks':>5}  {'age':>8}  state\n")
-    for step in steps_in(folder):
-        path = folder / name_of(step)
-        why = why_invalid(path)
-        if why is None and verify and (name := damaged_file(path, list(manifest_of(path)))):
-            why = f"{name} is damaged (its checksum is another)"
+    for path in checkpoints_in(folder):
+        step, why = step_of(path), why_invalid(path)
+        if why is None and verify:
+            why = why_damaged(path, manifest_of(path).files)
         summary = summary_of(path)
         if why is None and summary is None:
             why = f"{STATE} is damaged"
@@ -65,36 +64,39 @@ def _list(folder: Path, verify: bool) -> int:
 
 
 def _best_step(folder: Path) -> int | None:
-    """The best step as the newest valid checkpoint knows it."""
-    from distae.checkpoint.retention import name_of, steps_in, summary_of, why_invalid
+    """The best step as the newest valid checkpoint knows it, or the former best where that could not be saved."""
+    from distae.checkpoint.retention import best_of, checkpoints_in, summary_of, why_invalid
 
-    for step in steps_in(folder):
-        if why_invalid(folder / name_of(step)) is None and (summary := summary_of(folder / name_of(step))):
-            return summary.state.best_step
-    return None
+    valid = [p for p in checkpoints_in(folder) if why_invalid(p) is None]
+    newest = next(filter(None, map(summary_of, valid)), None)
+    return best_of(valid, newest.state.best_step) if newest else None
 
 
 def _export(run: Path, which: str, target: str) -> int:
     """Write the averaged weights where there are some, else the model's own, as a finished run has them."""
     from distae.checkpoint import read_tensors
-    from distae.checkpoint.retention import manifest_of, name_of, steps_in, why_invalid
-    from distae.checkpoint.shards import damaged_file
+    from distae.checkpoint.retention import checkpoints_in, manifest_of, step_of, summary_of, why_invalid
+    from distae.checkpoint.shards import why_damaged
     from distae.config import TrainConfig, build
     from distae.config.cli import read_toml
+    from distae.data import Transform
     from distae.models.serialization import assemble, export
 
     folder = run / "checkpoints"
-    valid = [s for s in steps_in(folder) if why_invalid(folder / name_of(s)) is None]
+    valid = {step_of(p): p for p in checkpoints_in(folder) if why_invalid(p) is None}
     step = _best_step(folder) if which == "best" else int(which) if which.isdecimal() else None
-    if step not in valid:
+    if step is None or step not in valid:
         raise UserError(f"--export: no valid checkpoint {which!r} in {folder}; valid: best, {', '.join(map(str, valid))}")
-    path = folder / name_of(step)
-    if name := damaged_file(path, list(manifest_of(path))):
-        raise TrainingError(f"{path}: {name} is damaged (its checksum is another)")
+    path = valid[step]
+    if why := why_damaged(path, manifest_of(path).files):
+        raise TrainingError(f"{path}: {why}")
     tensors = read_tensors(path)
     prefix = "ema." if any(k.startswith("ema.") for k in tensors) else "model."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     cfg = build(TrainConfig, read_toml(str(run / "config.toml"), "export"))
-    export(assemble(cfg.model, cfg.net, cfg.data.shape(), weights).state_dict(), cfg, Path(target) / "model", step)
+    model = assemble(cfg.model, cfg.net, cfg.data.shape(), weights)
+    summary = summary_of(path)
+    transform = Transform.from_json(summary.transform) if summary and summary.transform else None
+    export(model.state_dict(), cfg, Path(target) / "model", step, transform)
     sys.stdout.write(f"wrote step {step} to {target}/model: distae.load({target!r})\n")
     return 0

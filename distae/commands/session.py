@@ -71,6 +71,8 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, 
             lock.release()
         raise
     except Exception as error:
+        if trainer:
+            trainer.checkpoints.abandon()
         end = _failed(error, trainer, run_dir)
     if lock:
         _leave_folder(lock, end)

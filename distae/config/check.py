@@ -14,7 +14,7 @@ from distae.config.nets import ConvConfig, MLPConfig, NetConfig, ResNetConfig
 from distae.config.train import MAY_CHANGE, TrainConfig
 from distae.errors import UserError
 
-ADDED = frozenset({"model.inverse_temperature"})
+ADDED = frozenset({"model.inverse_temperature", "data.scale", "data.layout", "data.label_key"})
 """Settings that are younger than the hashes of run folders: at their default they are no part of them. Add every new one here."""
 WANDB_MODES = ("online", "offline", "disabled", "dryrun")
 DEFAULT_EPOCHS = 100
@@ -48,7 +48,8 @@ def identity_settings(cfg: TrainConfig) -> dict[str, Any]:
     """Dotted names and values of the settings that define the result: a resume must not change them."""
     may_change = MAY_CHANGE - ({"grad_accum_steps"} if couples_samples(cfg) else set())
     values = {k: v for k, v in leaves(cfg) if k not in may_change and not (k in ADDED and v == _default(cfg, k))}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    removed = {k: default for k, (default, _) in cfg.removed.items()}
+    return removed | {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def _default(cfg: TrainConfig, dotted: str) -> Any:

@@ -93,8 +93,11 @@ def build(cls: type[T], table: Table, prefix: str = "") -> T:
     """Settings of class `cls` from nested plain values, strings converted. Raises UserError naming the dotted key."""
     fields = fields_of(cls)
     keys = [*fields, "name"] if issubclass(cls, Variant) else list(fields)
-    for key in table:
-        if key not in keys:
+    removed = getattr(cls, "removed", {})
+    for key, value in table.items():
+        if key in removed:
+            _check_removed(prefix + key, value, *removed[key])
+        elif key not in keys:
             raise UserError(f"unknown key {prefix + key!r}{_near(key, keys)}; valid: {', '.join(prefix + k for k in keys)}")
     values = {}
     for key, value in table.items():
@@ -106,6 +109,11 @@ def build(cls: type[T], table: Table, prefix: str = "") -> T:
         else:
             values[key] = _convert(value, field, dotted)
     return cls(**values)
+
+
+def _check_removed(dotted: str, value: Any, default: Any, instead: str) -> None:
+    if value != default:
+        raise UserError(f"{_flag(dotted)}: {value!r} is no longer valid, for {instead}: leave the setting out")
 
 
 def _chosen(field: Field, table: Any, dotted: str) -> type[Any]:
@@ -281,6 +289,8 @@ def _parser(cls: type, table: Table, switches: dict[str, str], prog: str, file: 
         parser.add_argument("--plugin")
     for switch in switches:
         parser.add_argument(f"--{switch}", dest=switch, action="store_true")
+    for name in getattr(cls, "removed", {}):
+        parser.add_argument(_flag(name), dest=name)
     for field in fields_of(cls).values():
         if not dataclasses.is_dataclass(field.type):
             _add(parser, field, field.name)

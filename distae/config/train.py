@@ -1,7 +1,7 @@
 """Every setting of a training run."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -56,6 +56,10 @@ class TrainConfig:
         "the run": ("name", "run_dir", "fresh", "eval_every", "save_every", "best_metric", "tracking"),
     }
     """What `--help` shows."""
+    removed: ClassVar[dict[str, tuple[Any, str]]] = {
+        "noise": ("global", "noise costs the same on any number of ranks and no longer depends on it"),
+    }
+    """Settings of older versions: the default, which is accepted and stays in the run folder's hash, and what came of them."""
 
     model: ModelConfig = field(default_factory=VAEConfig)
     """The variant to train."""
@@ -96,9 +100,6 @@ class TrainConfig:
     """What best checkpoint, plateau and early stop look at; lower is better."""
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     """Seed of initial weights, order and noise."""
-    noise: Literal["global", "per_rank"] = "global"
-    """global: drawn for the global batch, so results do not depend on the world size; per_rank: cheaper for wide noise
-    on hundreds of ranks, but gives up world-size parity and exact elastic restart."""
 
     log_every: Count = 20
     """Optimizer steps between two rows of training metrics."""

@@ -1,6 +1,7 @@
 """What only the values themselves can tell: refused after torch is loaded, before the process group is."""
 
 from distae.config import TrainConfig
+from distae.config.data import ArrayConfig
 from distae.data.splits import Arrays
 from distae.errors import UserError
 
@@ -13,23 +14,26 @@ def check_data(cfg: TrainConfig, splits: dict[str, Arrays]) -> None:
             f"--global-batch-size {cfg.global_batch_size}: the training split has only {len(train)} samples; valid: at most that"
         )
     if cfg.model.conditional:
-        _check_labels(cfg, train)
+        for split in splits.values():
+            _check_labels(cfg, split)
     if cfg.model.likelihood != "bernoulli" and cfg.data.binarize != "stochastic":
         return
+    how = " (--data.scale)" if isinstance(cfg.data, ArrayConfig) else ""
     for name, split in splits.items():
         if not len(split):
             continue
-        low, high = float(split.x.min()) * split.scale, float(split.x.max()) * split.scale
+        low, high = (bound / split.transform.scale for bound in split.bounds())
         if low < 0 or high > 1:
             raise UserError(
                 f"--model.likelihood bernoulli needs data in [0, 1]; the {name} split of --data {cfg.data.name} has values in "
-                f"[{low:.4g}, {high:.4g}]: rescale it, or use gaussian or laplace"
+                f"[{low:.4g}, {high:.4g}]: rescale it{how}, or use gaussian or laplace"
             )
 
 
-def _check_labels(cfg: TrainConfig, train: Arrays) -> None:
+def _check_labels(cfg: TrainConfig, split: Arrays) -> None:
     classes = getattr(cfg.model, "classes", 0)
-    if train.label is None:
-        raise UserError(f"--model {cfg.model.name} needs labels; --data {cfg.data.name} has none")
-    if int(train.label.max()) >= classes:
-        raise UserError(f"--model.classes {classes}: --data {cfg.data.name} has labels up to {int(train.label.max())}")
+    if split.label is None:
+        advice = "; name them with --data.label-key" if isinstance(cfg.data, ArrayConfig) else ""
+        raise UserError(f"--model {cfg.model.name} needs labels; --data {cfg.data.name} has none{advice}")
+    if len(split) and int(split.label.max()) >= classes:
+        raise UserError(f"--model.classes {classes}: --data {cfg.data.name} has labels up to {int(split.label.max())}")

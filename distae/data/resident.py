@@ -1,7 +1,6 @@
 """Resident data: stored values on the device, batches by index, no per-sample Python."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,11 +16,9 @@ class Loader:
     def __init__(
         self, arrays: Arrays, binarize: str, device: torch.device, dtype: torch.dtype, channels_last: bool = False
     ) -> None:
-        if _fits(arrays.x, device):
-            arrays = replace(arrays, x=arrays.x.to(device), label=None if arrays.label is None else arrays.label.to(device))
-        self.arrays = arrays
+        self.arrays = arrays.to(device) if device.type == "cuda" and _fits(arrays, device) else arrays
         self.binarize, self.device, self.dtype = binarize, device, dtype
-        images = channels_last and arrays.x.ndim == 4
+        images = channels_last and len(arrays.shape) == 3
         self.memory_format = torch.channels_last if images else torch.contiguous_format
 
     def __len__(self) -> int:
@@ -30,19 +27,17 @@ class Loader:
     @property
     def storage_device(self) -> torch.device:
         """Where the stored values are, and row numbers are wanted."""
-        return self.arrays.x.device
+        return self.arrays.source.device
 
     def batch(self, rows: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
         """Samples `[B, *shape]` and labels `[B]` of the rows `[B]` (int64, on `storage_device`)."""
-        x = self._to_device(self.arrays.x.index_select(0, rows)).to(self.dtype, memory_format=self.memory_format)
-        if self.arrays.scale != 1:
-            x *= self.arrays.scale
+        stored, label = self.arrays.read(rows)
+        x = self.arrays.transform.apply(self._to_device(stored), self.dtype, self.memory_format)
         if self.binarize == "threshold":
             x = (x > 0.5).to(self.dtype)
         elif self.binarize == "stochastic":
             x = noise.bernoulli(x)
-        label = self.arrays.label
-        return x, None if label is None else self._to_device(label.index_select(0, rows))
+        return x, None if label is None else self._to_device(label)
 
     def _to_device(self, x: Tensor) -> Tensor:
         """From where the data is; a copy from pinned memory does not make the host wait."""
@@ -59,7 +54,5 @@ def steps(sampler: GlobalBatchSampler, first: int, storage_device: torch.device)
             step += 1
 
 
-def _fits(x: Tensor, device: torch.device) -> bool:
-    if device.type != "cuda":
-        return True
-    return x.nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]
+def _fits(arrays: Arrays, device: torch.device) -> bool:
+    return arrays.nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]

@@ -1,27 +1,92 @@
-"""Samples in memory and the splits of them."""
+"""Samples as they are stored, and the splits of them: row numbers of one source, which is never copied."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
+from distae.data.transform import Transform
 from distae.noise import split_order
+
+BLOCK_BYTES = 16 << 20
+"""What is read at once where all values are looked at."""
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Samples as stored; `x * scale` is what the model sees."""
+    """Samples in memory or in a mapped file."""
 
-    x: Tensor
-    """`[N, *shape]` uint8 or floating point."""
-    label: Tensor | None
+    source: Tensor
+    """`[N, *stored]` uint8 or floating point, not to be written to: it may be a file."""
+    source_label: Tensor | None = None
     """`[N]` int64."""
-    scale: float = 1.0
+    transform: Transform = field(default_factory=Transform)
+    """What makes the model's values of the stored ones."""
+    rows: Tensor | None = None
+    """`[n]` int64, the samples of `source` that these are; None is all of them, in order."""
+    notes: tuple[str, ...] = ()
+    """What was guessed, for the user to read at the start of a run."""
+
+    @property
+    def x(self) -> Tensor:
+        """The stored values `[n, *shape]` in the model's layout: a copy of all of them where `rows` are chosen."""
+        return self.transform.arrange(self.source if self.rows is None else self.source.index_select(0, self.rows))
+
+    @property
+    def label(self) -> Tensor | None:
+        """`[n]` int64."""
+        return self.source_label if self.source_label is None or self.rows is None else self.source_label[self.rows]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample, as the model sees it."""
+        return tuple(self.transform.arrange(self.source[:1]).shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """Of the stored values."""
+        return len(self) * self._row_bytes
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.source[:1].nbytes
+
+    def read(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Copies of the stored samples `[B, *stored]` and labels `[B]` at these positions `[B]` (int64)."""
+        at = rows if self.rows is None else self.rows.index_select(0, rows)
+        label = None if self.source_label is None else self.source_label.index_select(0, at)
+        return self.source.index_select(0, at), label
+
+    def blocks(self) -> Iterator[Tensor]:
+        """The stored values `[b, *stored]` in order, block by block: for what looks at all of them without a copy of all."""
+        step = max(1, BLOCK_BYTES // max(1, self._row_bytes))
+        for start in range(0, len(self), step):
+            part = slice(start, start + step)
+            yield self.source[part] if self.rows is None else self.source.index_select(0, self.rows[part])
+
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest stored value; NaN, both, where one is NaN. There must be samples."""
+        found = torch.stack([torch.stack(block.aminmax()) for block in self.blocks()]).aminmax()
+        return float(found.min), float(found.max)
 
     def take(self, rows: Tensor | slice) -> "Arrays":
-        return Arrays(self.x[rows], None if self.label is None else self.label[rows], self.scale)
+        """Some of these samples: other row numbers, the same source."""
+        mine = torch.arange(len(self)) if self.rows is None else self.rows
+        return replace(self, rows=mine[rows])
+
+    def to(self, device: torch.device) -> "Arrays":
+        """These samples alone in a memory of `device`, without a copy of all on the host."""
+        held = torch.empty((len(self), *self.source.shape[1:]), dtype=self.source.dtype, device=device)
+        start = 0
+        for block in self.blocks():
+            held[start : start + len(block)] = block
+            start += len(block)
+        label = self.label
+        return replace(self, source=held, source_label=None if label is None else label.to(device), rows=None)
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.source if self.rows is None else self.rows)
 
 
 SPLIT_SEED = 0

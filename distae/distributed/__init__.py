@@ -1,7 +1,7 @@
 """The processes of a run and what they exchange."""
 
 from distae import deprecation
-from distae.distributed.collectives import all_reduce, all_reduce_, broadcast, gather, gather_rows, local_rows
+from distae.distributed.collectives import all_reduce, all_reduce_, broadcast, broadcast_in_node, gather, gather_rows, local_rows
 from distae.distributed.consensus import Consensus, first_failure
 from distae.distributed.world import World, pick_device, session, set_tf32, set_threads, synchronize, use, world
 
@@ -11,6 +11,7 @@ __all__ = [
     "all_reduce",
     "all_reduce_",
     "broadcast",
+    "broadcast_in_node",
     "first_failure",
     "gather",
     "gather_rows",

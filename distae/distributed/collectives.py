@@ -31,28 +31,33 @@ def all_reduce(x: Tensor) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of all ranks, interleaved into global order; the gradient is the sum of the ranks' gradients, each taking its rows'."""
+    """Rows of all ranks, one rank's after the other's; the gradient is the sum of the ranks' gradients, each taking its rows'."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, here: World) -> Tensor:
         ctx.here = here
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(here.world_size)]
-        td.all_gather(parts, x.contiguous(), group=here.group)
-        return torch.stack(parts, dim=1).flatten(0, 1)
+        everyone = x.new_empty(len(x) * here.world_size, *x.shape[1:])
+        td.all_gather_into_tensor(everyone, x.contiguous(), group=here.group)
+        return everyone
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _AllReduce.apply(grads[0], ctx.here.group)[ctx.here.rank :: ctx.here.world_size], None
+        return _part(_AllReduce.apply(grads[0], ctx.here.group), ctx.here), None
 
 
 def gather_rows(x: Tensor) -> Tensor:
-    """`[B, ...]` of every rank as `[world_size * B, ...]` in global order (rank r holds rows r::world_size), with gradients."""
+    """`[B, ...]` of every rank as `[world_size * B, ...]` in global order (rank r's begin at r * B), with gradients."""
     return x if world().group is None else _GatherRows.apply(x, world())
 
 
 def local_rows(x: Tensor) -> Tensor:
     """This rank's rows of a global batch: the inverse of `gather_rows`."""
-    return x[world().rank :: world().world_size]
+    return _part(x, world())
+
+
+def _part(x: Tensor, here: World) -> Tensor:
+    rows = len(x) // here.world_size
+    return x[here.rank * rows : (here.rank + 1) * rows]
 
 
 def all_reduce_(x: Tensor) -> Tensor:
@@ -69,6 +74,18 @@ def broadcast(value: Any) -> Any:
     box = [value]
     td.broadcast_object_list(box, group=world().control, group_src=0)
     return box[0]
+
+
+def broadcast_in_node(tensors: list[Tensor]) -> None:
+    """Fill the tensors, on every rank of this machine, with those of the rank that `reads_for_node`."""
+    node = world().node
+    if node is None:
+        return
+    for t in (t.detach() for t in tensors if t.numel()):
+        host = t.cpu().contiguous()
+        td.broadcast(host.reshape(-1).view(torch.uint8), group=node, group_src=0)
+        if host is not t and not world().reads_for_node:
+            t.copy_(host)
 
 
 def gather(value: Any, group: td.ProcessGroup | None = None) -> list[Any]:

@@ -17,7 +17,8 @@ def parallelize(model: nn.Module, cfg: DDPConfig, shares_gradients: bool = False
     """`model`, or with several ranks a wrapper that averages the gradients of those parameters that require one now.
 
     A variant with several phases gets one wrapper for each: no phase sends another's gradients, and each graph is static.
-    `shares_gradients` says that another wrapper has some of these parameters too: gradients cannot then be views of buckets.
+    `shares_gradients` says that another wrapper has some of these parameters too. Gradients cannot then be views of buckets, and
+    the graph is not declared static: such a wrapper would count the gradients of the other's backward pass as its own.
     """
     here = world()
     if here.group is None:
@@ -26,7 +27,7 @@ def parallelize(model: nn.Module, cfg: DDPConfig, shares_gradients: bool = False
     buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     wrapped = DistributedDataParallel(
         model, device_ids=[here.device] if here.device.type == "cuda" else None, process_group=here.group,
-        gradient_as_bucket_view=not shares_gradients, static_graph=True, bucket_cap_mb=cfg.bucket_mb, **buffers,
+        gradient_as_bucket_view=not shares_gradients, static_graph=not shares_gradients, bucket_cap_mb=cfg.bucket_mb, **buffers,
     )  # fmt: skip
     if cfg.compression != "none":
         wrapped.register_comm_hook(here.group, COMPRESSION[cfg.compression])

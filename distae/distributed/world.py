@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as td
@@ -32,10 +33,17 @@ class World:
     """gloo, for decisions on the host."""
     background: td.ProcessGroup | None = None
     """gloo, for the thread that writes checkpoints: two threads must not share a group."""
+    node: td.ProcessGroup | None = None
+    """gloo, the ranks of this machine; None where there is one."""
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def reads_for_node(self) -> bool:
+        """Whether this rank reads files for all ranks of its machine."""
+        return self.node is None or self.node.rank() == 0
 
 
 _current: World | None = None
@@ -116,7 +124,8 @@ def session(env: Environment, device: torch.device, timeout: float) -> Iterator[
     td.init_process_group(backend, timeout=limit, world_size=env.world_size, rank=env.rank, store=store, device_id=bound)
     try:
         everyone, control, background = (cast(td.ProcessGroup, g) for g in (td.group.WORLD, _host_group(limit), _host_group(limit)))
-        with use(World(env.rank, env.world_size, device, everyone, control, background)) as joined:
+        node = _node_group(control, limit)
+        with use(World(env.rank, env.world_size, device, everyone, control, background, node)) as joined:
             yield joined
     finally:
         td.destroy_process_group()
@@ -138,3 +147,13 @@ def _meet(env: Environment, limit: timedelta) -> "td.distributed_c10d.Store":
 
 def _host_group(limit: timedelta) -> object:
     return td.new_group(backend="gloo", timeout=limit)
+
+
+def _node_group(control: td.ProcessGroup, limit: timedelta) -> td.ProcessGroup | None:
+    """The ranks whose host name is this one's; None for one alone. Only they take part in making it."""
+    hosts: list[Any] = [None] * control.size()
+    td.all_gather_object(hosts, platform.node(), group=control)
+    ranks = [rank for rank, host in enumerate(hosts) if host == platform.node()]
+    if len(ranks) == 1:
+        return None
+    return cast(td.ProcessGroup, td.new_group(ranks, limit, "gloo", use_local_synchronization=True))

@@ -26,10 +26,11 @@ class EvalShard(NamedTuple):
 def eval_shard(loader: Loader, start: int, chunk: int) -> EvalShard:
     """Where the `chunk` samples from `start` on are, or as many as are left; every rank has as many rows."""
     world = dist.world()
-    local = -(-min(chunk, len(loader) - start) // world.world_size)
-    rows = Rows.strided(chunk, world.rank, world.rank + local * world.world_size, world.world_size, world.device)
-    number = torch.arange(local, device=loader.storage_device) * world.world_size + world.rank
-    valid_mask = (number < chunk) & (start + number < len(loader))
+    here = min(chunk, len(loader) - start)
+    local = -(-here // world.world_size)
+    rows = Rows(local, world.rank * local)
+    number = rows.start + torch.arange(local, device=loader.storage_device)
+    valid_mask = number < here
     return EvalShard(rows, torch.where(valid_mask, start + number, 0), valid_mask.to(world.device))
 
 
@@ -62,9 +63,9 @@ def _chunk(model: Autoencoder, loader: Loader, number: int, start: int, chunk: i
     here = eval_shard(loader, start, chunk)
     weight = here.valid_mask.double()
     sums: dict[str, Tensor] = {}
+    x, label = loader.batch(here.samples, Noise(seed, ("eval data", number), here.rows, weight.device))
     for phase in model.phases():
         noise = Noise(seed, ("eval", number, phase.name), here.rows, weight.device)
-        x, label = loader.batch(here.samples, noise)
         batch = Batch(x, label, None, here.valid_mask, len(loader))
         out: Output = model(batch, phase.name, noise)
         per_sample = out.per_sample | ({} if sums else metrics_of(model, batch, out))

@@ -57,7 +57,7 @@ class Batch(NamedTuple):
     @property
     def global_indices(self) -> Tensor:
         """Which rows of the global batch these are: `[B]` int64."""
-        return dist.local_rows(torch.arange(len(self.x) * dist.world().world_size, device=self.x.device))
+        return dist.world().rank * len(self.x) + torch.arange(len(self.x), device=self.x.device)
 
     def pool(self, x: Tensor) -> Tensor:
         """`[B, ...]` of all ranks as `[global batch, ...]`, only rows that count, in the same order at every world size."""
@@ -198,11 +198,12 @@ def registry() -> dict[type[ModelConfig], type[Autoencoder]]:
 
 
 def build(cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...], seed: int = 0, **to: Any) -> Autoencoder:
-    """A new model, its weights made on the CPU from `seed`, then moved by `model.to(**to)`."""
+    """A new model, its weights made on the CPU from `seed` and their names, then moved by `model.to(**to)`."""
     if type(cfg) not in _REGISTRY:
         raise UserError(f"--model {cfg.name}: no class is bound to its settings by @register({type(cfg).__name__})")
     with noise_.initialising(seed):
         model = _REGISTRY[type(cfg)](cfg, net, shape)
+    noise_.reset_parameters(model, seed)
     return model.to(**to)
 
 

@@ -36,10 +36,14 @@ class PatchDecoder(nn.Module):
     def __init__(self, cfg: MaskedAEConfig, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.embed = nn.Linear(cfg.latent_dim, cfg.decoder_dim)
-        self.hidden = nn.Parameter(nn.init.normal_(torch.empty(1, 1, cfg.decoder_dim), std=0.02))
+        self.hidden = nn.Parameter(torch.empty(1, 1, cfg.decoder_dim))
         self.blocks = blocks(cfg.decoder_depth, cfg.decoder_dim, cfg.heads)
         self.last = nn.Linear(cfg.decoder_dim, shape[0] * cfg.patch**2)
         self.register_buffer("place", positions(shape[1] // cfg.patch, shape[2] // cfg.patch, cfg.decoder_dim), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.hidden, std=0.02)
 
     def forward(self, codes: Tensor, visible: Tensor) -> Tensor:
         tokens = self.embed(codes)

@@ -14,6 +14,7 @@ from torch import Tensor
 from distae.config import TrainConfig, build, to_dict
 from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
+from distae.data import Transform
 from distae.errors import UserError
 from distae.models import base
 from distae.runtime.files import decode
@@ -30,7 +31,7 @@ class About:
     shape: list[Annotated[int, Meta(ge=1)]]
 
 
-def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int) -> None:
+def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int, transform: Transform | None = None) -> None:
     """Write a model's weights, the step they are of, and what is needed to build it again: whole or not at all."""
     fresh = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -43,6 +44,7 @@ def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int
         "data": settings["data"],
         "shape": list(cfg.data.shape()),
         "step": step,
+        "transform": transform and transform.to_json(),
     }
     (fresh / CONFIG).write_text(json.dumps(about, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)

@@ -24,7 +24,11 @@ class VampVAE(GaussianVAE):
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
-        self.raw_inputs = nn.Parameter(nn.init.normal_(torch.empty(self.cfg.components, *shape)))
+        self.raw_inputs = nn.Parameter(torch.empty(self.cfg.components, *shape))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.raw_inputs)
 
     def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         kl = log_normal(q.z, q.mu, q.logvar).sum(1) - self.log_prior(q.z)

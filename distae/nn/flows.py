@@ -17,10 +17,15 @@ class Planar(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.w = nn.Parameter(nn.init.normal_(torch.empty(1, dim), std=dim**-0.5))
-        almost_none = nn.init.normal_(torch.empty(1, dim), std=0.01)
-        self.u = nn.Parameter(almost_none + math.log(math.e - 1) * self.w.detach() / self.w.detach().square().sum())
+        self.w, self.u = nn.Parameter(torch.empty(1, dim)), nn.Parameter(torch.empty(1, dim))
         self.b = nn.Parameter(torch.zeros(1))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.w, std=self.w.numel() ** -0.5)
+        nn.init.normal_(self.u, std=0.01).add_(math.log(math.e - 1) * self.w / self.w.square().sum())
+        nn.init.zeros_(self.b)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """f(z) `[B, D]` and log |det df/dz| `[B]`."""
@@ -36,9 +41,14 @@ class Radial(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.centre = nn.Parameter(nn.init.normal_(torch.empty(1, dim), std=0.1))
-        self.log_alpha = nn.Parameter(torch.zeros(1))
-        self.raw_beta = nn.Parameter(torch.zeros(1))
+        self.centre = nn.Parameter(torch.empty(1, dim))
+        self.log_alpha, self.raw_beta = nn.Parameter(torch.empty(1)), nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.centre, std=0.1)
+        nn.init.zeros_(self.log_alpha)
+        nn.init.zeros_(self.raw_beta)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """f(z) `[B, D]` and log |det df/dz| `[B]`."""

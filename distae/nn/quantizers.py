@@ -34,16 +34,21 @@ class Codebook(nn.Module):
         super().__init__()
         self.size, self.learned, self.decay, self.restart_below, self.depth = size, learned, decay, restart_below, depth
         self.start = (restart_below or 1) / size
-        codes = nn.init.uniform_(torch.empty(size, dim), -1 / size, 1 / size)
         if learned:
-            self.codes = nn.Parameter(codes)
+            self.codes = nn.Parameter(torch.empty(size, dim))
         else:
-            self.register_buffer("codes", codes)
-            self.register_buffer("total", codes * self.start)
+            self.register_buffer("codes", torch.empty(size, dim))
+            self.register_buffer("total", torch.empty(size, dim))
         self.register_buffer("frequency", torch.full((size,), self.start))
         for name, shape in {"seen": (size,), "seen_total": (size, dim), "candidates": (size, dim)}.items():
             self.register_buffer(name, torch.zeros(shape), persistent=False)
         self.register_buffer("offered", torch.zeros(size, dtype=torch.bool), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.codes, -1 / self.size, 1 / self.size)
+        if not self.learned:
+            self.total.copy_(self.codes * self.start)
 
     def forward(self, z: Tensor, noise: Noise | None, level: int = 0) -> tuple[Tensor, Tensor]:
         """Nearest codes `[B, N, dim]` of `z` `[B, N, dim]`, and their numbers `[B, N]`; in training, remember what was seen.

@@ -59,6 +59,8 @@ class CheckpointManager:
     def load_model(self, step: int, model: Autoencoder) -> None:
         """Load the weights that are evaluated (averaged, where there is an average) of a saved step. Raises TrainingError."""
         prefix = "ema." if self.train_step.ema else "model."
+        if why := self.store.why_unusable(step):
+            raise TrainingError(f"the checkpoint of step {step} cannot be used: {why}")
         into = {k: v.clone() for k, v in state_dict(self.train_step).items() if not k.startswith("optim.")}
         self.store.load(step, into, "optim.")
         model.load_state_dict({k.removeprefix(prefix): v for k, v in into.items() if k.startswith(prefix)})
@@ -66,6 +68,10 @@ class CheckpointManager:
     def close(self) -> None:
         """Wait for the writer. Safe where other ranks are lost."""
         self.store.close()
+
+    def abandon(self) -> None:
+        """No commits from now on: for a run that failed, before it lets its folder go."""
+        self.store.abandon()
 
     def _begin(self, started: float) -> None:
         self.logger.check_finite()

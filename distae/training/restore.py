@@ -9,7 +9,7 @@ from distae.errors import TrainingError, UserError
 from distae.models.serialization import load_weights
 from distae.runtime import outcome
 from distae.training.checkpointing import CheckpointManager
-from distae.training.state import TrainState, compare, load_state_dict
+from distae.training.state import CheckpointMetadata, TrainState, check_order, compare, load_state_dict
 from distae.training.step import TrainStep
 
 
@@ -20,16 +20,19 @@ class RunRestorer:
         self.cfg, self.train_step, self.state, self.checkpoints = cfg, train_step, state, checkpoints
         self.notes: list[str] = []
         """What the user should know of the start, for the log."""
+        self.resumed: CheckpointMetadata | None = None
 
     def restore(self) -> int:
         """Load what the run starts from; returns the bytes of metrics.jsonl at that point. Raises TrainingError, UserError."""
         store = self.checkpoints.store
-        store.clean()
         latest = store.newest()
+        set_aside = store.clean(latest)
         if latest is not None:
-            self.notes += [*latest.complaints, f"resumed at step {latest.step} of {self.checkpoints.logger.total_steps}"]
+            self.notes += latest.complaints + set_aside
+            self.notes.append(f"resumed at step {latest.step} of {self.checkpoints.logger.total_steps}")
             self.checkpoints.saved_step = latest.step
-            return self._load(store, latest.step)
+            self.resumed = self._load(store, latest.step)
+            return self.resumed.metrics_bytes
         if self.cfg.fork_from:
             self._fork(Path(self.cfg.fork_from))
         elif self.cfg.init_from:
@@ -41,13 +44,18 @@ class RunRestorer:
         end = outcome.read(Path(self.cfg.run_dir or "."))
         return bool(dist.broadcast(end is not None and (end.outcome, end.step) == ("done", self.state.step)))
 
-    def _load(self, store: CheckpointStore, step: int) -> int:
-        """Load a checkpoint's whole state; returns the size of metrics.jsonl at its save. Raises TrainingError."""
+    def check_order(self) -> None:
+        """Raises UserError where the run would not continue as it began: it is of a version with another order of rows."""
+        if self.resumed:
+            check_order(self.resumed, self.cfg.run_dir)
+
+    def _load(self, store: CheckpointStore, step: int) -> CheckpointMetadata:
+        """Load a checkpoint's whole state; returns its metadata. Raises TrainingError."""
         saved = load_state_dict(store, step, self.train_step)
         self.state.assign(saved.state)
         self.train_step.schedule.plateau = saved.plateau
         self.notes += compare(saved, self.cfg, self.checkpoints.logger.total_steps, self.checkpoints.threads)
-        return saved.metrics_bytes
+        return saved
 
     def _fork(self, source: Path) -> None:
         """Load another run's newest state; its best is not a checkpoint of this run."""

@@ -53,7 +53,7 @@ class Trainer:
         self.validator = Validator(cfg, self.loaders, self.state, self.logger)
         self.checkpoints = CheckpointManager(cfg, self.state, self.logger, threads, lock.check if lock else lambda: None)
         self.restorer = RunRestorer(cfg, self.train_step, self.state, self.checkpoints)
-        self.restorer.notes += [why_not_compiled] if why_not_compiled else []
+        self.restorer.notes += [*splits["train"].notes, *filter(None, [why_not_compiled])]
         self.profile: Profile | None = None
 
     @property
@@ -69,6 +69,7 @@ class Trainer:
         metrics_bytes = self.restorer.restore()
         if self.finished and self.state.step and self.restorer.is_complete():
             return False
+        self.restorer.check_order()
         if self.world.is_main:
             (self.run_dir / outcome.FILE).unlink(missing_ok=True)
             environment = describe_environment(self.world.world_size, self.threads, str(self.world.device))
@@ -146,7 +147,7 @@ class Trainer:
         if len(self.loaders["test"]) and self.validator.evaluate("test", model, self.stop) is None:
             return self._save_and_leave()
         if self.world.is_main:
-            export(model.state_dict(), self.cfg, self.run_dir / "model", step)
+            export(model.state_dict(), self.cfg, self.run_dir / "model", step, self.train_step.loader.arrays.transform)
         self.tracker.line(self._closing_line(step))
         return True
 

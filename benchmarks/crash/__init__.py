@@ -1,0 +1,11 @@
+"""Faults put into runs on purpose, from outside, and a look at whether anything went wrong without a word.
+
+python -m benchmarks.crash --all                         # every mode at full size, one table
+python -m benchmarks.crash kills --count 1000 --seed 0   # one mode
+"""
+
+from benchmarks.crash.compare import differences, timeless
+from benchmarks.crash.kills import chain
+from benchmarks.crash.processes import finish, start
+
+__all__ = ["chain", "differences", "finish", "start", "timeless"]
