@@ -1,5 +1,8 @@
 """What can be added from outside: variants, networks, data sets, likelihoods, metrics, callbacks, launchers."""
 
+import importlib
+import pkgutil
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -9,6 +12,12 @@ T = TypeVar("T")
 
 REGISTRIES: "dict[str, Registry[Any, Any]]" = {}
 """Every registry there is, by what it holds. CONTRIBUTING.md has a section for each, and a test says so."""
+
+
+def import_all(package: str) -> None:
+    """Import every module of a package, so that a new file in it is known by being there."""
+    for module in pkgutil.iter_modules(sys.modules[package].__path__):
+        importlib.import_module(f"{package}.{module.name}")
 
 
 class Registry(dict[K, V]):

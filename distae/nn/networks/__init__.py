@@ -8,7 +8,7 @@ from torch import nn
 from distae.config.nets import ConvConfig, MLPConfig, NetConfig, ResNetConfig
 from distae.errors import UserError
 from distae.nn.networks import conv, mlp, resnet
-from distae.registry import Registry
+from distae.registry import Registry, import_all
 
 N = TypeVar("N")
 _NETS: Registry[type[NetConfig], Any] = Registry("network")
@@ -36,3 +36,6 @@ def _bound(cfg: NetConfig) -> Any:
     if type(cfg) not in _NETS:
         raise UserError(f"--net {cfg.name}: no network is bound to its settings by @register_net({type(cfg).__name__})")
     return _NETS[type(cfg)]
+
+
+import_all(__name__)
