@@ -15,6 +15,7 @@ from distae.__main__ import main
 from distae.config.names import SCALED
 from distae.registry import REGISTRIES, Registry
 from distae.training.trainer import Trainer
+from launch import backends
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 SECTIONS = dict(re.findall(r"^## Add an? ([\w ]+)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL))
@@ -41,6 +42,7 @@ def command_of(what: str) -> list[str]:
 
 
 def test_every_registry_has_a_section_and_every_section_a_registry():
+    assert backends.register_backend  # importing the trainer and the launchers, all registries are there
     assert sorted(SECTIONS) == sorted(REGISTRIES)
 
 
@@ -61,9 +63,7 @@ def test_the_command_trains_and_the_example_takes_part(what, tmp_path, monkeypat
     monkeypatch.setattr("sys.path", [*sys.path])
     assert main([*command_of(what), *SMALL.split(), "--run-dir", "run"]) == 0
     shown: dict[str, Any] = {
-        "variant": lambda: (
-            trained[0].cfg.model.name == "noisy_code_ae" and type(trained[0].train_step.model).__name__ == "NoisyCodeAE"
-        ),
+        "variant": lambda: type(trained[0].train_step.model).__name__ == "NoisyCodeAE",
         "network": lambda: "Tanh" in str(trained[0].train_step.model.encoder),
         "data set": lambda: trained[0].loaders["train"].arrays.shape == (1, 5, 5),
         "likelihood": lambda: type(trained[0].train_step.model.likelihood).__name__ == "Cauchy",
