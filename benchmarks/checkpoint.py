@@ -217,7 +217,7 @@ def rank(number: int, ranks: int, port: int, width: int, rounds: int, folder: Pa
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     env = Environment(number, ranks, number, ranks, "torchrun")
     threads = dist.set_threads("auto", env)
-    with dist.session(env, torch.device("cpu"), 600):
+    with dist.rendezvous(env, 600) as meeting, dist.session(meeting, torch.device("cpu")):
         job = Job(width)
         for _ in range(3):
             job.step()

@@ -186,7 +186,7 @@ def _save_for_ever(rank: int) -> None:
         while True:
             time.sleep(0.1)
 
-    Trainer.save_and_leave = never  # type: ignore[method-assign]
+    Trainer._save_and_leave = never  # type: ignore[method-assign]
 
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from helpers import ROOT, metrics, start
 
 import distae
 from benchmarks.crash import timeless
+from distae.commands import session
 from distae.train import main
 
 TINY = ["--model.latent-dim=3", "--net.hidden", "8", "--global-batch-size=24", "--device=cpu", "--threads=1", "--precision=fp64"]
@@ -123,7 +125,9 @@ def test_a_run_folder_of_other_settings(tmp_path, capsys):
 
 @pytest.mark.parametrize("argv", [["--model", "no"], ["--run-dir", "/proc/distae"], ["--global-batch-size", "25"]])
 def test_every_rank_says_why_it_refuses(argv, monkeypatch, capsys, tmp_path):
-    """It may be the only one that does. Which rank, and where, is in front."""
+    """It may be the only one that does. Which rank, and where, is in front. Then the others are told."""
+    told_others = mock.Mock()
+    monkeypatch.setattr(session, "_tell_others", told_others)
     monkeypatch.chdir(tmp_path)
     for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
         monkeypatch.setenv(name, "2")
@@ -133,6 +137,7 @@ def test_every_rank_says_why_it_refuses(argv, monkeypatch, capsys, tmp_path):
         err = capsys.readouterr().err
         assert err.startswith(who)
         assert len(err.splitlines()) == 1
+    assert told_others.call_count == 2
     monkeypatch.setenv("RANK", "abc")
     assert main([]) == 2
     assert capsys.readouterr().err.startswith("distae: RANK='abc' in the environment: a whole number from 0 to 1 is expected")

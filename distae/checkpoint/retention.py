@@ -50,6 +50,8 @@ class Summary:
     state: Progress
     transform: dict[str, Any] | None = None
     """What made the model's values of the stored ones."""
+    data: dict[str, Any] | None = None
+    """The data that it was trained on: see `data.identity`."""
 
 
 def name_of(step: int) -> str:

@@ -97,6 +97,6 @@ def _export(run: Path, which: str, target: str) -> int:
     model = assemble(cfg.model, cfg.net, cfg.data.shape(), weights)
     summary = summary_of(path)
     transform = Transform.from_json(summary.transform) if summary and summary.transform else None
-    export(model.state_dict(), cfg, Path(target) / "model", step, transform)
+    export(model.state_dict(), cfg, Path(target) / "model", step, transform, summary.data if summary else None)
     sys.stdout.write(f"wrote step {step} to {target}/model: distae.load({target!r})\n")
     return 0

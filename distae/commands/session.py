@@ -1,15 +1,18 @@
 """The set-up that the commands share: folder, process group, trainer, and how a run ended."""
 
+import contextlib
 import errno
 import os
+import platform
 import sys
 import traceback
 from pathlib import Path
 from signal import Signals
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distae.config import TrainConfig
-from distae.errors import TrainingError, UserError
+from distae.config.check import shared_settings
+from distae.errors import DistaeError, TrainingError, UserError
 from distae.runtime.environment import Environment
 from distae.runtime.lock import RunLock
 from distae.runtime.outcome import FILE, Outcome, read
@@ -17,10 +20,16 @@ from distae.runtime.run_dir import check_run_dir, make_run_dir, open_run_dir
 from distae.runtime.signals import StopRequest, listening
 
 if TYPE_CHECKING:
+    import torch
+
     from distae.data import Arrays
     from distae.training.trainer import Trainer
 
 
+TELL_SECONDS = 30.0
+"""To meet the others where the settings, and --timeout with them, are not known."""
+FAILURE_SECONDS = 60.0
+"""For the last words of a rank that failed; then it ends, whatever holds it."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -36,17 +45,48 @@ def run_in_turn(runs: list[TrainConfig], env: Environment) -> Outcome:
         if env.rank == 0:
             (run_dir / FILE).unlink(missing_ok=True)  # or a restart would take it for this start's
     with listening() as stop:
-        from distae import data
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost rank is told in words, not also in 30 lines of C++ per rank
         from distae import distributed as dist
-        from distae.data.checks import check_data
 
-        device = dist.pick_device(cfg.device, env)
-        threads = dist.set_threads(cfg.threads, env)
-        dist.set_tf32(cfg.tf32)
-        splits = data.load(cfg.data)
-        check_data(cfg, splits)
-        with dist.session(env, device, cfg.timeout):
-            return [train_run(c, splits, stop, threads) for c in runs][-1]
+        with dist.rendezvous(env, cfg.timeout) as meeting:
+            device, threads, splits = meeting.prepare(lambda: _prepared(cfg, env))
+            with dist.session(meeting, device):
+                return [train_run(c, splits, stop, threads) for c in runs][-1]
+
+
+def _prepared(cfg: TrainConfig, env: Environment) -> "tuple[tuple[torch.device, int, dict[str, Arrays]], dict[str, Any]]":
+    """Device, threads and data of this rank, and what has to be the same on all. Raises UserError."""
+    from distae import data
+    from distae import distributed as dist
+    from distae.data.checks import check_data
+
+    device = dist.pick_device(cfg.device, env)
+    threads = dist.set_threads(cfg.threads, env)
+    dist.set_tf32(cfg.tf32)
+    splits = data.load(cfg.data)
+    check_data(cfg, splits)
+    if env.world_size == 1:
+        return (device, threads, splits), {}
+    same = {f"data: {key}": value for key, value in data.identity(splits).items()}
+    return (device, threads, splits), shared_settings(cfg) | {"the type of device": device.type} | same
+
+
+def refuse(error: DistaeError, env: Environment) -> int:
+    """Print why this rank does not train, and let the others know where they do not yet. Returns the exit code."""
+    if env.rank == 0 or not error.remote:
+        who = f"rank {env.rank} ({platform.node()}): " if env.rank else ""
+        sys.stderr.write(f"distae: {who}{error}\n")
+    if env.world_size > 1 and not error.heard:
+        _tell_others(error, env)
+    return 2 if isinstance(error, UserError) else 1
+
+
+def _tell_others(error: DistaeError, env: Environment) -> None:
+    """Meet them only to refuse: they do not see a mistake that is on this rank's node alone, and would wait for --timeout."""
+    from distae import distributed as dist
+
+    with contextlib.suppress(DistaeError), dist.rendezvous(env, TELL_SECONDS) as meeting:
+        meeting.refuse(error)
 
 
 def train_run(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, threads: int) -> Outcome:
@@ -54,9 +94,9 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, 
     from distae.training.trainer import Trainer
 
     run_dir, main = Path(str(cfg.run_dir)), dist.world().is_main
-    lock = _open_folder(cfg)
-    trainer = None
+    lock, trainer = None, None
     try:
+        lock = _open_folder(cfg)
         trainer = Trainer(cfg, splits, stop, threads, lock)
         todo = trainer.resume()
         if not todo and main:
@@ -73,7 +113,8 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, 
     except Exception as error:
         if trainer:
             trainer.checkpoints.abandon()
-        end = _failed(error, trainer, run_dir)
+        with dist.ends_within(FAILURE_SECONDS, f"rank {dist.world().rank} could not end in order"):
+            end = _failed(error, trainer, run_dir)
     if lock:
         _leave_folder(lock, end)
     if end.outcome == "failed" and dist.world().world_size > 1:
@@ -108,18 +149,24 @@ def _leave_folder(lock: RunLock, end: Outcome) -> None:
 
 
 def _failed(error: Exception, trainer: "Trainer | None", run_dir: Path) -> Outcome:
-    """Report an error once: by the rank where it happened, and on rank 0. Only what may be a bug gets a traceback."""
+    """Report an error by the rank where it happened, and on rank 0. Only what may be a bug gets a traceback.
+
+    Where all that is known is lost contact, rank 0 may be the one: who noticed first says so too.
+    """
     from distae import distributed as dist
 
     disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
     expected = disk or isinstance(error, TrainingError)
     own = str(error) if expected else f"{type(error).__name__}: {error}"
-    reason = dist.first_failure(own)
+    reason = dist.first_failure(error, own)
     if reason.endswith(own):
         reason = own if expected else reason
         if not expected:
             traceback.print_exc()
-    if dist.world().is_main:
+    rank = dist.world().rank
+    if rank and reason.startswith(f"rank {rank}: {dist.LOST}"):
+        sys.stderr.write(f"distae: rank {rank} ({platform.node()}): {reason.partition(': ')[2]}\n")
+    if rank == 0:
         text = f"failed: {reason.removeprefix('rank 0: ')}"
         if trainer and trainer.tracker.sinks:
             trainer.tracker.line(text)

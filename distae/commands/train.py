@@ -7,7 +7,6 @@
 0 done, 1 failed, 2 a user's mistake, 75 stopped after a save.
 """
 
-import platform
 import shutil
 import sys
 from argparse import ArgumentParser
@@ -15,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from distae.commands.session import run_in_turn
+from distae.commands.session import refuse, run_in_turn
 from distae.config import TrainConfig, check, parse, write_toml
 from distae.config.cli import parser_of
-from distae.errors import TrainingError, UserError
+from distae.errors import DistaeError
 from distae.runtime.environment import Environment, environment
 from distae.runtime.outcome import Outcome
 
@@ -39,9 +38,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m distae.train"
                 sys.stdout.write(write_toml(replace(cfg, run_dir=command.settings.run_dir)))
             return 0
         return (smoke if "smoke" in command.flags else run)(cfg, env).exit_code
-    except (UserError, TrainingError) as error:  # each rank says it: it may be the only one that has seen it
-        sys.stderr.write(f"distae: {f'rank {env.rank} ({platform.node()}): ' if env.rank else ''}{error}\n")
-        return 2 if isinstance(error, UserError) else 1
+    except DistaeError as error:
+        return refuse(error, env)
 
 
 def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:

@@ -11,7 +11,7 @@ from typing import Any
 from distae.config.fields import fields_of, leaves
 from distae.config.names import METRICS, SCALED
 from distae.config.nets import ConvConfig, MLPConfig, NetConfig, ResNetConfig
-from distae.config.train import MAY_CHANGE, TrainConfig
+from distae.config.train import MAY_CHANGE, OF_A_NODE, TrainConfig
 from distae.errors import UserError
 
 ADDED = frozenset({"model.inverse_temperature", "data.scale", "data.layout", "data.label_key"})
@@ -56,6 +56,11 @@ def _default(cfg: TrainConfig, dotted: str) -> Any:
     """The default of a setting, in the variant that `cfg` has there."""
     group, _, name = dotted.rpartition(".")
     return fields_of(type(getattr(cfg, group) if group else cfg))[name].default
+
+
+def shared_settings(cfg: TrainConfig) -> dict[str, Any]:
+    """Dotted names and values of the settings that have to be the same on all ranks: all but those of a node."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in leaves(cfg) if k not in OF_A_NODE}
 
 
 def couples_samples(cfg: TrainConfig) -> bool:

@@ -116,6 +116,8 @@ class TrainConfig:
     """Folder of the run; by default runs/MODEL_DATA_HASH or runs/NAME_HASH, HASH over the settings that define the result."""
     fresh: bool = False
     """Move an existing run folder aside and start anew, instead of resuming."""
+    allow_changed_data: bool = False
+    """Resume although the data are not those of the checkpoint."""
     export: Literal["best", "last"] = "best"
     """Which model a finished run leaves in `model/`: the best by --best-metric where there is a validation split, or the last."""
     init_from: str | None = None
@@ -135,6 +137,8 @@ class TrainConfig:
 MAY_CHANGE = frozenset(
     {"epochs", "steps", "grad_accum_steps", "log_every", "eval_every", "save_every", "name", "run_dir", "fresh", "export"}
     | {"tracking", "device", "threads", "timeout", "profile", "data.root"}
-    | {"checkpoint.keep_latest_k", "checkpoint.mode", "checkpoint.mtbf_hours"}
+    | {"allow_changed_data", "checkpoint.keep_latest_k", "checkpoint.mode", "checkpoint.mtbf_hours"}
 )
 """Settings that a resumed run may be given anew. All others define the result: they name the run folder."""
+OF_A_NODE = frozenset({"data.root", "data.path", "threads", "fresh"})
+"""Settings that may differ between ranks: where the node has its copy of the data, its cores, and --fresh, which is rank 0's."""

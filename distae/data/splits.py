@@ -1,9 +1,11 @@
 """Samples as they are stored, and the splits of them: row numbers of one source, which is never copied."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
+import xxhash
 from torch import Tensor
 
 from distae.data.transform import Transform
@@ -11,6 +13,8 @@ from distae.noise import split_order
 
 BLOCK_BYTES = 16 << 20
 """What is read at once where all values are looked at."""
+Identity = dict[str, str | int | float | None]
+"""What there is to compare with other data, by name."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,18 @@ class Arrays:
         found = torch.stack([torch.stack(block.aminmax()) for block in self.blocks()]).aminmax()
         return float(found.min), float(found.max)
 
+    @cached_property
+    def identity(self) -> Identity:
+        """Number, shape, type and scale of the samples, checksums of all bytes."""
+        return {
+            "samples": len(self),
+            "shape": "x".join(map(str, self.source.shape[1:])),
+            "dtype": str(self.source.dtype).removeprefix("torch."),
+            **self.transform.to_json(),
+            "values": _checksum(self.blocks()),
+            "labels": None if self.label is None else _checksum([self.label]),
+        }
+
     def take(self, rows: Tensor | slice) -> "Arrays":
         """Some of these samples: other row numbers, the same source."""
         mine = torch.arange(len(self)) if self.rows is None else self.rows
@@ -87,6 +103,19 @@ class Arrays:
 
     def __len__(self) -> int:
         return len(self.source if self.rows is None else self.rows)
+
+
+def identity(splits: dict[str, Arrays]) -> Identity:
+    """Of all splits, by names as `train.samples`. A copy elsewhere, of another time, is the same data."""
+    return {f"{name}.{key}": value for name, split in splits.items() for key, value in split.identity.items()}
+
+
+def _checksum(blocks: Iterable[Tensor]) -> str:
+    """The xxh3 checksum of all bytes."""
+    digest = xxhash.xxh3_128()
+    for block in blocks:
+        digest.update(block.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 SPLIT_SEED = 0

@@ -2,21 +2,27 @@
 
 from distae import deprecation
 from distae.distributed.collectives import all_reduce, all_reduce_, broadcast, broadcast_in_node, gather, gather_rows, local_rows
-from distae.distributed.consensus import Consensus, first_failure
+from distae.distributed.consensus import LOST, Consensus, first_failure
+from distae.distributed.startup import Rendezvous, differences, ends_within, rendezvous
 from distae.distributed.world import World, pick_device, session, set_tf32, set_threads, synchronize, use, world
 
 __all__ = [
+    "LOST",
     "Consensus",
+    "Rendezvous",
     "World",
     "all_reduce",
     "all_reduce_",
     "broadcast",
     "broadcast_in_node",
+    "differences",
+    "ends_within",
     "first_failure",
     "gather",
     "gather_rows",
     "local_rows",
     "pick_device",
+    "rendezvous",
     "session",
     "set_tf32",
     "set_threads",

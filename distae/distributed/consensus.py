@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import threading
 import time
 from datetime import timedelta
 
@@ -11,25 +12,41 @@ import torch.distributed as td
 from distae.distributed.world import world
 
 
-def first_failure(text: str) -> str:
+def first_failure(error: Exception, text: str) -> str:
     """Announce that this rank failed; returns the first announcement of all ranks, the cause of the others.
 
-    Ranks that only lost contact give the culprit a moment to speak. Where the store is gone too, their own text is all there is.
+    Ranks that only lost contact give the culprit a moment to speak. Where the store is gone or frozen too, their own text is all
+    there is.
     """
-    lost = world().group is not None and _LOST_CONTACT.search(text) is not None
-    text = f"rank {world().rank}: " + (f"lost contact with another rank ({text})" if lost else text)
+    rank = f"rank {world().rank}: "
     if world().group is None:
-        return text
-    with contextlib.suppress(RuntimeError):
-        store = td.distributed_c10d._get_default_store()
-        if lost:
-            with contextlib.suppress(td.DistStoreError):
-                store.wait(["distae/failure"], timedelta(seconds=2))
-        return bytes(store.compare_set("distae/failure", "", text)).decode()
-    return text
+        return rank + text
+    lost = isinstance(error, RuntimeError) and _LOST_CONTACT.search(str(error)) is not None
+    return _announced(rank + (f"{LOST} ({text})" if lost else text), wait=lost)
 
 
-_LOST_CONTACT = re.compile(r"gloo|nccl|Connection (closed|reset)|Broken pipe|timed out", re.IGNORECASE)
+def _announced(text: str, wait: bool) -> str:
+    """What is in the store, asked by a thread: the server may be a frozen process, and then no timeout of torch's holds."""
+    answer = [text]
+
+    def ask() -> None:
+        with contextlib.suppress(RuntimeError):
+            store = td.distributed_c10d._get_default_store()
+            if wait:
+                with contextlib.suppress(td.DistStoreError):
+                    store.wait(["distae/failure"], timedelta(seconds=2))
+            answer[0] = bytes(store.compare_set("distae/failure", "", text)).decode()
+
+    thread = threading.Thread(target=ask, name="first failure", daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    return answer[0]
+
+
+LOST = "lost contact with another rank"
+ANSWER_SECONDS = 4.0
+_LOST_CONTACT = re.compile(r"gloo|nccl|connection (closed|reset|refused)|pair closure|broken pipe|tim(ed ?|e)out", re.IGNORECASE)
+"""In what torch.distributed raises; a broken pipe of stdout is an OSError."""
 
 
 class Consensus:

@@ -10,14 +10,11 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as td
-from torch.distributed.rendezvous import rendezvous
 
-from distae.errors import TrainingError, UserError
+from distae.distributed.startup import GRACE_SECONDS, Rendezvous, ends_within, in_words
+from distae.errors import UserError
 from distae.runtime import signals
 from distae.runtime.environment import Environment
-
-LAST_WAIT = timedelta(seconds=10)
-"""For the other ranks, where this one was asked to stop before it met them: they may have ended already."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class World:
     group: td.ProcessGroup | None = None
     """Gradients and reductions: NCCL on GPUs, else gloo."""
     control: td.ProcessGroup | None = None
-    """gloo, for decisions on the host."""
+    """For decisions on the host: the gloo side of `group`."""
     background: td.ProcessGroup | None = None
     """gloo, for the thread that writes checkpoints: two threads must not share a group."""
     node: td.ProcessGroup | None = None
@@ -75,7 +72,7 @@ def pick_device(name: str, env: Environment) -> torch.device:
     if not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here; valid: auto, cpu")
     visible = torch.cuda.device_count()
-    if visible > 1 and env.local_world_size > visible:  # not local_rank: then the first would not know, and wait for the others
+    if visible > 1 and env.local_world_size > visible:  # on all ranks of the node alike
         raise UserError(f"{env.local_world_size} processes on this node see {visible} GPUs: start one process per GPU")
     return torch.device("cuda", env.local_rank if visible > 1 else 0)
 
@@ -104,49 +101,35 @@ def set_tf32(allowed: bool) -> None:
 
 
 @contextlib.contextmanager
-def session(env: Environment, device: torch.device, timeout: float) -> Iterator[World]:
-    """The world of this job: joins the process group where there are several ranks, and leaves it at the end."""
+def session(meeting: Rendezvous, device: torch.device) -> Iterator[World]:
+    """The world of this job: joins the process group where there are several ranks, and leaves it at the end.
+
+    Raises TrainingError where another rank is lost on the way.
+    """
+    env = meeting.env
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if env.world_size == 1:
+    if meeting.store is None:
         with use(World(0, 1, device)) as alone:
             yield alone
         return
-    limit = timedelta(seconds=timeout)
+    limit = timedelta(seconds=meeting.timeout)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    with signals.meeting() as asked:
-        store = _meet(env, min(limit, LAST_WAIT) if asked else limit)
-    # torchrun's agent keeps one store over its restarts, with addresses of dead ranks in it (seen on 2.15): they meet elsewhere.
-    # Agents of several nodes count restarts differently and must not share it (slurm/torchrun.sbatch): then it is fresh by itself.
-    start = env.restarts if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
-    store = td.PrefixStore(f"start_{start}", store)  # type: ignore[attr-defined]
     bound = device if device.type == "cuda" else None
-    td.init_process_group(backend, timeout=limit, world_size=env.world_size, rank=env.rank, store=store, device_id=bound)
+    late = "lost contact with another rank at the start"
+    with signals.meeting(), in_words(), ends_within(meeting.timeout + 2 * GRACE_SECONDS, late):
+        td.init_process_group(
+            backend, timeout=limit, world_size=env.world_size, rank=env.rank, store=meeting.store, device_id=bound
+        )
+        background = cast(td.ProcessGroup, td.new_group(backend="gloo", timeout=limit))
+        everyone = cast(td.ProcessGroup, td.group.WORLD)
+        node = _node_group(everyone, limit)
     try:
-        everyone, control, background = (cast(td.ProcessGroup, g) for g in (td.group.WORLD, _host_group(limit), _host_group(limit)))
-        node = _node_group(control, limit)
-        with use(World(env.rank, env.world_size, device, everyone, control, background, node)) as joined:
+        # `everyone` is gloo on the host, whatever the device, and all ranks call it in one order: decisions need no second mesh.
+        with use(World(env.rank, env.world_size, device, everyone, everyone, background, node)) as joined:
             yield joined
     finally:
         td.destroy_process_group()
-
-
-def _meet(env: Environment, limit: timedelta) -> "td.distributed_c10d.Store":
-    """The store where the ranks find each other. Raises UserError where its port is taken, TrainingError where they do not meet."""
-    where = env.rendezvous
-    if where == "env://":
-        where = f"MASTER_ADDR {os.environ.get('MASTER_ADDR')}, MASTER_PORT {os.environ.get('MASTER_PORT')}"
-    try:
-        store, *_ = next(rendezvous(env.rendezvous, env.rank, env.world_size, timeout=limit))
-    except td.DistError as error:
-        if "EADDRINUSE" in str(error):
-            raise UserError(f"{where}: the port is in use by another program; choose another, or start again") from error
-        raise TrainingError(f"{where}: the other ranks were not met within {limit.total_seconds():g} s (--timeout)") from error
-    return cast("td.distributed_c10d.Store", store)
-
-
-def _host_group(limit: timedelta) -> object:
-    return td.new_group(backend="gloo", timeout=limit)
 
 
 def _node_group(control: td.ProcessGroup, limit: timedelta) -> td.ProcessGroup | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from distae.config import TrainConfig, build, to_dict
 from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
-from distae.data import Transform
+from distae.data import Identity, Transform
 from distae.errors import UserError
 from distae.models import base
 from distae.runtime.files import decode
@@ -31,8 +31,10 @@ class About:
     shape: list[Annotated[int, Meta(ge=1)]]
 
 
-def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int, transform: Transform | None = None) -> None:
-    """Write a model's weights, the step they are of, and what is needed to build it again: whole or not at all."""
+def export(
+    weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int, transform: Transform | None, data: Identity | None
+) -> None:
+    """Write a model's weights, the step and the data they are of, and what is needed to build it again: whole or not at all."""
     fresh = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -45,6 +47,7 @@ def export(weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int
         "shape": list(cfg.data.shape()),
         "step": step,
         "transform": transform and transform.to_json(),
+        "data_identity": data,
     }
     (fresh / CONFIG).write_text(json.dumps(about, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)

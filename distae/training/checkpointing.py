@@ -9,6 +9,7 @@ import msgspec
 from distae import distributed as dist
 from distae.checkpoint import CheckpointStore
 from distae.config import TrainConfig
+from distae.data import Identity
 from distae.errors import TrainingError
 from distae.models import Autoencoder
 from distae.training.metrics import MetricsLogger
@@ -20,10 +21,16 @@ class CheckpointManager:
     """Saves a run on its schedule. All ranks call the same methods together."""
 
     def __init__(
-        self, cfg: TrainConfig, state: TrainState, logger: MetricsLogger, threads: int, may_commit: Callable[[], None]
+        self,
+        cfg: TrainConfig,
+        state: TrainState,
+        logger: MetricsLogger,
+        threads: int,
+        data: Identity,
+        may_commit: Callable[[], None],
     ) -> None:
         """`may_commit` is called on rank 0 before a checkpoint is committed, and raises TrainingError where that is forbidden."""
-        self.cfg, self.state, self.logger, self.threads = cfg, state, logger, threads
+        self.cfg, self.state, self.logger, self.threads, self.data = cfg, state, logger, threads, data
         self.train_step, self.tracker = logger.train_step, logger.tracker
         folder = Path(cfg.run_dir or ".") / "checkpoints"
         self.store = CheckpointStore(folder, cfg.checkpoint.keep_latest_k, cfg.checkpoint.mode, may_commit)
@@ -79,7 +86,9 @@ class CheckpointManager:
         if metrics_bytes is None:
             self._report("metrics.jsonl cannot be written")
             return
-        metadata = checkpoint_metadata(self.cfg, self.state, self.train_step, metrics_bytes, self.logger.total_steps, self.threads)
+        metadata = checkpoint_metadata(
+            self.cfg, self.state, self.train_step, metrics_bytes, self.logger.total_steps, self.threads, self.data
+        )
         self.store.save(self.state.step, state_dict(self.train_step), msgspec.json.encode(metadata), self.state.best_step)
         self.saved_step = self.state.step
         self.logger.callbacks.on_save(self.state.step)

@@ -9,7 +9,7 @@ from distae.errors import TrainingError, UserError
 from distae.models.serialization import load_weights
 from distae.runtime import outcome
 from distae.training.checkpointing import CheckpointManager
-from distae.training.state import CheckpointMetadata, TrainState, check_order, compare, load_state_dict
+from distae.training.state import CheckpointMetadata, TrainState, changed_data, check_order, compare, load_state_dict
 from distae.training.step import TrainStep
 
 
@@ -32,6 +32,7 @@ class RunRestorer:
             self.notes.append(f"resumed at step {latest.step} of {self.checkpoints.logger.total_steps}")
             self.checkpoints.saved_step = latest.step
             self.resumed = self._load(store, latest.step)
+            self._check_data(self.resumed)
             return self.resumed.metrics_bytes
         if self.cfg.fork_from:
             self._fork(Path(self.cfg.fork_from))
@@ -57,17 +58,27 @@ class RunRestorer:
         self.notes += compare(saved, self.cfg, self.checkpoints.logger.total_steps, self.checkpoints.threads)
         return saved
 
+    def _check_data(self, saved: CheckpointMetadata) -> None:
+        """Raises UserError where the data are not those of the checkpoint, unless that is allowed."""
+        if saved.data is None:
+            self.notes.append("the checkpoint is of an earlier version and does not say on which data: not compared")
+        changed = changed_data(saved, self.cfg, self.checkpoints.data)
+        if changed and not self.cfg.allow_changed_data:
+            raise UserError(f"{changed}.\nGive that data, another --run-dir, or --allow-changed-data to resume with this data")
+        self.notes += [f"{changed}; resumed with this data (--allow-changed-data)"] if changed else []
+
     def _fork(self, source: Path) -> None:
         """Load another run's newest state; its best is not a checkpoint of this run."""
         store = CheckpointStore(source / "checkpoints", 1, "sync")
         latest = store.newest()
         if latest is None:
             raise TrainingError(f"no checkpoint in {source}")
-        self._load(store, latest.step)
+        changed = changed_data(self._load(store, latest.step), self.cfg, self.checkpoints.data)
         store.close()
         self.state.best_value = self.state.best_step = None
         self.state.bad_evals = 0
         self.notes += [*latest.complaints, f"forked from {source} at step {latest.step}"]
+        self.notes += [changed] if changed else []
 
     def _load_weights(self, run_dir: Path) -> None:
         weights = load_weights(run_dir)

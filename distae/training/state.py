@@ -13,7 +13,7 @@ from distae.checkpoint.retention import STATE
 from distae.config import TrainConfig
 from distae.config.check import identity_settings
 from distae.config.optim import CosineConfig
-from distae.data import Transform
+from distae.data import Identity, Transform
 from distae.errors import TrainingError, UserError
 from distae.noise import ORDER
 from distae.runtime.files import decode
@@ -59,6 +59,8 @@ class CheckpointMetadata:
     """What made the model's values of the stored ones; None in those saved before this was kept."""
     order: int = 1
     """`noise.ORDER` of the version that saved it; checkpoints that do not say are of the first."""
+    data: Identity | None = None
+    """The data that it was trained on; None in those saved before this was kept."""
 
 
 def state_dict(train_step: TrainStep) -> dict[str, Tensor]:
@@ -72,7 +74,13 @@ def state_dict(train_step: TrainStep) -> dict[str, Tensor]:
 
 
 def checkpoint_metadata(
-    cfg: TrainConfig, state: TrainState, train_step: TrainStep, metrics_bytes: int, total_steps: int, threads: int
+    cfg: TrainConfig,
+    state: TrainState,
+    train_step: TrainStep,
+    metrics_bytes: int,
+    total_steps: int,
+    threads: int,
+    data: Identity,
 ) -> CheckpointMetadata:
     """Non-tensor state. Collective: called on all ranks together."""
     return CheckpointMetadata(
@@ -89,6 +97,7 @@ def checkpoint_metadata(
         torch=str(torch.__version__),
         transform=train_step.loader.arrays.transform,
         order=ORDER,
+        data=data,
     )
 
 
@@ -144,3 +153,14 @@ def compare(saved: CheckpointMetadata, cfg: TrainConfig, total_steps: int, threa
             "of the new length"
         )
     return notes
+
+
+def changed_data(saved: CheckpointMetadata, cfg: TrainConfig, data: Identity) -> str | None:
+    """What differs between the data at the save and now, in words; None where nothing does, or the checkpoint does not know."""
+    differ = dist.differences(saved.data, data, "there") if saved.data else ""
+    return f"{_source(cfg)}: the data are not those of the checkpoint at step {saved.state.step}: {differ}" if differ else None
+
+
+def _source(cfg: TrainConfig) -> str:
+    path, root = getattr(cfg.data, "path", None), getattr(cfg.data, "root", None)
+    return f"--data.path {path}" if path else f"--data {cfg.data.name}" + (f" in {root}" if root else "")

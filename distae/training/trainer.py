@@ -38,6 +38,7 @@ class Trainer:
         self.cfg, self.threads, self.world = cfg, threads, dist.world()
         self.run_dir = Path(cfg.run_dir or ".")
         device, dtype = self.world.device, torch.float64 if cfg.precision == "fp64" else torch.float32
+        self.data = data.identity(splits)
         self.loaders = {k: Loader(v, cfg.data.binarize, device, dtype, cfg.channels_last) for k, v in splits.items()}
         n, ranks = len(splits["train"]), (self.world.rank, self.world.world_size)
         self.sampler = GlobalBatchSampler(n, cfg.global_batch_size, *ranks, cfg.grad_accum_steps, cfg.seed)
@@ -51,7 +52,7 @@ class Trainer:
         self.state, self.tracker, self.stop = TrainState(), Tracker(), StopAgreement(stop)
         self.logger = MetricsLogger(cfg, self.train_step, self.state, self.tracker, (self.sampler.steps_per_epoch, self.total))
         self.validator = Validator(cfg, self.loaders, self.state, self.logger)
-        self.checkpoints = CheckpointManager(cfg, self.state, self.logger, threads, lock.check if lock else lambda: None)
+        self.checkpoints = CheckpointManager(cfg, self.state, self.logger, threads, self.data, lock.check if lock else lambda: None)
         self.restorer = RunRestorer(cfg, self.train_step, self.state, self.checkpoints)
         self.restorer.notes += [*splits["train"].notes, *filter(None, [why_not_compiled])]
         self.profile: Profile | None = None
@@ -147,7 +148,8 @@ class Trainer:
         if len(self.loaders["test"]) and self.validator.evaluate("test", model, self.stop) is None:
             return self._save_and_leave()
         if self.world.is_main:
-            export(model.state_dict(), self.cfg, self.run_dir / "model", step, self.train_step.loader.arrays.transform)
+            transform = self.train_step.loader.arrays.transform
+            export(model.state_dict(), self.cfg, self.run_dir / "model", step, transform, self.data)
         self.tracker.line(self._closing_line(step))
         return True
 

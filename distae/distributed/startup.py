@@ -1,0 +1,188 @@
+"""Before the process group: the ranks meet at a store, hear of each other's refusals, and compare settings and data."""
+
+import contextlib
+import json
+import os
+import platform
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch.distributed as td
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous as connect
+
+from distae.errors import DistaeError, TrainingError, UserError
+from distae.runtime import signals
+from distae.runtime.environment import Environment
+
+T = TypeVar("T")
+GRACE_SECONDS = 5.0
+"""After --timeout: for torch's own errors to come first, and for a rank that hosts the store to be heard."""
+LAST_WAIT = 10.0
+"""Seconds for the other ranks, where this one was asked to stop before it met them: they may have ended already."""
+
+
+class Rendezvous:
+    """The store where the ranks of a job meet; None for a single process."""
+
+    def __init__(self, env: Environment, store: Store | None, timeout: float) -> None:
+        self.env, self.store, self.timeout = env, store, timeout
+
+    def prepare(self, work: Callable[[], tuple[T, dict[str, Any]]]) -> T:
+        """Do `work` on every rank: it gives a result, and by name what has to be the same on all ranks.
+
+        Raises UserError on every rank where it does so on one, or where one differs from rank 0; TrainingError where a rank is lost
+        or fails in another way.
+        """
+        if self.store is None:
+            return work()[0]
+        try:
+            result, identity = work()
+            with self._limited():
+                self._compare(identity)
+                self._wait_for_all()
+        except Exception as error:
+            with contextlib.suppress(TrainingError):
+                self.refuse(error)
+            raise
+        return result
+
+    def refuse(self, error: Exception) -> None:
+        """Make known why this rank does not start, and do not take the store away before the others have read it."""
+        assert self.store is not None
+        with self._limited():
+            if not (isinstance(error, DistaeError) and error.remote):
+                kind = 2 if isinstance(error, UserError) else 1
+                text = str(error) if isinstance(error, DistaeError) else f"{type(error).__name__}: {error}"
+                self.store.compare_set("refusal", "", f"{kind}rank {self.env.rank} ({platform.node()}): {text}")
+            left, end = self.store.add("left", 1), time.monotonic() + GRACE_SECONDS
+            while self.env.rank == 0 and left < self.env.world_size and time.monotonic() < end:
+                time.sleep(0.05)
+                left = self.store.add("left", 0)
+
+    def _compare(self, identity: dict[str, Any]) -> None:
+        assert self.store is not None
+        text = json.dumps(identity)
+        if self.env.rank == 0:
+            self.store.set("identity", text)
+        elif differ := differences(json.loads(self._await("identity")), json.loads(text), "on rank 0"):
+            raise UserError(f"every rank must train the same: {differ}")
+
+    def _wait_for_all(self) -> None:
+        assert self.store is not None
+        self.store.set(f"ready/{self.env.rank}", "")
+        if self.store.add("ready", 1) == self.env.world_size:
+            self.store.set("go", "")
+        self._await("go")
+
+    def _await(self, key: str) -> str:
+        """The value of `key` once a rank has set it. Raises the UserError of one that refuses, TrainingError where one is lost."""
+        assert self.store is not None
+        end, pause = time.monotonic() + self.timeout, 0.01
+        while not self.store.check([key]):
+            if self.store.check(["refusal"]):
+                raise _remote(self.store.get("refusal").decode())
+            if time.monotonic() > end:
+                missing = [r for r in range(self.env.world_size) if not self.store.check([f"ready/{r}"]) and r != self.env.rank]
+                raise TrainingError(f"lost contact with rank {', '.join(map(str, missing))}: not ready {self._waited}")
+            time.sleep(pause)
+            pause = min(2 * pause, 0.25)
+        return str(self.store.get(key).decode())
+
+    @property
+    def _waited(self) -> str:
+        return f"within {self.timeout:g} s (--timeout)"
+
+    @contextlib.contextmanager
+    def _limited(self) -> Iterator[None]:
+        late = f"lost contact with rank 0: no answer {self._waited}"
+        with signals.meeting() as asked, in_words(), ends_within(self.timeout + 2 * GRACE_SECONDS, late):
+            self.timeout = min(self.timeout, LAST_WAIT) if asked else self.timeout
+            yield
+
+
+def _remote(refusal: str) -> DistaeError:
+    """What another rank said, with the exit code in front."""
+    error = (UserError if refusal[0] == "2" else TrainingError)(refusal[1:])
+    error.remote = True
+    return error
+
+
+@contextlib.contextmanager
+def rendezvous(env: Environment, timeout: float) -> Iterator[Rendezvous]:
+    """Meet the other ranks. Raises UserError where the port is taken, TrainingError where they do not come in `timeout` seconds."""
+    if env.world_size == 1:
+        yield Rendezvous(env, None, timeout)
+        return
+    _raise_file_limit()
+    try:
+        yield Rendezvous(env, _connect(env, timeout), timeout)
+    except DistaeError as error:
+        error.heard = True  # or there is no store to tell them through
+        raise
+
+
+def _connect(env: Environment, timeout: float) -> Store:
+    where = env.rendezvous
+    if where == "env://":
+        where = f"MASTER_ADDR {os.environ.get('MASTER_ADDR')}, MASTER_PORT {os.environ.get('MASTER_PORT')}"
+    late = f"{where}: the other ranks were not met within {timeout:g} s (--timeout)"
+    try:
+        with signals.meeting() as asked, ends_within(timeout + 2 * GRACE_SECONDS, late):
+            limit = timedelta(seconds=min(timeout, LAST_WAIT) if asked else timeout)
+            store, *_ = next(connect(env.rendezvous, env.rank, env.world_size, timeout=limit))
+    except ValueError as error:  # a variable of torchrun's is missing
+        raise UserError(str(error)) from error
+    except td.DistError as error:
+        if "EADDRINUSE" in str(error):
+            raise UserError(f"{where}: the port is in use by another program; choose another, or start again") from error
+        raise TrainingError(late) from error
+    # torchrun's agent keeps one store over its restarts, with addresses of dead ranks in it (seen on 2.15): they meet elsewhere.
+    # Agents of several nodes count restarts differently and must not share it (slurm/torchrun.sbatch): then it is fresh by itself.
+    start = env.restarts if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
+    return td.PrefixStore(f"start_{start}", store)  # type: ignore[attr-defined]
+
+
+def differences(there: dict[str, Any], here: dict[str, Any], where: str) -> str:
+    """What differs between two identities, in words; empty where nothing does."""
+    differ = [f"{k} is {there.get(k)} {where} and {here.get(k)} here" for k in there | here if there.get(k) != here.get(k)]
+    return "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
+
+
+@contextlib.contextmanager
+def in_words() -> Iterator[None]:
+    """Raises TrainingError where torch loses another rank before training."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise TrainingError(f"lost contact with another rank at the start ({str(error).splitlines()[0]})") from error
+
+
+@contextlib.contextmanager
+def ends_within(seconds: float, words: str) -> Iterator[None]:
+    """End the process with code 1 where the block takes longer: a store whose server is frozen never answers."""
+    timer = threading.Timer(seconds, _end, (words,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _end(words: str) -> None:
+    sys.stderr.write(f"distae: {words}\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _raise_file_limit() -> None:
+    """Two gloo meshes open 2 (N - 1) sockets on each of N ranks, and 1,024 is a common soft limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,140 @@
+"""Before the first step: the ranks hear each other's refusals and compare what they train. Ranks are threads here."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from helpers import images, settings, splits
+from torch import distributed as td
+
+from distae import data
+from distae.config.check import shared_settings
+from distae.data import Arrays, Transform
+from distae.distributed.startup import Rendezvous
+from distae.errors import TrainingError, UserError
+from distae.runtime.environment import Environment
+
+Work = Callable[[int], tuple[Any, dict[str, Any]]]
+
+
+def meet(work: Work, ranks: int = 3, timeout: float = 20.0) -> list[Any]:
+    """What each rank's `work` gave, or what it raised."""
+    store, ends = td.HashStore(), [None] * ranks
+
+    def one(rank: int) -> None:
+        try:
+            ends[rank] = Rendezvous(Environment(rank, ranks), store, timeout).prepare(lambda: work(rank))
+        except Exception as error:
+            ends[rank] = error
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return ends
+
+
+def said(ends: list[Any], kind: type[Exception] = UserError) -> list[str]:
+    assert [isinstance(end, kind) for end in ends] == [True] * len(ends), ends
+    return [str(end) for end in ends]
+
+
+def test_ranks_that_agree_start() -> None:
+    assert meet(lambda rank: (rank, {"seed": 0})) == [0, 1, 2]
+
+
+def test_a_refusal_of_one_rank_ends_all_within_seconds() -> None:
+    begun = time.monotonic()
+
+    def work(rank: int) -> Any:
+        if rank == 2:
+            raise UserError("--data.path: no file x.npy")
+        time.sleep(0.1 * rank)
+        return None, {}
+
+    ends = said(meet(work, timeout=600))
+    assert time.monotonic() - begun < 5
+    assert ends[2] == "--data.path: no file x.npy"
+    assert ends[0] == ends[1]
+    assert ends[0].startswith("rank 2 (")
+    assert ends[0].endswith("): --data.path: no file x.npy")
+
+
+def test_a_rank_that_fails_in_another_way_is_heard_too() -> None:
+    def work(rank: int) -> Any:
+        if rank == 0:
+            raise OSError(5, "Input/output error")
+        return None, {}
+
+    ends = meet(work, timeout=600)
+    assert isinstance(ends[0], OSError)
+    assert "Input/output error" in said(ends[1:], TrainingError)[0]
+
+
+def test_a_rank_that_never_comes_is_named() -> None:
+    """Killed while it loads its data."""
+    ends = meet(lambda rank: time.sleep(4) if rank == 1 else (None, {}), timeout=1.0)
+    for end in said([ends[0], ends[2]], TrainingError):
+        assert end.endswith("lost contact with rank 1: not ready within 1 s (--timeout)")
+
+
+def together(*identities: dict[str, Any]) -> list[str]:
+    return said(meet(lambda rank: (None, identities[rank]), ranks=len(identities), timeout=600))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optim": {"lr": 0.5}}, "optim.lr is 0.01 on rank 0 and 0.5 here"),
+        ({"seed": 4}, "seed is 3 on rank 0 and 4 here"),
+        ({"net": {"dropout": 0.1}}, "net.dropout is 0.0 on rank 0 and 0.1 here"),
+        ({"steps": 21}, "steps is 20 on rank 0 and 21 here"),
+        ({"log_every": 5}, "log_every is 7 on rank 0 and 5 here"),
+    ],
+)
+def test_other_settings_on_one_rank(changes: dict[str, Any], words: str) -> None:
+    same = shared_settings(settings())
+    ends = together(same, same, shared_settings(settings(**changes)))
+    assert ends[2] == f"every rank must train the same: {words}"
+    assert ends[0] == ends[1]
+    assert ends[0].startswith("rank 2 (")
+    assert words in ends[0]
+
+
+def test_what_belongs_to_a_node_may_differ() -> None:
+    one, other = (shared_settings(settings(threads=n, data={"name": "mnist", "root": f"/node{n}"})) for n in (1, 2))
+    assert one == other
+
+
+def changed(what: str) -> dict[str, Arrays]:
+    train = images(197, 1)
+    if what == "values":
+        train.source[100, 0, 3, 3] ^= 1
+    if what == "labels" and train.source_label is not None:
+        train.source_label[5] = 0
+    if what == "dtype":
+        train = replace(train, source=train.source.float())
+    if what == "scale":
+        train = replace(train, transform=Transform())
+    if what == "samples":
+        train = train.take(slice(196))
+    if what == "shape":
+        train = replace(train, source=train.source.view(-1, 1, 4, 16))
+    return splits() | {"train": train}
+
+
+@pytest.mark.parametrize("what", ["values", "labels", "dtype", "scale", "samples", "shape"])
+def test_other_data_on_one_rank(what: str) -> None:
+    same = data.identity(splits())
+    assert f"train.{what} is " in together(same, data.identity(changed(what)))[1]
+
+
+def test_a_copy_is_the_same_data() -> None:
+    train = images(197, 1)
+    strided = Arrays(torch.stack([train.x, train.x], 1)[:, 0], train.label, train.transform)
+    assert data.identity(splits() | {"train": strided}) == data.identity(splits())
