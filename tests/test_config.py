@@ -1,13 +1,14 @@
 """Settings from files and the command line, and every refusal with its message."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from distae.config import TrainConfig, build, check, cli, leaves, parse, to_dict, write_toml
-from distae.config.check import couples_samples, fingerprint, identity_settings
+from distae.config.check import ADDED, couples_samples, fingerprint, identity_settings
 from distae.config.cli import read_toml
 from distae.config.fields import Variant, fields_of
 from distae.config.help import render
@@ -103,6 +104,30 @@ def test_settings_that_may_change_exist_and_do_not_name_the_run():
     assert fingerprint(same) == fingerprint(cfg)
     for change in (["--seed", "1"], ["--optim.lr", "0.5"], ["--model", "ae"], ["--net.hidden", "7"], ["--global-batch-size", "64"]):
         assert fingerprint(given(*change)) != fingerprint(cfg), change
+
+
+def test_a_name_is_in_the_folder_and_the_hash_stays():
+    plain, named = given(), given("--name", "first-try")
+    assert named.run_dir == f"runs/first-try_{fingerprint(plain)}"
+    assert given("--name", "a", "--run-dir", "b").run_dir == "b"
+    for bad in ("", "a/b", "../a", ".a", "a b", "a\nb", "a\n"):
+        refused("--name", bad, match=r"--name: '.*' is not valid; expected letters, digits and _")
+
+
+def test_a_setting_that_was_added_later_names_the_run_off_its_default_only(monkeypatch):
+    cfg, other = given("--model", "lfq_vae"), given("--model", "lfq_vae", "--model.inverse-temperature", "2")
+    assert "model.inverse_temperature" not in identity_settings(cfg)
+    assert identity_settings(other)["model.inverse_temperature"] == 2
+    assert fingerprint(cfg) != fingerprint(other)
+    before = identity_settings(cfg)
+    monkeypatch.setattr(sys.modules["distae.config.check"], "ADDED", ADDED | {"seed", "net.hidden"})
+    assert before.keys() - identity_settings(cfg).keys() == {"seed", "net.hidden"}
+    assert "net.hidden" in identity_settings(given("--model", "lfq_vae", "--net.hidden", "3"))
+
+
+def test_settings_that_were_added_are_settings():
+    known = {f"{g.name}.{k}" for g in VARIANTS for cls in g.type.choices().values() for k in fields_of(cls)}
+    assert known | {k for k, _ in leaves(TrainConfig())} >= ADDED
 
 
 def test_accumulation_names_the_run_where_samples_are_coupled():
@@ -274,7 +299,6 @@ def test_an_unknown_wandb_mode_is_refused(monkeypatch):
         ("--limit 9", "'--data.limit'"),
         ("--net conv --channels 8", "'--net.channels'"),
         ("--output-dir x", "'--run-dir'"),
-        ("--name x", "'--optim.name'"),
         ("--eopchs 3", "'--epochs'"),
     ],
 )

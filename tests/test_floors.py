@@ -21,8 +21,8 @@ ROOMS = {name for floor in FLOORS for name in floor}
 
 
 def room(path: str) -> str:
-    """`distae/nn/conv.py` is of the room nn; a `__main__.py` is an entry."""
-    if path.endswith("/__main__.py"):
+    """`distae/nn/conv.py` is of the room nn; a room's `__main__.py` is an entry."""
+    if path.endswith("/__main__.py") and path != "distae/__main__.py":
         return "train"
     return Path(path).parts[1].removesuffix(".py")
 

@@ -18,6 +18,16 @@ CHANGED = {"ae": "f81a206a", "vae": "b9272f46", "vq_vae": "49db5888", "factor_va
 """With another seed, batch norm and accumulation, which is then part of the result."""
 
 
+ADDED_LATER = {"model": {"lfq_vae": "e78456e3"}, "data": {"array": "f913dbba"}}
+"""As they were before model.inverse_temperature, data.scale, data.layout and data.label_key."""
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group, names in ADDED_LATER.items() for name in names])
+def test_a_setting_that_was_added_changes_no_hash(group, name):
+    table = {group: {"name": name} | ({"path": "x.npy"} if name == "array" else {})}
+    assert fingerprint(build(TrainConfig, table)) == ADDED_LATER[group][name]
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_keeps_its_hash(name):
     assert fingerprint(build(TrainConfig, read_toml(str(ROOT / "recipes" / f"{name}.toml")))) == RECIPES[name]

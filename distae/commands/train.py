@@ -10,12 +10,14 @@
 import shutil
 import sys
 import tempfile
+from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from distae.commands.session import refuse, run_in_turn
 from distae.config import TrainConfig, check, parse, write_toml
+from distae.config.cli import parser_of
 from distae.errors import DistaeError
 from distae.runtime.environment import Environment, environment
 from distae.runtime.outcome import Outcome
@@ -26,11 +28,11 @@ SWITCHES = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m distae.train") -> int:
     env = Environment()
     try:
         env = environment()
-        command = parse(TrainConfig, sys.argv[1:] if argv is None else argv, SWITCHES, "python -m distae.train")
+        command = parse(TrainConfig, sys.argv[1:] if argv is None else argv, SWITCHES, prog)
         cfg = check(command.settings, env.world_size)
         if "print-config" in command.flags:
             if env.rank == 0:
@@ -39,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return (smoke if "smoke" in command.flags else run)(cfg, env).exit_code
     except DistaeError as error:
         return refuse(error, env)
+
+
+def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
+    """What may follow `words`: the options of the variants that they choose. Raises UserError."""
+    return parser_of(TrainConfig, words, SWITCHES)
 
 
 def run(cfg: TrainConfig, env: Environment) -> Outcome:

@@ -19,6 +19,7 @@ from distae.models import (
     wasserstein,
 )
 from distae.models.base import Autoencoder, Batch, Codes, NetAutoencoder, Output, Phase, build, output, register, registry
+from distae.registry import import_all
 
 __all__ = [
     "Autoencoder",
@@ -49,3 +50,5 @@ __all__ = [
 ]
 
 __getattr__ = deprecation.renamed(__name__, {"Turn": ("Phase", Phase)})
+
+import_all(__name__)

@@ -14,9 +14,10 @@ from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
 from distae.config.weights import Ramp, Weight, at
 from distae.errors import UserError
-from distae.losses import Likelihood, mmd
+from distae.losses import build_likelihood, mmd
 from distae.nn import build_decoder, build_encoder
 from distae.noise import Noise
+from distae.registry import Registry
 
 
 class Batch(NamedTuple):
@@ -143,7 +144,7 @@ class Autoencoder(nn.Module, ABC):
         """`shape` is that of a sample: `(C, H, W)` of images, `(values,)` of tables."""
         super().__init__()
         self.cfg, self.net, self.shape = cfg, net, shape
-        self.likelihood = Likelihood(cfg)
+        self.likelihood = build_likelihood(cfg)
 
     @property
     @abstractmethod
@@ -220,7 +221,7 @@ class NetAutoencoder(Autoencoder):
 
 
 M = TypeVar("M", bound=type[Autoencoder])
-_REGISTRY: dict[type[ModelConfig], type[Autoencoder]] = {}
+_REGISTRY: Registry[type[ModelConfig], type[Autoencoder]] = Registry("variant")
 
 
 def register(config: type[ModelConfig]) -> Callable[[M], M]:
@@ -229,8 +230,7 @@ def register(config: type[ModelConfig]) -> Callable[[M], M]:
     def bind(model: M) -> M:
         if missing := sorted(model.__abstractmethods__):
             raise TypeError(f"{model.__name__}, registered for --model {config.name}, does not define {', '.join(missing)}")
-        _REGISTRY[config] = model
-        return model
+        return _REGISTRY.register(config)(model)
 
     return bind
 

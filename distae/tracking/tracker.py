@@ -44,6 +44,8 @@ class Tracker:
         self.sinks += [rows, console]
         if cfg.tracking == "wandb":
             self.sinks.append(Wandb(run_dir, cfg, environment, console))
+        else:
+            console.line("W&B is off; --tracking wandb turns it on")
 
     def line(self, text: str) -> None:
         for sink in self.sinks:

@@ -36,8 +36,7 @@ class Wandb:
             console.line(f"W&B: {error}")
             mode = "offline"
             self.run = wandb.init(mode=mode, **kwargs)
-        if mode == "offline":
-            console.line(f"W&B is offline (no key or no network): sync later with `python -m distae.tracking sync {run_dir}`")
+        console.line(_where(mode, self.run, run_dir))
         self.run.define_metric("*", step_metric="step")
 
     def row(self, row: Row) -> None:
@@ -50,6 +49,19 @@ class Wandb:
 
     def close(self) -> None:
         self.run.finish()
+
+
+def _where(mode: str, run: Any, run_dir: Path) -> str:
+    """Whether W&B is on, where the run goes, and how to change that, in one line."""
+    off = "--tracking none turns it off"
+    if mode == "online":
+        return f"W&B is online: {run.url}; WANDB_MODE=offline keeps the run here, {off}"
+    if mode == "offline":
+        why = "WANDB_MODE" if os.environ.get("WANDB_MODE") == mode else "no key or no network"
+        return (
+            f"W&B is offline ({why}): sync later with `python -m distae.tracking sync {run_dir}`; wandb login puts it online, {off}"
+        )
+    return f"W&B is off (WANDB_MODE={mode}); WANDB_MODE=online or offline turns it on"
 
 
 def wandb_identity(run_dir: Path, say: Callable[[str], None]) -> dict[str, str]:

@@ -82,6 +82,12 @@ class Trainer:
 
     def fit(self) -> bool:
         """Train to the end; or to an agreed stop, and then return False after a save."""
+        self.logger.callbacks.on_start(self)
+        finished = self._loop()
+        self.logger.callbacks.on_end(finished)
+        return finished
+
+    def _loop(self) -> bool:
         batches = data.steps(self.sampler, self.state.step, self.loaders["train"].storage_device)
         self.logger.start()
         self.checkpoints.start()
