@@ -1,7 +1,7 @@
 """What two processes that train together lose: beside the same two without gradient exchange, and beside DDP by hand.
 
     python benchmarks/ddp.py --root data
-    python benchmarks/ddp.py --workloads ae-32 --ours-args "--noise per_rank"       # measured beside ours as it comes
+    python benchmarks/ddp.py --workloads ae-32 --ours-args "--ema 0.999"       # measured beside ours as it comes
 
 2 gloo processes, one thread each, at the workload's batch per process:
 

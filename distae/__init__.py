@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from distae import deprecation, distributed
 
-    deprecation.warn("distae.distributed", "distae.distributed")
+    deprecation.warn("distae.dist", "distae.distributed")
     return distributed
 
 

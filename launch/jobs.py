@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TextIO
 
 from distae.errors import UserError
-from launch.partitions import call
 
+from .partitions import call
+
+JOB = r"\d+(_\d+)?"
+"""How Slurm writes a job's number, or that of one of an array."""
 ENDED = {
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL", "PREEMPTED",
 }  # fmt: skip

@@ -15,23 +15,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from distae.commands.train import SWITCHES
 from distae.config import TrainConfig, check, parse
 from distae.errors import UserError
 from distae.runtime import console
 from distae.runtime.outcome import FILE, read
 from distae.runtime.signals import SIGNALS, heard
-from distae.train import SWITCHES
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m launch.local", description="Start a job on this machine with torchrun.")
-    parser.add_argument("--nproc", type=int, help="processes (default: one for each GPU, or for each CPU core where there is none)")
-    parser.add_argument("--max-restarts", type=int, default=0, help="restarts of a crashed job, each from the newest checkpoint")
-    parser.add_argument("train", nargs=argparse.REMAINDER, help="-- and the options of distae.train")
-    args = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.local") -> int:
+    args = arguments(prog).parse_args(argv)
     train = args.train[1:] if args.train[:1] == ["--"] else args.train
     try:
-        command = parse(TrainConfig, train, SWITCHES, "python -m distae.train")
+        command = parse(TrainConfig, train, SWITCHES, "distae train")
         nproc = args.nproc or processes(command.settings.device)
         cfg = check(command.settings, nproc)
     except UserError as error:
@@ -42,6 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = _torchrun(nproc, args.max_restarts, train)
     outcome = read(run_dir) if _written(run_dir / FILE) != before else None
     return outcome.exit_code if outcome else code
+
+
+def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """What the command line may hold."""
+    parser = argparse.ArgumentParser(prog, description="Start a job on this machine with torchrun.")
+    parser.add_argument("--nproc", type=int, help="processes (default: one for each GPU, or for each CPU core where there is none)")
+    parser.add_argument("--max-restarts", type=int, default=0, help="restarts of a crashed job, each from the newest checkpoint")
+    parser.add_argument("train", nargs=argparse.REMAINDER, help="-- and the options of distae.train")
+    return parser
 
 
 def processes(device: str) -> int:
@@ -66,7 +71,7 @@ def _written(path: Path) -> tuple[int, int] | None:
 def _torchrun(nproc: int, max_restarts: int, train: Sequence[str]) -> int:
     """Run torchrun in a session of its own, so that a terminal's Ctrl-C reaches it once, through us. A second one kills it."""
     command = [
-        sys.executable, "-m", "launch.agent", "--standalone", f"--nproc-per-node={nproc}",
+        sys.executable, "-m", f"{__package__}.agent", "--standalone", f"--nproc-per-node={nproc}",
         f"--max-restarts={max_restarts}", f"--signals-to-handle={','.join(s.name for s in SIGNALS)}", "-m", "distae.train", *train,
     ]  # fmt: skip
     # Time for the last save (before torch 2.15 it is 30 s); a number of threads, for which torchrun would warn.

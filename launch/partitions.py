@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distae.errors import UserError
-from launch.settings import SlurmConfig, check, clock, fill, seconds
+
+from .settings import SlurmConfig, check, clock, fill, seconds
 
 DAY = 86400
 

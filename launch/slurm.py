@@ -8,6 +8,7 @@ The job saves and requeues itself before its time limit and on preemption. `--fo
 """
 
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,15 @@ from pathlib import Path
 from distae import config
 from distae.commands.train import SWITCHES as TRAIN_SWITCHES
 from distae.config import TrainConfig, write_toml
+from distae.config.cli import parser_of
 from distae.errors import UserError
 from distae.runtime import console
 from distae.runtime.run_dir import check_run_dir, open_run_dir
-from launch import jobs, partitions, snapshot
-from launch.settings import SlurmConfig
-from launch.submit import Submission
 
-PROG = "python -m launch.slurm"
+from . import jobs, partitions, snapshot
+from .settings import SlurmConfig
+from .submit import Submission
+
 SWITCHES = {
     "wait": "Stay until the job has ended; the exit code is the job's.",
     "follow": "Like --wait, and show rank 0's log.",
@@ -31,10 +33,10 @@ SWITCHES = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.slurm") -> int:
     mine, train = split(sys.argv[1:] if argv is None else argv)
     try:
-        command = config.parse(SlurmConfig, mine, SWITCHES, PROG, "cluster")
+        command = config.parse(SlurmConfig, mine, SWITCHES, prog, "cluster")
         job = partitions.resolve(command.settings, partitions.partitions())
         cfg, plugin = training(train, job)
         folder = Path(cfg.run_dir or ".") / "slurm"
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             show(plan, [cfg], with_snapshot)
             return 0
         job_id = submit(plan, [cfg], with_snapshot)[0]
-        sys.stdout.write(f"job {job_id}, logs in {folder / job_id}; python -m launch.status {folder.parent}\n")
+        sys.stdout.write(f"job {job_id}, logs in {folder / job_id}; python -m distae status {folder.parent}\n")
         if not command.flags & {"wait", "follow"}:
             return 0
         rank_0 = folder / job_id / "rank_0"
@@ -57,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
+    """What may follow `words`. Raises UserError."""
+    return parser_of(SlurmConfig, words, SWITCHES, "cluster")
+
+
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The options before `--`, and those of distae.train behind it."""
     argv = list(argv)
@@ -66,7 +73,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def training(argv: Sequence[str], job: SlurmConfig) -> tuple[TrainConfig, str | None]:
     """The run's settings, checked for this job, and the plugin that they need. Raises UserError."""
-    command = config.parse(TrainConfig, argv, TRAIN_SWITCHES, "python -m distae.train")
+    command = config.parse(TrainConfig, argv, TRAIN_SWITCHES, "distae train")
     if command.flags:
         raise UserError(f"--{min(command.flags)} is for python -m distae.train itself, not for a job")
     cfg = config.check(command.settings, job.world_size)

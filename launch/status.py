@@ -14,15 +14,14 @@ from pathlib import Path
 
 from distae.errors import UserError
 from distae.runtime import console, outcome
-from launch import jobs
+from distae.runtime.backends import BACKENDS
 
-JOB = r"\d+(_\d+)?"
+from . import jobs
+from .backends import newest_job
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m launch.status", description="How a job stands.")
-    parser.add_argument("target", metavar="RUN_OR_JOB", help="a run's or a sweep's folder, or a job id")
-    target = parser.parse_args(argv).target
+def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.status") -> int:
+    target = arguments(prog).parse_args(argv).target
     try:
         reports = ["\n".join(f"{name:<10}{text}" for name, text in report(run_dir)) for run_dir in find(target)]
     except UserError as error:
@@ -32,13 +31,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """What the command line may hold."""
+    parser = argparse.ArgumentParser(prog, description="How a job stands.")
+    parser.add_argument("target", metavar="RUN_OR_JOB", help="a run's or a sweep's folder, or a job id")
+    return parser
+
+
 def find(target: str) -> list[Path]:
     """The run folders that a folder or a job id stands for. Raises UserError where there are none."""
     if Path(target).is_dir():
         folder = Path(target)
         children = sorted(p for p in folder.iterdir() if (p / "slurm").is_dir())
         return children or [folder]
-    if not re.fullmatch(JOB, target):
+    if not re.fullmatch(jobs.JOB, target):
         raise UserError(f"{target} is no run folder and no job id")
     batch = Path(jobs.info(target).stdout)
     if batch.parent.name != "slurm":
@@ -46,38 +52,17 @@ def find(target: str) -> list[Path]:
     return [p for p in find(str(batch.parents[1])) if f"{newest_job(p)}_".startswith(f"{target}_")]
 
 
-def newest_job(run_dir: Path) -> str | None:
-    """The job that was last submitted for this run."""
-    found = [p for p in (run_dir / "slurm").glob("*") if re.fullmatch(JOB, p.name)]
-    return max(found, key=lambda p: p.lstat().st_mtime).name if found else None
-
-
 def report(run_dir: Path) -> Iterator[tuple[str, str]]:
     """Name and text of each line."""
     yield "run", str(run_dir)
-    job_id = newest_job(run_dir)
-    folder = (run_dir / "slurm" / job_id).resolve().parent if job_id else run_dir
-    if job_id:
-        yield "job", _job_line(job_id)
+    for backend in BACKENDS.values():
+        yield from backend().status(run_dir)
     yield from _progress(run_dir)
     if end := outcome.read(run_dir):
         why = " ".join(filter(None, [end.signal and f"by {end.signal}", end.reason]))
         yield "outcome", f"{end.outcome} at step {end.step} {why}".strip()
-    if job_id:
-        yield "logs", f"{folder / job_id}/rank_*.err, {folder}/batch_{job_id}.err"
-        yield from (("error", line) for line in jobs.last_words(folder, job_id))
     if list(run_dir.glob("wandb/offline-run-*")):
         yield "W&B", f"offline; sync with python -m distae.tracking sync {run_dir}"
-
-
-def _job_line(job_id: str) -> str:
-    try:
-        now = jobs.info(job_id)
-    except UserError as error:
-        return f"{job_id}: {error}"
-    ended = f", exit code {now.exit_code}" if now.ended else ""
-    reason = f" ({now.reason})" if now.reason else ""
-    return f"{job_id} {now.state}{reason} on {now.nodes or 'no nodes yet'}, restarts {now.restarts}{ended}"
 
 
 def _progress(run_dir: Path) -> Iterator[tuple[str, str]]:

@@ -15,10 +15,11 @@ from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 
 from distae.config import TrainConfig, write_toml
 from distae.errors import UserError
-from launch import snapshot
-from launch.job import TrainJob
-from launch.partitions import call
-from launch.settings import SlurmConfig, one_line, seconds
+
+from . import snapshot
+from .job import TrainJob
+from .partitions import call
+from .settings import SlurmConfig, one_line, seconds
 
 NO_LIMIT = 10**6
 """submitit's own count of time-outs; `TrainJob.max_requeues` counts restarts of any kind."""

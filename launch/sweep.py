@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,15 +18,15 @@ from pathlib import Path
 from distae import config
 from distae.config import TrainConfig
 from distae.config.check import fingerprint
+from distae.config.cli import parser_of
 from distae.config.fields import Count
 from distae.errors import UserError
 from distae.runtime import console
-from launch import jobs, partitions
-from launch.settings import SlurmConfig
-from launch.slurm import SWITCHES, show, split, submit, training
-from launch.submit import Submission
 
-PROG = "python -m launch.sweep"
+from . import jobs, partitions
+from .settings import SlurmConfig
+from .slurm import SWITCHES, show, split, submit, training
+from .submit import Submission
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +39,11 @@ class SweepConfig(SlurmConfig):
     """Jobs of the array that may run at the same time."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.sweep") -> int:
     mine, train = split(sys.argv[1:] if argv is None else argv)
     switches = {k: v for k, v in SWITCHES.items() if k != "follow"}
     try:
-        command = config.parse(SweepConfig, mine, switches, PROG, "cluster")
+        command = config.parse(SweepConfig, mine, switches, prog, "cluster")
         job = partitions.resolve(command.settings, partitions.partitions())
         base, runs, plugin = expand(command.settings.grid, train, job)
         plan = Submission(job, base / "slurm", base.name, plugin, command.settings.max_parallel)
@@ -57,8 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for job_id, cfg in zip(ids, runs, strict=True):
         _link_logs(base / "slurm" / job_id, Path(cfg.run_dir or "."))
         sys.stdout.write(f"job {job_id}: {cfg.run_dir}\n")
-    sys.stdout.write(f"python -m launch.status {base}\n")
+    sys.stdout.write(f"python -m distae status {base}\n")
     return max(jobs.follow(job_id, []) for job_id in ids) if "wait" in command.flags else 0
+
+
+def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
+    """What may follow `words`. Raises UserError."""
+    return parser_of(SweepConfig, words, SWITCHES, "cluster")
 
 
 def expand(grid: Sequence[str], train: Sequence[str], job: SlurmConfig) -> tuple[Path, list[TrainConfig], str | None]:

@@ -30,6 +30,7 @@ from distae.commands.session import train_run
 from distae.config import TrainConfig
 from distae.distributed.parallelize import parallelize
 from distae.nn.norms import BatchNorm
+from distae.noise import Rows
 from distae.runtime.signals import StopRequest
 from distae.training.step import TrainStep
 
@@ -226,9 +227,7 @@ def one_shuffle() -> contextlib.AbstractContextManager[Any]:
 
 def noise_per_rank() -> contextlib.AbstractContextManager[Any]:
     """Every rank draws the noise of the first rows."""
-    return mock.patch(
-        "distae.noise.keyed.Noise._rows", lambda self, x: x[: len(self.rows.index)] if self.rows.index is not None else x
-    )
+    return mock.patch("distae.training.step.Rows", lambda count, start: Rows(count))
 
 
 def traced() -> contextlib.AbstractContextManager[Any]:

@@ -138,6 +138,7 @@ def test_the_best_critic_of_factor_vae_gives_the_total_correlation():
     model = make("factor_vae", latent_dim=2, critic_hidden=(32, 32))
     model.posterior = lambda x, noise: (mu, torch.full_like(mu, -20.0))
     learn(model, data(n), "critic", 250)
+    learn(model, data(n), "critic", 100, lr=1e-3)  # it settles: at the larger rate it swings by a tenth
     found = float(run(model, data(n)).per_sample["total_correlation"].mean())
     assert found == pytest.approx(-0.5 * math.log(1 - r**2), rel=0.1)
 

@@ -56,8 +56,8 @@ def test_training_speed(run_here):
 
 
 def test_two_processes(run_here):
-    result = run_here("ddp.py", "--workloads", "ae-32", "--rounds", "0", "--scale", "0.01", "--ours-args", "--noise per_rank")
-    assert set(result["ae-32"]["over"]) == {"apart", "ours", "by hand", "in step", "by hand, apart", "ours --noise per_rank"}
+    result = run_here("ddp.py", "--workloads", "ae-32", "--rounds", "0", "--scale", "0.01", "--ours-args", "--ema 0.9")
+    assert set(result["ae-32"]["over"]) == {"apart", "ours", "by hand", "in step", "by hand, apart", "ours --ema 0.9"}
     assert min(result["ae-32"]["samples_per_second"].values()) > 0
 
 
@@ -65,6 +65,13 @@ def test_growth(run_here):
     result = run_here("growth.py", "--rounds", "0", "--points", "1", "--no-plot")
     assert [len(result[line]) for line in ("batch", "width", "depth", "images", "saves")] == [1] * 5
     assert {"save_ms", "evaluation_s", "parameters"} <= set(result["saves"][0])
+
+
+def test_noise_costs_the_same_on_any_number_of_ranks(run_here):
+    result = run_here("noise.py", "--rounds", "1", "--accumulation")
+    last, first = max(point["mib"] for point in result["over_ranks"]), result["over_ranks"][0]["mib"]
+    assert last <= 1.1 * first
+    assert len(result["against_one_draw"]) == 3
 
 
 def test_the_gpu_benchmark_on_the_cpu(run_here):

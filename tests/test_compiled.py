@@ -105,7 +105,7 @@ def test_a_plan_draws_what_was_recorded():
         shared = [first.uniform(x.repeat(4, 1)), noise.permutation(5), noise.integers(3, 9)]
         return [apart, *shared, again.normal(x.repeat(2, 1)), noise.common(2, 3)]
 
-    rows = Rows.strided(6, 1, 6, 2, torch.device("cpu"))
+    rows = Rows(3, 3)
     fresh = functools.partial(Noise, 1, ("train", 7, "a"), rows, torch.device("cpu"))
     recorder = NoiseRecorder(fresh())
     for a, b, c in zip(draw(recorder), replay(fresh(), recorder.plan), draw(fresh()), strict=True):

@@ -1,13 +1,14 @@
 """Settings from files and the command line, and every refusal with its message."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from distae.config import TrainConfig, build, check, cli, leaves, parse, to_dict, write_toml
-from distae.config.check import couples_samples, fingerprint, identity_settings
+from distae.config.check import ADDED, couples_samples, fingerprint, identity_settings
 from distae.config.cli import read_toml
 from distae.config.fields import Variant, fields_of
 from distae.config.help import render
@@ -105,6 +106,30 @@ def test_settings_that_may_change_exist_and_do_not_name_the_run():
         assert fingerprint(given(*change)) != fingerprint(cfg), change
 
 
+def test_a_name_is_in_the_folder_and_the_hash_stays():
+    plain, named = given(), given("--name", "first-try")
+    assert named.run_dir == f"runs/first-try_{fingerprint(plain)}"
+    assert given("--name", "a", "--run-dir", "b").run_dir == "b"
+    for bad in ("", "a/b", "../a", ".a", "a b", "a\nb", "a\n"):
+        refused("--name", bad, match=r"--name: '.*' is not valid; expected letters, digits and _")
+
+
+def test_a_setting_that_was_added_later_names_the_run_off_its_default_only(monkeypatch):
+    cfg, other = given("--model", "lfq_vae"), given("--model", "lfq_vae", "--model.inverse-temperature", "2")
+    assert "model.inverse_temperature" not in identity_settings(cfg)
+    assert identity_settings(other)["model.inverse_temperature"] == 2
+    assert fingerprint(cfg) != fingerprint(other)
+    before = identity_settings(cfg)
+    monkeypatch.setattr(sys.modules["distae.config.check"], "ADDED", ADDED | {"seed", "net.hidden"})
+    assert before.keys() - identity_settings(cfg).keys() == {"seed", "net.hidden"}
+    assert "net.hidden" in identity_settings(given("--model", "lfq_vae", "--net.hidden", "3"))
+
+
+def test_settings_that_were_added_are_settings():
+    known = {f"{g.name}.{k}" for g in VARIANTS for cls in g.type.choices().values() for k in fields_of(cls)}
+    assert known | {k for k, _ in leaves(TrainConfig())} >= ADDED
+
+
 def test_accumulation_names_the_run_where_samples_are_coupled():
     """There it is another objective."""
     one, two = (given("--net.norm", "batch", "--grad-accum-steps", n) for n in "12")
@@ -114,7 +139,16 @@ def test_accumulation_names_the_run_where_samples_are_coupled():
     assert "grad_accum_steps" in identity_settings(one)
 
 
+def test_a_removed_setting_is_accepted_at_its_default(tmp_path):
+    (tmp_path / "old.toml").write_text('noise = "global"\nseed = 3\n')
+    cfg = given("--config", str(tmp_path / "old.toml"))
+    assert cfg == given("--seed", "3", "--noise", "global")
+    assert identity_settings(cfg)["noise"] == "global"
+    assert "noise" not in to_dict(cfg)
+
+
 REFUSED = {
+    "removed setting": (["--noise", "per_rank"], r"--noise: 'per_rank' is no longer valid, .*: leave the setting out"),
     "unknown model": (["--model", "vea"], r"--model: unknown 'vea' \(did you mean 'vae'\?\); valid: ae, "),
     "unknown net": (["--net", "cnn"], r"--net: unknown 'cnn'; valid: mlp, conv, resnet"),
     "unknown data": (["--data", "imagenet"], r"--data: unknown 'imagenet'; valid: digits, mnist, fashion_mnist, cifar10, array"),
@@ -265,7 +299,6 @@ def test_an_unknown_wandb_mode_is_refused(monkeypatch):
         ("--limit 9", "'--data.limit'"),
         ("--net conv --channels 8", "'--net.channels'"),
         ("--output-dir x", "'--run-dir'"),
-        ("--name x", "'--optim.name'"),
         ("--eopchs 3", "'--epochs'"),
     ],
 )

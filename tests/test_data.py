@@ -1,5 +1,6 @@
 """Data sets, the order of samples, and batches."""
 
+import io
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,15 +38,15 @@ CPU = torch.device("cpu")
     ("n", "batch", "world_size"), [(100, 12, 1), (97, 12, 2), (97, 12, 3), (48, 24, 4), (50, 50, 1), (31, 6, 3)]
 )
 def test_the_order_is_torchs_own(n, batch, world_size, micro_steps, seed):
-    for rank in range(world_size):
-        mine = GlobalBatchSampler(n, batch, rank, world_size, micro_steps, seed)
-        torchs = DistributedSampler(range(n), world_size, rank, shuffle=True, seed=seed, drop_last=True)
-        for epoch in range(3):
-            mine.set_epoch(epoch)
-            torchs.set_epoch(epoch)
-            expected = list(BatchSampler(torchs, batch // world_size, drop_last=True))[: n // batch]
-            assert [rows.flatten().tolist() for rows in mine] == expected
-            assert len(expected) == len(mine) == n // batch
+    """Of each micro-batch of torch's global batch, rank r holds the r-th of equal parts."""
+    torchs = DistributedSampler(range(n), 1, 0, shuffle=True, seed=seed, drop_last=True)
+    ranks = [GlobalBatchSampler(n, batch, rank, world_size, micro_steps, seed) for rank in range(world_size)]
+    for epoch in range(3):
+        for sampler in (torchs, *ranks):
+            sampler.set_epoch(epoch)
+        expected = list(BatchSampler(torchs, batch, drop_last=True))
+        assert [torch.cat(rows, 1).flatten().tolist() for rows in zip(*ranks, strict=True)] == expected
+        assert len(expected) == len(ranks[0]) == n // batch
 
 
 @pytest.mark.parametrize("first", [0, 1, 5, 8, 9, 23])
@@ -426,3 +428,60 @@ def test_no_network_names_the_folder_to_fill(tmp_path, monkeypatch):
     names = [f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
     assert f"put {', '.join(names)} into {tmp_path / 'absent/MNIST/raw'}" in message
     assert len(message.splitlines()) == 2
+
+
+def _npy(shape: tuple[int, ...], data: bytes = b"", descr: str = "<f4") -> bytes:
+    """An .npy file whose header says this shape, whatever follows."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    return file.getvalue() + data
+
+
+HOSTILE = {
+    "truncated.npy": (_npy((100, 5), b"\0" * 1000), "it is truncated: shape .100, 5. of float32 takes 2128 bytes, and it has 1128"),
+    "negative.npy": (_npy((-1, 5), b"\0" * 1000), "announces shape .-1, 5."),
+    "huge.npy": (_npy((2**40, 16), b"\0" * 1000), "it is truncated"),
+    "wide.npy": (_npy((10, 0)), r"has shape \[10, 0\]"),
+    "objects.npy": (_npy((10, 5), b"\0" * 1000, "|O"), "holds object"),
+    "short.npy": (_npy((10, 5))[:20], "is no .npy or .npz file"),
+    "long_header.npy": (b"\x93NUMPY\x02\x00" + (2**32 - 1).to_bytes(4, "little") + b"{", "is no .npy or .npz file"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_header_that_promises_more_than_the_file_has(name, tmp_path):
+    (tmp_path / name).write_bytes(HOSTILE[name][0])
+    for path in (tmp_path / name, tmp_path / f"{name}.npz"):
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("x.npy", HOSTILE[name][0])
+        with pytest.raises(UserError, match=HOSTILE[name][1].replace("1128", r"\d+")):
+            load(ArrayConfig(path=str(path)))
+
+
+def test_a_sparse_file_larger_than_the_memory_is_compared_not_read(tmp_path):
+    (tmp_path / "x.npy").write_bytes(_npy((2**34, 16)))
+    os.truncate(tmp_path / "x.npy", 1 << 40)
+    with pytest.raises(UserError, match="it is truncated"):
+        ArrayConfig(path=str(tmp_path / "x.npy")).shape()
+    os.truncate(tmp_path / "x.npy", (1 << 40) + 128)
+    assert ArrayConfig(path=str(tmp_path / "x.npy")).shape() == (16,)  # it would be mapped
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x.npy", _npy((2**34, 16)))
+    with pytest.raises(UserError, match="it is truncated"):
+        ArrayConfig(path=str(tmp_path / "x.npz")).shape()
+
+
+def test_a_bomb_is_not_unpacked(tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", x=np.zeros((2000, 5000), np.uint8))
+    with pytest.raises(UserError, match="times the file: save it uncompressed"):
+        ArrayConfig(path=str(tmp_path / "x.npz")).shape()
+
+
+def test_a_wrong_checksum_of_an_npz_is_said(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.arange(50_000, dtype=np.float32).reshape(10_000, 5))
+    data = bytearray((tmp_path / "x.npz").read_bytes())
+    data[150_000] ^= 1
+    (tmp_path / "x.npz").write_bytes(data)
+    with pytest.raises(UserError, match=r"x.npz is damaged \(Bad CRC-32"):
+        load(ArrayConfig(path=str(tmp_path / "x.npz")))

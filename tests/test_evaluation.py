@@ -36,7 +36,7 @@ def test_every_sample_counts_once(model, chunk):
     sums: dict[str, float] = {}
     for number, rows in enumerate(torch.arange(50).split(chunk)):
         x, _ = loader.batch(rows, None)
-        out = made(Batch(x), "autoencoder", Noise(9, ("eval", number, "autoencoder"), Rows(chunk, torch.arange(len(rows))), CPU))
+        out = made(Batch(x), "autoencoder", Noise(9, ("eval", number, "autoencoder"), Rows(len(rows)), CPU))
         mse = (x - torch.sigmoid(out.recon)).square().mean((1, 2, 3))
         for name, value in (out.per_sample | {"mse": mse}).items():
             sums[name] = sums.get(name, 0.0) + float(value.detach().sum())
@@ -64,6 +64,14 @@ def test_ranks_add_up_to_the_whole(world_size, monkeypatch):
             parts.append(evaluate(made, loader, 20, seed=0))
     assert {k: sum(p[k] for p in parts) for k in whole} == pytest.approx(whole, rel=1e-12)
     assert calls == [[math.ceil(n / world_size) for n in (20, 20, 10)]] * world_size
+
+
+def test_a_chunk_is_fetched_once_for_all_phases(monkeypatch):
+    made, loader = pieces("aae")
+    fetched, fetch = [], loader.batch
+    monkeypatch.setattr(loader, "batch", lambda rows, noise: fetched.append(rows) or fetch(rows, noise))
+    evaluate(made, loader, 20, seed=0)
+    assert torch.equal(torch.cat(fetched), torch.arange(50))
 
 
 def test_an_interrupted_evaluation_gives_nothing():

@@ -21,8 +21,8 @@ ROOMS = {name for floor in FLOORS for name in floor}
 
 
 def room(path: str) -> str:
-    """`distae/nn/conv.py` is of the room nn; a `__main__.py` is an entry."""
-    if path.endswith("/__main__.py"):
+    """`distae/nn/conv.py` is of the room nn; a room's `__main__.py` is an entry."""
+    if path.endswith("/__main__.py") and path != "distae/__main__.py":
         return "train"
     return Path(path).parts[1].removesuffix(".py")
 
@@ -85,7 +85,11 @@ FORBIDDEN = re.compile(
     r"|(nn|F|torch\.nn\.functional|torch)\.((alpha_|feature_alpha_)?dropout[123]?d?|(Feature)?(Alpha)?Dropout[123]?d?|gumbel_softmax|rrelu)"
     r"|random\..*|(np|numpy)\.random\..*|.*\.(normal_|uniform_|bernoulli_|random_|exponential_|multinomial|manual_seed)"
 )
-ALLOWED = {"distae/noise/keyed.py": FORBIDDEN, "distae/data/sampler.py": re.compile(r"torch\.randperm|.*\.manual_seed")}
+ALLOWED = {
+    "distae/noise/keyed.py": FORBIDDEN,
+    "distae/noise/weights.py": re.compile(r".*\.(normal_|uniform_|manual_seed)"),
+    "distae/data/sampler.py": re.compile(r"torch\.randperm|.*\.manual_seed"),
+}
 """The order of samples is torch's own, of a generator of its own: the other source, and a pure function too."""
 
 

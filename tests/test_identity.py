@@ -38,7 +38,8 @@ def start(cfg: TrainConfig, capsys: Any) -> tuple[Outcome, str]:
     from distae.commands.session import run_in_turn
     from distae.runtime.environment import Environment
 
-    return run_in_turn([replace(cfg, run_dir="run")], Environment()), capsys.readouterr().err
+    cfg = replace(cfg, run_dir="run")
+    return run_in_turn(cfg, Environment(), [cfg]), capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("samples", "words"), [(900, "train.samples is 162 there and 729 here"), (200, "train.values is ")])

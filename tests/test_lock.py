@@ -1,10 +1,16 @@
 """Who has a run folder, and when it may be taken over."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +22,8 @@ from distae.runtime import lock as runlock
 
 def hold(run_dir: Path, **changes: Any) -> None:
     """A lock file as another process would have left it."""
-    holder = {"host": platform.node(), "pid": os.getpid(), "started": runlock._start_time(os.getpid()), "token": "theirs"}
-    (run_dir / "lock").write_text(json.dumps(holder | {"slurm_job": None, "slurm_restart": "0"} | changes))
+    holder = runlock._describe_self() | {"token": "theirs", "slurm_job": None, "slurm_restart": "0"} | changes
+    (run_dir / "lock").write_text(json.dumps(holder))
 
 
 class Clock:
@@ -46,6 +52,18 @@ def test_a_live_process_of_this_host_keeps_it(tmp_path: Path) -> None:
     hold(tmp_path)
     with pytest.raises(UserError, match=f"in use by process {os.getpid()} on {platform.node()}"):
         runlock.acquire(tmp_path, Clock().sleep, Clock())
+
+
+@pytest.mark.parametrize("changes", [{"pid_namespace": "pid:[1]"}, {"boot": "another"}, {"boot": None, "pid_namespace": None}])
+def test_a_pid_of_another_namespace_or_boot_says_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Containers with the host's name: its pid 1 is not ours. The heartbeat tells."""
+    hold(tmp_path, pid=2**22 + 1, **changes)
+    clock = Clock()
+    clock.at[10.0] = lambda: os.utime(tmp_path / "lock", (1, 1))
+    with pytest.raises(UserError, match="in use by process"):
+        runlock.acquire(tmp_path, clock.sleep, clock)
+    runlock.acquire(tmp_path, clock.sleep, clock).release()
+    assert clock.now == 70
 
 
 @pytest.mark.parametrize("changes", [{"pid": 2**22 + 1}, {"started": "1"}], ids=["gone", "pid used again"])
@@ -128,3 +146,128 @@ def test_a_holder_that_lost_it_knows_and_leaves_it_alone(tmp_path: Path) -> None
         lock.check()
     lock.release()
     assert json.loads((tmp_path / "lock").read_text())["token"] == "theirs"
+
+
+def test_of_two_that_saw_the_same_stale_lock_one_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one comes after the first has looked for the last time, and before it puts its own lock there."""
+    hold(tmp_path, pid=2**22 + 1)
+    real, others = Path.rename, ThreadPoolExecutor(1)
+    other: list[Future[Any]] = []
+
+    def slow(source: Path, target: Path) -> Path:
+        if target == tmp_path / "lock" and not other:
+            other.append(others.submit(lambda: _or_none(lambda: runlock.acquire(tmp_path))))
+            time.sleep(0.3)
+        return real(source, target)
+
+    monkeypatch.setattr(Path, "rename", slow)
+    lock = runlock.acquire(tmp_path)
+    assert other[0].result() is None
+    lock.check()
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_at_once_take_a_stale_lock_once(tmp_path: Path) -> None:
+    for _ in range(5):
+        hold(tmp_path, pid=2**22 + 1)
+        with ThreadPoolExecutor(8) as pool:
+            ends = list(pool.map(lambda _: _or_none(lambda: runlock.acquire(tmp_path)), range(8)))
+        (lock,) = filter(None, ends)
+        lock.check()
+        lock.release()
+        assert list(tmp_path.iterdir()) == []
+
+
+def _or_none(work: Callable[[], Any]) -> Any:
+    with contextlib.suppress(UserError):
+        return work()
+
+
+def test_where_files_cannot_be_locked_the_slower_one_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))
+    hold(tmp_path, pid=2**22 + 1)
+    runlock.acquire(tmp_path).release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def refusing(number: int) -> Callable[..., None]:
+    def refuse(*args: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_hard_links_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr(os, "link", refusing(number))
+    lock = runlock.acquire(tmp_path)
+    lock.check()
+    with pytest.raises(UserError, match="in use"):
+        runlock.acquire(tmp_path)
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_that_was_made_though_the_answer_was_lost_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS sends a request again, and the second one finds what the first made."""
+    real = os.link
+
+    def twice(source: Path, target: Path) -> None:
+        real(source, target)
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", twice)
+    runlock.acquire(tmp_path).release()
+
+
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", refusing(errno.ENOSPC))
+    with pytest.raises(UserError, match=r"the lock of .* cannot be taken: No space left on device"):
+        runlock.acquire(tmp_path)
+
+
+def test_something_else_in_its_place_is_said(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(UserError, match="cannot be taken: it is a named pipe"):
+        runlock.acquire(tmp_path)
+
+
+def test_a_lock_that_was_removed_is_lost(tmp_path: Path) -> None:
+    lock = runlock.acquire(tmp_path)
+    (tmp_path / "lock").unlink()
+    with pytest.raises(TrainingError, match="was removed"):
+        lock.check()
+    lock.release()
+    with pytest.raises(TrainingError):
+        lock.check()
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_folder_moved_under_its_holder_is_lost(tmp_path: Path, anew: bool) -> None:
+    (tmp_path / "run").mkdir()
+    lock = runlock.acquire(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    if anew:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "lock").write_bytes((tmp_path / "moved" / "lock").read_bytes())
+    with pytest.raises(TrainingError, match="was moved"):
+        lock.check()
+    lock.release()
+    assert (tmp_path / "run").exists() == anew
+
+
+def test_a_live_holder_in_another_pid_namespace_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two containers on one host: neither sees the other's processes, both have the host's name."""
+    monkeypatch.setattr(runlock, "BEAT_SECONDS", 0.2)
+    code = (
+        f"from pathlib import Path; from distae.runtime import lock\nlock.STALE_SECONDS = 10; lock.acquire(Path({str(tmp_path)!r}))"
+    )
+    lock = runlock.acquire(tmp_path)
+    isolated = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
+    done = subprocess.run(isolated, capture_output=True, text=True, check=False)
+    lock.check()
+    lock.release()
+    if "unshare failed" in done.stderr or "unshare: " in done.stderr:
+        pytest.skip("no new PID namespace may be made here")
+    assert "is in use by process" in done.stderr

@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Bernoulli, Laplace, Normal, kl_divergence
 
 from distae.config.models import AEConfig
-from distae.losses import Likelihood, kl_standard_normal, log_normal_pairs, soft_bound
+from distae.losses import build_likelihood, kl_standard_normal, log_normal_pairs, soft_bound
 
 RAW = torch.linspace(-4, 4, 2 * 3 * 5).view(2, 3, 5)
 X = torch.linspace(0, 1, 2 * 3 * 5).flip(0).view(2, 3, 5)
@@ -31,18 +31,18 @@ def test_pairs_have_the_density_of_torch():
 @pytest.mark.parametrize("scale", [0.1, 1.0, 2.5])
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_likelihood_is_that_of_torch(kind, scale):
-    nll = Likelihood(AEConfig(likelihood=kind, scale=scale))(RAW, X)
+    nll = build_likelihood(AEConfig(likelihood=kind, scale=scale))(RAW, X)
     torch.testing.assert_close(nll, -FAMILIES[kind](RAW, torch.tensor(scale)).log_prob(X).sum((1, 2)))
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_the_mean_is_that_of_torch(kind):
-    torch.testing.assert_close(Likelihood(AEConfig(likelihood=kind)).mean(RAW), FAMILIES[kind](RAW, torch.tensor(1.0)).mean)
+    torch.testing.assert_close(build_likelihood(AEConfig(likelihood=kind)).mean(RAW), FAMILIES[kind](RAW, torch.tensor(1.0)).mean)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "laplace"])
 def test_a_learned_scale_gets_the_gradient_of_torch(kind):
-    likelihood = Likelihood(AEConfig(likelihood=kind, scale=0.7, learn_scale=True))
+    likelihood = build_likelihood(AEConfig(likelihood=kind, scale=0.7, learn_scale=True))
     log_scale = torch.tensor(0.7).log().requires_grad_()
     nll, expected = likelihood(RAW, X), -FAMILIES[kind](RAW, log_scale.exp()).log_prob(X).sum((1, 2))
     torch.testing.assert_close(nll, expected)
@@ -54,14 +54,14 @@ def test_a_learned_scale_gets_the_gradient_of_torch(kind):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_half_precision_is_summed_in_single(kind):
     raw, x = RAW.half().repeat(1, 1, 4000), X.half().repeat(1, 1, 4000)  # the sum is past 65504, float16's largest
-    nll = Likelihood(AEConfig(likelihood=kind, scale=0.2))(raw, x)
+    nll = build_likelihood(AEConfig(likelihood=kind, scale=0.2))(raw, x)
     assert nll.dtype == torch.float32
     assert nll.isfinite().all()
     assert kl_standard_normal(raw.flatten(1), x.flatten(1)).dtype == torch.float32
 
 
 def test_extreme_logits_stay_finite():
-    nll = Likelihood(AEConfig())(torch.tensor([[1e4, -1e4]]), torch.tensor([[0.0, 1.0]]))
+    nll = build_likelihood(AEConfig())(torch.tensor([[1e4, -1e4]]), torch.tensor([[0.0, 1.0]]))
     torch.testing.assert_close(nll, torch.tensor([2e4]))
 
 

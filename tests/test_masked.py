@@ -1,5 +1,6 @@
 """The masked autoencoder: what it sees, what it is judged on, and its patches and attention against torch's own."""
 
+import pytest
 import torch
 from variants import data, make, run
 
@@ -20,14 +21,27 @@ def test_a_block_is_torchs_pre_norm_transformer_layer():
     block, x = Block(8, 2).double(), data(3, 5, 8)
     torchs = torch.nn.TransformerEncoderLayer(8, 2, 32, dropout=0.0, activation="gelu", batch_first=True, norm_first=True).double()
     names = {
-        "self_attn.in_proj_": "attend.", "self_attn.out_proj.": "merge.", "linear1.": "widen.", "linear2.": "narrow.",
-        "norm1.": "before.", "norm2.": "between.",
+        "self_attn.in_proj_": "qkv.", "self_attn.out_proj.": "proj.", "linear1.": "fc1.", "linear2.": "fc2.",
+        "norm1.": "norm1.", "norm2.": "norm2.",
     }  # fmt: skip
     torchs.load_state_dict({a + k: block.state_dict()[b + k] for a, b in names.items() for k in ("weight", "bias")})
     torch.testing.assert_close(block(x), torchs(x))
 
 
-def test_places_are_told_apart():
+def test_weights_under_the_names_of_0_1_are_loaded():
+    model, x = make("masked_ae", **SETTINGS), data(2, 1, 8, 8)
+    old = {"norm1": "before", "norm2": "between", "qkv": "attend", "proj": "merge", "fc1": "widen", "fc2": "narrow"}
+    weights = {".".join(old.get(part, part) for part in k.split(".")): v for k, v in model.state_dict().items()}
+    assert {"encoder.blocks.0.attend.weight", "encoder.blocks.1.weight", "decoder.blocks.0.before.bias"} <= set(weights)
+    other = make("masked_ae", seed=1, **SETTINGS)
+    assert not torch.equal(other.encode(x).z, model.encode(x).z)
+    other.load_state_dict(weights)
+    assert torch.equal(other.encode(x).z, model.encode(x).z)
+    with pytest.raises(RuntimeError, match=r"Missing key.*fc1\.weight"):
+        other.load_state_dict({k: v for k, v in weights.items() if "widen.weight" not in k})
+
+
+def test_positions_differ():
     table = positions(5, 7, 16)
     assert table.shape == (35, 16)
     assert (torch.cdist(table, table) + 10 * torch.eye(35)).min() > 0.1
@@ -70,5 +84,9 @@ def test_a_patch_is_reconstructed_from_others_only():
 
 def test_the_code_is_that_of_all_patches():
     x, model = data(2, 1, 8, 8), make("masked_ae", **SETTINGS)
-    assert model.encode(x).z.shape == (2, 16 * 8)
+    assert model.code_shape == (4, 4, 8)
+    codes = model.encode(x).z
+    assert codes.shape == (2, 4 * 4 * 8)
+    only = model.encoder(patchify(x, 2), torch.tensor([[0, 1, 6]] * 2))  # row 1, column 2 is patch 6
+    assert only.shape == (2, 3, model.code_shape[-1])
     assert model.decode(model.encode(x).z).shape == x.shape

@@ -1,5 +1,9 @@
 """The contract that every variant keeps."""
 
+from math import prod
+from typing import ClassVar
+from unittest import mock
+
 import pytest
 import torch
 from helpers import fitted, settings
@@ -9,7 +13,7 @@ import distae
 from distae.config.models import ModelConfig
 from distae.errors import UserError
 from distae.losses import kl_standard_normal
-from distae.models import Autoencoder, Batch, build
+from distae.models import Autoencoder, Batch, NetAutoencoder, build, register, registry
 from distae.noise import Noise, Rows
 
 CPU = torch.device("cpu")
@@ -29,6 +33,53 @@ def reconstructs_its_codes(model: Autoencoder) -> bool:
 
 def noise_for(n: int) -> Noise:
     return Noise(0, ("test",), Rows(n), CPU)
+
+
+def test_the_contract_is_abstract_and_every_variant_implements_it():
+    assert Autoencoder.__abstractmethods__ == {"forward", "encode", "decode", "code_shape"}
+    assert NetAutoencoder.__abstractmethods__ == {"forward", "encode"}
+    assert {cls for cls in registry().values() if cls.__abstractmethods__} == set()
+
+
+def test_a_variant_that_lacks_a_method_is_not_registered():
+    class Config(ModelConfig):
+        name: ClassVar[str] = "no_forward"
+
+    with pytest.raises(TypeError, match="NoForward, registered for --model no_forward, does not define forward"):
+
+        @register(Config)
+        class NoForward(NetAutoencoder):
+            def encode(self, x, label=None): ...
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_no_network_is_built_twice(name):
+    modules, init = [], torch.nn.Module.__init__
+
+    def recording(self, *args, **kwargs):
+        modules.append(self)
+        init(self, *args, **kwargs)
+
+    with mock.patch.object(torch.nn.Module, "__init__", recording):
+        model = made(name)
+    assert {id(m) for m in modules} == {id(m) for m in model.modules()}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_each_builder_is_called_once(name):
+    cls, calls = registry()[ModelConfig.choices()[name]], []
+    if not issubclass(cls, NetAutoencoder):
+        pytest.skip("it brings its own networks")
+
+    def counting(builder):
+        return lambda self: calls.append(builder.__name__) or builder(self)
+
+    with (
+        mock.patch.object(cls, "build_encoder", counting(cls.build_encoder)),
+        mock.patch.object(cls, "build_decoder", counting(cls.build_decoder)),
+    ):
+        made(name)
+    assert calls == ["build_encoder", "build_decoder"]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -55,7 +106,7 @@ def test_codes_and_reconstructions(name, shape):
     model = made(name, shape).eval()
     x, label = torch.rand(3, *shape, dtype=torch.float64), LABELS[:3]
     codes = model.encode(x, label)
-    assert len(codes.z) == 3
+    assert codes.z.shape == (3, prod(model.code_shape))
     assert model.decode(codes.z, label).shape == model.reconstruct(x, label).shape == x.shape
     if reconstructs_its_codes(model):
         assert torch.equal(model.decode(codes.z, label), model.reconstruct(x, label))

@@ -1,10 +1,13 @@
 """Keyed randomness: the same key gives the same numbers, however the rows are shared out."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from distae import noise
 from distae.noise import Noise, Rows
+from distae.noise.keyed import rows_per_block
 
 CPU = torch.device("cpu")
 DRAWS = {
@@ -15,25 +18,23 @@ DRAWS = {
 }
 
 
-def draw(name: str, rows: Rows, held: int, key: tuple = ("train", 5, "autoencoder"), seed: int = 1) -> torch.Tensor:
-    return DRAWS[name](Noise(seed, key, rows, CPU), torch.full((held, 2, 3), 0.4))
+def draw(name: str, rows: Rows, held: int, key: tuple = ("train", 5, "autoencoder"), seed: int = 1, width: int = 3) -> torch.Tensor:
+    return DRAWS[name](Noise(seed, key, rows, CPU), torch.full((held, 2, width), 0.4))
 
 
 @pytest.mark.parametrize("name", DRAWS)
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 @pytest.mark.parametrize("micro_steps", [1, 2])
-def test_ranks_and_micro_steps_share_out_one_draw(name, world_size, micro_steps):
-    alone, micro = draw(name, Rows(24), 24), 24 // micro_steps
+@pytest.mark.parametrize("width", [3, 5000, 40_000])
+def test_ranks_and_micro_steps_share_out_one_draw(name, world_size, micro_steps, width):
+    """Rows of which a block holds 64, of which it holds 2, and one that is a block of its own."""
+    n = 24 if width > 3 else 240
+    alone, micro = draw(name, Rows(n), n, width=width), n // micro_steps
     for m in range(micro_steps):
         for rank in range(world_size):
-            rows = Rows.strided(24, m * micro + rank, (m + 1) * micro, world_size, CPU)
-            assert torch.equal(draw(name, rows, micro // world_size), alone[m * micro : (m + 1) * micro][rank::world_size])
-
-
-def test_rows_past_the_end_get_a_value_too():
-    rows = Rows.strided(5, 1, 1 + 2 * 3, 2, CPU)
-    assert rows.index.tolist() == [1, 3, 0]
-    assert draw("normal", rows, 3).isfinite().all()
+            share = micro // world_size
+            start = m * micro + rank * share
+            assert torch.equal(draw(name, Rows(share, start), share, width=width), alone[start : start + share])
 
 
 def test_the_key_decides_and_nothing_else():
@@ -79,7 +80,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
 
 
 def test_a_permutation_is_one_and_the_same_on_every_rank():
-    orders = [Noise(0, ("x",), Rows.strided(8, rank, 8, 2, CPU), CPU).permutation(8).tolist() for rank in range(2)]
+    orders = [Noise(0, ("x",), Rows(4, 4 * rank), CPU).permutation(8).tolist() for rank in range(2)]
     assert orders[0] == orders[1]
     assert sorted(orders[0]) == list(range(8))
 
@@ -87,6 +88,57 @@ def test_a_permutation_is_one_and_the_same_on_every_rank():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_values_are_drawn_in_at_least_single_precision(dtype):
     assert Noise(0, ("x",), Rows(4), CPU).normal(torch.empty(4, 2, dtype=dtype)).dtype == torch.promote_types(dtype, torch.float32)
+
+
+def test_a_draw_costs_what_the_ranks_own_rows_cost():
+    """Blocks that are touched in part are all that is drawn besides, on rank 3 of 1,024 with 16 micro-steps as on 1."""
+    for start in (0, 3 * 100, 15 * 1024 * 100 + 3 * 100):
+        x = Noise(0, ("x",), Rows(100, start), CPU).normal(torch.empty(100, 784))
+        assert x.shape == (100, 784)
+        assert x.untyped_storage().nbytes() <= 4 * 784 * (100 + 2 * rows_per_block(784))
+
+
+def test_a_block_is_as_large_as_its_rows_width_says():
+    assert [rows_per_block(width) for width in (0, 1, 16, 512, 513, 784, 3072, 32768, 32769, 10**6)] == [
+        64, 64, 64, 64, 32, 32, 8, 1, 1, 1
+    ]  # fmt: skip
+
+
+def test_blocks_are_drawn_whole_and_differ():
+    x = Noise(0, ("x",), Rows(150), CPU).uniform(torch.empty(150, 512))
+    short = Noise(0, ("x",), Rows(50), CPU).uniform(torch.empty(50, 512))
+    assert torch.equal(short, x[:50])
+    assert len({float(row[0]) for row in x}) == 150
+
+
+def test_several_rows_per_sample_are_shared_out_alike():
+    def drawn(rows: Rows) -> torch.Tensor:
+        return Noise(0, ("x",), rows, CPU).times(5).normal(torch.empty(rows.count * 5, 13))
+
+    whole = drawn(Rows(60))
+    assert torch.equal(torch.cat([drawn(Rows(20, 20 * rank)) for rank in range(3)]), whole)
+
+
+def test_ranks_agree_after_draws_of_different_numbers_of_blocks():
+    """A call is counted once, however many blocks of it a rank touches."""
+
+    def drawn(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        stream = Noise(0, ("x",), rows, CPU)
+        stream.normal(torch.empty(rows.count, 784))
+        return stream.permutation(50), stream.common(3, 4)
+
+    few, many = drawn(Rows(10)), drawn(Rows(400, 35))
+    assert all(torch.equal(a, b) for a, b in zip(few, many, strict=True))
+
+
+def test_threads_do_not_disturb_each_other():
+    def drawn(key: int) -> torch.Tensor:
+        return torch.cat([Noise(0, (key, i), Rows(64), CPU).normal(torch.empty(64, 500)) for i in range(20)])
+
+    alone = [drawn(key) for key in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(drawn, range(8)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
 def test_initialising_puts_the_generator_back():
@@ -101,7 +153,7 @@ def test_initialising_puts_the_generator_back():
 
 
 def test_integers_are_the_same_on_every_rank_and_as_likely():
-    drawn = [Noise(0, ("x",), Rows.strided(8, rank, 8, 2, CPU), CPU).integers(30000, 3) for rank in range(2)]
+    drawn = [Noise(0, ("x",), Rows(4, 4 * rank), CPU).integers(30000, 3) for rank in range(2)]
     assert torch.equal(*drawn)
     assert drawn[0].bincount(minlength=3).sub(10000).abs().max() < 400
 

@@ -47,7 +47,6 @@ PLANTED = {
     "noise-per-rank": exact("vae", "mlp", "none")._replace(plant=gate.noise_per_rank, world_sizes=(1, 2)),
     "dropped-gradient-fp32": FLOAT32["ae-mlp-fp32-sgd"]._replace(plant=gate.dropped_gradient, world_sizes=(1, 2)),
     "one-shuffle": exact("ae", "mlp", "none")._replace(plant=gate.one_shuffle, world_sizes=(1, 2)),
-    "per_rank": Case(settings(model={"name": "vae"}, precision="fp64", noise="per_rank"), world_sizes=(1, 2)),
     "buckets": exact("vae", "mlp", "none", ddp={"bucket_mb": 1e-3})._replace(world_sizes=(1, 3)),
     "compiled": exact("vae", "conv", "batch", compile=True)._replace(plant=gate.traced, world_sizes=(1, 2)),
     "bf16-gradients": exact("ae", "mlp", "none", log_every=1, ddp={"compression": "bf16"})._replace(world_sizes=(1, 2)),
@@ -100,12 +99,6 @@ def test_one_shuffle_for_all_epochs_breaks_the_order(results):
     gate.assert_parity(results["one-shuffle"], EXACT)  # which alone does not see it
     with pytest.raises(AssertionError):
         gate.assert_order(results["one-shuffle"][2], PLANTED["one-shuffle"].cfg)
-
-
-def test_noise_per_rank_is_sane_and_gives_up_parity(results):
-    alone, two = results["per_rank"][1], results["per_rank"][2]
-    assert max(gate.differences(two, alone).values()) > BATCH_NORM
-    assert two.metrics["20 val/loss"] == pytest.approx(alone.metrics["20 val/loss"], rel=0.05)
 
 
 def test_compiled_programs_agree_too(results):

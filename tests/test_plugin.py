@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gate
 import pytest
+import torch
 from helpers import ROOT, fitted, settings, start
 
 from distae import load
@@ -85,7 +86,7 @@ OLD = """
 from dataclasses import dataclass
 from typing import ClassVar
 
-from distae import distributed as dist
+from distae import dist
 from distae.config.models import AEConfig
 from distae.losses import wide
 from distae.models import Turn, register
@@ -116,5 +117,60 @@ def test_a_plugin_for_the_names_of_0_1_works_with_a_warning(tmp_path: Path) -> N
         plugin.load(str(tmp_path / "plugin_for_0_1.py"))
         fitted(settings(model={"name": "written_for_0_1"}, steps=3), tmp_path / "run")
     text = " ".join(str(w.message) for w in caught)
-    for old in ("dist ", "losses.wide", "models.Turn", "Old.turns()", "Batch.held", "Batch.places", "Batch.population"):
+    for old in ("distae.dist ", "losses.wide", "models.Turn", "Old.turns()", "Batch.held", "Batch.places", "Batch.population"):
         assert old in text, old
+
+
+OLD_CONTRACT = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from distae.config.models import ModelConfig
+from distae.models import Autoencoder, Codes, output, register
+from distae.nn import build_encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainConfig(ModelConfig):
+    name: ClassVar[str] = "plain_of_0_1"
+
+
+@register(PlainConfig)
+class Plain(Autoencoder):
+    def forward(self, batch, turn, noise):
+        recon = self.decoder(self.encoder(batch.x, noise), noise)
+        nll = self.likelihood(recon, batch.x)
+        return output(nll, recon, {"recon": nll})
+
+    def encode(self, x, label=None):
+        return Codes(self.encoder(x, None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnNetworksConfig(ModelConfig):
+    name: ClassVar[str] = "own_networks_of_0_1"
+
+
+@register(OwnNetworksConfig)
+class OwnNetworks(Plain):
+    def __init__(self, cfg, net, shape):
+        super().__init__(cfg, net, shape)
+        self.encoder = build_encoder(net, shape, cfg.latent_dim + 1)
+
+    def encode(self, x, label=None):
+        return Codes(self.encoder(x, None)[:, 1:])
+"""
+
+
+def test_a_plugin_for_the_autoencoder_of_0_1_gets_its_networks(tmp_path: Path) -> None:
+    (tmp_path / "contract_of_0_1.py").write_text(OLD_CONTRACT)
+    with pytest.warns(DeprecationWarning, match=r"class Plain\(Autoencoder\) is now class Plain\(NetAutoencoder\)"):
+        plugin.load(str(tmp_path / "contract_of_0_1.py"))
+    x = torch.rand(5, 1, 8, 8)
+    for name in ("plain_of_0_1", "own_networks_of_0_1"):
+        cfg = settings(model={"name": name}, steps=3)
+        model = build(cfg.model, cfg.net, (1, 8, 8))
+        assert model.encode(x).z.shape == (5, *model.code_shape)
+        assert model.reconstruct(x).shape == x.shape
+        assert [part for part, _ in model.named_children()] == ["likelihood", "encoder", "decoder"]
+    fitted(settings(model={"name": "plain_of_0_1"}, steps=3), tmp_path / "run")

@@ -1,6 +1,7 @@
-"""Checkpoints of other versions of torch resume: two recorded runs, one made by torch 2.11 and one by 2.15.
+"""Checkpoints of other versions: of torch they resume, of distae they are read, and resumed only where that is exact.
 
-Each holds steps 6 and 12 of the same run. To make them again, with the interpreter of each version:
+Each of torch-* holds steps 6 and 12 of the same run, made by that torch; order-1 is a run that distae 8062223 made.
+To make them again, with the interpreter of each version:
 
     run="python -m distae.train --run-dir tests/data/checkpoints/torch-2.11 --net.hidden 2 --model.latent-dim 2 --ema 0.9
     --precision fp64 --data.limit 48 --data.val-fraction 0 --global-batch-size 16 --tracking none --device cpu --threads 1"
@@ -9,24 +10,28 @@ Each holds steps 6 and 12 of the same run. To make them again, with the interpre
 """
 
 import shutil
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from distae import data
+from distae import data, load
 from distae.checkpoint import read_tensors
 from distae.checkpoint.retention import name_of
 from distae.commands import train
+from distae.commands.checkpoint import main as checkpoint
 from distae.config import TrainConfig, build, check
 from distae.config.cli import read_toml
+from distae.noise import ORDER
 from distae.runtime.environment import Environment
 from distae.runtime.signals import StopRequest
 from distae.training.state import state_dict
 from distae.training.trainer import Trainer
 
-RECORDED = sorted((Path(__file__).parent / "data" / "checkpoints").glob("torch-*"))
+FOLDER = Path(__file__).parent / "data" / "checkpoints"
+RECORDED = sorted(FOLDER.glob("torch-*"))
 
 
 @pytest.fixture(params=RECORDED, ids=lambda path: path.name)
@@ -64,3 +69,45 @@ def test_a_run_of_another_torch_ends_where_that_one_did(recorded, cfg):
     assert set(here) == set(there)
     for name, tensor in here.items():  # not bit for bit: other kernels may add in another order
         torch.testing.assert_close(tensor, there[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.fixture
+def first_order(tmp_path):
+    """A copy of a run of the first order of rows and noise."""
+    shutil.copytree(FOLDER / "order-1", tmp_path / "old")
+    return tmp_path / "old"
+
+
+def again(run_dir: Path, *argv: str) -> int:
+    return train.main(["--config", str(run_dir / "config.toml"), "--run-dir", str(run_dir), *argv])
+
+
+def test_a_run_of_another_order_is_not_resumed(first_order, capsys):
+    before = sorted(p.relative_to(first_order) for p in first_order.rglob("*"))
+    assert again(first_order, "--steps", "18") == 2
+    first, second = capsys.readouterr().err.splitlines()[-2:]
+    assert f"is of another version of distae (order 1, here {ORDER})" in first
+    assert all(way in second for way in ("--fresh", "--fork-from", "--init-from", "distae.load", "--export"))
+    after = sorted(p.relative_to(first_order) for p in first_order.rglob("*"))
+    assert [p for p in after if p.name.startswith("step_")] == [p for p in before if p.name.startswith("step_")]
+
+
+def test_a_run_of_another_order_is_still_read(first_order, tmp_path):
+    expected = read_tensors(first_order / "checkpoints" / name_of(12))
+    assert checkpoint([str(first_order), "--export", "12", str(tmp_path / "exported")]) == 0
+    for model in (load(first_order), load(tmp_path / "exported")):
+        assert all(torch.equal(v, expected[f"ema.{k}"]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("way", ["--init-from", "--fork-from"])
+def test_a_run_of_another_order_is_a_start_for_others(first_order, tmp_path, way):
+    there = tomllib.loads((first_order / "config.toml").read_text())
+    there["run_dir"], there["steps"] = str(tmp_path / "new"), 14
+    cfg = check(build(TrainConfig, there | {way[2:].replace("-", "_"): str(first_order)}), 1)
+    assert train.run(cfg, Environment()).outcome == "done"
+    assert again(tmp_path / "new") == 0
+
+
+def test_a_run_of_another_order_may_be_started_anew(first_order):
+    assert again(first_order, "--fresh") == 0
+    assert again(first_order, "--no-fresh", "--steps", "13") == 0

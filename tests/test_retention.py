@@ -173,8 +173,8 @@ def step_as_text(folder: Path) -> None:
         (other_state, f"{STATE} is of step 2"),
         (link, "it is a link"),
         (link_shard, "safetensors is not a regular file"),
-        (pipe, f"{COMMIT} is not a regular file"),
-        (endless, f"{COMMIT} has 1099511627776 bytes"),
+        (pipe, f"{COMMIT} cannot be read (it is a named pipe, not a file)"),
+        (endless, f"{COMMIT} cannot be read (it has 1099511627776 bytes"),
         (no_folder, f"{COMMIT} cannot be read (Not a directory)"),
         (step_as_text, f"{COMMIT} is damaged"),
     ],
@@ -193,14 +193,18 @@ def test_a_newest_that_is_not_one_is_passed_over(tmp_path: Path, damage: Callabl
 @pytest.mark.parametrize("name", ["shard-00001-model-00001-of-00001.safetensors", STATE, COMMIT])
 def test_a_newest_that_cannot_be_read_is_passed_over(tmp_path: Path, code: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path, 1, 2)
-    opened, lost = Path.open, tmp_path / name_of(2) / name
+    lost = tmp_path / name_of(2) / name
 
-    def fail(self: Path, *args: Any, **kwargs: Any) -> Any:
-        if self == lost:
-            raise OSError(code, os.strerror(code), str(self))
-        return opened(self, *args, **kwargs)
+    def failing(opened: Callable[..., Any]) -> Callable[..., Any]:
+        def fail(path: Path, *args: Any, **kwargs: Any) -> Any:
+            if Path(path) == lost:
+                raise OSError(code, os.strerror(code), str(path))
+            return opened(path, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "open", fail)
+        return fail
+
+    monkeypatch.setattr(os, "open", failing(os.open))
+    monkeypatch.setattr(Path, "open", failing(Path.open))
     _, stands, reports = resume(tmp_path, 2)
     assert stands == 1
     assert reports[0] == f"{name_of(2)} is not used: {name} cannot be read ({os.strerror(code)})"

@@ -120,7 +120,7 @@ def changed(what: str) -> dict[str, Arrays]:
     if what == "dtype":
         train = replace(train, source=train.source.float())
     if what == "scale":
-        train = replace(train, transform=Transform(1.0))
+        train = replace(train, transform=Transform())
     if what == "samples":
         train = train.take(slice(196))
     if what == "shape":

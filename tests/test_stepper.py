@@ -65,6 +65,30 @@ def test_a_step_is_the_hand_written_one(name, case, accum, tmp_path):
         torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize(("model", "phases"), [("vae", 1), ("aae", 3)])
+@pytest.mark.parametrize("accum", [1, 3])
+def test_a_batch_is_fetched_once_per_micro_step(model, phases, accum, tmp_path, monkeypatch):
+    """Whatever the number of phases, all of which see the same binarised values, with noise of their own."""
+    cfg = settings(model={"name": model}, data={"binarize": "stochastic"}, grad_accum_steps=accum, net={"dropout": 0.5})
+    trainer = fresh_trainer(cfg, tmp_path)
+    fetched, seen, fetch, forward = [], [], trainer.loaders["train"].batch, type(trainer.train_step.model).forward
+    monkeypatch.setattr(trainer.loaders["train"], "batch", lambda rows, noise: fetched.append(rows) or fetch(rows, noise))
+    monkeypatch.setattr(
+        type(trainer.train_step.model), "forward", lambda self, b, *how: seen.append((b.x, how)) or forward(self, b, *how)
+    )
+    for step, rows in zip(range(2), trainer.sampler, strict=False):
+        trainer.train_step(step, rows)
+        assert torch.equal(torch.stack(fetched), rows)
+        assert len(seen) == phases * accum
+        for (x, _), again in zip(seen, range(phases * accum), strict=True):
+            assert torch.equal(x, seen[again % accum][0])
+        keys = {(noise.key, noise.rows) for _, (_, noise) in seen}
+        assert len(keys) == phases * accum
+        fetched.clear()
+        seen.clear()
+    trainer.close()
+
+
 def test_the_average_is_torchs(tmp_path):
     trainer = fresh_trainer(settings(ema=0.8, net={"norm": "batch"}), tmp_path)
     train_step = trainer.train_step
@@ -200,6 +224,11 @@ def test_out_of_memory_says_what_to_change(error):
         explaining_memory(settings(grad_accum_steps=2), world_size=3),
     ):
         raise error
+    with (
+        pytest.raises(TrainingError, match=r"micro-batch of 1 samples .*no smaller one is possible: give a smaller --net"),
+        explaining_memory(settings(grad_accum_steps=24), world_size=1),
+    ):
+        raise MemoryError
     with pytest.raises(RuntimeError, match="another"), explaining_memory(settings(), 1):
         raise RuntimeError("another")
 

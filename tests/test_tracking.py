@@ -4,6 +4,7 @@ import io
 import socket
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from helpers import fitted, metrics, settings, splits
 from distae import distributed as dist
 from distae.runtime.signals import StopRequest
 from distae.tracking import Console, Jsonl, Tracker, describe_environment
-from distae.tracking.wandb import _wandb_mode
+from distae.tracking.console import shown
+from distae.tracking.wandb import _wandb_mode, _where
+from distae.training.restore import RunRestorer
 from distae.training.trainer import Trainer
 
 WHERE = {"step", "epoch", "samples_seen", "time"}
@@ -91,6 +94,57 @@ def test_a_terminal_gets_a_bar_and_the_log_the_lines(tmp_path, monkeypatch):
     assert "val/loss=1.5" in err.getvalue()
 
 
+def test_a_piped_log_has_few_rows_of_training_and_all_evaluations(tmp_path, monkeypatch):
+    """The first, one each 10 s, the last and, before a message, the newest; log.txt has all."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", err := io.StringIO())
+    console = Console(tmp_path / "log.txt", 0, 100)
+    for step in range(1, 101):
+        now[0] += 1.0
+        console.row({"step": step, "epoch": step / 50, "train/loss": 1.0})
+        if step == 30:
+            console.row({"step": step, "epoch": 0.6, "val/loss": 2.0, "val/mse": 0.25})
+        if step == 48:
+            console.line("a note")
+    console.close()
+    printed = [line.split(" ", 2)[2] for line in err.getvalue().splitlines()]
+    steps = [int(line.split()[1]) for line in printed if line.startswith("step") and "val/loss" not in line]
+    assert steps == [1, 11, 21, 31, 41, 48, 51, 61, 71, 81, 91, 100]
+    assert printed[3] == "step 30 epoch 0.60 val/loss=2 val/mse=0.25"
+    assert printed[-1] == "step 100 epoch 2.00 train/loss=1 val/mse=0.25"
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 102
+
+
+def test_a_line_is_for_people():
+    row = {"step": 1, "train/loss": 3.0, "train/recon": 3.0, "train/kl": 0.0, "train/peak_memory_bytes": 3 << 29}
+    assert shown(row) == "train/loss=3 train/kl=0 train/peak_memory=1.50GiB"
+    assert shown({"train/recon": 2.0, "train/loss": 3.0, "train/peak_memory_bytes": 5 << 20}) == (
+        "train/recon=2 train/loss=3 train/peak_memory=5MiB"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "variable", "said"),
+    [
+        ("online", None, "W&B is online: https://wandb.example/r; WANDB_MODE=offline keeps the run here, --tracking none"),
+        ("offline", None, "W&B is offline (no key or no network): sync later with `python -m distae.tracking sync run`; wandb"),
+        ("offline", "offline", "W&B is offline (WANDB_MODE): sync later"),
+        ("disabled", "disabled", "W&B is off (WANDB_MODE=disabled); WANDB_MODE=online or offline turns it on"),
+    ],
+)
+def test_one_line_says_where_the_run_goes_and_how_to_change_that(mode, variable, said, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if variable:
+        monkeypatch.setenv("WANDB_MODE", variable)
+    assert _where(mode, OnlineRun(), Path("run")).startswith(said)
+
+
+def test_without_wandb_a_line_says_how_to_turn_it_on(tmp_path, capsys):
+    fitted(settings(steps=1), tmp_path)
+    assert capsys.readouterr().err.count("W&B is off; --tracking wandb turns it on") == 1
+
+
 class FakeWandb:
     class Settings:
         base_url = "https://wandb.example"
@@ -152,6 +206,8 @@ def test_another_server_is_asked_at_its_own_address(key, monkeypatch):
 class OnlineRun:
     """A W&B run that keeps the steps it is told, as the server would."""
 
+    url = "https://wandb.example/r"
+
     def __init__(self) -> None:
         self.steps: list[int] = []
 
@@ -178,6 +234,7 @@ def test_online_one_run_goes_on_over_restarts(tmp_path, monkeypatch):
 
 def test_only_rank_0_has_sinks(tmp_path, monkeypatch):
     monkeypatch.setattr(Tracker, "open", lambda self, *args: self.sinks.append(None))
+    monkeypatch.setattr(RunRestorer, "restore", lambda self: 0)
     cfg = replace(settings(), run_dir=str(tmp_path))
     for rank, sinks in ((0, [None]), (1, [])):
         with dist.use(dist.World(rank, 2, torch.device("cpu"))):

@@ -1,6 +1,7 @@
 """The W&B run that is rebuilt from a run folder, read with W&B's own offline reader."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -45,4 +46,19 @@ def test_starts_without_network_become_one_run(tmp_path: Path) -> None:
 
 def test_no_run_is_said_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run in"):
+        rebuild(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[1]", '{"step": "x"}', '{"loss": 1}', '{"step": 1, "x": [' + "[" * 100_000, '{"step": 1e999}']
+)
+def test_a_damaged_row_is_said_in_a_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": NaN}}\n{line}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl is damaged: line 2 is no row of metrics"):
+        rebuild(tmp_path)
+
+
+def test_something_else_than_a_file_is_said(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match="it is a named pipe, not a file"):
         rebuild(tmp_path)

@@ -36,7 +36,7 @@ for line in ("--model no", "--precision fp8", "--epochs 2 --steps 3", "--global-
     assert main(line.split()) == 2, line
 assert main(["--data", "array", "--data.path", "b.npy", "--print-config"]) == 0
 with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:
-    main(["--help"])
+    main(["--help", "all"])
 assert "--model vae" in out.getvalue()
 heavy = {"torch", "torchvision", "wandb", "sklearn", "matplotlib"} & set(sys.modules)
 assert not heavy, heavy

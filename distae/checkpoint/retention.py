@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from distae.runtime.files import decode
+from distae.runtime.files import decode, in_words, read_bytes
 
 COMMIT, STATE = "COMMIT", "state.json"
 
@@ -50,8 +50,8 @@ class Summary:
     state: Progress
     transform: dict[str, Any] | None = None
     """What made the model's values of the stored ones."""
-    data: dict[str, str | int | float | None] | None = None
-    """The identity of the data it was trained on."""
+    data: dict[str, Any] | None = None
+    """The data that it was trained on: see `data.identity`."""
 
 
 def name_of(step: int) -> str:
@@ -78,19 +78,9 @@ def steps_in(folder: Path) -> list[int]:
     return [step_of(p) for p in checkpoints_in(folder)]
 
 
-def read_regular(path: Path, limit: int = 16 << 20) -> bytes:
-    """A file of at most `limit` bytes. Raises OSError, or ValueError for a longer one, a link, pipe or device: not opened."""
-    found = path.lstat()
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{path.name} is not a regular file")
-    if found.st_size > limit:
-        raise ValueError(f"{path.name} has {found.st_size} bytes, more than {limit}")
-    return path.read_bytes()
-
-
 def manifest_of(path: Path) -> Manifest:
     """What the marker of a checkpoint says. Raises OSError where it is missing or unreadable, ValueError where it is damaged."""
-    manifest = decode(read_regular(path / COMMIT), Manifest)
+    manifest = decode(read_bytes(path / COMMIT), Manifest)
     for name in manifest.files:
         if not re.fullmatch(r"[a-z][\w.-]{0,200}", name, re.ASCII):
             raise ValueError(f"{name[:80]!r} is no file of a checkpoint")
@@ -102,7 +92,7 @@ def manifest_of(path: Path) -> Manifest:
 def summary_of(path: Path) -> Summary | None:
     """What a listing needs of state.json; None where that is damaged."""
     try:
-        return decode(read_regular(path / STATE), Summary)
+        return decode(read_bytes(path / STATE), Summary)
     except (OSError, ValueError):
         return None
 
@@ -128,7 +118,7 @@ def usable_manifest(path: Path) -> Manifest:
     except FileNotFoundError:
         raise ValueError(f"no {COMMIT} marker") from None
     except OSError as error:
-        raise ValueError(f"{COMMIT} cannot be read ({error.strerror})") from error
+        raise ValueError(f"{COMMIT} cannot be read ({in_words(error)})") from error
     except ValueError as error:
         raise ValueError(f"{COMMIT} is damaged: {error}") from error
     if name_of(manifest.step) != path.name:

@@ -30,7 +30,6 @@ from distae.checkpoint.retention import (
     checkpoints_in,
     manifest_of,
     name_of,
-    read_regular,
     remove,
     retain,
     set_aside,
@@ -40,6 +39,7 @@ from distae.checkpoint.retention import (
 from distae.checkpoint.shards import ShardWriter, fsync_folder, why_damaged, write_file
 from distae.checkpoint.staging import Staging
 from distae.errors import TrainingError
+from distae.runtime.files import read_bytes
 
 T = TypeVar("T")
 
@@ -226,7 +226,7 @@ class CheckpointStore:
 
     def state(self, step: int) -> bytes:
         """What `save` was given as `state`: read by rank 0."""
-        return self._on_main(lambda: read_regular(self.folder / name_of(step) / STATE))
+        return self._on_main(lambda: read_bytes(self.folder / name_of(step) / STATE))
 
     def load(self, step: int, into: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """Fill the tensors of `into`, and return those whose names start with `prefix` as new CPU tensors.

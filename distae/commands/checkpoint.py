@@ -11,16 +11,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from distae.checkpoint.retention import STATE, best_of, checkpoints_in, manifest_of, step_of, summary_of, why_invalid
 from distae.errors import TrainingError, UserError
+from distae.runtime.files import in_words
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m distae.checkpoint", description="Look at a run's checkpoints.")
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--verify", action="store_true", help="read every file and compare its checksum")
-    parser.add_argument("--export", nargs=2, metavar=("STEP", "DIR"), help="write the model of a step, or of `best`, to DIR/model")
-    args = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None, prog: str = "python -m distae.checkpoint") -> int:
+    args = arguments(prog).parse_args(argv)
+    from distae.checkpoint.retention import checkpoints_in
+
     try:
         folder = args.run / "checkpoints"
         if not checkpoints_in(folder):
@@ -29,12 +27,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _export(args.run, *args.export)
         return _list(folder, args.verify)
     except (UserError, TrainingError, OSError) as error:
-        sys.stderr.write(f"distae: {error}\n")
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        sys.stderr.write(f"distae: {where}{in_words(error)}\n")
         return 2
+
+
+def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """What the command line may hold."""
+    parser = argparse.ArgumentParser(prog, description="Look at a run's checkpoints.")
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--verify", action="store_true", help="read every file and compare its checksum")
+    parser.add_argument("--export", nargs=2, metavar=("STEP", "DIR"), help="write the model of a step, or of `best`, to DIR/model")
+    return parser
 
 
 def _list(folder: Path, verify: bool) -> int:
     """One line per checkpoint, the newest first; exit code 1 where one is not valid."""
+    from distae.checkpoint.retention import STATE, checkpoints_in, manifest_of, step_of, summary_of, why_invalid
     from distae.checkpoint.shards import why_damaged
 
     bad = 0
@@ -58,6 +67,8 @@ def _list(folder: Path, verify: bool) -> int:
 
 def _best_step(folder: Path) -> int | None:
     """The best step as the newest valid checkpoint knows it, or the former best where that could not be saved."""
+    from distae.checkpoint.retention import best_of, checkpoints_in, summary_of, why_invalid
+
     valid = [p for p in checkpoints_in(folder) if why_invalid(p) is None]
     newest = next(filter(None, map(summary_of, valid)), None)
     return best_of(valid, newest.state.best_step) if newest else None
@@ -66,11 +77,11 @@ def _best_step(folder: Path) -> int | None:
 def _export(run: Path, which: str, target: str) -> int:
     """Write the averaged weights where there are some, else the model's own, as a finished run has them."""
     from distae.checkpoint import read_tensors
+    from distae.checkpoint.retention import checkpoints_in, manifest_of, step_of, summary_of, why_invalid
     from distae.checkpoint.shards import why_damaged
-    from distae.config import TrainConfig, build
-    from distae.config.cli import read_toml
     from distae.data import Transform
     from distae.models.serialization import assemble, export
+    from distae.runtime.run_dir import read_settings
 
     folder = run / "checkpoints"
     valid = {step_of(p): p for p in checkpoints_in(folder) if why_invalid(p) is None}
@@ -83,14 +94,10 @@ def _export(run: Path, which: str, target: str) -> int:
     tensors = read_tensors(path)
     prefix = "ema." if any(k.startswith("ema.") for k in tensors) else "model."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    cfg = build(TrainConfig, read_toml(str(run / "config.toml"), "export"))
+    cfg = read_settings(run)
     model = assemble(cfg.model, cfg.net, cfg.data.shape(), weights)
     summary = summary_of(path)
     transform = Transform.from_json(summary.transform) if summary and summary.transform else None
     export(model.state_dict(), cfg, Path(target) / "model", step, transform, summary.data if summary else None)
     sys.stdout.write(f"wrote step {step} to {target}/model: distae.load({target!r})\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

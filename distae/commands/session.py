@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from distae.config import TrainConfig
 from distae.config.check import shared_settings
 from distae.errors import DistaeError, TrainingError, UserError
 from distae.runtime.environment import Environment
+from distae.runtime.files import in_words
 from distae.runtime.lock import RunLock
 from distae.runtime.outcome import FILE, Outcome, read
 from distae.runtime.run_dir import check_run_dir, make_run_dir, open_run_dir
@@ -33,13 +35,15 @@ FAILURE_SECONDS = 60.0
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
-def run_in_turn(runs: list[TrainConfig], env: Environment) -> Outcome:
-    """One run after the other in one process group; they share device, threads and data."""
-    cfg = runs[0]
+def run_in_turn(cfg: TrainConfig, env: Environment, runs: Iterable[TrainConfig]) -> Outcome:
+    """One run after the other in one process group; they share the device, threads and data of `cfg`, which is checked first.
+
+    `runs` is iterated where ranks can talk: a generator may broadcast.
+    """
     run_dir = Path(str(cfg.run_dir))
     check_run_dir(cfg)
     end = read(run_dir)
-    if end and end.outcome == "stopped":
+    if end and end.outcome == "stopped" and not cfg.fresh:
         if env.restarts:
             return end  # torchrun takes the exit code of a run that stopped on purpose for a crash
         if env.rank == 0:
@@ -142,9 +146,10 @@ def _open_folder(cfg: TrainConfig) -> RunLock | None:
 def _leave_folder(lock: RunLock, end: Outcome) -> None:
     """Rank 0 keeps how the run ended, and lets the folder go."""
     try:
+        lock.check()
         end.write()
-    except OSError as error:
-        sys.stderr.write(f"distae: {FILE} could not be written ({error.strerror})\n")
+    except (OSError, TrainingError) as error:
+        sys.stderr.write(f"distae: {FILE} could not be written ({in_words(error)})\n")
     lock.release()
 
 

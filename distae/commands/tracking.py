@@ -1,4 +1,4 @@
-"""python -m distae.tracking sync RUN: upload a run that had no network, as one W&B run."""
+"""distae sync RUN, python -m distae.tracking sync RUN: upload a run that had no network, as one W&B run."""
 
 import argparse
 import subprocess
@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distae.errors import UserError
-from distae.tracking.upload import rebuild
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m distae.tracking", description="The W&B run of a run folder.")
-    command = parser.add_subparsers(required=True, metavar="sync").add_parser("sync", help="upload all of it as one W&B run")
-    command.add_argument("run", type=Path, metavar="RUN", help="the run folder")
+def main(argv: Sequence[str] | None = None, prog: str = "python -m distae.tracking sync") -> int:
+    from distae.tracking.upload import rebuild
+
     try:
-        offline = rebuild(parser.parse_args(argv).run)
+        offline = rebuild(arguments(prog).parse_args(argv).run)
     except UserError as error:
         sys.stderr.write(f"distae: {error}\n")
         return 2
@@ -23,5 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return subprocess.run([sys.executable, "-m", "wandb", "sync", str(offline)], check=False).returncode
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """What the command line may hold."""
+    parser = argparse.ArgumentParser(prog, description="Upload all of a run as one W&B run.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run folder")
+    return parser

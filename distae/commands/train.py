@@ -9,12 +9,15 @@
 
 import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from distae.commands.session import refuse, run_in_turn
 from distae.config import TrainConfig, check, parse, write_toml
+from distae.config.cli import parser_of
 from distae.errors import DistaeError
 from distae.runtime.environment import Environment, environment
 from distae.runtime.outcome import Outcome
@@ -25,11 +28,11 @@ SWITCHES = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m distae.train") -> int:
     env = Environment()
     try:
         env = environment()
-        command = parse(TrainConfig, sys.argv[1:] if argv is None else argv, SWITCHES, "python -m distae.train")
+        command = parse(TrainConfig, sys.argv[1:] if argv is None else argv, SWITCHES, prog)
         cfg = check(command.settings, env.world_size)
         if "print-config" in command.flags:
             if env.rank == 0:
@@ -40,26 +43,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse(error, env)
 
 
+def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
+    """What may follow `words`: the options of the variants that they choose. Raises UserError."""
+    return parser_of(TrainConfig, words, SWITCHES)
+
+
 def run(cfg: TrainConfig, env: Environment) -> Outcome:
     """Train as `cfg` (checked) says, resuming what is in its run folder. Raises UserError before any training starts.
 
     `--fresh` is for the first start: a launcher that repeats the command means the run which that began.
     """
-    return run_in_turn([replace(cfg, fresh=cfg.fresh and env.first_start)], env)
+    cfg = replace(cfg, fresh=cfg.fresh and env.first_start)
+    return run_in_turn(cfg, env, [cfg])
 
 
 def smoke(cfg: TrainConfig, env: Environment) -> Outcome:
-    """Four steps of `cfg` beside its run folder, in two runs of which the second resumes the first."""
+    """Four steps of `cfg` in a new folder beside its run folder, in two runs of which the second resumes the first."""
     short = replace(
         cfg, epochs=None, steps=4, run_dir=f"{cfg.run_dir}.smoke", tracking="none", log_every=1, eval_every=2, save_every=1,
-        data=replace(cfg.data, limit=max(2 * cfg.global_batch_size, cfg.eval_batch_size)),
+        data=replace(cfg.data, limit=max(2 * cfg.global_batch_size, cfg.eval_batch_size)), fresh=True,
     )  # fmt: skip
-    try:
-        outcome = run_in_turn([replace(short, steps=2, fresh=True), replace(short, fresh=False)], env)
-    finally:
-        if env.rank == 0:
-            for folder in Path(f"{cfg.run_dir}.smoke").parent.glob(f"{Path(f'{cfg.run_dir}').name}.smoke*"):
-                shutil.rmtree(folder)
+    outcome = run_in_turn(short, env, _smoke_runs(short))
     if env.rank == 0:
         sys.stderr.write(f"smoke: {outcome.outcome} at step {outcome.step} of 4\n")
     return outcome
+
+
+def _smoke_runs(short: TrainConfig) -> Iterator[TrainConfig]:
+    """Both runs, in a folder that rank 0 makes, and removes when they are over."""
+    from distae import distributed as dist
+
+    main, run_dir = dist.world().is_main, Path(str(short.run_dir)).absolute()
+    parent = next(p for p in run_dir.parents if p.is_dir())
+    folder = dist.broadcast(tempfile.mkdtemp(prefix=f"{run_dir.name}-", dir=parent) if main else None)
+    try:
+        yield replace(short, steps=2, run_dir=folder, fresh=False)
+        yield replace(short, run_dir=folder, fresh=False)
+    finally:
+        if main:
+            shutil.rmtree(folder)

@@ -4,14 +4,18 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
-from distae.config.fields import leaves
+from distae.config.fields import fields_of, leaves
+from distae.config.names import METRICS, SCALED
 from distae.config.nets import ConvConfig, MLPConfig, NetConfig, ResNetConfig
 from distae.config.train import MAY_CHANGE, OF_A_NODE, TrainConfig
 from distae.errors import UserError
 
+ADDED = frozenset({"model.inverse_temperature", "data.scale", "data.layout", "data.label_key"})
+"""Settings that are younger than the hashes of run folders: at their default they are no part of them. Add every new one here."""
 WANDB_MODES = ("online", "offline", "disabled", "dryrun")
 DEFAULT_EPOCHS = 100
 LONGEST_NAME, LONGEST_PATH = 230, 3900
@@ -28,7 +32,9 @@ def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
     _check_net(cfg.net, cfg.data.shape())
     _check_choices(cfg, world_size)
     cfg.model.check(cfg.data.shape(), cfg.net)
-    run_dir = _expanded(cfg.run_dir or f"runs/{cfg.model.name}_{cfg.data.name}_{fingerprint(cfg)}")
+    if cfg.name is not None and not re.fullmatch(r"\w[\w.+=,-]*", cfg.name):
+        raise UserError(f"--name: {cfg.name!r} is not valid; expected letters, digits and _ . + = , -")
+    run_dir = _expanded(cfg.run_dir or f"runs/{cfg.name or f'{cfg.model.name}_{cfg.data.name}'}_{fingerprint(cfg)}")
     _check_run_dir(run_dir)
     return dataclasses.replace(cfg, run_dir=run_dir)
 
@@ -41,7 +47,15 @@ def fingerprint(cfg: TrainConfig) -> str:
 def identity_settings(cfg: TrainConfig) -> dict[str, Any]:
     """Dotted names and values of the settings that define the result: a resume must not change them."""
     may_change = MAY_CHANGE - ({"grad_accum_steps"} if couples_samples(cfg) else set())
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in leaves(cfg) if k not in may_change}
+    values = {k: v for k, v in leaves(cfg) if k not in may_change and not (k in ADDED and v == _default(cfg, k))}
+    removed = {k: default for k, (default, _) in cfg.removed.items()}
+    return removed | {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _default(cfg: TrainConfig, dotted: str) -> Any:
+    """The default of a setting, in the variant that `cfg` has there."""
+    group, _, name = dotted.rpartition(".")
+    return fields_of(type(getattr(cfg, group) if group else cfg))[name].default
 
 
 def shared_settings(cfg: TrainConfig) -> dict[str, Any]:
@@ -89,13 +103,15 @@ def _check_halvings(net: ConvConfig | ResNetConfig, shape: tuple[int, ...]) -> N
 
 
 def _check_choices(cfg: TrainConfig, world_size: int) -> None:
-    valid = [f"val/{t}" for t in dict.fromkeys(("loss", *cfg.model.terms, "mse"))]
+    valid = [f"val/{t}" for t in dict.fromkeys(("loss", *cfg.model.terms, *METRICS.keys_known))]
     if cfg.best_metric not in valid:
         raise UserError(f"--best-metric: unknown {cfg.best_metric!r}; valid: {', '.join(valid)}")
     if cfg.data.val_fraction == 0 and (cfg.early_stop.patience or cfg.schedule.name == "plateau"):
         raise UserError("--data.val-fraction 0 leaves nothing to evaluate: --early-stop.patience and --schedule plateau need it")
-    if cfg.model.learn_scale and cfg.model.likelihood == "bernoulli":
-        raise UserError("--model.learn-scale: the bernoulli likelihood has no scale; valid with gaussian and laplace")
+    if cfg.model.learn_scale and cfg.model.likelihood not in SCALED:
+        raise UserError(
+            f"--model.learn-scale: the {cfg.model.likelihood} likelihood has no scale; valid with {' and '.join(sorted(SCALED))}"
+        )
     if cfg.compile and not cfg.model.compiles:
         raise UserError(f"--compile: {cfg.model.name} takes gradients of gradients, which torch.compile cannot; leave it out")
     if cfg.cuda_graphs and (not cfg.compile or cfg.device == "cpu"):

@@ -15,9 +15,9 @@ from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union, g
 
 import msgspec
 
-from distae.config import plugin
+from distae.config import plugin, recipes
 from distae.config.fields import SMALLEST, Field, Variant, fields_of, to_dict
-from distae.config.help import render
+from distae.config.help import render, render_short
 from distae.config.weights import Ramp
 from distae.errors import UserError
 
@@ -45,13 +45,9 @@ def parse(cls: type[T], argv: Sequence[str], switches: dict[str, str], prog: str
     if (file_of_plugin := _value_of("plugin", argv)) and _variants(cls):
         plugin.load(file_of_plugin)
     if "--help" in argv or "-h" in argv:
-        sys.stdout.write(render(cls, switches, prog, file) + "\n")
+        sys.stdout.write(_help(cls, argv, switches, prog, file) + "\n")
         raise SystemExit(0)
-    table = read_toml(_value_of(file, argv), file)
-    for field in _variants(cls):
-        there, name = table.setdefault(field.name, {}), _value_of(field.name, argv)
-        if name and isinstance(there, dict) and name != there.get("name"):
-            table[field.name] = {"name": name}
+    table = _table(cls, argv, file)
     parser = _parser(cls, table, switches, prog, file)
     given = vars(parser.parse_args(argv))
     for known in (file, "plugin"):
@@ -65,12 +61,43 @@ def parse(cls: type[T], argv: Sequence[str], switches: dict[str, str], prog: str
     return Command(build(cls, table), flags, file_of_plugin)
 
 
+def parser_of(cls: type, argv: Sequence[str], switches: dict[str, str], file: str = "config") -> argparse.ArgumentParser:
+    """The parser of a command line that begins with `argv`, for completion. Raises UserError as `parse` does."""
+    if (file_of_plugin := _value_of("plugin", argv)) and _variants(cls):
+        plugin.load(file_of_plugin)
+    return _parser(cls, _table(cls, argv, file), switches, "", file)
+
+
+def _table(cls: type, argv: Sequence[str], file: str) -> Table:
+    """The TOML file's table, with another variant's table where the command line chooses that."""
+    table = read_toml(_value_of(file, argv), file)
+    for field in _variants(cls):
+        there, name = table.setdefault(field.name, {}), _value_of(field.name, argv)
+        if name and isinstance(there, dict) and name != there.get("name"):
+            table[field.name] = {"name": name}
+    return table
+
+
+def _help(cls: type, argv: Sequence[str], switches: dict[str, str], prog: str, file: str) -> str:
+    """All, where that is asked for or not much; what was chosen, where something was; else the options that most need."""
+    variants = _variants(cls)
+    if not variants or (*argv, "")[max(argv.index(h) for h in ("--help", "-h") if h in argv) + 1] == "all":
+        return render(cls, switches, prog, file)
+    if not any(_value_of(name, argv) for name in (file, *(f.name for f in variants))):
+        return render_short(cls, switches, prog, file)
+    table = _table(cls, argv, file)
+    return render(cls, switches, prog, file, {f.name: _chosen(f, table[f.name], f.name) for f in variants})
+
+
 def build(cls: type[T], table: Table, prefix: str = "") -> T:
     """Settings of class `cls` from nested plain values, strings converted. Raises UserError naming the dotted key."""
     fields = fields_of(cls)
     keys = [*fields, "name"] if issubclass(cls, Variant) else list(fields)
-    for key in table:
-        if key not in keys:
+    removed = getattr(cls, "removed", {})
+    for key, value in table.items():
+        if key in removed:
+            _check_removed(prefix + key, value, *removed[key])
+        elif key not in keys:
             raise UserError(f"unknown key {prefix + key!r}{_near(key, keys)}; valid: {', '.join(prefix + k for k in keys)}")
     values = {}
     for key, value in table.items():
@@ -82,6 +109,11 @@ def build(cls: type[T], table: Table, prefix: str = "") -> T:
         else:
             values[key] = _convert(value, field, dotted)
     return cls(**values)
+
+
+def _check_removed(dotted: str, value: Any, default: Any, instead: str) -> None:
+    if value != default:
+        raise UserError(f"{_flag(dotted)}: {value!r} is no longer valid, for {instead}: leave the setting out")
 
 
 def _chosen(field: Field, table: Any, dotted: str) -> type[Any]:
@@ -211,6 +243,8 @@ def _value_of(name: str, argv: Sequence[str]) -> str | None:
 def read_toml(path: str | None, option: str = "config") -> Table:
     if path is None:
         return {}
+    if option == "config" and path.startswith(recipes.PREFIX):
+        path = str(recipes.find(path.removeprefix(recipes.PREFIX)))
     try:
         return tomllib.loads(Path(path).read_text())
     except OSError as error:
@@ -255,12 +289,14 @@ def _parser(cls: type, table: Table, switches: dict[str, str], prog: str, file: 
         parser.add_argument("--plugin")
     for switch in switches:
         parser.add_argument(f"--{switch}", dest=switch, action="store_true")
+    for name in getattr(cls, "removed", {}):
+        parser.add_argument(_flag(name), dest=name)
     for field in fields_of(cls).values():
         if not dataclasses.is_dataclass(field.type):
             _add(parser, field, field.name)
             continue
         if field.is_variant:
-            parser.add_argument(_flag(field.name), dest=f"{field.name}.name")
+            _complete(parser.add_argument(_flag(field.name), dest=f"{field.name}.name"), field.choices)
         for inner in fields_of(_chosen(field, table.get(field.name, {}), field.name)).values():
             _add(parser, inner, f"{field.name}.{inner.name}")
     return parser
@@ -270,7 +306,14 @@ def _add(parser: _Parser, field: Field, dotted: str) -> None:
     if field.type is bool:
         parser.add_argument(_flag(dotted), dest=dotted, action=argparse.BooleanOptionalAction)
     else:
-        parser.add_argument(_flag(dotted), dest=dotted, nargs="*" if get_origin(field.type) is tuple else None)
+        option = parser.add_argument(_flag(dotted), dest=dotted, nargs="*" if get_origin(field.type) is tuple else None)
+        _complete(option, [str(v) for m in _members(field.type) if get_origin(m) is Literal for v in get_args(m)])
+
+
+def _complete(option: argparse.Action, words: Iterable[str]) -> None:
+    """What argcomplete offers as the option's value; where there is nothing, it offers files."""
+    if words := tuple(words):
+        option.completer = lambda **_: words  # type: ignore[attr-defined]
 
 
 def _flag(dotted: str) -> str:

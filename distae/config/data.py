@@ -1,12 +1,23 @@
 """Settings of the data sets, and what can be known of them without reading them."""
 
+import io
+import os
 import zipfile
+import zlib
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from distae.config.fields import Count, Fraction, Positive, Variant
 from distae.errors import UserError
+
+FILE_ERRORS = (ValueError, OSError, EOFError, RuntimeError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise where a file is damaged, forged or encrypted."""
+LONGEST_HEADER = 64 << 10
+"""Bytes of an array's header; numpy's own are some 100."""
+MOST_COMPRESSED = 200
+"""How many times its size an .npz file may unpack to: deflate reaches 1,000, which only a bomb comes near."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +125,7 @@ class ArrayConfig(DataConfig):
         shape, dtype = self.header()
         if dtype not in ("uint8", "float16", "float32", "float64"):
             raise UserError(f"--data.path: {self.path} holds {dtype}; valid are uint8, float16, float32 and float64")
-        if len(shape) not in (2, 3, 4):
+        if len(shape) not in (2, 3, 4) or min(shape) < 1:
             raise UserError(
                 f"--data.path: {self.path} has shape {list(shape)}; "
                 "valid are [N, D], [N, H, W] and [N, C, H, W], or [N, H, W, C] with --data.layout channels_last"
@@ -147,10 +158,15 @@ class ArrayConfig(DataConfig):
         try:
             if path.suffix == ".npy":
                 with path.open("rb") as file:
-                    return _npy_header(file)
+                    return _npy_header(file, path.stat().st_size)
             with zipfile.ZipFile(path) as archive, archive.open(f"{self.npz_key()}.npy") as member:
-                return _npy_header(member)
-        except (ValueError, zipfile.BadZipFile, EOFError) as error:
+                size = archive.getinfo(member.name).file_size
+                if size > MOST_COMPRESSED * path.stat().st_size:
+                    raise ValueError(
+                        f"{member.name} takes {size} bytes, {size // path.stat().st_size} times the file: save it uncompressed"
+                    )
+                return _npy_header(member, size, member=True)
+        except FILE_ERRORS as error:
             raise UserError(f"--data.path: {path} is no .npy or .npz file of numbers ({error})") from error
 
     def file(self) -> Path:
@@ -192,10 +208,22 @@ class ArrayConfig(DataConfig):
             return [n.removesuffix(".npy") for n in archive.namelist()]
 
 
-def _npy_header(file: Any) -> tuple[tuple[int, ...], str]:
+def _npy_header(file: Any, size: int, member: bool = False) -> tuple[tuple[int, ...], str]:
+    """Raises ValueError where the array that it announces is larger than the `size` bytes of the file.
+
+    `member` of an archive: also where it is larger than the memory; other files are mapped.
+    """
     from numpy.lib import format as npy
 
-    version = npy.read_magic(file)
+    head = io.BytesIO(file.read(LONGEST_HEADER))
+    version = npy.read_magic(head)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, _, dtype = read(file)
+    shape, _, dtype = read(head)
+    needed, memory = head.tell() + prod(shape) * dtype.itemsize, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if any(n < 0 for n in shape):
+        raise ValueError(f"its header announces shape {list(shape)}")
+    if not dtype.hasobject and needed > size:
+        raise ValueError(f"it is truncated: shape {list(shape)} of {dtype.name} takes {needed} bytes, and it has {size}")
+    if needed > memory and member:
+        raise ValueError(f"it takes {needed} bytes; this machine has {memory}")
     return shape, dtype.name

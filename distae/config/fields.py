@@ -7,9 +7,11 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from functools import cache
-from typing import Annotated, Any, ClassVar, Self, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from msgspec import Meta
+
+from distae.registry import Registry
 
 Count = Annotated[int, Meta(ge=1)]
 Index = Annotated[int, Meta(ge=0)]
@@ -35,17 +37,36 @@ class Variant:
 
 
 @dataclasses.dataclass(frozen=True)
+class OneOf:
+    """Annotates a text that is a name in a registry, to which plugins add."""
+
+    registry: Registry[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class Field:
     """One field of a settings class, its type resolved and its doc read from under it."""
 
     name: str
-    type: Any
+    declared: Any
     doc: str
     default: Any
 
     @property
+    def type(self) -> Any:
+        """The type as declared; of a name in a registry, the names that it has by now."""
+        if get_origin(self.declared) is Annotated and isinstance(names := get_args(self.declared)[1], OneOf):
+            return Literal[names.registry.keys_known]
+        return self.declared
+
+    @property
     def is_variant(self) -> bool:
         return inspect.isclass(self.type) and issubclass(self.type, Variant)
+
+    @property
+    def choices(self) -> "dict[str, Any]":
+        """The settings classes of a variant by name."""
+        return self.type.choices() if self.is_variant else {}
 
     @property
     def is_group(self) -> bool:

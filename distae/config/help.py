@@ -3,7 +3,7 @@
 import dataclasses
 import textwrap
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from distae.config.fields import Field, fields_of
@@ -12,17 +12,9 @@ from distae.config.weights import Ramp
 WIDTH, INDENT = 118, 36
 
 
-def render(cls: type, switches: dict[str, str], prog: str, file: str = "config") -> str:
-    """Help of an entry whose settings are `cls` and whose own switches are `switches`."""
-    rows = [f"usage: {prog} [--{file} FILE.toml] [--option VALUE ...]", "", _oneline(cls.__doc__), ""]
-    rows += _row(
-        f"--{file} FILE",
-        "TOML file of settings. The command line wins over it; another variant chosen there replaces the file's whole table",
-    )
-    if any(f.is_variant for f in fields_of(cls).values()):
-        rows += _row("--plugin FILE.py", "Python file of yours with further variants or networks: docs/variants.md")
-    for switch, doc in switches.items():
-        rows += _row(f"--{switch}", doc)
+def render(cls: type, switches: dict[str, str], prog: str, file: str = "config", chosen: Mapping[str, type] | None = None) -> str:
+    """Help of an entry whose settings are `cls` and whose own switches are `switches`; of `chosen` variants only, where given."""
+    rows = _head(cls, switches, prog, file)
     fields = fields_of(cls).values()
     rows += _rows((f for f in fields if not dataclasses.is_dataclass(f.type)), "")
     for field in fields:
@@ -34,16 +26,59 @@ def render(cls: type, switches: dict[str, str], prog: str, file: str = "config")
                 *_rows(fields_of(field.type).values(), prefix),
             ]
         elif field.is_variant:
-            rows += _variant(field, prefix)
+            rows += _variant(field, prefix, chosen[field.name] if chosen else None)
     return "\n".join(rows)
 
 
-def _variant(field: Field, prefix: str) -> list[str]:
+def render_short(cls: type, switches: dict[str, str], prog: str, file: str = "config") -> str:
+    """Help of an entry with very many settings: the groups in its `common`, the names of all variants, and how to see more."""
+    rows, every = _head(cls, switches, prog, file), _dotted(cls)
+    for title, names in cls.common.items():  # type: ignore[attr-defined]
+        rows += ["", f"{title}:"]
+        for name in names:
+            prefix = name.rpartition(".")[0] + "." if "." in name else ""
+            rows += _choice(every[name]) if every[name].is_variant else _rows([every[name]], prefix)
+    rows += ["", "more:"]
+    rows += _row(
+        "--model NAME --help", "that variant's settings, those of the chosen network and data set, and those that all share"
+    )
+    return "\n".join([*rows, *_row("--help all", "every variant, network, data set and setting")])
+
+
+def _dotted(cls: type) -> dict[str, Field]:
+    """The fields of `cls` and those shared by each group's variants, by dotted name."""
+    fields = fields_of(cls)
+    inner = {f"{f.name}.{k}": v for f in fields.values() if f.is_group or f.is_variant for k, v in fields_of(f.type).items()}
+    return fields | inner
+
+
+def _head(cls: type, switches: dict[str, str], prog: str, file: str) -> list[str]:
+    rows = [f"usage: {prog} [--{file} FILE.toml] [--option VALUE ...]", "", _oneline(cls.__doc__), ""]
+    recipe = "; recipe:NAME is one that comes with distae" if file == "config" else ""
+    rows += _row(
+        f"--{file} FILE",
+        f"TOML file of settings{recipe}. The command line wins over it; "
+        "another variant chosen there replaces the file's whole table",
+    )
+    if any(f.is_variant for f in fields_of(cls).values()):
+        rows += _row("--plugin FILE.py", "Python file of yours that adds variants, networks, data sets and more: CONTRIBUTING.md")
+    for switch, doc in switches.items():
+        rows += _row(f"--{switch}", doc)
+    return rows
+
+
+def _choice(field: Field) -> list[str]:
+    return _row(f"--{field.name} NAME", f"{field.doc} One of {', '.join(field.type.choices())} (default {field.default.name})")
+
+
+def _variant(field: Field, prefix: str, chosen: type | None) -> list[str]:
     flag, choices, shared = f"--{field.name}", field.type.choices(), fields_of(field.type)
     rows = ["", f"{field.name}: {field.doc}"]
     rows += _row(f"{flag} NAME", f"one of {', '.join(choices)} (default {field.default.name})")
     rows += _rows(shared.values(), prefix)
     for name, variant in choices.items():
+        if chosen not in (None, variant):
+            continue
         rows += ["", *textwrap.wrap(f"{flag} {name}: {_oneline(variant.__doc__)}", WIDTH, subsequent_indent="  ")]
         rows += _rows((f for f in fields_of(variant).values() if f.name not in shared), prefix)
     return rows

@@ -27,6 +27,10 @@ class NetConfig(Variant):
         """Hidden widths from the input to the code."""
         raise NotImplementedError
 
+    def code_shape(self, shape: tuple[int, ...], latent_dim: int) -> tuple[int, ...]:
+        """Shape of the code of a sample of `shape`: positions, then channels, `latent_dim` values in all. Here, no positions."""
+        return (latent_dim,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MLPConfig(NetConfig):

@@ -1,7 +1,7 @@
 """Every setting of a training run."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -50,6 +50,16 @@ class TrainConfig:
     """Train an autoencoder on one process or many."""
 
     exclusive: ClassVar[tuple[str, ...]] = ("epochs", "steps")
+    common: ClassVar[dict[str, tuple[str, ...]]] = {
+        "what is trained": ("model", "net", "data", "model.latent_dim", "model.likelihood"),
+        "how": ("epochs", "steps", "global_batch_size", "optim.lr", "schedule", "precision", "compile", "device", "seed"),
+        "the run": ("name", "run_dir", "fresh", "eval_every", "save_every", "best_metric", "tracking"),
+    }
+    """What `--help` shows."""
+    removed: ClassVar[dict[str, tuple[Any, str]]] = {
+        "noise": ("global", "noise costs the same on any number of ranks and no longer depends on it"),
+    }
+    """Settings of older versions: the default, which is accepted and stays in the run folder's hash, and what came of them."""
 
     model: ModelConfig = field(default_factory=VAEConfig)
     """The variant to train."""
@@ -90,9 +100,6 @@ class TrainConfig:
     """What best checkpoint, plateau and early stop look at; lower is better."""
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     """Seed of initial weights, order and noise."""
-    noise: Literal["global", "per_rank"] = "global"
-    """global: drawn for the global batch, so results do not depend on the world size; per_rank: cheaper for wide noise
-    on hundreds of ranks, but gives up world-size parity and exact elastic restart."""
 
     log_every: Count = 20
     """Optimizer steps between two rows of training metrics."""
@@ -103,8 +110,10 @@ class TrainConfig:
     save_every: Literal["auto"] | Count = 500
     """Optimizer steps between two checkpoints; one is also taken at each new best and at the end. auto: so far apart that saves and
     failures together cost the least time (Daly 2006), from the measured cost of a save and --checkpoint.mtbf-hours."""
+    name: str | None = None
+    """A name that people can read, for the default run folder: runs/NAME_HASH."""
     run_dir: str | None = None
-    """Folder of the run; by default runs/MODEL_DATA_HASH, HASH over the settings that define the result."""
+    """Folder of the run; by default runs/MODEL_DATA_HASH or runs/NAME_HASH, HASH over the settings that define the result."""
     fresh: bool = False
     """Move an existing run folder aside and start anew, instead of resuming."""
     allow_changed_data: bool = False
@@ -126,7 +135,7 @@ class TrainConfig:
 
 
 MAY_CHANGE = frozenset(
-    {"epochs", "steps", "grad_accum_steps", "log_every", "eval_every", "save_every", "run_dir", "fresh", "export"}
+    {"epochs", "steps", "grad_accum_steps", "log_every", "eval_every", "save_every", "name", "run_dir", "fresh", "export"}
     | {"tracking", "device", "threads", "timeout", "profile", "data.root"}
     | {"allow_changed_data", "checkpoint.keep_latest_k", "checkpoint.mode", "checkpoint.mtbf_hours"}
 )

@@ -11,7 +11,7 @@ class GlobalBatchSampler(DistributedSampler[Tensor]):
     """torch's DistributedSampler order with drop_last, in whole global batches, as index tensors.
 
     The tail of an epoch that fills no global batch is dropped (another one each epoch). Global batch g of an epoch is the same
-    set of samples at every world size: position p of the epoch's order goes to rank p % world_size.
+    set of samples at every world size; of each of its micro-batches, rank r takes the r-th of world_size equal parts.
     """
 
     def __init__(self, n: int, global_batch_size: int, rank: int, world_size: int, micro_steps: int, seed: int) -> None:
@@ -33,8 +33,7 @@ class GlobalBatchSampler(DistributedSampler[Tensor]):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
         whole = order[: self.steps_per_epoch * self.global_batch_size].view(self.steps_per_epoch, -1)
-        mine = whole[self.first_step :, self.rank :: self.num_replicas]
-        yield from mine.reshape(len(mine), self.micro_steps, -1)
+        yield from whole.view(len(whole), self.micro_steps, self.num_replicas, -1)[self.first_step :, :, self.rank]
 
     def __len__(self) -> int:
         return self.steps_per_epoch

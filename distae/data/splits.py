@@ -116,7 +116,7 @@ def identity(splits: dict[str, Arrays]) -> Identity:
 
 
 def _checksum(blocks: Iterable[Tensor]) -> str:
-    """The xxh3 checksum of the bytes."""
+    """The xxh3 checksum of all bytes."""
     digest = xxhash.xxh3_128()
     for block in blocks:
         digest.update(block.contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -31,28 +31,33 @@ def all_reduce(x: Tensor) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of all ranks, interleaved into global order; the gradient is the sum of the ranks' gradients, each taking its rows'."""
+    """Rows of all ranks, one rank's after the other's; the gradient is the sum of the ranks' gradients, each taking its rows'."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, here: World) -> Tensor:
         ctx.here = here
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(here.world_size)]
-        td.all_gather(parts, x.contiguous(), group=here.group)
-        return torch.stack(parts, dim=1).flatten(0, 1)
+        everyone = x.new_empty(len(x) * here.world_size, *x.shape[1:])
+        td.all_gather_into_tensor(everyone, x.contiguous(), group=here.group)
+        return everyone
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _AllReduce.apply(grads[0], ctx.here.group)[ctx.here.rank :: ctx.here.world_size], None
+        return _part(_AllReduce.apply(grads[0], ctx.here.group), ctx.here), None
 
 
 def gather_rows(x: Tensor) -> Tensor:
-    """`[B, ...]` of every rank as `[world_size * B, ...]` in global order (rank r holds rows r::world_size), with gradients."""
+    """`[B, ...]` of every rank as `[world_size * B, ...]` in global order (rank r's begin at r * B), with gradients."""
     return x if world().group is None else _GatherRows.apply(x, world())
 
 
 def local_rows(x: Tensor) -> Tensor:
     """This rank's rows of a global batch: the inverse of `gather_rows`."""
-    return x[world().rank :: world().world_size]
+    return _part(x, world())
+
+
+def _part(x: Tensor, here: World) -> Tensor:
+    rows = len(x) // here.world_size
+    return x[here.rank * rows : (here.rank + 1) * rows]
 
 
 def all_reduce_(x: Tensor) -> Tensor:

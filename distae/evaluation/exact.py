@@ -8,6 +8,7 @@ from torch import Tensor
 
 from distae import distributed as dist
 from distae.data import Loader
+from distae.evaluation.metrics import metrics_of
 from distae.models import Autoencoder, Batch, Output
 from distae.noise import Noise, Rows
 
@@ -25,10 +26,11 @@ class EvalShard(NamedTuple):
 def eval_shard(loader: Loader, start: int, chunk: int) -> EvalShard:
     """Where the `chunk` samples from `start` on are, or as many as are left; every rank has as many rows."""
     world = dist.world()
-    local = -(-min(chunk, len(loader) - start) // world.world_size)
-    rows = Rows.strided(chunk, world.rank, world.rank + local * world.world_size, world.world_size, world.device)
-    number = torch.arange(local, device=loader.storage_device) * world.world_size + world.rank
-    valid_mask = (number < chunk) & (start + number < len(loader))
+    here = min(chunk, len(loader) - start)
+    local = -(-here // world.world_size)
+    rows = Rows(local, world.rank * local)
+    number = rows.start + torch.arange(local, device=loader.storage_device)
+    valid_mask = number < here
     return EvalShard(rows, torch.where(valid_mask, start + number, 0), valid_mask.to(world.device))
 
 
@@ -36,7 +38,7 @@ def eval_shard(loader: Loader, start: int, chunk: int) -> EvalShard:
 def evaluate(
     model: Autoencoder, loader: Loader, chunk: int, seed: int, interrupted: Callable[[], bool] = lambda: False
 ) -> dict[str, float] | None:
-    """Means over all samples of `loader`: the model's terms in nats per sample, and `mse`, the squared error per value.
+    """Means over all samples of `loader`: the model's terms in nats per sample, and every registered metric.
 
     Runs over fixed global chunks with noise keyed by chunk. All ranks make the same number of forward calls; rows that a rank lacks
     weigh 0. Returns None where `interrupted()` (asked between chunks, by all ranks together) says so.
@@ -61,11 +63,12 @@ def _chunk(model: Autoencoder, loader: Loader, number: int, start: int, chunk: i
     here = eval_shard(loader, start, chunk)
     weight = here.valid_mask.double()
     sums: dict[str, Tensor] = {}
+    x, label = loader.batch(here.samples, Noise(seed, ("eval data", number), here.rows, weight.device))
     for phase in model.phases():
         noise = Noise(seed, ("eval", number, phase.name), here.rows, weight.device)
-        x, label = loader.batch(here.samples, noise)
-        out: Output = model(Batch(x, label, None, here.valid_mask, len(loader)), phase.name, noise)
-        per_sample = out.per_sample | {"mse": (x - model.likelihood.mean(out.recon)).square().flatten(1).mean(1)}
+        batch = Batch(x, label, None, here.valid_mask, len(loader))
+        out: Output = model(batch, phase.name, noise)
+        per_sample = out.per_sample | ({} if sums else metrics_of(model, batch, out))
         terms = {name: (value.double() * weight).sum() for name, value in per_sample.items()}
         terms |= {name: value.double() * weight.sum() for name, value in out.per_batch.items()}
         sums |= {name: value for name, value in terms.items() if name not in sums}

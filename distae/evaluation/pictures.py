@@ -1,5 +1,6 @@
 """Grids to look at: inputs over their reconstructions, and samples from the prior."""
 
+import io
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from distae.data import Loader
 from distae.models import Autoencoder
 from distae.noise import Noise, Rows
+from distae.runtime.files import make_folder, write_atomically
 
 COLUMNS = 16
 
@@ -37,6 +39,8 @@ def _save(images: Tensor, path: Path) -> Path:
 
     factor = max(1, 32 // images.shape[-1])
     large = F.interpolate(images.float().clamp(0, 1).cpu(), scale_factor=factor, mode="nearest")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(large, path, nrow=COLUMNS, pad_value=0.5)
+    png = io.BytesIO()
+    save_image(large, png, format="png", nrow=COLUMNS, pad_value=0.5)
+    make_folder(path.parent)
+    write_atomically(path, png.getvalue(), durable=False)
     return path

@@ -16,11 +16,12 @@ from distae.losses.divergences import (
     sum_per_sample,
     upcast,
 )
-from distae.losses.likelihoods import Likelihood
+from distae.losses.likelihoods import Likelihood, build_likelihood, register_likelihood
 
 __all__ = [
     "KERNELS",
     "Likelihood",
+    "build_likelihood",
     "kl_by_dimension",
     "kl_normal",
     "kl_standard_normal",
@@ -28,6 +29,7 @@ __all__ = [
     "log_normal_pairs",
     "log_standard_normal",
     "mmd",
+    "register_likelihood",
     "sliced_wasserstein",
     "soft_bound",
     "squared_distances",

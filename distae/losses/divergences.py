@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def upcast(x: Tensor) -> Tensor:
-    """`x` in at least float32: sums of hundreds of terms are not for half precision."""
+    """`x` in at least float32: half precision cannot hold sums of hundreds of terms."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -29,14 +29,14 @@ def kl_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def soft_bound(x: Tensor, bound: float = 10.0) -> Tensor:
-    """`x` kept inside (-bound, bound), almost unchanged near 0: an outlier cannot overflow exp(x)."""
+    """`x` limited to (-bound, bound), almost unchanged near 0: an outlier cannot overflow exp(x)."""
     return bound * torch.tanh(x / bound)
 
 
 def kl_normal(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor) -> Tensor:
     """KL(N(mu, diag exp logvar) || N(prior_mu, diag exp prior_logvar)) in nats per sample, `[B]` from four `[B, D]`."""
-    apart = (mu - prior_mu).square() * torch.exp(-prior_logvar)
-    return 0.5 * (prior_logvar - logvar - 1 + apart + torch.exp(logvar - prior_logvar)).sum(1)
+    distance = (mu - prior_mu).square() * torch.exp(-prior_logvar)
+    return 0.5 * (prior_logvar - logvar - 1 + distance + torch.exp(logvar - prior_logvar)).sum(1)
 
 
 def log_normal(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def log_normal(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
 def log_normal_pairs(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     """log N(z_i; mu_j, diag exp logvar_j) in nats, `[N, M]` from `[N, D]` and two `[M, D]`.
 
-    Three products of matrices, not N * M * D differences; what cancels in them costs eps * (z / sigma)^2. For float64.
+    Three matrix products instead of N * M * D differences; cancellation costs eps * (z / sigma)^2: use it in float64.
     """
     precision = torch.exp(-logvar)
     distance = z.square() @ precision.T - 2 * z @ (mu * precision).T + (mu.square() * precision).sum(1)
@@ -77,8 +77,8 @@ KERNELS: dict[str, Callable[[Tensor, float], Tensor]] = {
 def mmd(x: Tensor, y: Tensor, kernel: str, widths: tuple[float, ...], own: Tensor | None = None) -> Tensor:
     """Unbiased estimate of the squared maximum mean discrepancy of two samples `[N, D]`, a scalar (Gretton 2012, eq. 4).
 
-    The kernel is the sum of those of all widths, in units per dimension. With `own` `[B]` int64, the share of those rows, at a cost
-    of B * N: the shares of any parts that make up all rows sum to the estimate.
+    The kernel is the sum of the kernels of all widths, in units per dimension. `own` `[B]` int64 selects rows and returns their
+    share of the estimate, at a cost of B * N: the shares of disjoint sets that cover all rows sum to the estimate.
     """
 
     def k(a: Tensor, b: Tensor) -> Tensor:
@@ -98,5 +98,5 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
     x, y = upcast(x), upcast(y)
     with torch.autocast(x.device.type, enabled=False):
         along = (directions / directions.norm(dim=1, keepdim=True)).T.to(x.dtype)
-        apart: Tensor = (x @ along).sort(0).values - (y @ along).sort(0).values
-        return apart.square().mean()
+        difference: Tensor = (x @ along).sort(0).values - (y @ along).sort(0).values
+        return difference.square().mean()

@@ -18,12 +18,14 @@ from distae.models import (
     vamp,
     wasserstein,
 )
-from distae.models.base import Autoencoder, Batch, Codes, Output, Phase, build, output, register, registry
+from distae.models.base import Autoencoder, Batch, Codes, NetAutoencoder, Output, Phase, build, output, register, registry
+from distae.registry import import_all
 
 __all__ = [
     "Autoencoder",
     "Batch",
     "Codes",
+    "NetAutoencoder",
     "Output",
     "Phase",
     "adversarial",
@@ -48,3 +50,5 @@ __all__ = [
 ]
 
 __getattr__ = deprecation.renamed(__name__, {"Turn": ("Phase", Phase)})
+
+import_all(__name__)

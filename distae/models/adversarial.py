@@ -1,4 +1,4 @@
-"""Autoencoders with a critic: each opponent has a phase of the step and an optimizer of its own."""
+"""Autoencoders with a critic: each opponent has its own phase of the step, and its own optimizer."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from distae.config.models import AAEConfig, FactorVAEConfig, ModelConfig, VAEGAN
 from distae.config.nets import MLPConfig, NetConfig
 from distae.losses import kl_standard_normal, upcast
 from distae.models.base import Batch, Output, Phase, output, register
-from distae.models.vae import GaussianVAE, Posterior
+from distae.models.vae import GaussianAutoencoder, GaussianVAE, Posterior
 from distae.models.wasserstein import CodePrior
 from distae.nn import build_encoder
 from distae.nn.layers import ACTIVATIONS
@@ -16,24 +16,24 @@ from distae.noise import Noise
 
 
 def make_critic(hidden: tuple[int, ...], latent_dim: int) -> nn.Module:
-    """Codes `[B, latent_dim]` to logits `[B, 1]`."""
+    """A module from codes `[B, latent_dim]` to logits `[B, 1]`."""
     return build_encoder(MLPConfig(hidden=hidden, activation="leaky_relu"), (latent_dim,), 1)
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """-log D(real) - log(1 - D(fake)) in nats (Goodfellow 2014, eq. 1) and the critic's accuracy, `[B]` from two kinds' logits."""
+    """-log D(real) - log(1 - D(fake)) in nats (Goodfellow 2014, eq. 1) and the critic's accuracy, each `[B]`, from logits `[B]`."""
     right = ((real > 0).to(real.dtype) + (fake < 0).to(real.dtype)) / 2
     return F.softplus(-real) + F.softplus(fake), {"critic_accuracy": right}
 
 
 def parameters_except(model: nn.Module, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    """The model's parameters that are not among these."""
+    """The model's parameters without `parameters`, in order."""
     known = {id(p) for p in parameters}
     return [p for p in model.parameters() if id(p) not in known]
 
 
 class LatentDiscriminator(CodePrior):
-    """A critic D tells samples of the prior from codes."""
+    """A critic D that is trained to separate samples of the prior from codes."""
 
     cfg: WAEGANConfig | AAEConfig
 
@@ -51,7 +51,7 @@ class LatentDiscriminator(CodePrior):
         return output(loss, batch.x, terms, "critic_loss")
 
     def logits(self, z: Tensor) -> Tensor:
-        """log D(z) / (1 - D(z)): `[B]`, above 0 where z is taken for the prior's."""
+        """log D(z) / (1 - D(z)): `[B]`, above 0 where the critic takes z for a sample of the prior."""
         return upcast(self.critic(z, None))[:, 0]
 
 
@@ -92,10 +92,10 @@ class AAE(LatentDiscriminator):
 
 @register(FactorVAEConfig)
 class FactorVAE(GaussianVAE):
-    """Kim & Mnih 2018, algorithm 2. autoencoder: -log p(x|z) + KL + gamma * log D(z) / (1 - D(z)), the total correlation where D is
-    the best critic. critic: (-log D(z) - log(1 - D(z'))) / 2, z' the global batch's codes with each dimension permuted on its own.
+    """Kim & Mnih 2018, algorithm 2. autoencoder: -log p(x|z) + KL + gamma * log D(z) / (1 - D(z)), the total correlation if D is
+    optimal. critic: (-log D(z) - log(1 - D(z'))) / 2; z' are the codes of the global batch, each dimension permuted on its own.
 
-    The paper permutes a second batch's codes; here, as usual, the same batch's, drawn anew.
+    The paper permutes the codes of a second batch; like most code, this draws new codes of the same batch instead.
     """
 
     cfg: FactorVAEConfig
@@ -124,12 +124,12 @@ class FactorVAE(GaussianVAE):
         return output(loss / 2, batch.x, terms, "critic_loss")
 
     def logits(self, z: Tensor) -> Tensor:
-        """log D(z) / (1 - D(z)): `[B]`, above 0 where z is taken for a code, below for a permuted one."""
+        """log D(z) / (1 - D(z)): `[B]`, above 0 where the critic takes z for a code, below 0 for a permuted one."""
         return upcast(self.critic(z, None))[:, 0]
 
 
 class Discriminator(nn.Module):
-    """An image's features `[B, features]`, the encoder's network, and a logit `[B]` on top of them, above 0 for real."""
+    """Features `[B, features]` from a network like the encoder, and a logit `[B]` computed from them, above 0 for real samples."""
 
     def __init__(self, net: NetConfig, shape: tuple[int, ...], features: int) -> None:
         super().__init__()
@@ -142,12 +142,12 @@ class Discriminator(nn.Module):
 
 
 @register(VAEGANConfig)
-class VAEGAN(GaussianVAE):
+class VAEGAN(GaussianAutoencoder):
     """Larsen et al. 2016, algorithm 1, d = |f(x) - f(y)|^2 / 2. encoder: KL + d. decoder: gamma * d - log D(y) - log D(s).
     critic: -log D(x) - log(1 - D(y)) - log(1 - D(s)).
 
-    y is the reconstruction, s a decoded sample of the prior, f a layer of the critic D. The decoder opposes the critic in the form
-    that does not saturate (Goodfellow 2014). `recon` is reported only.
+    y is the reconstruction, s a decoded sample of the prior, f a layer of the critic D. The decoder uses the non-saturating form of
+    the adversarial loss (Goodfellow 2014). `recon` is only reported.
     """
 
     cfg: VAEGANConfig
@@ -167,15 +167,15 @@ class VAEGAN(GaussianVAE):
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         q = Posterior.draw(*self.posterior(batch.x, noise), noise)
         recon = self.decoder(q.z, noise)
-        truth, real = self.critic(batch.x, noise)
-        seen, remade = self.critic(self.likelihood.mean(recon), noise)
-        distance = 0.5 * (truth - seen).square().sum(1)
+        real_features, real_logits = self.critic(batch.x, noise)
+        recon_features, recon_logits = self.critic(self.likelihood.mean(recon), noise)
+        distance = 0.5 * (real_features - recon_features).square().sum(1)
         if phase == "encoder":
             kl, nll = kl_standard_normal(q.mu, q.logvar), self.likelihood(recon, batch.x)
             return output(kl + distance, recon, {"recon": nll, "kl": kl, "features": distance})
-        _, made = self.critic(self.likelihood.mean(self.decoder(noise.normal(q.z), noise)), noise)
+        _, sample_logits = self.critic(self.likelihood.mean(self.decoder(noise.normal(q.z), noise)), noise)
         if phase == "decoder":
-            fooled = F.softplus(-remade) + F.softplus(-made)
+            fooled = F.softplus(-recon_logits) + F.softplus(-sample_logits)
             return output(batch.weight(self.cfg.gamma) * distance + fooled, recon, {}, "decoder_loss")
-        loss, terms = discriminator_loss(real, remade)
-        return output(loss + F.softplus(made), recon, terms, "critic_loss")
+        loss, terms = discriminator_loss(real_logits, recon_logits)
+        return output(loss + F.softplus(sample_logits), recon, terms, "critic_loss")

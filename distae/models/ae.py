@@ -5,13 +5,13 @@ from torch import Tensor
 
 from distae.config.models import AEConfig, DenoisingAEConfig, LinearAEConfig, ModelConfig, SparseAEConfig
 from distae.config.nets import MLPConfig, NetConfig
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.nn.layers import ACTIVATIONS
 from distae.noise import Noise
 
 
 @register(AEConfig)
-class AE(Autoencoder):
+class AE(NetAutoencoder):
     """Hinton & Salakhutdinov 2006: minimise -log p(x | decode(encode(x))), in nats per sample."""
 
     cfg: AEConfig
@@ -30,7 +30,7 @@ class AE(Autoencoder):
 
 @register(LinearAEConfig)
 class LinearAE(AE):
-    """Baldi & Hornik 1989: with squared error, the optimum of one linear layer each way spans the subspace of PCA."""
+    """Baldi & Hornik 1989: one linear layer each way. With squared error, its optimum spans the subspace of PCA."""
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, MLPConfig(hidden=()), shape)
@@ -42,7 +42,7 @@ class LinearAE(AE):
 
 @register(DenoisingAEConfig)
 class DenoisingAE(AE):
-    """Vincent et al. 2008, eq. 5, and 2010, sec. 3.3: -log p(x | decode(encode(x~))), x~ a corrupted x."""
+    """Vincent et al. 2008, eq. 5, and 2010, sec. 3.3: -log p(x | decode(encode(x~))); x~ is a corrupted x."""
 
     cfg: DenoisingAEConfig
 
@@ -52,7 +52,7 @@ class DenoisingAE(AE):
         return output(nll, recon, {"recon": nll})
 
     def corrupt(self, x: Tensor, noise: Noise) -> Tensor:
-        """A noisy copy of `x`, `[B, *shape]`."""
+        """A corrupted copy of `x`, `[B, *shape]`."""
         if self.cfg.corruption == "gaussian":
             return x + self.cfg.std * noise.normal(x).to(x.dtype)
         draw = noise.uniform(x)
@@ -64,7 +64,7 @@ class DenoisingAE(AE):
 
 @register(SparseAEConfig)
 class SparseAE(AE):
-    """-log p(x|z) + weight * sparsity(z), or z cut to its k largest values.
+    """-log p(x|z) + weight * sparsity(z), or (topk) only the k largest values of z are kept.
 
     l1: sum_j |z_j|. kl: sum_j KL(target || mean_j), means over the global batch (Ng 2011, CS294A lecture notes, sec. 3).
     topk: Makhzani & Frey 2014, algorithm 1; `sparsity` is then the share of values that are not 0.
@@ -80,7 +80,7 @@ class SparseAE(AE):
         return output(nll + weight * sparsity, recon, {"recon": nll, "sparsity": sparsity})
 
     def sparsity(self, z: Tensor, batch: Batch) -> Tensor:
-        """The term of codes `[B, latent_dim]`: `[B]`, or a scalar over the global batch."""
+        """Sparsity term of codes `[B, latent_dim]`: `[B]`, or a scalar over the global batch."""
         if self.cfg.sparsity == "topk":
             return (z != 0).to(z.dtype).mean(1)
         if self.cfg.sparsity == "l1":

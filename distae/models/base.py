@@ -1,5 +1,6 @@
 """What every variant is: the contract between the models and the trainer, which never asks which variant it holds."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -13,13 +14,14 @@ from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
 from distae.config.weights import Ramp, Weight, at
 from distae.errors import UserError
-from distae.losses import Likelihood, mmd
+from distae.losses import build_likelihood, mmd
 from distae.nn import build_decoder, build_encoder
 from distae.noise import Noise
+from distae.registry import Registry
 
 
 class Batch(NamedTuple):
-    """Samples as the model sees them."""
+    """Samples as a model receives them."""
 
     x: Tensor
     """`[B, *shape]`, floating point."""
@@ -32,10 +34,10 @@ class Batch(NamedTuple):
     dataset_size: int = 0
     """Samples in the split that these were drawn from."""
     ramps: dict[str, Tensor] | None = None
-    """Today's values of the weights that change over training, for a compiled program, which must not look at the step."""
+    """Current values of the weights that change over training, for compiled programs, which must not read the step."""
 
     def weight(self, weight: Weight) -> Any:
-        """The value of a weight of the settings at this step: a number, or a scalar tensor."""
+        """Value of a loss weight of the settings at this step: a number, or a scalar tensor."""
         return self.ramps[weight] if isinstance(weight, Ramp) and self.ramps is not None else at(weight, self.step)
 
     @property
@@ -56,7 +58,7 @@ class Batch(NamedTuple):
     @property
     def global_indices(self) -> Tensor:
         """Which rows of the global batch these are: `[B]` int64."""
-        return dist.local_rows(torch.arange(len(self.x) * dist.world().world_size, device=self.x.device))
+        return dist.world().rank * len(self.x) + torch.arange(len(self.x), device=self.x.device)
 
     def pool(self, x: Tensor) -> Tensor:
         """`[B, ...]` of all ranks as `[global batch, ...]`, only rows that count, in the same order at every world size."""
@@ -82,33 +84,35 @@ class Batch(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """What the encoder says of a batch."""
+    """The codes of a batch. `D` is the number of values of the model's `code_shape`, in whose order they are laid out."""
 
     z: Tensor
-    """`[B, latent_dim]`; the posterior's mean where there is a posterior."""
+    """`[B, D]`; the posterior's mean where there is a posterior."""
     mu: Tensor | None = None
+    """`[B, D]`: mean of the gaussian posterior, where there is one."""
     logvar: Tensor | None = None
+    """`[B, D]`: log of its variances."""
     indices: Tensor | None = None
-    """`[B, N]` int64, which codes, where they are discrete."""
+    """`[B, N]` int64: which codes, in the order of their vectors in `z`, where codes are discrete."""
 
 
 class Output(NamedTuple):
-    """What a forward pass gives. A NamedTuple, so that DDP finds the tensors in it."""
+    """Result of a forward pass. A NamedTuple, so that DDP finds the tensors in it."""
 
     loss: Tensor
     """Scalar to minimise: the mean of per_sample["loss"] over this process's rows."""
     per_sample: dict[str, Tensor]
     """Terms `[B]` in nats per sample; "loss" is the weighted sum of all terms."""
     per_batch: dict[str, Tensor]
-    """Scalar terms that are no mean over samples: the same on every rank."""
+    """Scalar terms that are not means over samples: the same on every rank."""
     recon: Tensor
     """Decoder output `[B, *shape]`; `likelihood.mean` of it is the reconstruction."""
 
 
 def output(loss: Tensor, recon: Tensor, terms: dict[str, Tensor], objective: str = "loss") -> Output:
-    """An Output that minimises `loss` `[B]`, and reports it under the name `objective` with `terms`: `[B]`, or scalars per batch.
+    """An Output that minimises the mean of `loss` `[B]` and reports it as `objective`, beside `terms`: `[B]`, or scalars per batch.
 
-    A variant's phases report under names of their own: only the first one's objective is "loss".
+    Each phase of a variant reports under its own name: only the first phase's objective is "loss".
     """
     reported = {k: v.detach() for k, v in {objective: loss, **terms}.items()}
     per_sample = {k: v for k, v in reported.items() if v.ndim}
@@ -116,44 +120,51 @@ def output(loss: Tensor, recon: Tensor, terms: dict[str, Tensor], objective: str
 
 
 class Phase(NamedTuple):
-    """One optimizer's share of a step: adversarial variants have several. The first one's loss is the model's."""
+    """Part of a step with its own parameters and optimizer; adversarial variants have several. The first one's loss is `loss`."""
 
     name: str
     parameters: list[nn.Parameter]
     lr: float | None = None
-    """Peak learning rate; None is that of the settings."""
+    """Peak learning rate; None is the one of the settings."""
 
 
-class Autoencoder(nn.Module):
-    """Base of all variants: an encoder, a decoder and a likelihood."""
+class Autoencoder(nn.Module, ABC):
+    """The contract of all variants. Most build on `NetAutoencoder`; a direct subclass brings its own networks and `code_shape`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "turns" in vars(cls):
             deprecation.warn(f"{cls.__name__}.turns()", "phases()")
             cls.phases = cls.turns  # type: ignore[attr-defined, method-assign]
-
-    latent_factor: ClassVar[int] = 1
-    """Encoder outputs per latent dimension."""
+        if Autoencoder in cls.__bases__ and "code_shape" not in vars(cls):  # up to 0.1, this class built the networks
+            deprecation.warn(f"class {cls.__name__}(Autoencoder)", f"class {cls.__name__}(NetAutoencoder)")
+            cls.__bases__ = tuple(NetAutoencoder if base is Autoencoder else base for base in cls.__bases__)
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
+        """`shape` is that of a sample: `(C, H, W)` of images, `(values,)` of tables."""
         super().__init__()
         self.cfg, self.net, self.shape = cfg, net, shape
-        self.encoder = build_encoder(net, shape, self.latent_factor * cfg.latent_dim)
-        self.decoder = build_decoder(net, shape, cfg.latent_dim)
-        self.likelihood = Likelihood(cfg)
+        self.likelihood = build_likelihood(cfg)
 
+    @property
+    @abstractmethod
+    def code_shape(self) -> tuple[int, ...]:
+        """Shape of a sample's code: its positions, then the channels of each: `(channels,)` or `(rows, columns, channels)`.
+
+        Codes themselves are flat, `[B, D]` with D = prod(code_shape); `z.view(-1, *code_shape)` puts them in place.
+        """
+
+    @abstractmethod
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
-        """The objective of `phase`, so that DDP's hooks see it."""
-        raise NotImplementedError
+        """The objective of `phase`. It is the forward, so that DDP's hooks see it."""
 
+    @abstractmethod
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
-        """Codes of `x` `[B, *shape]`, without noise. Labels `[B]` are for variants that are conditioned on them."""
-        raise NotImplementedError
+        """Codes of `x` `[B, *shape]`, without noise. Labels `[B]` int64 are for variants that are conditioned on them."""
 
+    @abstractmethod
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        """Mean of p(x|z) in the data's units: `[B, *shape]` from `[B, latent_dim]`."""
-        return self.likelihood.mean(self.decoder(z, None))
+        """Mean of p(x|z) in the data's units: `[B, *shape]` from codes `[B, D]`, laid out as `code_shape`."""
 
     def reconstruct(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """`[B, *shape]` to the same: `decode(encode(x).z)`, unless the variant says otherwise."""
@@ -164,49 +175,78 @@ class Autoencoder(nn.Module):
         raise NotImplementedError(f"{self.cfg.name} has no prior to sample from")
 
     def kl_of_dimensions(self, codes: Codes) -> Tensor | None:
-        """KL of each code dimension from the prior in nats, `[B, ...]`, where it is a sum over dimensions; for diagnosis."""
+        """KL of each code dimension from the prior in nats, `[B, D]`, for diagnosis. None where it is not a sum over dimensions."""
         return None
-
-    def normal_codes(self, n: int, noise: Noise) -> Tensor:
-        """`n` codes from a standard normal prior: `[n, latent_dim]`."""
-        return noise.normal(next(self.parameters()).new_empty(n, self.cfg.latent_dim))
 
     def phases(self) -> list[Phase]:
         """The optimizer phases of a step, in order."""
         return [Phase("autoencoder", list(self.parameters()))]
 
     def after_step(self, step: int) -> None:
-        """Called once after each optimizer step, for codebooks and averages kept outside the optimizer.
+        """Called once after each optimizer step, for codebooks and averages that no optimizer updates.
 
-        Sum what this rank saw with `dist.sum_` first: every rank must end with the same buffers.
+        Sum this rank's statistics with `distributed.all_reduce_` first: every rank must end with the same buffers.
         """
 
 
+class NetAutoencoder(Autoencoder):
+    """An encoder and a decoder made from the settings of the network. Override a builder to make another one in its place."""
+
+    latent_factor: ClassVar[int] = 1
+    """Encoder outputs per latent dimension, such as 2 for a mean and a variance: blocks of `latent_dim`, one after the other."""
+
+    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(cfg, net, shape)
+        self.encoder = self.build_encoder()
+        self.decoder = self.build_decoder()
+
+    def build_encoder(self) -> nn.Module:
+        """A module `(x [B, *shape], noise) -> [B, outputs]`. Called once, after `cfg`, `net` and `shape` are set."""
+        return build_encoder(self.net, self.shape, self.latent_factor * self.cfg.latent_dim)
+
+    def build_decoder(self) -> nn.Module:
+        """A module `(z [B, latent_dim], noise) -> [B, *shape]`, its outputs the parameters of the likelihood."""
+        return build_decoder(self.net, self.shape, self.cfg.latent_dim)
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        return self.net.code_shape(self.shape, self.cfg.latent_dim)
+
+    def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.likelihood.mean(self.decoder(z, None))
+
+    def normal_codes(self, n: int, noise: Noise) -> Tensor:
+        """`n` codes from a standard normal prior: `[n, latent_dim]`."""
+        return noise.normal(next(self.parameters()).new_empty(n, self.cfg.latent_dim))
+
+
 M = TypeVar("M", bound=type[Autoencoder])
-_REGISTRY: dict[type[ModelConfig], type[Autoencoder]] = {}
+_REGISTRY: Registry[type[ModelConfig], type[Autoencoder]] = Registry("variant")
 
 
 def register(config: type[ModelConfig]) -> Callable[[M], M]:
-    """Bind a variant to its settings class."""
+    """Bind a variant to its settings class. Raises TypeError where the variant lacks a method of the contract."""
 
     def bind(model: M) -> M:
-        _REGISTRY[config] = model
-        return model
+        if missing := sorted(model.__abstractmethods__):
+            raise TypeError(f"{model.__name__}, registered for --model {config.name}, does not define {', '.join(missing)}")
+        return _REGISTRY.register(config)(model)
 
     return bind
 
 
 def registry() -> dict[type[ModelConfig], type[Autoencoder]]:
-    """Settings class of each variant, and the variant."""
+    """Each variant's class by its settings class."""
     return dict(_REGISTRY)
 
 
 def build(cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...], seed: int = 0, **to: Any) -> Autoencoder:
-    """A new model, its weights made on the CPU from `seed`, then moved by `model.to(**to)`."""
+    """A new model, its weights made on the CPU from `seed` and their names, then moved by `model.to(**to)`."""
     if type(cfg) not in _REGISTRY:
         raise UserError(f"--model {cfg.name}: no class is bound to its settings by @register({type(cfg).__name__})")
     with noise_.initialising(seed):
         model = _REGISTRY[type(cfg)](cfg, net, shape)
+    noise_.reset_parameters(model, seed)
     return model.to(**to)
 
 

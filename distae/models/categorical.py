@@ -8,15 +8,15 @@ from torch import Tensor
 
 from distae.config.models import CategoricalVAEConfig
 from distae.losses import upcast
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.noise import Noise
 
 
 @register(CategoricalVAEConfig)
-class CategoricalVAE(Autoencoder):
-    """Jang et al. 2017, eq. 2: -log p(x|z) + beta * sum_n KL(q(z_n|x) || uniform), z a Gumbel-softmax sample at the temperature.
+class CategoricalVAE(NetAutoencoder):
+    """Jang et al. 2017, eq. 2: -log p(x|z) + beta * sum_n KL(q(z_n|x) || uniform); z is a Gumbel-softmax sample.
 
-    The KL is exact, that of the categorical variables; `encode` gives the most probable category of each.
+    The KL is the exact one of the categorical variables. `encode` returns the most probable category of each variable, one-hot.
     """
 
     cfg: CategoricalVAEConfig
@@ -31,7 +31,7 @@ class CategoricalVAE(Autoencoder):
         return output(nll + batch.weight(self.cfg.beta) * kl, recon, {"recon": nll, "kl": kl})
 
     def relax(self, logits: Tensor, temperature: float, noise: Noise) -> Tensor:
-        """A sample on the simplex, `[B, N, categories]`, near a corner where the temperature is low."""
+        """A sample on the simplex, `[B, N, categories]`, the nearer to a corner the lower the temperature."""
         tiny = torch.finfo(logits.dtype).tiny
         gumbel = -torch.log((-torch.log(noise.uniform(logits).clamp_min(tiny))).clamp_min(tiny))
         return torch.softmax((logits + gumbel) / temperature, 2)
@@ -45,7 +45,7 @@ class CategoricalVAE(Autoencoder):
         return self.decode(self._corners((noise.uniform(like) * self.cfg.categories).long()))
 
     def logits(self, x: Tensor, noise: Noise | None) -> Tensor:
-        """`[B, N, categories]`."""
+        """Unnormalised log-probabilities `[B, N, categories]` of `x` `[B, *shape]`."""
         return upcast(self.encoder(x, noise)).view(len(x), -1, self.cfg.categories)
 
     def _corners(self, indices: Tensor) -> Tensor:

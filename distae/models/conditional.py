@@ -1,11 +1,10 @@
-"""Autoencoders that are given the sample's label."""
+"""Autoencoders conditioned on the sample's label."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from distae.config.models import CVAEConfig, ModelConfig
-from distae.config.nets import NetConfig
+from distae.config.models import CVAEConfig
 from distae.errors import UserError
 from distae.models.base import Batch, Codes, Output, output, register
 from distae.models.vae import VAE, Posterior
@@ -17,15 +16,17 @@ from distae.noise import Noise
 class CVAE(VAE):
     """Sohn et al. 2015, eq. 4, with p(z|y) = N(0, I): -log p(x|z, y) + beta * KL(q(z|x, y) || N(0, I)).
 
-    The encoder sees the label as further channels (or values) that are 0 or 1, the decoder beside the code.
+    The label is one-hot: the encoder receives it as further channels (or values) of x, the decoder as further values of z.
     """
 
     cfg: CVAEConfig
 
-    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
-        super().__init__(cfg, net, shape)
-        self.encoder = build_encoder(net, (shape[0] + self.cfg.classes, *shape[1:]), 2 * cfg.latent_dim)
-        self.decoder = build_decoder(net, shape, cfg.latent_dim + self.cfg.classes)
+    def build_encoder(self) -> nn.Module:
+        channels, *sides = self.shape
+        return build_encoder(self.net, (channels + self.cfg.classes, *sides), self.latent_factor * self.cfg.latent_dim)
+
+    def build_decoder(self) -> nn.Module:
+        return build_decoder(self.net, self.shape, self.cfg.latent_dim + self.cfg.classes)
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         q = Posterior.draw(*self.posterior(self._labelled(batch.x, batch.label), noise), noise)
@@ -42,12 +43,12 @@ class CVAE(VAE):
         return self.likelihood.mean(self.decoder(self._labelled(z, label), None))
 
     def sample(self, n: int, noise: Noise, label: Tensor | None = None) -> Tensor:
-        """`n` samples, `[n, *shape]`, of the labels `[n]`; without them, of all labels in turn."""
+        """`n` samples, `[n, *shape]`, of the labels `[n]`; by default, of each label in turn."""
         z = self.prior(n, noise)
         return self.decode(z, torch.arange(n, device=z.device) % self.cfg.classes if label is None else label)
 
     def _labelled(self, x: Tensor, label: Tensor | None) -> Tensor:
-        """`x` `[B, C, ...]` with one channel more per class."""
+        """`[B, C + classes, ...]` from `x` `[B, C, ...]`. Raises UserError without labels."""
         if label is None:
             raise UserError("cvae needs the label of each sample")
         hot = F.one_hot(label, self.cfg.classes).to(x.dtype)

@@ -1,4 +1,7 @@
-"""Variational autoencoders whose posterior is a gaussian bent by invertible maps."""
+"""Variational autoencoders whose posterior is a gaussian transformed by invertible maps."""
+
+from abc import abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -6,20 +9,27 @@ from torch import Tensor, nn
 from distae.config.models import IAFVAEConfig, LinNFVAEConfig, ModelConfig
 from distae.config.nets import NetConfig
 from distae.losses import log_normal, log_standard_normal, soft_bound, upcast
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.models.vae import Posterior
 from distae.nn.flows import InverseAutoregressive, Planar, Radial
 from distae.noise import Noise
 
 
-class FlowVAE(Autoencoder):
+class FlowVAE(NetAutoencoder):
     """-log p(x|z) + beta * (log q(z|x) - log N(z; 0, I)), z = f(z0), log q(z|x) = log N(z0; mu, sigma) - log |det df/dz0|.
 
-    Rezende & Mohamed 2015, eq. 15. `kl` is the term that beta weighs: a one-sample estimate.
+    Rezende & Mohamed 2015, eq. 15. `kl` is the term that beta weights: a one-sample estimate.
     """
 
     cfg: LinNFVAEConfig | IAFVAEConfig
-    flows: nn.ModuleList
+
+    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(cfg, net, shape)
+        self.flows = nn.ModuleList(self.build_flows())
+
+    @abstractmethod
+    def build_flows(self) -> Iterable[nn.Module]:
+        """The maps that make up f, the first one applied first."""
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         mu, logvar, context = self.start(batch.x, noise)
@@ -31,7 +41,7 @@ class FlowVAE(Autoencoder):
         return output(nll + batch.weight(self.cfg.beta) * kl, recon, {"recon": nll, "kl": kl})
 
     def start(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor]:
-        """mu and logvar of z0, and the flows' context, each `[B, latent_dim]`; without a context, `[B, 0]`."""
+        """mu and logvar of z0, and the context of the flows, each `[B, latent_dim]`; `[B, 0]` where there is none."""
         mu, logvar, *context = upcast(self.encoder(x, noise)).chunk(self.latent_factor, 1)
         return mu, soft_bound(logvar), context[0] if context else mu[:, :0]
 
@@ -44,7 +54,7 @@ class FlowVAE(Autoencoder):
         return z, total
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
-        """`z` is the image of z0's mean; mu and logvar are z0's, and left out where the flows differ between samples."""
+        """`z` is f of the mean of z0. mu and logvar are those of z0, and None where the flows depend on the sample."""
         mu, logvar, context = self.start(x, None)
         z, _ = self.bend(mu, context)
         return Codes(z) if context.shape[1] else Codes(z, mu, logvar)
@@ -55,15 +65,14 @@ class FlowVAE(Autoencoder):
 
 @register(LinNFVAEConfig)
 class LinNFVAE(FlowVAE):
-    """Rezende & Mohamed 2015, sec. 4.1: planar or radial flows, their parameters shared by all samples."""
+    """Rezende & Mohamed 2015, sec. 4.1: planar or radial flows, with parameters shared by all samples."""
 
     cfg: LinNFVAEConfig
     latent_factor = 2
 
-    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
-        super().__init__(cfg, net, shape)
+    def build_flows(self) -> Iterable[nn.Module]:
         kind = Planar if self.cfg.flow == "planar" else Radial
-        self.flows = nn.ModuleList(kind(cfg.latent_dim) for _ in range(self.cfg.flows))
+        return (kind(self.cfg.latent_dim) for _ in range(self.cfg.flows))
 
 
 @register(IAFVAEConfig)
@@ -73,7 +82,6 @@ class IAFVAE(FlowVAE):
     cfg: IAFVAEConfig
     latent_factor = 3
 
-    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
-        super().__init__(cfg, net, shape)
-        d = cfg.latent_dim
-        self.flows = nn.ModuleList(InverseAutoregressive(d, self.cfg.flow_hidden, d, bool(i % 2)) for i in range(self.cfg.flows))
+    def build_flows(self) -> Iterable[nn.Module]:
+        dim = self.cfg.latent_dim
+        return (InverseAutoregressive(dim, self.cfg.flow_hidden, dim, bool(i % 2)) for i in range(self.cfg.flows))

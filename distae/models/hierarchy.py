@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from distae.config.models import HVAEConfig, ModelConfig
 from distae.config.nets import MLPConfig, NetConfig
 from distae.losses import kl_normal, soft_bound, upcast
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.nn import build_encoder
 from distae.noise import Noise
 
@@ -24,11 +24,11 @@ def combine(a: Normal, b: Normal) -> Normal:
 
 
 @register(HVAEConfig)
-class HVAE(Autoencoder):
+class HVAE(NetAutoencoder):
     """Sonderby et al. 2016: -log p(x|z_1) + beta * sum_l KL(q(z_l|x, z_l+1) || p(z_l|z_l+1)), p of the top one standard normal.
 
-    q(z_l|x, z_l+1) is the precision-weighted combination of what the layers below see and what the prior says (eq. 17-19).
-    `kl_upper` is the part of `kl` above z_1.
+    q(z_l|x, z_l+1) is the precision-weighted combination of the bottom-up estimate and the prior (eq. 17-19). `kl_upper` is the
+    part of `kl` above z_1.
     """
 
     cfg: HVAEConfig
@@ -36,11 +36,13 @@ class HVAE(Autoencoder):
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
         sizes, hidden = (cfg.latent_dim, *self.cfg.upper), self.cfg.hidden
-        self.encoder = build_encoder(net, shape, hidden)
         self.up = nn.ModuleList(nn.Linear(hidden, hidden) for _ in self.cfg.upper)
         self.seen = nn.ModuleList(nn.Linear(hidden, 2 * d) for d in sizes)
         between = MLPConfig(hidden=(hidden,), activation=net.activation)
         self.expected = nn.ModuleList(build_encoder(between, (above,), 2 * d) for d, above in pairwise(sizes))
+
+    def build_encoder(self) -> nn.Module:
+        return build_encoder(self.net, self.shape, self.cfg.hidden)
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         z, kls = self.infer(batch.x, noise)
@@ -51,25 +53,25 @@ class HVAE(Autoencoder):
 
     def infer(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, list[Tensor]]:
         """A sample of z_1 `[B, latent_dim]` (without noise, means throughout) and the KL `[B]` of each layer, top first."""
-        seen = self.bottom_up(x, noise)
-        q, p = seen[-1], (torch.zeros_like(seen[-1][0]), torch.zeros_like(seen[-1][1]))
+        estimates = self.bottom_up(x, noise)
+        q, p = estimates[-1], (torch.zeros_like(estimates[-1][0]), torch.zeros_like(estimates[-1][1]))
         z, kls = self._draw(q, noise), [kl_normal(*q, *p)]
-        for level in reversed(range(len(seen) - 1)):
+        for level in reversed(range(len(estimates) - 1)):
             p = self.prior(level, z)
-            q = combine(seen[level], p)
+            q = combine(estimates[level], p)
             z = self._draw(q, noise)
             kls.append(kl_normal(*q, *p))
         return z, kls
 
     def bottom_up(self, x: Tensor, noise: Noise | None) -> list[Normal]:
-        """What the encoder alone says of each layer."""
+        """Mean and log-variance of each layer from the encoder alone, each `[B, D]`, z_1's first."""
         features = [F.elu(self.encoder(x, noise))]
         for layer in self.up:
             features.append(F.elu(layer(features[-1])))
-        return [_normal(seen(h)) for seen, h in zip(self.seen, features, strict=True)]
+        return [_normal(head(h)) for head, h in zip(self.seen, features, strict=True)]
 
     def prior(self, level: int, above: Tensor) -> Normal:
-        """p(z_level | z_level+1), levels from 0."""
+        """Mean and log-variance of p(z_level | z_level+1), each `[B, D]`; levels count from 0."""
         return _normal(self.expected[level](above, None))
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:

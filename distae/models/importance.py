@@ -1,4 +1,4 @@
-"""Variational autoencoders whose bound takes several posterior samples."""
+"""Variational autoencoders with bounds from several posterior samples."""
 
 import math
 
@@ -8,18 +8,18 @@ from torch import Tensor
 from distae.config.models import CIWAEConfig, IWAEConfig, MIWAEConfig, PIWAEConfig
 from distae.losses import kl_standard_normal, log_normal, log_standard_normal
 from distae.models.base import Batch, Output, Phase, output, register
-from distae.models.vae import GaussianVAE
+from distae.models.vae import GaussianAutoencoder
 from distae.noise import Noise
 
 
 def bound(log_weights: Tensor) -> Tensor:
-    """log 1/K sum_k w_k: `[...]` from log weights `[..., K]` (Burda 2016, eq. 8)."""
+    """log(1/K sum_k w_k): `[...]` from log weights `[..., K]` (Burda 2016, eq. 8)."""
     return torch.logsumexp(log_weights, -1) - math.log(log_weights.shape[-1])
 
 
 @register(IWAEConfig)
-class IWAE(GaussianVAE):
-    """Burda et al. 2016, eq. 8: -log 1/K sum_k p(x, z_k) / q(z_k|x), z_k from the posterior. `recon` and `kl` make up the ELBO."""
+class IWAE(GaussianAutoencoder):
+    """Burda et al. 2016, eq. 8: -log 1/K sum_k p(x, z_k) / q(z_k|x), z_k from the posterior. `recon` + `kl` is the -ELBO."""
 
     cfg: IWAEConfig
     bounds = 1
@@ -36,7 +36,7 @@ class IWAE(GaussianVAE):
         return self.report(loss, recon.view(-1, k, *self.shape)[:, 0], phase, terms)
 
     def objective(self, log_weights: Tensor, phase: str) -> Tensor:
-        """What is maximised, `[B]` from log importance weights `[B, bounds, samples]`."""
+        """The bound to maximise, `[B]` from log importance weights `[B, bounds, samples]`."""
         return bound(log_weights).mean(1)
 
     def report(self, loss: Tensor, recon: Tensor, phase: str, terms: dict[str, Tensor]) -> Output:

@@ -8,7 +8,7 @@ from torch import Tensor
 from distae.config.models import FSQVAEConfig, LFQVAEConfig, ModelConfig, RQVAEConfig, VQVAEConfig
 from distae.config.nets import NetConfig
 from distae.losses import upcast
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.nn.quantizers import Codebook, describe, fsq, straight_through, usage
 from distae.noise import Noise
 
@@ -19,10 +19,10 @@ def vectors(z: Tensor, dim: int) -> Tensor:
 
 
 @register(VQVAEConfig)
-class VQVAE(Autoencoder):
+class VQVAE(NetAutoencoder):
     """Van den Oord et al. 2017, eq. 3: -log p(x|z_q) + |sg(z_e) - e|^2 + commitment * |z_e - sg(e)|^2, in sums over a sample.
 
-    With moving averages the second term is left out: the codes follow app. A.1 instead. `perplexity` and `live` are over the batch.
+    With moving averages there is no second term: the codes follow app. A.1. `perplexity` and `live` are over the global batch.
     """
 
     cfg: VQVAEConfig
@@ -47,8 +47,8 @@ class VQVAE(Autoencoder):
         return output(loss, recon, {"recon": nll, "commitment": commitment, **used})
 
     def quantize(self, z: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Codes for `z` `[B, N, dim]`, their numbers `[B, N * depth]`, and the squared distance `[B]` of each sum of codes from z,
-        with gradients to z and with gradients to the codes."""
+        """Codes `[B, N, dim]` for `z` `[B, N, dim]`, their indices `[B, N * depth]`, and the squared distance `[B]` of codes and z,
+        summed over depths: once with gradients to z only, once with gradients to the codes only."""
         quantized, indices, distances = torch.zeros_like(z), [], []
         for level in range(self.depth):
             code, index = self.codebook(z - quantized, noise, level)
@@ -63,7 +63,7 @@ class VQVAE(Autoencoder):
         return Codes(quantized.flatten(1), indices=index)
 
     def vectors(self, x: Tensor, noise: Noise | None) -> Tensor:
-        """What is quantized: `[B, N, dim]`."""
+        """The vectors to quantize: `[B, N, dim]`."""
         return vectors(self.encoder(x, noise), self.cfg.code_dim)
 
     def after_step(self, step: int) -> None:
@@ -72,9 +72,9 @@ class VQVAE(Autoencoder):
 
 @register(RQVAEConfig)
 class RQVAE(VQVAE):
-    """Lee et al. 2022, eq. 1-7: `depth` codes of one codebook, each the nearest to what those before left over.
+    """Lee et al. 2022, eq. 1-7: `depth` codes of one codebook, each the nearest to the residual of the ones before it.
 
-    The commitment is the sum over depths of the distance of z from the sum of the codes so far.
+    The commitment is the sum over depths of the squared distance of z from the sum of the codes up to that depth.
     """
 
     cfg: RQVAEConfig
@@ -85,8 +85,8 @@ class RQVAE(VQVAE):
 
 
 @register(FSQVAEConfig)
-class FSQVAE(Autoencoder):
-    """Mentzer et al. 2023, sec. 3.1: -log p(x|z_q), z_q each value rounded to its levels. No codebook, no further term."""
+class FSQVAE(NetAutoencoder):
+    """Mentzer et al. 2023, sec. 3.1: -log p(x|z_q); z_q is z with each value rounded to its levels. No codebook, no other term."""
 
     cfg: FSQVAEConfig
     levels: Tensor
@@ -106,18 +106,18 @@ class FSQVAE(Autoencoder):
         return Codes(z, indices=index)
 
     def quantize(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """Codes `[B, latent_dim]` in [-1, 1] and their numbers `[B, N]`."""
+        """Codes `[B, latent_dim]` in [-1, 1] and their indices `[B, N]`."""
         z = vectors(self.encoder(x, noise), self.cfg.code_dim)
         quantized, index = fsq(z, self.levels)
         return quantized.flatten(1), index
 
 
 @register(LFQVAEConfig)
-class LFQVAE(Autoencoder):
+class LFQVAE(NetAutoencoder):
     """Yu et al. 2024 (MAGVIT-v2), eq. 3-5: -log p(x|z_q) + commitment * |z - sg(z_q)|^2 + entropy * (E[H(q(z))] - H(E[q(z)])).
 
     z_q = sign(z). q(z) is the softmax over the 2^bits codes c of -inverse_temperature * |z - c|^2. Both entropies are in nats per
-    sample: sums over its vectors, the second one of the mean over the global batch.
+    sample, summed over its vectors; the second is the entropy of the mean over the global batch.
     """
 
     cfg: LFQVAEConfig
@@ -138,9 +138,9 @@ class LFQVAE(Autoencoder):
         return output(loss, recon, {"recon": nll, "commitment": commitment, **entropies, **used})
 
     def log_probabilities(self, z: Tensor) -> Tensor:
-        """log q of each code, `[B, N, 2**bits]` from `z` `[B, N, bits]`: -|z - c|^2 is 2 z.c up to what all codes share.
+        """log q of each code, `[B, N, 2**bits]` from `z` `[B, N, bits]`: -|z - c|^2 is 2 z.c plus a term common to all codes.
 
-        In logarithms: the gradient of p log p is not finite where p is rounded to 0.
+        Logarithms, because the gradient of p log p is not finite where p is rounded to 0.
         """
         indices = torch.arange(2**self.cfg.bits, device=z.device)
         codes = 2 * (indices[:, None] >> torch.arange(self.cfg.bits, device=z.device) & 1) - 1
@@ -152,7 +152,7 @@ class LFQVAE(Autoencoder):
         return Codes(signs.flatten(1), indices=index)
 
     def quantize(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Encoder values and their signs, `[B, N, bits]`, and the numbers of the codes, `[B, N]`."""
+        """Encoder values and their signs, each `[B, N, bits]`, and the indices of the codes, `[B, N]`."""
         z = vectors(self.encoder(x, noise), self.cfg.bits)
         positive = z > 0
         index = (positive.long() << torch.arange(self.cfg.bits, device=z.device)).sum(2)

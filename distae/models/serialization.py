@@ -1,25 +1,39 @@
-"""A trained model on disk: model.safetensors and config.json, read without running code."""
+"""A trained model on disk: model.safetensors and config.json, read without running code and within bounds."""
 
 import json
+import math
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from msgspec import Meta
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from distae.checkpoint.retention import Entry
+from distae.checkpoint.shards import checksum
 from distae.config import TrainConfig, build, to_dict
 from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
 from distae.data import Identity, Transform
 from distae.errors import UserError
 from distae.models import base
-from distae.runtime.files import decode
+from distae.runtime import files
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+LONGEST_HEADER = 16 << 20
+"""Bytes of a safetensors header: some 100,000 tensors."""
+BUFFERS_BESIDES = 64 << 20
+"""Bytes that a model may need for constants that are not in its file."""
+
+Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -29,66 +43,167 @@ class About:
     model: dict[str, Any]
     net: dict[str, Any]
     shape: list[Annotated[int, Meta(ge=1)]]
+    weights: Entry | None = None
+    """Size and checksum of model.safetensors; older folders have none."""
 
 
 def export(
-    weights: dict[str, Tensor],
-    cfg: TrainConfig,
-    folder: Path,
-    step: int,
-    transform: Transform | None = None,
-    data: Identity | None = None,
+    weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int, transform: Transform | None, data: Identity | None
 ) -> None:
     """Write a model's weights, the step and the data they are of, and what is needed to build it again: whole or not at all."""
-    fresh = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(fresh, ignore_errors=True)
+    fresh, old = folder.with_name(f".{folder.name}.writing"), folder.with_name(f".{folder.name}.old")
+    for left in (fresh, old):
+        shutil.rmtree(left, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, fresh / WEIGHTS)
+    path = fresh / WEIGHTS
+    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, path)
     settings = to_dict(cfg)
-    about = {
-        "model": settings["model"],
-        "net": settings["net"],
-        "data": settings["data"],
-        "shape": list(cfg.data.shape()),
-        "step": step,
-        "transform": transform and transform.to_json(),
-        "data_identity": data,
-    }
-    (fresh / CONFIG).write_text(json.dumps(about, indent=1) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
+    about = {key: settings[key] for key in ("model", "net", "data")}
+    about |= {"shape": list(cfg.data.shape()), "step": step, "transform": transform and transform.to_json()}
+    about |= {"data_identity": data, "weights": {"size": path.stat().st_size, "xxh3": checksum(path)}}
+    files.write_atomically(fresh / CONFIG, json.dumps(about, indent=1).encode() + b"\n")
+    path.chmod((fresh / CONFIG).stat().st_mode)  # save_file makes it for its owner alone, whatever the umask
+    files.sync(path)
+    files.sync(fresh)
+    if folder.exists():
+        folder.rename(old)
     fresh.rename(folder)
+    files.sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load(run_dir: str | Path) -> base.Autoencoder:
-    """The trained model of a run folder, in evaluation mode on the CPU. Raises UserError where there is none.
+    """The trained model of a run folder, or of a model folder, in evaluation mode on the CPU. Raises UserError where there is none.
 
     `encode(x)`, `decode(z)`, `reconstruct(x)` take and give floating point values as the data has them (images in [0, 1]).
     """
-    folder = Path(run_dir) / "model"
-    weights = load_weights(Path(run_dir))
-    try:
-        about = decode((folder / CONFIG).read_bytes(), About)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG} is missing or damaged ({error})") from error
-    cfg = build(TrainConfig, {"model": about.model, "net": about.net})
-    return assemble(cfg.model, cfg.net, tuple(about.shape), weights).eval()
-
-
-def assemble(model: ModelConfig, net: NetConfig, shape: tuple[int, ...], weights: dict[str, Tensor]) -> base.Autoencoder:
-    """A model of these settings with these weights. Raises UserError where they do not fit."""
-    try:
-        made = base.build(model, net, shape, dtype=next((w.dtype for w in weights.values()), None))
-        made.load_state_dict(weights)
-    except (RuntimeError, TypeError, ValueError, LookupError) as error:
-        what = " ".join(str(error).split())[:200]
-        raise UserError(f"the weights do not fit the settings beside them: {what}") from error
-    return made
+    folder = _model_folder(Path(run_dir).expanduser())
+    about = _about(folder)
+    cfg = _settings(about, folder / CONFIG)
+    shapes = _stored_shapes(folder / WEIGHTS)
+    _check_fit(cfg.model, cfg.net, tuple(about.shape), shapes)
+    return assemble(cfg.model, cfg.net, tuple(about.shape), _weights(folder, about)).eval()
 
 
 def load_weights(run_dir: Path) -> dict[str, Tensor]:
-    """The weights of a finished run. Raises UserError where there are none."""
-    path = run_dir / "model" / WEIGHTS
+    """The weights of a finished run. Raises UserError where there are none, or they are damaged or not finite."""
+    folder = _model_folder(run_dir)
+    return _weights(folder, _about(folder))
+
+
+def assemble(model: ModelConfig, net: NetConfig, shape: tuple[int, ...], weights: dict[str, Tensor]) -> base.Autoencoder:
+    """A model of these settings with these weights. Raises UserError where they do not fit, before the model is built."""
+    _check_fit(model, net, shape, {k: (t.dtype, tuple(t.shape)) for k, t in weights.items()})
+    made = base.build(model, net, shape, dtype=_dtype(t.dtype for t in weights.values()))
+    made.load_state_dict(weights)
+    return made
+
+
+def _model_folder(path: Path) -> Path:
+    """`path` itself, or the model of the run that it is. Raises UserError that says how to get one."""
+    folder = path if (path / CONFIG).is_file() or (path / WEIGHTS).is_file() else path / "model"
+    if folder.is_dir():
+        return folder
+    if (path / "checkpoints").is_dir():
+        raise UserError(
+            f"no finished run in {path}: it has checkpoints but no model yet. "
+            f"Export one: python -m distae.checkpoint {path} --export best DIR, then distae.load(DIR)"
+        )
+    raise UserError(f"no finished run in {path}: {'model/ is missing' if path.is_dir() else 'there is no such folder'}")
+
+
+def _about(folder: Path) -> About:
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"no finished run in {run_dir}: cannot read {path} ({error})") from error
+        return files.decode(files.read_bytes(folder / CONFIG), About)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG} is missing or damaged ({files.in_words(error)})") from error
+
+
+def _settings(about: About, path: Path) -> TrainConfig:
+    try:
+        return build(TrainConfig, {"model": about.model, "net": about.net})
+    except UserError as error:
+        asked = ((about.model.get("name"), list(ModelConfig.choices())), (about.net.get("name"), list(NetConfig.choices())))
+        own = [name for name, known in asked if name is not None and name not in known]
+        hint = f"; if {own[0]!r} is from a plugin, import that file before distae.load" if own else ""
+        raise UserError(f"{path}: {error}{hint}") from error
+
+
+def _stored_shapes(path: Path) -> Shapes:
+    """Dtype and shape of each tensor as the file's header says. Raises UserError where it is no such file."""
+    try:
+        size, memory = files.size_of(path), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size > memory:
+            raise ValueError(f"it has {size} bytes, more than this machine's memory of {memory}")
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > min(LONGEST_HEADER, size):
+            raise ValueError(f"its header has {header} bytes")
+        with safe_open(path, "pt") as stored:
+            slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - it has no __iter__
+            return {name: (_DTYPES[s.get_dtype()], tuple(s.get_shape())) for name, s in slices.items()}
+    except (OSError, SafetensorError, ValueError, LookupError) as error:
+        raise UserError(f"no finished run in {path.parent.parent}: cannot read {path} ({files.in_words(error)})") from error
+
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+def _weights(folder: Path, about: About) -> dict[str, Tensor]:
+    """The file's tensors. Raises UserError where it is not the one that config.json knows, or holds NaN or infinite values."""
+    path = folder / WEIGHTS
+    _stored_shapes(path)
+    if about.weights and (path.stat().st_size, checksum(path)) != (about.weights["size"], about.weights["xxh3"]):
+        raise UserError(f"no finished run in {folder.parent}: {path} is damaged (checksum mismatch)")
+    weights = load_file(path)
+    bad = next((name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()), None)
+    if bad:
+        raise UserError(f"{path}: {bad} holds NaN or infinite values")
+    return weights
+
+
+def _check_fit(model: ModelConfig, net: NetConfig, shape: tuple[int, ...], stored: Shapes) -> None:
+    """Raises UserError where a model of these settings has other tensors than these. No memory is taken for them."""
+    try:
+        with torch.device("meta"), _at_most(2 * len(stored) + 100):
+            made = base.build(model, net, shape, dtype=_dtype(dtype for dtype, _ in stored.values()))
+    except (ArithmeticError, RuntimeError, TypeError, ValueError, LookupError, MemoryError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise UserError(f"the weights do not fit the settings beside them: {what}") from error
+    needed = {k: (t.dtype, tuple(t.shape)) for k, t in made.state_dict().items()}
+    if odd := [k for k in needed | stored if needed.get(k) != stored.get(k)]:
+        shown = f"{odd[0][:80]} is {_shown(stored.get(odd[0]))}, and would be {_shown(needed.get(odd[0]))}"
+        raise UserError(f"the weights do not fit the settings beside them: {shown}")
+    besides = sum(b.nbytes for b in made.buffers())
+    if besides > BUFFERS_BESIDES + sum(dtype.itemsize * math.prod(dims) for dtype, dims in stored.values()):
+        raise UserError(f"the settings beside the weights ask for {besides} bytes of constants")
+
+
+@contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Building a module with more parameters than this raises ValueError: a depth of 10^9 is only noticed on the way."""
+    seen = 0
+
+    def counted(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal seen
+        seen += 1
+        if seen > count:
+            raise ValueError("the settings ask for a deeper model")
+
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _dtype(dtypes: Iterator[torch.dtype]) -> torch.dtype | None:
+    """The type of a model's parameters: that of the first floating point tensor."""
+    return next((dtype for dtype in dtypes if dtype.is_floating_point), None)
+
+
+def _shown(tensor: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
+    return f"{str(tensor[0]).removeprefix('torch.')} {list(tensor[1])}" if tensor else "not there"

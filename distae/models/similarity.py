@@ -1,4 +1,4 @@
-"""A variational autoencoder whose reconstruction is judged by structural similarity."""
+"""A variational autoencoder trained for the structural similarity of its reconstructions."""
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,13 @@ from distae.models.vae import VAE, Posterior
 from distae.noise import Noise
 
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""Wang et al. 2003, sec. 3.3; of fewer scales, the first ones, scaled to sum 1."""
+"""Wang et al. 2003, sec. 3.3; with fewer scales, the first ones, normalised to sum 1."""
 
 
 def ms_ssim(x: Tensor, y: Tensor, window: int) -> Tensor:
     """Multi-scale structural similarity of images in [0, 1], `[B]` from two `[B, C, H, W]` (Wang et al. 2003, eq. 7).
 
-    At most 5 scales, as many as keep the image no smaller than the window, a gaussian of deviation 1.5 pixels.
+    At most 5 scales, as many as keep the image no smaller than the window: a gaussian of standard deviation 1.5 pixels.
     """
     x, y = upcast(x), upcast(y)
     sizes = [min(x.shape[2:]) >> i for i in range(len(SCALE_WEIGHTS))]
@@ -34,7 +34,7 @@ def ms_ssim(x: Tensor, y: Tensor, window: int) -> Tensor:
 
 
 def _ssim_maps(x: Tensor, y: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """SSIM, and its contrast and structure part alone, at each place (Wang et al. 2004, eq. 12-13)."""
+    """SSIM, and its contrast-structure factor alone, each `[B, C, H', W']`, by pixel (Wang et al. 2004, eq. 12-13)."""
     channels = x.shape[1]
     line = torch.exp(-((torch.arange(window, dtype=x.dtype, device=x.device) - window // 2) ** 2) / (2 * 1.5**2))
     line = (line / line.sum()).expand(channels, 1, 1, window)
@@ -50,7 +50,7 @@ def _ssim_maps(x: Tensor, y: Tensor, window: int) -> tuple[Tensor, Tensor]:
 
 @register(MSSSIMVAEConfig)
 class MSSSIMVAE(VAE):
-    """Snell et al. 2017: weight * (1 - MS-SSIM(x, mean of p(x|z))) + beta * KL. No ELBO: `recon` is -log p(x|z), only reported."""
+    """Snell et al. 2017: weight * (1 - MS-SSIM(x, mean of p(x|z))) + beta * KL. No ELBO: `recon`, -log p(x|z), is only reported."""
 
     cfg: MSSSIMVAEConfig
 

@@ -1,4 +1,6 @@
-"""Deterministic autoencoders that are kept smooth by the derivative or the size of a network."""
+"""Deterministic autoencoders regularised by the derivative or the weights of a network."""
+
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +8,7 @@ from torch import Tensor, nn
 from distae.config.models import ContractiveAEConfig, RAEGPConfig, RAEL2Config
 from distae.losses import upcast
 from distae.models.ae import AE
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.nn.layers import ACTIVATIONS
 from distae.noise import Noise
 
@@ -14,7 +16,7 @@ from distae.noise import Noise
 def jacobian_norm(y: Tensor, x: Tensor, noise: Noise) -> Tensor:
     """One-sample estimate of the squared Frobenius norm of dy/dx per sample: |v' dy/dx|^2, v standard normal (Hutchinson 1990).
 
-    `y` and `x` are `[B, ...]`, y a function of x row by row; `[B]`, differentiable.
+    Differentiable, `[B]` from `y` and `x` `[B, ...]`, where row i of y is a function of row i of x.
     """
     v = noise.normal(y).to(y.dtype)
     (row,) = torch.autograd.grad((y * v).sum(), x, create_graph=True)
@@ -25,7 +27,7 @@ def jacobian_norm(y: Tensor, x: Tensor, noise: Noise) -> Tensor:
 class ContractiveAE(AE):
     """Rifai et al. 2011, eq. 5: -log p(x|z) + weight * |dz/dx|_F^2.
 
-    With an encoder of one layer the norm is sum_j act'(a_j)^2 |W_j|^2 (eq. 7), else estimated by `jacobian_norm`.
+    With an encoder of one layer the norm is sum_j act'(a_j)^2 |W_j|^2 (eq. 7); otherwise it is estimated by `jacobian_norm`.
     """
 
     cfg: ContractiveAEConfig
@@ -33,22 +35,22 @@ class ContractiveAE(AE):
     @torch.enable_grad()
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         x = batch.x.detach().requires_grad_()
-        before = self.encoder(x, noise)
-        z = ACTIVATIONS[self.cfg.code_activation](before)
+        raw = self.encoder(x, noise)
+        z = ACTIVATIONS[self.cfg.code_activation](raw)
         recon = self.decoder(z, noise)
-        nll, contraction = self.likelihood(recon, batch.x), self.contraction(x, before, z, noise)
+        nll, contraction = self.likelihood(recon, batch.x), self.contraction(x, raw, z, noise)
         return output(nll + batch.weight(self.cfg.weight) * contraction, recon, {"recon": nll, "contraction": contraction})
 
-    def contraction(self, x: Tensor, before: Tensor, z: Tensor, noise: Noise) -> Tensor:
-        """Squared Frobenius norm of dz/dx, `[B]`; `before` is z before its activation."""
+    def contraction(self, x: Tensor, raw: Tensor, z: Tensor, noise: Noise) -> Tensor:
+        """Squared Frobenius norm of dz/dx, `[B]`; `raw` `[B, latent_dim]` is z before its activation."""
         linear = [m for m in self.encoder.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
         if len(linear) > 1:
             return jacobian_norm(z, x, noise)
-        (slope,) = torch.autograd.grad(z.sum(), before, create_graph=True)
+        (slope,) = torch.autograd.grad(z.sum(), raw, create_graph=True)
         return (upcast(slope).square() * linear[0].weight.square().sum(1)).sum(1)
 
 
-class RAE(Autoencoder):
+class RAE(NetAutoencoder):
     """Ghosh et al. 2020, eq. 11: -log p(x|z) + code_weight * |z|^2 / 2 + decoder_weight * regulariser of the decoder."""
 
     cfg: RAEL2Config | RAEGPConfig
@@ -65,9 +67,9 @@ class RAE(Autoencoder):
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         return Codes(self.encoder(x, None))
 
+    @abstractmethod
     def roughness(self, recon: Tensor, z: Tensor, noise: Noise) -> Tensor:
         """The decoder's regulariser: `[B]`, or a scalar."""
-        raise NotImplementedError
 
 
 @register(RAEL2Config)

@@ -4,41 +4,40 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from distae.config.models import ModelConfig, SVAEConfig
-from distae.config.nets import NetConfig
+from distae.config.models import SVAEConfig
 from distae.losses import upcast
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.nn import build_encoder
 from distae.noise import Noise
 
 GRID = 1024
 
 
-def spread(place: Tensor) -> Tensor:
-    """Angles from 0 to pi at places from 0 to 1."""
-    return math.pi * place**3 * (4 - 3 * place)
+def spread(t: Tensor) -> Tensor:
+    """Angles from 0 to pi, of the shape of `t`, increasing with t from 0 to 1."""
+    return math.pi * t**3 * (4 - 3 * t)
 
 
 class VonMisesFisher:
     """vMF(mu, kappa) on the sphere of `dim` dimensions: density of z proportional to exp(kappa mu.z).
 
-    The angle t between z and mu has density proportional to sin(t)^(dim-2) exp(kappa (cos t - 1)). On a grid of angles that gives
-    the normaliser, the KL from the uniform distribution and, by inverting the cumulative sum, samples: without Bessel functions or
-    rejection, and with the exact pathwise derivative dt/dkappa = -(dF/dkappa) / p(t).
+    The angle t between z and mu has density proportional to sin(t)^(dim-2) exp(kappa (cos t - 1)). A grid of angles gives the
+    normaliser, the KL from the uniform distribution and, by inverting the cumulative sum, samples. It needs no Bessel functions and
+    no rejection, and has the exact pathwise derivative dt/dkappa = -(dF/dkappa) / p(t).
 
     The angles are `spread` of an even grid: dense near mu, where a large kappa puts all mass, and flat at both ends, so that the
-    sum has no edge there. In float32 KL and gradient are right to 1e-5 up to a kappa of 10^4.
+    sum has no edge there. In float32, KL and gradient are accurate to 1e-5 up to a kappa of 10^4.
     """
 
     def __init__(self, kappa: Tensor, dim: int) -> None:
         """`kappa` `[B]`, positive."""
-        place = (torch.arange(GRID, dtype=kappa.dtype, device=kappa.device) + 0.5) / GRID
-        angle = spread(place)
+        even = (torch.arange(GRID, dtype=kappa.dtype, device=kappa.device) + 0.5) / GRID
+        angle = spread(even)
         self.kappa, self.dim = kappa, dim
         self.less = -2 * torch.sin(angle / 2).square()  # cos t - 1, in which nothing cancels
-        log_width = torch.log(place.square() * (1 - place)) + math.log(12 * math.pi / GRID)  # of a cell, by spread's derivative
+        log_width = torch.log(even.square() * (1 - even)) + math.log(12 * math.pi / GRID)  # of a cell, by spread's derivative
         raw = (dim - 2) * torch.log(torch.sin(angle)) + log_width + kappa[:, None] * self.less
         self.mass = torch.softmax(raw, 1)
         self.log_total = torch.logsumexp(raw, 1)
@@ -49,8 +48,8 @@ class VonMisesFisher:
         return self.kappa * (self.mass * self.less).sum(1) - self.log_total + uniform
 
     def angle(self, u: Tensor) -> Tensor:
-        """The angles to mu of the samples at quantiles `u` `[B]`, with gradients to kappa."""
-        mass = self.mass.double()  # float32 leaves sums short of 1, and what is above them would fall to -mu
+        """Angles to mu `[B]` of the samples at quantiles `u` `[B]`, with gradients to kappa."""
+        mass = self.mass.double()  # float32 sums end below 1, and quantiles above them would fall to -mu
         sums = mass.cumsum(1)
         cumulative = sums / sums[:, -1:]
         cell = torch.searchsorted(cumulative.detach(), u[:, None].to(mass.dtype)).clamp_max(GRID - 1)
@@ -60,7 +59,7 @@ class VonMisesFisher:
 
 
 def rotate(z: Tensor, mu: Tensor) -> Tensor:
-    """The Householder reflection that takes the first axis to `mu`, of `z`; both `[B, D]` (Davidson 2018, algorithm 1)."""
+    """`z` under the Householder reflection that takes the first axis to `mu`; all `[B, D]` (Davidson 2018, algorithm 1)."""
     axis = torch.zeros_like(mu)
     axis[:, 0] = 1
     normal = F.normalize(axis - mu, dim=1, eps=1e-12)
@@ -68,14 +67,13 @@ def rotate(z: Tensor, mu: Tensor) -> Tensor:
 
 
 @register(SVAEConfig)
-class SVAE(Autoencoder):
-    """Davidson et al. 2018: -log p(x|z) + beta * KL(vMF(mu(x), kappa(x)) || uniform on the sphere), z of length 1."""
+class SVAE(NetAutoencoder):
+    """Davidson et al. 2018: -log p(x|z) + beta * KL(vMF(mu(x), kappa(x)) || uniform on the sphere); z has length 1."""
 
     cfg: SVAEConfig
 
-    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
-        super().__init__(cfg, net, shape)
-        self.encoder = build_encoder(net, shape, cfg.latent_dim + 1)
+    def build_encoder(self) -> nn.Module:
+        return build_encoder(self.net, self.shape, self.cfg.latent_dim + 1)
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         mu, kappa = self.posterior(batch.x, noise)
@@ -86,7 +84,7 @@ class SVAE(Autoencoder):
         return output(nll + batch.weight(self.cfg.beta) * kl, recon, {"recon": nll, "kl": kl})
 
     def draw(self, q: VonMisesFisher, mu: Tensor, noise: Noise) -> Tensor:
-        """A sample of q about mu, `[B, latent_dim]`: its angle, and a direction around mu that is uniform."""
+        """A sample of q about mu, `[B, latent_dim]`: an angle to mu, and a uniform direction around it."""
         angle = q.angle(noise.uniform(mu[:, 0]))[:, None]
         around = F.normalize(noise.normal(mu[:, 1:]), dim=1)
         return rotate(torch.cat([angle.cos(), angle.sin() * around], 1), mu)
@@ -96,7 +94,7 @@ class SVAE(Autoencoder):
         return Codes(mu, mu)
 
     def posterior(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """mu `[B, latent_dim]` of length 1, and kappa `[B]`, bounded where the grid of angles still resolves it."""
+        """mu `[B, latent_dim]` of length 1, and kappa `[B]`, bounded to what the grid of angles resolves."""
         raw = upcast(self.encoder(x, noise))
         return F.normalize(raw[:, :-1], dim=1), 1 + 1000 * torch.tanh(F.softplus(raw[:, -1]) / 1000)
 

@@ -1,5 +1,6 @@
 """Variational autoencoders with a gaussian posterior and a standard normal prior."""
 
+from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from distae.config.models import (
 )
 from distae.config.models.vae import GaussianConfig
 from distae.losses import kl_by_dimension, kl_standard_normal, log_normal, log_standard_normal, soft_bound, upcast
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.noise import Noise
 
 
@@ -31,22 +32,11 @@ class Posterior(NamedTuple):
         return Posterior(mu + noise.normal(mu) * torch.exp(0.5 * logvar), mu, logvar)
 
 
-class GaussianVAE(Autoencoder):
-    """-log p(x|z) + penalty(q(z|x)), one posterior sample; the family differs in the penalty."""
+class GaussianAutoencoder(NetAutoencoder):
+    """A gaussian posterior q(z|x) from the encoder, a standard normal prior; the objective is left to subclasses."""
 
     cfg: GaussianConfig
     latent_factor = 2
-
-    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
-        q = Posterior.draw(*self.posterior(batch.x, noise), noise)
-        recon = self.decoder(q.z, noise)
-        nll = self.likelihood(recon, batch.x)
-        penalty, terms = self.penalty(q, batch, noise)
-        return output(nll + penalty, recon, {"recon": nll, **terms})
-
-    def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is added to -log p(x|z), `[B]` or a scalar over the global batch, and the terms to report of it, alike."""
-        raise NotImplementedError
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         mu, logvar = self.posterior(x, None)
@@ -70,12 +60,27 @@ class GaussianVAE(Autoencoder):
         return mu, soft_bound(logvar)
 
 
+class GaussianVAE(GaussianAutoencoder):
+    """-log p(x|z) + penalty(q(z|x)), one posterior sample; the family differs in the penalty."""
+
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        q = Posterior.draw(*self.posterior(batch.x, noise), noise)
+        recon = self.decoder(q.z, noise)
+        nll = self.likelihood(recon, batch.x)
+        penalty, terms = self.penalty(q, batch, noise)
+        return output(nll + penalty, recon, {"recon": nll, **terms})
+
+    @abstractmethod
+    def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        """The term added to -log p(x|z), and the terms to report of it, each `[B]` or a scalar over the global batch."""
+
+
 @register(VAEConfig)
 class VAE(GaussianVAE):
     """Kingma & Welling 2014, eq. 10, one posterior sample: -log p(x|z) + beta * KL(q(z|x) || N(0, I)), in nats per sample.
 
     With beta = 1 the negative ELBO; other weights are the beta-VAE of Higgins et al. 2017, eq. 4. With free bits, the sum over
-    dimensions of max(free_bits, mean KL) takes the KL's place (Kingma et al. 2016, eq. 15); `kl` stays the KL itself.
+    dimensions of max(free_bits, mean KL) replaces the KL (Kingma et al. 2016, eq. 15); the reported `kl` is still the KL.
     """
 
     cfg: VAEConfig
@@ -83,8 +88,8 @@ class VAE(GaussianVAE):
     def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         by_dimension = kl_by_dimension(q.mu, q.logvar)
         kl = by_dimension.sum(1)
-        paid = batch.mean(by_dimension).clamp_min(self.cfg.free_bits).sum() if self.cfg.free_bits else kl
-        return batch.weight(self.cfg.beta) * paid, {"kl": kl}
+        penalty = batch.mean(by_dimension).clamp_min(self.cfg.free_bits).sum() if self.cfg.free_bits else kl
+        return batch.weight(self.cfg.beta) * penalty, {"kl": kl}
 
 
 @register(BetaVAEConfig)
@@ -94,7 +99,7 @@ class BetaVAE(VAE):
 
 @register(CapacityVAEConfig)
 class CapacityVAE(GaussianVAE):
-    """Burgess et al. 2018, eq. 8: -log p(x|z) + gamma * |KL - C|, KL the mean over the global batch, C growing."""
+    """Burgess et al. 2018, eq. 8: -log p(x|z) + gamma * |KL - C|; KL is the mean over the global batch, C grows over training."""
 
     cfg: CapacityVAEConfig
 
@@ -105,9 +110,9 @@ class CapacityVAE(GaussianVAE):
 
 
 def log_stratified_weights(rows: Tensor, n: int, dataset_size: int) -> Tensor:
-    """log of the weights `[B, n]` that estimate q(z) from a global batch of n, for its rows number `rows` `[B]`.
+    """log of the weights `[B, n]` that estimate q(z) from a global batch of n, for the rows with indices `rows` `[B]` in it.
 
-    Chen et al. 2018, eq. S6: 1/N for the sample itself, (N-M)/(NM) for one other and 1/M for the rest, M = n - 1, N the population.
+    Chen et al. 2018, eq. S6: 1/N for the sample itself, (N-M)/(NM) for one other, 1/M for the rest; M = n - 1, N = `dataset_size`.
     """
     if n == 1:
         return rows.new_zeros(len(rows), 1, dtype=torch.float64)
@@ -122,8 +127,8 @@ def log_stratified_weights(rows: Tensor, n: int, dataset_size: int) -> Tensor:
 class BetaTCVAE(GaussianVAE):
     """Chen et al. 2018, eq. 4: -log p(x|z) + alpha * I(z; n) + beta * TC(z) + gamma * sum_j KL(q(z_j) || p(z_j)).
 
-    q(z) by minibatch stratified sampling over the global batch (app. C.2). The usual code fills columns of the weight matrix where
-    the equation has the diagonal (rtqichen/beta-tcvae, pull request 1); this is the equation.
+    q(z) is estimated by minibatch stratified sampling over the global batch (app. C.2). Common code fills columns of the weight
+    matrix where the equation has the diagonal (rtqichen/beta-tcvae, pull request 1); this follows the equation.
     """
 
     cfg: BetaTCVAEConfig
@@ -145,7 +150,7 @@ class BetaTCVAE(GaussianVAE):
 class DIPVAE(GaussianVAE):
     """Kumar et al. 2018, eq. 6 and 7: the negative ELBO + off_diagonal * sum_{i!=j} C_ij^2 + diagonal * sum_i (C_ii - 1)^2.
 
-    C is the covariance over the global batch of the posterior means (I), to which II adds the mean posterior variance.
+    C is the covariance of the posterior means over the global batch (variant I); II adds the mean posterior variance.
     """
 
     cfg: DIPVAEConfig
@@ -166,7 +171,7 @@ class DIPVAE(GaussianVAE):
 class InfoVAE(GaussianVAE):
     """Zhao et al. 2019, eq. 6: -log p(x|z) + (1 - alpha) * KL(q(z|x) || p(z)) + (alpha + lambda - 1) * MMD(q(z), p(z)).
 
-    The MMD is between the codes of the global batch and as many from the prior.
+    The MMD is between the codes of the global batch and as many samples of the prior.
     """
 
     cfg: InfoVAEConfig

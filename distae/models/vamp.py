@@ -1,4 +1,4 @@
-"""A variational autoencoder whose prior is learned."""
+"""A variational autoencoder with a learned prior."""
 
 import math
 
@@ -17,14 +17,18 @@ from distae.noise import Noise
 class VampVAE(GaussianVAE):
     """Tomczak & Welling 2018, eq. 9: -log p(x|z) + beta * (log q(z|x) - log 1/K sum_k q(z|u_k)), K learned pseudo-inputs u_k.
 
-    `kl` is the term that beta weighs: a one-sample estimate.
+    `kl` is the term that beta weights: a one-sample estimate.
     """
 
     cfg: VampVAEConfig
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
-        self.raw_inputs = nn.Parameter(nn.init.normal_(torch.empty(self.cfg.components, *shape)))
+        self.raw_inputs = nn.Parameter(torch.empty(self.cfg.components, *shape))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.raw_inputs)
 
     def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         kl = log_normal(q.z, q.mu, q.logvar).sum(1) - self.log_prior(q.z)

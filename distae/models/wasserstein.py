@@ -1,15 +1,15 @@
-"""Autoencoders with deterministic codes whose distribution is matched to a standard normal prior by a distance."""
+"""Autoencoders whose deterministic codes are matched to a standard normal prior by a distance between distributions."""
 
 from torch import Tensor
 
 from distae.config.models import SWAEConfig, WAEMMDConfig
 from distae.losses import sliced_wasserstein, upcast
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
 from distae.noise import Noise
 
 
-class CodePrior(Autoencoder):
-    """Deterministic codes, a standard normal prior."""
+class CodePrior(NetAutoencoder):
+    """Deterministic codes and a standard normal prior."""
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         return Codes(upcast(self.encoder(x, None)))
@@ -20,7 +20,7 @@ class CodePrior(Autoencoder):
 
 @register(WAEMMDConfig)
 class WAEMMD(CodePrior):
-    """Tolstikhin et al. 2018, algorithm 2: -log p(x|z) + weight * MMD(q(z), p(z)), unbiased, over the global batch."""
+    """Tolstikhin et al. 2018, algorithm 2: -log p(x|z) + weight * MMD(q(z), p(z)), the unbiased estimate over the global batch."""
 
     cfg: WAEMMDConfig
 
@@ -34,7 +34,7 @@ class WAEMMD(CodePrior):
 
 @register(SWAEConfig)
 class SWAE(CodePrior):
-    """Kolouri et al. 2018, eq. 15: -log p(x|z) + weight * SW(q(z), p(z))^2, sorted projections of the global batch."""
+    """Kolouri et al. 2018, eq. 15: -log p(x|z) + weight * SW(q(z), p(z))^2, from sorted projections of the global batch."""
 
     cfg: SWAEConfig
 

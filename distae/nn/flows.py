@@ -12,15 +12,20 @@ from distae.losses import upcast
 class Planar(nn.Module):
     """f(z) = z + u tanh(w.z + b) (Rezende & Mohamed 2015, eq. 10), u corrected so that f is invertible (app. A.1).
 
-    It starts near the identity: the correction leaves nothing of u where w.u is log(e - 1).
+    It starts near the identity: the correction cancels u where w.u is log(e - 1).
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.w = nn.Parameter(nn.init.normal_(torch.empty(1, dim), std=dim**-0.5))
-        almost_none = nn.init.normal_(torch.empty(1, dim), std=0.01)
-        self.u = nn.Parameter(almost_none + math.log(math.e - 1) * self.w.detach() / self.w.detach().square().sum())
+        self.w, self.u = nn.Parameter(torch.empty(1, dim)), nn.Parameter(torch.empty(1, dim))
         self.b = nn.Parameter(torch.zeros(1))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.w, std=self.w.numel() ** -0.5)
+        nn.init.normal_(self.u, std=0.01).add_(math.log(math.e - 1) * self.w / self.w.square().sum())
+        nn.init.zeros_(self.b)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """f(z) `[B, D]` and log |det df/dz| `[B]`."""
@@ -36,9 +41,14 @@ class Radial(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.centre = nn.Parameter(nn.init.normal_(torch.empty(1, dim), std=0.1))
-        self.log_alpha = nn.Parameter(torch.zeros(1))
-        self.raw_beta = nn.Parameter(torch.zeros(1))
+        self.centre = nn.Parameter(torch.empty(1, dim))
+        self.log_alpha, self.raw_beta = nn.Parameter(torch.empty(1)), nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.centre, std=0.1)
+        nn.init.zeros_(self.log_alpha)
+        nn.init.zeros_(self.raw_beta)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """f(z) `[B, D]` and log |det df/dz| `[B]`."""
@@ -52,7 +62,7 @@ class Radial(nn.Module):
 
 
 class MaskedLinear(nn.Linear):
-    """A linear layer that lacks some connections; the other inputs, of a context, are all connected."""
+    """A linear layer with only the connections of `mask` `[out, in]`; `context` further inputs are all connected."""
 
     mask: Tensor
 
@@ -67,7 +77,7 @@ class MaskedLinear(nn.Linear):
 class InverseAutoregressive(nn.Module):
     """z_i <- s_i z_i + (1 - s_i) m_i, s = sigmoid(.), m and s of z_1 … z_{i-1} and a context (Kingma et al. 2016, eq. 10-14).
 
-    The network is masked (MADE, Germain 2015). `reverse` lets the dimensions depend on each other in the other order.
+    The network is masked (MADE, Germain 2015). `reverse` reverses the order in which dimensions depend on each other.
     """
 
     def __init__(self, dim: int, hidden: int, context: int, reverse: bool) -> None:

@@ -1,4 +1,4 @@
-"""Layers that draw no randomness of their own."""
+"""Layers; all randomness in them comes from a `Noise` that they are passed."""
 
 from collections.abc import Callable
 
@@ -24,16 +24,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def area(shape: tuple[int, ...], halvings: int) -> int:
-    """Pixels that are left of an image `[C, H, W]` halved so many times."""
+    """Pixels of an image of shape `(C, H, W)` after its sides are halved `halvings` times."""
     return (shape[1] >> halvings) * (shape[2] >> halvings)
 
 
 class Noisy(nn.Module):
-    """A module whose forward takes `(x, noise)`; noise is None where nothing is to be drawn."""
+    """A module whose forward takes `(x, noise)`; without noise (None) it is deterministic."""
 
 
 class Hidden(Noisy):
-    """layer, then norm, activation and dropout. Make the layer without bias where `has_bias(cfg)` is false."""
+    """`layer`, then norm, activation and dropout. Build the layer without a bias where `has_bias(cfg)` is false."""
 
     def __init__(self, layer: nn.Module, channels: int, cfg: NetConfig, images: bool = False) -> None:
         super().__init__()
@@ -51,12 +51,12 @@ class Hidden(Noisy):
 
 
 def has_bias(cfg: NetConfig) -> bool:
-    """A bias directly before a batch norm has no effect, and only rounding for a gradient."""
+    """Whether a layer before a norm needs a bias. Before a batch norm it has no effect, and its gradient is rounding error."""
     return cfg.norm != "batch"
 
 
 class Chain(Noisy):
-    """Layers in a row; those that take noise are given it."""
+    """Layers applied one after the other, like nn.Sequential; `Noisy` ones also receive the noise."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()

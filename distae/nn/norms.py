@@ -1,4 +1,4 @@
-"""Normalisation layers that give the same at every world size."""
+"""Normalisation layers with the same results at every world size."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from distae.losses import upcast
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015) over the global batch: statistics are those of the rows of all ranks.
+    """Batch normalisation (Ioffe & Szegedy 2015) over the global batch: statistics are over the rows of all ranks.
 
-    `x` is `[B, C]` or `[B, C, H, W]`, B equal on all ranks. torch's SyncBatchNorm runs on no CPU and has no second derivative.
+    `x` is `[B, C]` or `[B, C, H, W]`, B equal on all ranks. torch's SyncBatchNorm needs a GPU and has no second derivative.
     """
 
     running_mean: Tensor
@@ -43,9 +43,9 @@ class BatchNorm(nn.Module):
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance `[C]` of `x` `[B, C, ...]` over the rows of all ranks, in one exchange, with gradients.
+    """Mean and biased variance `[C]` of `x` `[B, C, ...]` over the rows of all ranks, by one collective, with gradients.
 
-    The ranks' own are combined as in Chan et al. 1979, eq. 2.1: squares of a large mean do not cancel.
+    The ranks' moments are combined as in Chan et al. 1979, eq. 2.1: no cancellation between squares of a large mean.
     """
     dims, channel = _dims(x)
     mean = x.mean(dims)
@@ -58,7 +58,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 class _Normalise(torch.autograd.Function):
     """weight * (x - mean) / sqrt(var + eps) + bias, where mean and var are the `moments` of x.
 
-    Forward and backward are a few passes over memory and one exchange each; both grow to tens when left to autograd.
+    Forward and backward take a few passes over memory and one collective each; with plain autograd it is tens of each.
     """
 
     @staticmethod
@@ -72,7 +72,7 @@ class _Normalise(torch.autograd.Function):
         """Ioffe & Szegedy 2015, sec. 3, with the sums over the rows of all ranks."""
         x, weight, mean, var = ctx.saved_tensors
         x, g = upcast(x), upcast(grads[0])
-        if torch.is_grad_enabled():  # a derivative of this derivative is wanted, and in it x moves its own moments
+        if torch.is_grad_enabled():  # for a second derivative, the moments must depend on x
             mean, var = moments(x)
         dims, channel = _dims(x)
         inverse = torch.rsqrt(var + ctx.eps)
@@ -87,12 +87,12 @@ class _Normalise(torch.autograd.Function):
 
 
 def _dims(x: Tensor) -> tuple[list[int], Any]:
-    """All dimensions of `x` `[B, C, ...]` but the channels', and what shapes `[C]` to broadcast over it."""
+    """All dimensions of `x` `[B, C, ...]` but the channels, and a function that reshapes `[C]` to broadcast over x."""
     return [0, *range(2, x.ndim)], lambda values: values.view(-1, *[1] * (x.ndim - 2))
 
 
 def make_norm(cfg: NetConfig, channels: int, images: bool) -> nn.Module | None:
-    """The normalisation that `cfg` asks for, over `[B, C]` or, with `images`, `[B, C, H, W]`."""
+    """The normalisation of the settings, for `[B, C]` or, with `images`, `[B, C, H, W]`; None where there is none."""
     if cfg.norm == "batch":
         return BatchNorm(channels)
     if cfg.norm == "group":

@@ -1,4 +1,4 @@
-"""Vectors to discrete codes, the same at every world size."""
+"""Quantizers: vectors to discrete codes, with the same results at every world size."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from distae.noise import Noise
 
 
 def straight_through(z: Tensor, quantized: Tensor) -> Tensor:
-    """`quantized` forward; backward, its gradient goes to `z` (Bengio 2013)."""
+    """`quantized` in the forward pass; in the backward pass its gradient goes to `z` (Bengio 2013). Both of one shape."""
     return z + (quantized - z).detach()
 
 
@@ -34,19 +34,24 @@ class Codebook(nn.Module):
         super().__init__()
         self.size, self.learned, self.decay, self.restart_below, self.depth = size, learned, decay, restart_below, depth
         self.start = (restart_below or 1) / size
-        codes = nn.init.uniform_(torch.empty(size, dim), -1 / size, 1 / size)
         if learned:
-            self.codes = nn.Parameter(codes)
+            self.codes = nn.Parameter(torch.empty(size, dim))
         else:
-            self.register_buffer("codes", codes)
-            self.register_buffer("total", codes * self.start)
+            self.register_buffer("codes", torch.empty(size, dim))
+            self.register_buffer("total", torch.empty(size, dim))
         self.register_buffer("frequency", torch.full((size,), self.start))
         for name, shape in {"seen": (size,), "seen_total": (size, dim), "candidates": (size, dim)}.items():
             self.register_buffer(name, torch.zeros(shape), persistent=False)
         self.register_buffer("offered", torch.zeros(size, dtype=torch.bool), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.codes, -1 / self.size, 1 / self.size)
+        if not self.learned:
+            self.total.copy_(self.codes * self.start)
 
     def forward(self, z: Tensor, noise: Noise | None, level: int = 0) -> tuple[Tensor, Tensor]:
-        """Nearest codes `[B, N, dim]` of `z` `[B, N, dim]`, and their numbers `[B, N]`; in training, remember what was seen.
+        """Nearest codes `[B, N, dim]` of `z` `[B, N, dim]`, and their indices `[B, N]`; training also collects statistics.
 
         `level`, below `depth`, is which of the quantizers that share the codes this is.
         """
@@ -113,7 +118,7 @@ def usage(index: Tensor, size: int, valid_mask: Tensor | None) -> Tensor:
 
 
 def describe(frequency: Tensor) -> dict[str, Tensor]:
-    """Perplexity of the codes in use, at most their number, and the share of codes used at all. Scalars."""
+    """Perplexity of the codes in use, at most their number, and the share of codes that are used. Scalars."""
     entropy = -torch.special.xlogy(frequency, frequency).sum()
     return {"perplexity": entropy.exp(), "live": (frequency > 0).double().mean()}
 
@@ -121,7 +126,7 @@ def describe(frequency: Tensor) -> dict[str, Tensor]:
 def fsq(z: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """Finite scalar quantization (Mentzer 2023, sec. 3.1 and app. A.1) of `z` `[..., len(levels)]`.
 
-    Returns values in [-1, 1] of its shape, with straight-through gradients, and the number `[...]` of each vector's code. Even
+    Returns values in [-1, 1] of its shape, with straight-through gradients, and the index `[...]` of each vector's code. Even
     levels are shifted by half a step; the shift is atanh, as it must be for 0 to stay 0 (the paper's listing has tan). Of 2 levels
     none is 0, and that shift would be all of tanh: they are -1 and 1, the sign.
     """

@@ -1,22 +1,29 @@
 """The only source of randomness in distae, keyed: the same key gives the same numbers on any number of ranks.
 
-Noise is drawn for the rows of a whole global batch and each rank keeps its own, so results depend neither on the world size nor
-on gradient accumulation. The key is (seed, stream, step, phase, call), the call counting the draws of one forward.
+Noise belongs to the rows of a global batch and is drawn block by block of rows, of which a rank draws those that its rows touch:
+results depend neither on the world size nor on gradient accumulation, and the cost is that of the rank's own rows. The key of a
+block is (seed, key of the forward pass, call, block number), the call counting the draws of one forward.
 """
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from math import prod
 
 import torch
 from torch import Tensor
 
+ORDER = 2
+"""Version of which rank takes which rows, of noise and of initial weights: a checkpoint of another one is not resumed."""
+BLOCK_ROWS, BLOCK_VALUES = 64, 32768
+"""A block's size at most. So few values a GPU draws alike whatever the number of its multiprocessors."""
+
 
 @contextlib.contextmanager
 def initialising(seed: int) -> Iterator[None]:
-    """Weights made inside come from the CPU generator seeded with `seed`, whatever the device; its state is put back."""
+    """What is drawn inside comes from the CPU generator seeded with `seed`, whatever the device; its state is put back."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -27,21 +34,21 @@ def split_order(n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
+def rows_per_block(values_per_row: int) -> int:
+    """Rows of one block: a function of a row's width alone, never of the batch.
+
+    A power of two, as most ranks' shares of a batch are: they are then whole blocks, and nothing is drawn to be cut off.
+    """
+    most = max(1, min(BLOCK_ROWS, BLOCK_VALUES // max(1, values_per_row)))
+    return 1 << (most.bit_length() - 1)
+
+
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of a global batch this process holds."""
+    """Which rows of a global batch this process holds: `count` of them from `start` on."""
 
-    total: int
-    index: Tensor | None = None
-    """`[B]` int64 on the device; None is all of them, in order. Rows past the end (evaluation's padding) get row 0's noise."""
-
-    @staticmethod
-    def strided(total: int, start: int, stop: int, step: int, device: torch.device) -> "Rows":
-        """Rows start, start + step, … below stop."""
-        if (start, stop, step) == (0, total, 1):
-            return Rows(total)
-        index = torch.arange(start, stop, step, device=device)
-        return Rows(total, torch.where(index < total, index, 0))
+    count: int
+    start: int = 0
 
 
 @dataclass
@@ -53,8 +60,6 @@ class Noise:
     """(stream, step, phase): which forward pass this is."""
     rows: Rows
     device: torch.device
-    apart: tuple[int, ...] = ()
-    """What is added to the key of noise for rows, but not of draws that all ranks share: the rank, for --noise per_rank."""
     calls: int = field(default=0, init=False)
 
     @classmethod
@@ -64,11 +69,11 @@ class Noise:
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal values of `like`'s shape `[B, ...]`."""
-        return self._rows(torch.randn(self._shape(like), **self._how(like)))
+        return self._blocks(like, lambda block, generator: block.normal_(generator=generator))
 
     def uniform(self, like: Tensor) -> Tensor:
         """Values uniform in [0, 1) of `like`'s shape `[B, ...]`."""
-        return self._rows(torch.rand(self._shape(like), **self._how(like)))
+        return self._blocks(like, lambda block, generator: block.uniform_(generator=generator))
 
     def bernoulli(self, p: Tensor) -> Tensor:
         """0 or 1, each 1 with its own probability in `p` `[B, ...]`."""
@@ -81,42 +86,61 @@ class Noise:
     def times(self, k: int) -> "Noise":
         """Noise for `k` rows per sample, `[B * k, ...]`, those of a sample in a row."""
         self.calls += 1
-        index = self.rows.index
-        if index is not None:
-            index = (index[:, None] * k + torch.arange(k, device=index.device)).flatten()
-        return Noise(self.seed, (*self.key, "times", self.calls), Rows(self.rows.total * k, index), self.device, self.apart)
+        rows = Rows(self.rows.count * k, self.rows.start * k)
+        return Noise(self.seed, (*self.key, "times", self.calls), rows, self.device)
 
     def permutation(self, n: int) -> Tensor:
         """A permutation of range(n), the same on every rank: `[n]` int64."""
-        return torch.randperm(n, generator=self._generator(()), device=self.device)
+        return self._to_device(torch.randperm(n, generator=self._common_generator()))
 
     def integers(self, n: int, high: int) -> Tensor:
         """`n` integers below `high`, each on its own, the same on every rank: `[n]` int64."""
-        return torch.randint(high, (n,), generator=self._generator(()), device=self.device)
+        return self._to_device(torch.randint(high, (n,), generator=self._common_generator()))
 
     def common(self, *shape: int) -> Tensor:
         """Standard normal values of `shape`, the same on every rank."""
-        return torch.randn(shape, generator=self._generator(()), device=self.device)
+        return self._to_device(torch.randn(shape, generator=self._common_generator()))
 
-    def _shape(self, like: Tensor) -> tuple[int, ...]:
-        return (self.rows.total, *like.shape[1:])
-
-    def _how(self, like: Tensor) -> dict[str, Any]:
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        return {"generator": self._generator(self.apart), "device": self.device, "dtype": dtype}
-
-    def _rows(self, x: Tensor) -> Tensor:
-        return x if self.rows.index is None else x.index_select(0, self.rows.index)
-
-    def _generator(self, apart: tuple[int, ...]) -> torch.Generator:
+    def _blocks(self, like: Tensor, fill: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+        """This rank's rows, cut from the blocks that they touch, each drawn whole: a part of a draw is not a smaller draw."""
         self.calls += 1
-        text = repr((self.seed, *self.key, *apart, self.calls)).encode()
-        seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
-        return _generator_on(self.device).manual_seed(seed)
+        size = rows_per_block(prod(like.shape[1:]))
+        first, end = self.rows.start // size, -(-(self.rows.start + self.rows.count) // size)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        drawn = torch.empty((end - first) * size, *like.shape[1:], dtype=dtype, device=self.device)
+        for number in range(first, end):
+            block = drawn[(number - first) * size : (number - first + 1) * size]
+            fill(block, _generator(self.device, (self.seed, self.key, self.calls, number)))
+        skipped = self.rows.start - first * size
+        return drawn[skipped : skipped + self.rows.count]
+
+    def _common_generator(self) -> torch.Generator:
+        """On the CPU: GPUs of different kinds draw different numbers, and all ranks must agree."""
+        self.calls += 1
+        return _generator(torch.device("cpu"), (self.seed, self.key, self.calls))
+
+    def _to_device(self, x: Tensor) -> Tensor:
+        """A copy from pinned memory does not make the host wait."""
+        return x if self.device.type == "cpu" else x.pin_memory().to(self.device, non_blocking=True)
 
 
-_generators: dict[torch.device, torch.Generator] = {}
+def seed_of(key: object) -> int:
+    """63 bits of a key that is made of numbers, texts and tuples."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest()) >> 1
 
 
-def _generator_on(device: torch.device) -> torch.Generator:
-    return _generators.setdefault(device, torch.Generator(device))
+class _Generators(threading.local):
+    """One generator per device and thread: a shared one is a race once threads draw ahead."""
+
+    def __init__(self) -> None:
+        self.by_device: dict[torch.device, torch.Generator] = {}
+
+
+_generators = _Generators()
+
+
+def _generator(device: torch.device, key: object) -> torch.Generator:
+    """The thread's generator on `device`, seeded by `key`; valid until the thread asks for the next."""
+    if device not in _generators.by_device:
+        _generators.by_device[device] = torch.Generator(device)
+    return _generators.by_device[device].manual_seed(seed_of(key))

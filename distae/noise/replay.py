@@ -12,7 +12,7 @@ class NoiseRecorder(Noise):
     """Noise that writes down, in order, what is drawn of it; `replay` then draws the same of another."""
 
     def __init__(self, noise: Noise, plan: "list[Draw] | None" = None, place: int = 0) -> None:
-        super().__init__(noise.seed, noise.key, noise.rows, noise.device, noise.apart)
+        super().__init__(noise.seed, noise.key, noise.rows, noise.device)
         self.plan: list[Draw] = [] if plan is None else plan
         self.place = place
 

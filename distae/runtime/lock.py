@@ -1,6 +1,8 @@
 """One run per run folder: a lock with a heartbeat, taken over when its holder is gone."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import platform
@@ -12,29 +14,51 @@ from pathlib import Path
 from typing import Any
 
 from distae.errors import TrainingError, UserError
-from distae.runtime.files import decode
+from distae.runtime.files import decode, in_words, read_bytes, write_atomically
 
 FILE = "lock"
 BEAT_SECONDS, STALE_SECONDS = 10.0, 60.0
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class RunLock:
     """Held by rank 0 while a run is under way.
 
-    The file says who holds it: host, pid, the process's start time, the Slurm job; its modification time is the heartbeat.
+    The file says who holds it: host, boot, PID namespace, pid, the process's start time, the Slurm job; its modification time is
+    the heartbeat. The folder is kept open, so that another one under its name is told from it.
     """
 
     def __init__(self, run_dir: Path, token: str) -> None:
         self.path, self.token = run_dir / FILE, token
+        self.folder = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
+        self.lost: str | None = None
         self.ended = threading.Event()
         self.beats = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self.beats.start()
 
     def check(self) -> None:
-        """Raises TrainingError where another process has taken the run folder over."""
-        with contextlib.suppress(OSError):
-            if _holder(self.path).get("token") != self.token:
-                raise TrainingError(f"another process has taken over the run folder {self.path.parent}; nothing more is saved here")
+        """Raises TrainingError where another process has taken the run folder over, or it was moved or removed."""
+        self.lost = self.lost or self._why_lost()
+        if self.lost:
+            raise TrainingError(f"{self.lost}; nothing more is written there")
+
+    def _why_lost(self) -> str | None:
+        """None also where that cannot be found out now."""
+        run_dir = self.path.parent
+        try:
+            if not os.path.samestat(run_dir.stat(), os.fstat(self.folder)):
+                return f"another folder is at {run_dir} now: this run's was moved while it ran"
+        except FileNotFoundError:
+            return f"the run folder {run_dir} was moved or removed while the run was under way"
+        except OSError:
+            return None
+        try:
+            taken = _holder(self.path).get("token") != self.token
+        except FileNotFoundError:
+            return f"the lock of the run folder {run_dir} was removed"
+        except OSError:
+            return None
+        return f"another process has taken over the run folder {run_dir}" if taken else None
 
     def release(self) -> None:
         """Stop the heartbeat and remove the file, if it is still ours."""
@@ -43,6 +67,8 @@ class RunLock:
         with contextlib.suppress(TrainingError, OSError):
             self.check()
             self.path.unlink()
+        self.lost = self.lost or f"the run folder {self.path.parent} was given back"
+        os.close(self.folder)
 
     def _beat(self) -> None:
         while not self.ended.wait(BEAT_SECONDS):
@@ -52,31 +78,33 @@ class RunLock:
 
 
 def acquire(run_dir: Path, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic) -> RunLock:
-    """Take the lock of a run folder. Raises UserError where a live process holds it.
+    """Take the lock of a run folder. Raises UserError where a live process holds it, or it cannot be taken.
 
-    A holder is known to be gone where it was an earlier start of the same Slurm job, or a process of this host that no longer runs.
-    Otherwise it is watched: a heartbeat within 60 s shows it alive, none shows it gone.
+    A holder is known to be gone where it was an earlier start of the same Slurm job, or a process that this one could see (same
+    host, boot and PID namespace) and that no longer runs. Otherwise it is watched: a heartbeat within 60 s shows it alive.
     """
     path, mine = run_dir / FILE, _describe_self()
-    while not _create(path, mine):
-        try:
-            holder = _holder(path)
-        except FileNotFoundError:
-            continue
-        if not _is_gone(holder, mine) and _beats(path, holder, sleep, clock):
-            raise UserError(
-                f"--run-dir: {run_dir} is in use by process {holder.get('pid')} on {holder.get('host')}; "
-                "wait for it to end, stop it, or give another --run-dir"
-            )
-        with contextlib.suppress(OSError):
-            if _holder(path) == holder:
-                path.unlink()
-    return RunLock(run_dir, str(mine["token"]))
+    try:
+        while not _create(path, mine):
+            with contextlib.suppress(FileNotFoundError):
+                holder = _holder(path)
+                if not _is_gone(holder, mine) and _beats(path, holder, mine, sleep, clock):
+                    raise UserError(
+                        f"--run-dir: {run_dir} is in use by process {holder.get('pid')} on {holder.get('host')}; "
+                        "wait for it to end, stop it, or give another --run-dir"
+                    )
+                if _take_over(path, holder, mine):
+                    break
+        return RunLock(run_dir, str(mine["token"]))
+    except OSError as error:
+        raise UserError(f"--run-dir: the lock of {run_dir} cannot be taken: {in_words(error)}") from error
 
 
 def _describe_self() -> dict[str, Any]:
     return {
         "host": platform.node(),
+        "boot": _boot(),
+        "pid_namespace": _pid_namespace(),
         "pid": os.getpid(),
         "started": _start_time(os.getpid()),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
@@ -85,37 +113,78 @@ def _describe_self() -> dict[str, Any]:
     }
 
 
-def _create(path: Path, mine: dict[str, Any]) -> bool:
-    """Whether the lock file could be made; it appears whole, by a hard link, which fails where one exists."""
+def _written(path: Path, mine: dict[str, Any]) -> Path:
+    """A whole lock file under a name of its own."""
     fresh = path.with_name(f".{FILE}.{mine['token']}")
-    fresh.write_text(json.dumps(mine))
+    write_atomically(fresh, json.dumps(mine).encode())
+    return fresh
+
+
+def _create(path: Path, mine: dict[str, Any]) -> bool:
+    """Whether the lock file could be made; by a hard link, so that it appears whole, where the file system has them."""
+    fresh = _written(path, mine)
     try:
         os.link(fresh, path)
     except FileExistsError:
-        return False
+        return fresh.stat().st_nlink == 2  # NFS: an answer was lost, and the link that is there is ours
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        return _create_exclusively(path, fresh.read_bytes())
     finally:
         fresh.unlink()
+    return True
+
+
+def _create_exclusively(path: Path, data: bytes) -> bool:
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _take_over(path: Path, holder: dict[str, Any], mine: dict[str, Any]) -> bool:
+    """Replace the lock of a holder that is gone, unless another process was faster.
+
+    Of several that saw the same holder one has its file locked, and puts its own there; the others find theirs to be another file.
+    Where files cannot be locked, the last one that replaces it has it, and the others see that before they write.
+    """
+    with path.open("r+b" if os.access(path, os.W_OK) else "rb") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if not os.path.samestat(os.fstat(file.fileno()), path.stat()) or _holder(path) != holder:
+            return False
+        _written(path, mine).rename(path)
     return True
 
 
 def _holder(path: Path) -> dict[str, Any]:
     """What the lock file says; nothing where it is damaged. Raises OSError where it cannot be read."""
     try:
-        return decode(path.read_bytes(), dict[str, Any])
+        return decode(read_bytes(path), dict[str, Any])
     except ValueError:
         return {}
 
 
+def _is_visible(holder: dict[str, Any], mine: dict[str, Any]) -> bool:
+    """Whether the holder, if it ran, would be a process that this one sees: containers may share a host's name, not its pids."""
+    return isinstance(holder.get("pid"), int) and all(holder.get(k) == mine[k] for k in ("host", "boot", "pid_namespace"))
+
+
 def _is_gone(holder: dict[str, Any], mine: dict[str, Any]) -> bool:
-    if holder.get("host") == mine["host"] and isinstance(holder.get("pid"), int):
+    if _is_visible(holder, mine):
         return _start_time(holder["pid"]) != holder.get("started")
     same_job = mine["slurm_job"] is not None and holder.get("slurm_job") == mine["slurm_job"]
     return same_job and holder.get("slurm_restart") != mine["slurm_restart"]
 
 
-def _beats(path: Path, holder: dict[str, Any], sleep: Callable[[float], None], clock: Callable[[], float]) -> bool:
-    """Whether the holder shows a sign of life within 60 s; at once where it is a process of this host."""
-    if holder.get("host") == platform.node():
+def _beats(
+    path: Path, holder: dict[str, Any], mine: dict[str, Any], sleep: Callable[[float], None], clock: Callable[[], float]
+) -> bool:
+    """Whether the holder shows a sign of life within 60 s; at once where it is a process that this one sees."""
+    if _is_visible(holder, mine):
         return True
     seen, end = _modified(path), clock() + STALE_SECONDS
     while clock() < end:
@@ -139,3 +208,17 @@ def _start_time(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] == "Z" else fields[19]
+
+
+def _boot() -> str | None:
+    """Which boot of which kernel this is."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return None
+
+
+def _pid_namespace() -> str | None:
+    """Which processes' pids this one sees."""
+    with contextlib.suppress(OSError):
+        return str(Path("/proc/self/ns/pid").readlink())
+    return None

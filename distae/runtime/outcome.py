@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from distae.runtime.files import decode
+from distae.runtime.files import decode, read_bytes, write_atomically
 
 FILE = "outcome.json"
 EXIT_CODES = {"done": 0, "failed": 1, "stopped": 75}
@@ -28,14 +28,12 @@ class Outcome:
         return EXIT_CODES[self.outcome]
 
     def write(self) -> None:
-        fresh = Path(self.run_dir) / f".{FILE}.writing"
-        fresh.write_text(json.dumps(asdict(self)) + "\n")
-        fresh.rename(Path(self.run_dir) / FILE)
+        write_atomically(Path(self.run_dir) / FILE, json.dumps(asdict(self)).encode() + b"\n")
 
 
 def read(run_dir: Path) -> Outcome | None:
-    """What outcome.json says; None where there is none, or it is damaged."""
+    """What outcome.json says; None where there is none, or it is damaged or no file."""
     try:
-        return decode((run_dir / FILE).read_bytes(), Outcome)
+        return decode(read_bytes(run_dir / FILE), Outcome)
     except (OSError, ValueError):
         return None

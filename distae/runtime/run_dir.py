@@ -1,28 +1,66 @@
-"""The run folder: where it is, whether it may be written, and whether it holds a run of other settings."""
+"""The run folder: where it is, whether it may be written, whether it is whole, and whether it holds a run of other settings."""
 
 import itertools
 import os
+import re
+import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distae.config import TrainConfig, build, write_toml
 from distae.config.check import identity_settings
-from distae.config.cli import read_toml
 from distae.errors import UserError
+from distae.runtime import files, outcome
 from distae.runtime.lock import RunLock, acquire
 
 CONFIG = "config.toml"
+FILES = (CONFIG, outcome.FILE, "metrics.jsonl", "log.txt", "wandb_id", "lock")
+FOLDERS = ("images", "model", "profile")
 WRITTEN = ("metrics.jsonl", "log.txt")
 
 
 def check_run_dir(cfg: TrainConfig) -> None:
-    """Raises UserError where the folder cannot be written to, or holds a run whose result is defined by other settings."""
+    """Raises UserError where the folder cannot be written to, lacks a part, or holds a run defined by other settings."""
     run_dir = Path(cfg.run_dir or ".")
+    if not cfg.fresh and (why := files.why_unsafe(run_dir, FILES, FOLDERS)):
+        raise UserError(f"--run-dir: {why}; remove it, or give another --run-dir")
     _check_writable(run_dir)
-    if cfg.fresh or not (run_dir / CONFIG).is_file():
+    if cfg.fresh:
         return
-    there, here = identity_settings(build(TrainConfig, read_toml(str(run_dir / CONFIG), "run-dir"))), identity_settings(cfg)
+    steps = _steps_in(run_dir)
+    if not steps:
+        _check_unfinished(run_dir)
+    if steps or (run_dir / CONFIG).exists():
+        _check_settings(cfg, run_dir)
+
+
+def _steps_in(run_dir: Path) -> list[int]:
+    """Steps of the checkpoints, newest first; a link is none. Raises UserError where they cannot be listed."""
+    folder = run_dir / "checkpoints"
+    try:
+        found = [re.fullmatch(r"step_(\d+)", name) for name in files.names_in(folder) if not (folder / name).is_symlink()]
+    except OSError as error:
+        raise UserError(f"--run-dir: the checkpoints in {folder} cannot be listed: {files.in_words(error)}") from error
+    return sorted((int(m[1]) for m in found if m), reverse=True)
+
+
+def _check_unfinished(run_dir: Path) -> None:
+    """Raises UserError where a run got as far as having checkpoints, and has none now: it would begin anew over its own results."""
+    end = outcome.read(run_dir)
+    if (end is None or end.outcome == "failed") and not (run_dir / "model").exists():
+        return
+    how = f"{end.outcome} at step {end.step}" if end else "finished"
+    raise UserError(
+        f"--run-dir: {run_dir} holds a run ({how}) whose checkpoints were deleted: it cannot be resumed.\n"
+        "Give another --run-dir (--init-from takes its model), or --fresh to move that run aside and start anew"
+    )
+
+
+def _check_settings(cfg: TrainConfig, run_dir: Path) -> None:
+    there, here = identity_settings(read_settings(run_dir)), identity_settings(cfg)
     differ = [f"{k} is {there.get(k)} there and {here.get(k)} here" for k in there | here if there.get(k) != here.get(k)]
     if differ:
         shown = "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
@@ -30,6 +68,55 @@ def check_run_dir(cfg: TrainConfig) -> None:
             f"--run-dir: {run_dir} holds a run of other settings: {shown}.\n"
             "Give another --run-dir, or --fresh to move that run aside and start anew"
         )
+
+
+@dataclass(frozen=True)
+class _State:
+    """The part of a checkpoint's state.json that names the settings."""
+
+    settings: dict[str, Any]
+
+
+def read_settings(run_dir: Path) -> TrainConfig:
+    """The settings of a run: config.toml or, where that is gone, those that its newest checkpoint was saved with (only what
+    defines the result; the rest has its defaults). Raises UserError where there are none.
+    """
+    path = run_dir / CONFIG
+    try:
+        table = files.read_toml(path)
+        if not table:
+            raise ValueError("it is empty; without it, the settings are those of the newest checkpoint")
+    except FileNotFoundError as error:
+        table = _saved_settings(run_dir)
+        if not table:
+            raise UserError(f"--run-dir: no run in {run_dir}: {CONFIG} is missing, and no checkpoint says its settings") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"--run-dir: {path} is damaged: {files.in_words(error)}") from error
+    return build(TrainConfig, table)
+
+
+def _saved_settings(run_dir: Path) -> dict[str, Any]:
+    """The nested settings in state.json of the newest checkpoint that has them; empty where none has."""
+    for step in _steps_in(run_dir):
+        for path in (run_dir / "checkpoints").glob(f"step_*{step}/state.json"):
+            try:
+                return _nested(files.decode(files.read_bytes(path), _State).settings)
+            except (OSError, ValueError):
+                continue
+    return {}
+
+
+def _nested(settings: dict[str, Any]) -> dict[str, Any]:
+    """`{"model.name": x}` as `{"model": {"name": x}}`; what is None is left out, as in a TOML file."""
+    table: dict[str, Any] = {}
+    for dotted, value in settings.items():
+        *path, last = dotted.split(".")
+        inner = table
+        for part in path:
+            inner = inner.setdefault(part, {})
+        if value is not None:
+            inner[last] = value
+    return table
 
 
 def _check_writable(run_dir: Path) -> None:
@@ -62,15 +149,23 @@ def open_run_dir(cfg: TrainConfig) -> RunLock:
     run_dir = Path(cfg.run_dir or ".")
     make_run_dir(cfg)
     lock = acquire(run_dir)
-    if cfg.fresh and (run_dir / CONFIG).is_file():
+    if cfg.fresh and _holds_run(run_dir):
         lock.release()
         run_dir.rename(_aside(run_dir))
         run_dir.mkdir()
         lock = acquire(run_dir)
-    fresh = run_dir / f".{CONFIG}.writing"
-    fresh.write_text(write_toml(cfg))
-    fresh.rename(run_dir / CONFIG)
+    if not (run_dir / CONFIG).exists() and _steps_in(run_dir):
+        sys.stderr.write(f"distae: {run_dir / CONFIG} was missing; the settings are those of the newest checkpoint\n")
+    try:
+        files.write_atomically(run_dir / CONFIG, write_toml(cfg).encode())
+    except OSError as error:
+        lock.release()
+        raise UserError(f"--run-dir: cannot write to {run_dir / CONFIG}: {files.in_words(error)}") from error
     return lock
+
+
+def _holds_run(run_dir: Path) -> bool:
+    return any((run_dir / name).exists() for name in (CONFIG, outcome.FILE, "checkpoints", "model", "metrics.jsonl"))
 
 
 def _aside(run_dir: Path) -> Path:

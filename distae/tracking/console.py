@@ -1,28 +1,46 @@
 """log.txt, and a progress bar on a terminal."""
 
 import contextlib
+import math
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from distae.runtime.files import open_append
 from distae.tracking.sink import Row
+
+SECONDS_BETWEEN_ROWS = 10.0
+"""Where there is no terminal, of rows of training metrics; the first, the last and evaluations are always printed."""
 
 
 class Console:
-    """log.txt with timed lines; a progress bar on a terminal, the same lines elsewhere."""
+    """log.txt with timed lines; on a terminal a progress bar, elsewhere the same lines, few of those of training."""
+
+    bar: Any
+    held: str
+    """The newest row of training, where it was not printed."""
 
     def __init__(self, path: Path, first: int, total: int) -> None:
-        self.file = path.open("a", buffering=1)
-        self.bar: Any = None
+        self.file = os.fdopen(open_append(path), "a", buffering=1)
+        self.total, self.bar = total, None
+        self.mse: dict[str, float] = {}
+        self.printed = -math.inf
+        self.held = ""
         if sys.stderr.isatty():
             from tqdm import tqdm
 
             self.bar = tqdm(total=total, initial=first, unit="step", dynamic_ncols=True)
 
     def line(self, text: str) -> None:
-        """Print and log one timed line."""
-        timed = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
+        """Print and log one timed line, after the newest row of training if that was not printed."""
+        if self.held:
+            sys.stderr.write(self.held + "\n")
+        self._line(text)
+
+    def _line(self, text: str) -> None:
+        timed, self.held = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", ""
         self._log(timed)
         if self.bar is not None:
             self.bar.write(text, file=sys.stderr)
@@ -34,15 +52,29 @@ class Console:
             self.file.write(line + "\n")
 
     def row(self, row: Row) -> None:
-        shown = " ".join(f"{k}={v:.5g}" for k, v in row.items() if k.count("/") == 1 and not k.endswith("_seconds"))
-        text = f"step {row['step']} epoch {row['epoch']:.2f} {shown}"
-        if self.bar is None or any(k.startswith(("val/", "test/")) for k in row):
-            self.line(text)
+        evaluated = any(k.startswith(("val/", "test/")) for k in row)
+        if evaluated:
+            self.mse = {k: v for k, v in row.items() if k == "val/mse"} or self.mse
+        text = f"step {row['step']} epoch {row['epoch']:.2f} {shown(row if evaluated else {**row, **self.mse})}"
+        if evaluated:
+            self._line(text)
         else:
-            self._log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
-            self.bar.set_postfix_str(f"loss={row['train/loss']:.5g}", refresh=False)
+            self._training(text, row)
         if self.bar is not None:
             self.bar.update(row["step"] - self.bar.n)
+
+    def _training(self, text: str, row: Row) -> None:
+        """Log a row of training metrics; show it in the bar, or print it where it is the last or none was printed for a while."""
+        if self.bar is None and (row["step"] >= self.total or time.monotonic() - self.printed >= SECONDS_BETWEEN_ROWS):
+            self.printed = time.monotonic()
+            self._line(text)
+            return
+        timed = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
+        self._log(timed)
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss={row['train/loss']:.5g}", refresh=False)
+        else:
+            self.held = timed
 
     def image(self, name: str, path: Path, step: int) -> None:
         pass
@@ -52,3 +84,15 @@ class Console:
             self.bar.close()
         with contextlib.suppress(OSError):
             self.file.close()
+
+
+def shown(row: Row) -> str:
+    """The metrics of a row for people: bytes as MiB or GiB, no times, and no term that is the loss again."""
+    same = {k for k, v in row.items() if k.endswith("/recon") and v == row.get(k.replace("recon", "loss"))}
+    kept = {k: v for k, v in row.items() if k.count("/") == 1 and not k.endswith("_seconds") and k not in same}
+    return " ".join(f"{k.removesuffix('_bytes')}={size(v) if k.endswith('_bytes') else f'{v:.5g}'}" for k, v in kept.items())
+
+
+def size(number: float) -> str:
+    """Bytes in words."""
+    return f"{number / 2**30:.2f}GiB" if number >= 2**30 else f"{number / 2**20:.0f}MiB"

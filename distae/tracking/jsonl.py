@@ -3,28 +3,49 @@
 import contextlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+from distae.runtime.files import open_append
 from distae.tracking.sink import Row
+
+LONGEST_ROW = 1 << 20
+"""Bytes to look back for the end of the last whole row."""
 
 
 class Jsonl:
     """metrics.jsonl: one object per line, handed to the operating system line by line. Rows that cannot be written are kept."""
 
-    def __init__(self, path: Path, size: int | None) -> None:
-        """Continue the file after its first `size` bytes: what a checkpoint does not know of is cut. None keeps all."""
-        self.file = path.open("ab", buffering=0)
-        self.size = path.stat().st_size if size is None else min(size, path.stat().st_size)
+    def __init__(self, path: Path, size: int | None, may_write: Callable[[], None] = lambda: None) -> None:
+        """Continue the file after its first `size` bytes: what a checkpoint does not know of is cut. None keeps all.
+
+        `may_write` is called before each row; it raises TrainingError where the run folder is no longer ours.
+        Raises OSError where the file cannot be written to, or is no file of its folder.
+        """
+        self.may_write = may_write
+        self.file = os.fdopen(open_append(path), "r+b", buffering=0)
+        there = os.fstat(self.file.fileno()).st_size
+        expected = there if size is None else size
+        self.size = self._end_of_rows(min(expected, there))
+        self.lost = expected - self.size
+        """Bytes of rows that a checkpoint knows of and that are not there."""
         self.file.truncate(self.size)
         self.late: list[bytes] = []
 
+    def _end_of_rows(self, size: int) -> int:
+        """`size` less a torn last row, to which the next one would be glued."""
+        start = max(0, size - LONGEST_ROW)
+        return start + os.pread(self.file.fileno(), size - start, start).rfind(b"\n") + 1
+
     def row(self, row: Row) -> None:
+        self.may_write()
         self.late.append(json.dumps(dict(row)).encode() + b"\n")
         with contextlib.suppress(OSError):
             self._flush()
 
     def sync(self) -> int:
         """Make all rows durable; the size of the file in bytes. Raises OSError where they cannot be written."""
+        self.may_write()
         self._flush()
         os.fsync(self.file.fileno())
         return self.size

@@ -3,10 +3,13 @@
 import contextlib
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from distae.config.train import TrainConfig
+from distae.errors import TrainingError
+from distae.runtime.files import in_words
 from distae.tracking.console import Console
 from distae.tracking.jsonl import Jsonl
 from distae.tracking.sink import Row, Sink
@@ -19,13 +22,30 @@ class Tracker:
     def __init__(self) -> None:
         self.sinks: list[Sink] = []
 
-    def open(self, cfg: TrainConfig, size: int, steps: tuple[int, int], environment: dict[str, Any]) -> None:
-        """Open the sinks that `cfg` asks for, from the first of `steps` to the last; metrics.jsonl continues after `size` bytes."""
+    def open(
+        self,
+        cfg: TrainConfig,
+        size: int,
+        steps: tuple[int, int],
+        environment: dict[str, Any],
+        may_write: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Open the sinks that `cfg` asks for, from the first of `steps` to the last; metrics.jsonl continues after `size` bytes.
+
+        `may_write` raises TrainingError where the run folder is no longer ours; this does where a file cannot be written to.
+        """
         run_dir = Path(cfg.run_dir or ".")
-        console = Console(run_dir / "log.txt", *steps)
-        self.sinks += [Jsonl(run_dir / "metrics.jsonl", size), console]
+        try:
+            rows, console = Jsonl(run_dir / "metrics.jsonl", size, may_write), Console(run_dir / "log.txt", *steps)
+        except OSError as error:
+            raise TrainingError(f"cannot write to {error.filename}: {in_words(error)}") from error
+        if rows.lost:
+            console.line(f"metrics.jsonl is damaged: {rows.lost} of its {size} bytes at this checkpoint are missing, the last rows")
+        self.sinks += [rows, console]
         if cfg.tracking == "wandb":
             self.sinks.append(Wandb(run_dir, cfg, environment, console))
+        else:
+            console.line("W&B is off; --tracking wandb turns it on")
 
     def line(self, text: str) -> None:
         for sink in self.sinks:

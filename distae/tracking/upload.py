@@ -8,32 +8,32 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distae.config import TrainConfig, build, to_dict
-from distae.config.cli import read_toml
+from distae.config import to_dict
 from distae.errors import UserError
+from distae.runtime.files import in_words, read_bytes
+from distae.runtime.run_dir import read_settings
 from distae.tracking import wandb_identity
 
 FOLDER = "wandb_sync"
+LARGEST = 4 << 30
+"""Bytes of metrics.jsonl: some ten million rows."""
 
 
 def rebuild(run_dir: Path) -> Path:
-    """Write the run as one offline folder of W&B; returns that. Raises UserError where there is no run."""
-    if not (run_dir / "metrics.jsonl").is_file():
-        raise UserError(f"no run in {run_dir}: metrics.jsonl is missing")
+    """Write the run as one offline folder of W&B; returns that. Raises UserError where there is no run, or it is damaged."""
+    rows, cfg = _rows(run_dir), read_settings(run_dir)
     import wandb
 
-    cfg = build(TrainConfig, read_toml(str(run_dir / "config.toml")))
     folder = run_dir / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     kwargs: dict[str, Any] = wandb_identity(run_dir, _say) | {"dir": str(folder), "config": to_dict(cfg)}
     run = wandb.init(mode="offline", settings=wandb.Settings(console="off", silent=True), **kwargs)
     run.define_metric("*", step_metric="step")
-    for row in _rows(run_dir):
+    for row in rows:
         run.log({k: wandb.Image(str(v)) if isinstance(v, Path) else v for k, v in row.items()})
     run.finish()
     return next((folder / "wandb").glob("offline-run-*"))
@@ -43,10 +43,27 @@ def _say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def _rows(run_dir: Path) -> Iterator[dict[str, Any]]:
+def _rows(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl, and the pictures as paths, by step."""
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    for path in sorted((run_dir / "images").glob("*.png")):
-        if found := re.fullmatch(r"(\w+?)_(\w+)_(\d+)", path.stem):
-            rows.append({f"{found[1]}/{found[2]}": path, "step": int(found[3])})
-    yield from sorted(rows, key=lambda row: int(row["step"]))
+    path = run_dir / "metrics.jsonl"
+    try:
+        rows = [_row(line, number) for number, line in enumerate(read_bytes(path, LARGEST).splitlines(), 1)]
+    except FileNotFoundError as error:
+        raise UserError(f"no run in {run_dir}: metrics.jsonl is missing") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {in_words(error)}") from error
+    for picture in sorted((run_dir / "images").glob("*.png")):
+        if found := re.fullmatch(r"(\w+?)_(\w+)_(\d+)", picture.stem):
+            rows.append({f"{found[1]}/{found[2]}": picture, "step": int(found[3])})
+    return sorted(rows, key=lambda row: int(row["step"]))
+
+
+def _row(line: bytes, number: int) -> dict[str, Any]:
+    """Raises ValueError where the line is no row of numbers with a step."""
+    try:
+        row = json.loads(line)
+        if all(isinstance(value, int | float) for value in row.values()) and int(row["step"]) >= 0:
+            return dict(row)
+    except (ValueError, LookupError, AttributeError, OverflowError, RecursionError):
+        pass
+    raise ValueError(f"line {number} is no row of metrics; remove it to upload the others")

@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 
 from distae.config import to_dict
 from distae.config.train import TrainConfig
+from distae.runtime.files import read_bytes, write_atomically
 from distae.tracking.console import Console
 from distae.tracking.sink import Row
 
@@ -35,8 +36,7 @@ class Wandb:
             console.line(f"W&B: {error}")
             mode = "offline"
             self.run = wandb.init(mode=mode, **kwargs)
-        if mode == "offline":
-            console.line(f"W&B is offline (no key or no network): sync later with `python -m distae.tracking sync {run_dir}`")
+        console.line(_where(mode, self.run, run_dir))
         self.run.define_metric("*", step_metric="step")
 
     def row(self, row: Row) -> None:
@@ -51,6 +51,19 @@ class Wandb:
         self.run.finish()
 
 
+def _where(mode: str, run: Any, run_dir: Path) -> str:
+    """Whether W&B is on, where the run goes, and how to change that, in one line."""
+    off = "--tracking none turns it off"
+    if mode == "online":
+        return f"W&B is online: {run.url}; WANDB_MODE=offline keeps the run here, {off}"
+    if mode == "offline":
+        why = "WANDB_MODE" if os.environ.get("WANDB_MODE") == mode else "no key or no network"
+        return (
+            f"W&B is offline ({why}): sync later with `python -m distae.tracking sync {run_dir}`; wandb login puts it online, {off}"
+        )
+    return f"W&B is off (WANDB_MODE={mode}); WANDB_MODE=online or offline turns it on"
+
+
 def wandb_identity(run_dir: Path, say: Callable[[str], None]) -> dict[str, str]:
     """Project, name and id of the one W&B run of a run folder."""
     return {"project": os.environ.get("WANDB_PROJECT", "distae"), "name": run_dir.name, "id": _wandb_id(run_dir / "wandb_id", say)}
@@ -58,13 +71,14 @@ def wandb_identity(run_dir: Path, say: Callable[[str], None]) -> dict[str, str]:
 
 def _wandb_id(file: Path, say: Callable[[str], None]) -> str:
     """Made once and kept."""
-    if file.exists():
-        kept = file.read_bytes().strip()
+    with contextlib.suppress(FileNotFoundError):
+        kept = read_bytes(file).strip()
         if re.fullmatch(rb"[\w-]{1,64}", kept):
             return kept.decode()
         say(f"W&B: {file} is damaged; a new W&B run begins")
-    file.write_text(uuid.uuid4().hex[:8])
-    return file.read_text()
+    made = uuid.uuid4().hex[:8]
+    write_atomically(file, made.encode())
+    return made
 
 
 def _wandb_mode(wandb: Any) -> str:

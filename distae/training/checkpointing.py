@@ -91,6 +91,7 @@ class CheckpointManager:
         )
         self.store.save(self.state.step, state_dict(self.train_step), msgspec.json.encode(metadata), self.state.best_step)
         self.saved_step = self.state.step
+        self.logger.callbacks.on_save(self.state.step)
         if self.cfg.save_every == "auto":  # each rank's clock differs, so rank 0 decides
             self.schedule.next = dist.broadcast(self.schedule.after(self.state.step, started, time.perf_counter()))
 

@@ -8,6 +8,7 @@ from distae import distributed as dist
 from distae.config import TrainConfig
 from distae.errors import TrainingError
 from distae.tracking import Tracker
+from distae.training.callbacks import Callbacks
 from distae.training.profiling import peak_flops, peak_memory_bytes
 from distae.training.state import TrainState
 from distae.training.step import TrainStep
@@ -25,6 +26,7 @@ class MetricsLogger:
         """`steps` of an epoch, and of the whole run."""
         self.cfg, self.train_step, self.state, self.tracker = cfg, train_step, state, tracker
         self.steps_per_epoch, self.total_steps = steps
+        self.callbacks = Callbacks()
         self.device = dist.world().device
         self.timers = train_step.timers
         self.peak_flops = peak_flops(self.device, cfg.precision, cfg.tf32)
@@ -46,7 +48,8 @@ class MetricsLogger:
         means, grad_norm = self.check_finite(), float(self.train_step.grad_norm)
         lr = self.cfg.optim.lr * self.train_step.schedule.factor(self.state.step - 1)
         metrics = means | {"lr": lr, "grad_norm": grad_norm} | self._speed()
-        self.row({f"train/{k}": v for k, v in metrics.items()})
+        self.row(row := {f"train/{k}": v for k, v in metrics.items()})
+        self.callbacks.on_log(row)
         self.train_step.window.clear()
 
     def row(self, metrics: Mapping[str, float]) -> None:

@@ -9,7 +9,7 @@ from distae.errors import TrainingError, UserError
 from distae.models.serialization import load_weights
 from distae.runtime import outcome
 from distae.training.checkpointing import CheckpointManager
-from distae.training.state import CheckpointMetadata, TrainState, changed_data, compare, load_state_dict
+from distae.training.state import CheckpointMetadata, TrainState, changed_data, check_order, compare, load_state_dict
 from distae.training.step import TrainStep
 
 
@@ -20,6 +20,7 @@ class RunRestorer:
         self.cfg, self.train_step, self.state, self.checkpoints = cfg, train_step, state, checkpoints
         self.notes: list[str] = []
         """What the user should know of the start, for the log."""
+        self.resumed: CheckpointMetadata | None = None
 
     def restore(self) -> int:
         """Load what the run starts from; returns the bytes of metrics.jsonl at that point. Raises TrainingError, UserError."""
@@ -30,9 +31,9 @@ class RunRestorer:
             self.notes += latest.complaints + set_aside
             self.notes.append(f"resumed at step {latest.step} of {self.checkpoints.logger.total_steps}")
             self.checkpoints.saved_step = latest.step
-            saved = self._load(store, latest.step)
-            self._check_data(saved)
-            return saved.metrics_bytes
+            self.resumed = self._load(store, latest.step)
+            self._check_data(self.resumed)
+            return self.resumed.metrics_bytes
         if self.cfg.fork_from:
             self._fork(Path(self.cfg.fork_from))
         elif self.cfg.init_from:
@@ -44,8 +45,13 @@ class RunRestorer:
         end = outcome.read(Path(self.cfg.run_dir or "."))
         return bool(dist.broadcast(end is not None and (end.outcome, end.step) == ("done", self.state.step)))
 
+    def check_order(self) -> None:
+        """Raises UserError where the run would not continue as it began: it is of a version with another order of rows."""
+        if self.resumed:
+            check_order(self.resumed, self.cfg.run_dir)
+
     def _load(self, store: CheckpointStore, step: int) -> CheckpointMetadata:
-        """Load a checkpoint's whole state; returns what is in it besides tensors. Raises TrainingError."""
+        """Load a checkpoint's whole state; returns its metadata. Raises TrainingError."""
         saved = load_state_dict(store, step, self.train_step)
         self.state.assign(saved.state)
         self.train_step.schedule.plateau = saved.plateau

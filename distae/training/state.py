@@ -14,7 +14,8 @@ from distae.config import TrainConfig
 from distae.config.check import identity_settings
 from distae.config.optim import CosineConfig
 from distae.data import Identity, Transform
-from distae.errors import TrainingError
+from distae.errors import TrainingError, UserError
+from distae.noise import ORDER
 from distae.runtime.files import decode
 from distae.training.accumulator import AccumulatorState
 from distae.training.optim import Plateau, load_optimizer_tensors, optimizer_tensors
@@ -54,10 +55,12 @@ class CheckpointMetadata:
     world_size: int
     threads: int
     torch: str
-    data: Identity | None = None
-    """The data that it was trained on; None in those saved before this was kept."""
     transform: Transform | None = None
     """What made the model's values of the stored ones; None in those saved before this was kept."""
+    order: int = 1
+    """`noise.ORDER` of the version that saved it; checkpoints that do not say are of the first."""
+    data: Identity | None = None
+    """The data that it was trained on; None in those saved before this was kept."""
 
 
 def state_dict(train_step: TrainStep) -> dict[str, Tensor]:
@@ -92,8 +95,9 @@ def checkpoint_metadata(
         world_size=dist.world().world_size,
         threads=threads,
         torch=str(torch.__version__),
-        data=data,
         transform=train_step.loader.arrays.transform,
+        order=ORDER,
+        data=data,
     )
 
 
@@ -121,6 +125,17 @@ def load_state_dict(store: CheckpointStore, step: int, train_step: TrainStep) ->
 
 
 _SCALER = set(torch.amp.GradScaler("cpu").state_dict())
+
+
+def check_order(saved: CheckpointMetadata, run_dir: str | None) -> None:
+    """Raises UserError where a version saved it whose rows and noise were others: it would be continued differently."""
+    if saved.order != ORDER:
+        raise UserError(
+            f"--run-dir: the run in {run_dir} is of another version of distae (order {saved.order}, here {ORDER}), with other "
+            "noise and rows per rank: resuming it would continue it differently.\n"
+            "Give --fresh to start anew, or another --run-dir with --fork-from (full state) or --init-from (weights of a finished "
+            "run); distae.load and `python -m distae.checkpoint RUN --export` still read it"
+        )
 
 
 def compare(saved: CheckpointMetadata, cfg: TrainConfig, total_steps: int, threads: int) -> list[str]:

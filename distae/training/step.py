@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -46,16 +46,8 @@ class TrainStep:
         self.compiled = Compiled(model, cfg.cuda_graphs) if compiled else None
         self.wrapped = self._parallelize()
         micro = cfg.global_batch_size // cfg.grad_accum_steps
-        self.rows = [
-            Rows.strided(
-                cfg.global_batch_size,
-                m * micro + self.world.rank,
-                (m + 1) * micro,
-                self.world.world_size,
-                self.world.device,
-            )
-            for m in range(cfg.grad_accum_steps)
-        ]
+        share = micro // self.world.world_size
+        self.rows = [Rows(share, m * micro + self.world.rank * share) for m in range(cfg.grad_accum_steps)]
 
     def _parallelize(self) -> dict[str, nn.Module]:
         """What the forward of each phase goes through."""
@@ -92,19 +84,22 @@ class TrainStep:
 
     def _run_and_discard(self, rows: Tensor, times: int) -> None:
         """Run the first micro-step of every phase so many times, and leave no trace of it."""
-        buffers = [b.clone() for b in self.model.buffers()]
+        buffers, batch = [b.clone() for b in self.model.buffers()], self._fetch(0, 0, rows[0])
         for _ in range(times):
             for phase in self.phases:
                 self._train_only(phase)
                 self.model.zero_grad()  # a CUDA graph's gradients do not outlive its next replay
-                self._backward(phase, 0, 0, rows[0])
+                self._backward(phase, 0, 0, batch)
         self.model.zero_grad()
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
     def __call__(self, step: int, rows: Tensor) -> None:
         """Make the update after which the run has done step + 1 steps, from rows `[micro_steps, micro_batch]`."""
-        updates = [self._phase(phase, step, rows) for phase in self.phases]
+        batches: Iterable[Batch] = (self._fetch(step, micro, mine) for micro, mine in enumerate(rows))
+        if len(self.phases) > 1:
+            batches = [*batches]  # each is fetched once, and a phase follows on the whole step of the one before
+        updates = [self._phase(phase, step, batches) for phase in self.phases]
         if self.scaler:
             self.scaler.update()
         self.grad_norm = updates[0].grad_norm
@@ -113,35 +108,35 @@ class TrainStep:
         if self.ema:
             self.ema.update(self.model)
 
-    def _phase(self, phase: Phase, step: int, rows: Tensor) -> Update:
+    def _phase(self, phase: Phase, step: int, batches: Iterable[Batch]) -> Update:
         self._train_only(phase)
         optimizer = self.optimizers[phase.name]
         for group in optimizer.param_groups:
             group["lr"] = (phase.lr or self.cfg.optim.lr) * self.schedule.factor(step)
         for p in phase.parameters:
             p.grad = None  # as zero_grad() does, at a tenth of its price for a small model
-        for micro, mine in enumerate(rows):
-            with self._no_sync(phase) if micro < len(rows) - 1 else contextlib.nullcontext():
-                self.window.add(self._backward(phase, step, micro, mine))
+        for micro, batch in enumerate(batches):
+            with self._no_sync(phase) if micro < self.cfg.grad_accum_steps - 1 else contextlib.nullcontext():
+                self.window.add(self._backward(phase, step, micro, batch))
         with self.timers["optimizer"]:
             return apply_update(optimizer, phase.parameters, self.cfg.optim, self.scaler)
 
-    def _backward(self, phase: Phase, step: int, micro: int, rows: Tensor) -> Output:
-        noise = self._noise(phase, step, micro)
+    def _fetch(self, step: int, micro: int, rows: Tensor) -> Batch:
+        """The micro-batch that all phases of the step see, its noise under a key of its own."""
         with self.timers["data"]:
-            x, label = self.loader.batch(rows, noise)
+            x, label = self.loader.batch(rows, self._noise(("data", step), micro))
+        return Batch(x, label, step, None, len(self.loader))
+
+    def _backward(self, phase: Phase, step: int, micro: int, batch: Batch) -> Output:
+        noise = self._noise(("train", step, phase.name), micro)
         with self.timers["forward"], autocast(self.cfg.precision, self.world.device):
-            out: Output = self.wrapped[phase.name](Batch(x, label, step, None, len(self.loader)), phase.name, noise)
+            out: Output = self.wrapped[phase.name](batch, phase.name, noise)
         loss = out.loss if self.cfg.grad_accum_steps == 1 else out.loss / self.cfg.grad_accum_steps
         with self.timers["backward"]:
             torch.autograd.backward(self.scaler.scale(loss) if self.scaler else loss)
         return out
 
-    def _noise(self, phase: Phase, step: int, micro: int) -> Noise:
-        key: tuple[str | int, ...] = ("train", step, phase.name)
-        if self.cfg.noise == "per_rank":
-            size = self.cfg.global_batch_size // self.cfg.grad_accum_steps // self.world.world_size
-            return Noise(self.cfg.seed, (*key, micro), Rows(size), self.world.device, (self.world.rank,))
+    def _noise(self, key: tuple[str | int, ...], micro: int) -> Noise:
         return Noise(self.cfg.seed, key, self.rows[micro], self.world.device)
 
     def _train_only(self, phase: Phase) -> None:
@@ -166,7 +161,11 @@ def explaining_memory(cfg: TrainConfig, world_size: int) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in text:
             raise
         micro = cfg.global_batch_size // cfg.grad_accum_steps // world_size
+        advice = (
+            f"raise --grad-accum-steps (now {cfg.grad_accum_steps}) or the number of processes, or lower --global-batch-size"
+            if micro > 1
+            else "no smaller one is possible: give a smaller --net, or a lower --model.latent-dim"
+        )
         raise TrainingError(
-            f"out of memory with a micro-batch of {micro} samples ({text.splitlines()[0] if text else 'host memory'}); raise "
-            f"--grad-accum-steps (now {cfg.grad_accum_steps}) or the number of processes, or lower --global-batch-size"
+            f"out of memory with a micro-batch of {micro} samples ({text.splitlines()[0] if text else 'host memory'}); {advice}"
         ) from error

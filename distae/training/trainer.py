@@ -52,7 +52,8 @@ class Trainer:
         self.state, self.tracker, self.stop = TrainState(), Tracker(), StopAgreement(stop)
         self.logger = MetricsLogger(cfg, self.train_step, self.state, self.tracker, (self.sampler.steps_per_epoch, self.total))
         self.validator = Validator(cfg, self.loaders, self.state, self.logger)
-        self.checkpoints = CheckpointManager(cfg, self.state, self.logger, threads, self.data, lock.check if lock else lambda: None)
+        self.may_write = lock.check if lock else lambda: None
+        self.checkpoints = CheckpointManager(cfg, self.state, self.logger, threads, self.data, self.may_write)
         self.restorer = RunRestorer(cfg, self.train_step, self.state, self.checkpoints)
         self.restorer.notes += [*splits["train"].notes, *filter(None, [why_not_compiled])]
         self.profile: Profile | None = None
@@ -70,16 +71,23 @@ class Trainer:
         metrics_bytes = self.restorer.restore()
         if self.finished and self.state.step and self.restorer.is_complete():
             return False
+        self.restorer.check_order()
         if self.world.is_main:
             (self.run_dir / outcome.FILE).unlink(missing_ok=True)
             environment = describe_environment(self.world.world_size, self.threads, str(self.world.device))
-            self.tracker.open(self.cfg, metrics_bytes, (self.state.step, self.total), environment)
+            self.tracker.open(self.cfg, metrics_bytes, (self.state.step, self.total), environment, self.may_write)
             for note in self.restorer.notes:
                 self.tracker.line(note)
         return True
 
     def fit(self) -> bool:
         """Train to the end; or to an agreed stop, and then return False after a save."""
+        self.logger.callbacks.on_start(self)
+        finished = self._loop()
+        self.logger.callbacks.on_end(finished)
+        return finished
+
+    def _loop(self) -> bool:
         batches = data.steps(self.sampler, self.state.step, self.loaders["train"].storage_device)
         self.logger.start()
         self.checkpoints.start()

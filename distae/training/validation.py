@@ -54,6 +54,7 @@ class Validator:
         if metrics is None or of_codes is None:
             return None
         self.logger.row({f"{split}/{k}": v for k, v in (metrics | of_codes).items()})
+        self.logger.callbacks.on_evaluate(split, metrics | of_codes)
         if split == "test":
             for line in warnings(metrics | of_codes, cfg.model.latent_dim):
                 self.logger.tracker.line(line)

@@ -1,5 +1,7 @@
 """Settings of every model variant. The class in distae/models bound to one by @register holds its equations."""
 
+from distae.registry import import_all
+
 # In the order of --help.
 # isort: off
 from distae.config.models.base import ModelConfig
@@ -59,3 +61,5 @@ __all__ = [
     "WAEGANConfig",
     "WAEMMDConfig",
 ]
+
+import_all(__name__)

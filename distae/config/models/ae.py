@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from distae.config.fields import Count, Fraction, Positive
 from distae.config.models.base import ModelConfig
+from distae.config.names import LikelihoodName
 from distae.config.nets import NetConfig
 from distae.config.weights import Weight
 from distae.errors import UserError
@@ -26,7 +27,7 @@ class LinearAEConfig(ModelConfig):
 
     name: ClassVar[str] = "linear_ae"
 
-    likelihood: Literal["bernoulli", "gaussian", "laplace"] = "gaussian"
+    likelihood: LikelihoodName = "gaussian"
     """p(x|z); PCA is the optimum of gaussian with a fixed scale."""
 
 

@@ -1,9 +1,10 @@
 """What the settings of all variants share."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from distae.config.fields import Count, Positive, Variant
+from distae.config.names import LikelihoodName
 from distae.config.nets import NetConfig
 
 
@@ -22,7 +23,7 @@ class ModelConfig(Variant):
 
     latent_dim: Count = 16
     """Size of the code z."""
-    likelihood: Literal["bernoulli", "gaussian", "laplace"] = "bernoulli"
+    likelihood: LikelihoodName = "bernoulli"
     """p(x|z), summed over all values of a sample, in nats. bernoulli needs data in [0, 1] (grey values count as
     probabilities unless --data.binarize); gaussian is the squared error in nats; laplace the absolute error (l1)."""
     scale: Positive = 1.0

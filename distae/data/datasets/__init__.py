@@ -2,5 +2,8 @@
 
 from distae.data.datasets import array, digits, torchvision
 from distae.data.datasets.base import load, register_dataset
+from distae.registry import import_all
 
 __all__ = ["array", "digits", "load", "register_dataset", "torchvision"]
+
+import_all(__name__)

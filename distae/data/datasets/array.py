@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distae.config.data import ArrayConfig
+from distae.config.data import FILE_ERRORS, ArrayConfig
 from distae.data.datasets.base import register_dataset
 from distae.data.splits import Arrays, hold_out
 from distae.data.transform import Transform
@@ -18,7 +18,10 @@ from distae.errors import UserError
 @register_dataset(ArrayConfig)
 def load(cfg: ArrayConfig) -> tuple[Arrays, Arrays]:
     cfg.shape()
-    x, label = _read(cfg)
+    try:
+        x, label = _read(cfg)
+    except FILE_ERRORS as error:
+        raise UserError(f"--data.path: {cfg.path} is damaged ({error})") from error
     if label is not None and len(label) != len(x):
         raise UserError(f"--data.label-key: {cfg.label_key!r} has {len(label)} labels for {len(x)} samples")
     scale, notes = _scale(cfg, Arrays(source := _tensor(x)))

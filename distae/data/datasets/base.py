@@ -6,19 +6,15 @@ from typing import Any, TypeVar
 from distae.config.data import DataConfig
 from distae.data.splits import Arrays, hold_out
 from distae.errors import UserError
+from distae.registry import Registry
 
 L = TypeVar("L", bound=Callable[[Any], tuple[Arrays, Arrays]])
-_LOADERS: dict[type[DataConfig], Callable[[Any], tuple[Arrays, Arrays]]] = {}
+_LOADERS: Registry[type[DataConfig], Callable[[Any], tuple[Arrays, Arrays]]] = Registry("data set")
 
 
 def register_dataset(*configs: type[DataConfig]) -> Callable[[L], L]:
     """Bind a function from these settings to the training and the test `Arrays` to them."""
-
-    def bind(loader: L) -> L:
-        _LOADERS.update(dict.fromkeys(configs, loader))
-        return loader
-
-    return bind
+    return _LOADERS.register(*configs)
 
 
 def load(cfg: DataConfig) -> dict[str, Arrays]:

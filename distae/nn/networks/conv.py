@@ -9,7 +9,7 @@ from distae.nn.layers import Chain, Hidden, area, has_bias
 
 
 def encoder(cfg: ConvConfig, shape: tuple[int, ...], out: int) -> Chain:
-    """`[B, C, H, W]` to `[B, out]`; H and W divisible by 2 once per entry of cfg.channels."""
+    """`[B, C, H, W]` to `[B, out]`; H and W are divisible by 2**len(cfg.channels)."""
     sizes = (shape[0], *cfg.channels)
     layers = [Hidden(nn.Conv2d(a, b, 4, 2, 1, bias=has_bias(cfg)), b, cfg, images=True) for a, b in pairwise(sizes)]
     return Chain(*layers, nn.Flatten(), nn.Linear(sizes[-1] * area(shape, len(cfg.channels)), out))

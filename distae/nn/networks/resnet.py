@@ -38,7 +38,7 @@ class Block(Noisy):
 
 
 def encoder(cfg: ResNetConfig, shape: tuple[int, ...], out: int) -> Chain:
-    """`[B, C, H, W]` to `[B, out]`; H and W divisible by 2 once per entry of cfg.channels."""
+    """`[B, C, H, W]` to `[B, out]`; H and W are divisible by 2**len(cfg.channels)."""
     c = cfg.channels
     parts: list[nn.Module] = [nn.Conv2d(shape[0], c[0], 3, 1, 1)]
     for a, b in pairwise((c[0], *c)):

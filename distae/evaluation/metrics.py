@@ -1,0 +1,30 @@
+"""What an evaluation reports besides the terms of the model: one function of a chunk for each number."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from distae.config.names import METRICS
+from distae.models import Autoencoder, Batch, Output
+
+Metric = Callable[[Autoencoder, Batch, Output], Tensor]
+"""The value of each sample, `[B]`; rows that `batch.valid_mask` leaves out do not count.
+
+All ranks call it together, on the chunks of `evaluation.exact`: what it needs of other ranks' rows it takes from `batch.pool`.
+"""
+
+
+def register_metric(name: str) -> Callable[[Metric], Metric]:
+    """Report the mean over all samples as `val/NAME` and `test/NAME`; --best-metric may name it, where lower is better."""
+    return METRICS.register(name)
+
+
+def metrics_of(model: Autoencoder, batch: Batch, out: Output) -> dict[str, Tensor]:
+    """Every metric's `[B]`."""
+    return {name: metric(model, batch, out) for name, metric in METRICS.items()}
+
+
+@register_metric("mse")
+def squared_error(model: Autoencoder, batch: Batch, out: Output) -> Tensor:
+    """(x - mean of p(x|z))^2, averaged over the values of a sample."""
+    return (batch.x - model.likelihood.mean(out.recon)).square().flatten(1).mean(1)

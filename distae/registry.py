@@ -1,0 +1,47 @@
+"""What can be added from outside: variants, networks, data sets, likelihoods, metrics, callbacks, launchers."""
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+T = TypeVar("T")
+
+REGISTRIES: "dict[str, Registry[Any, Any]]" = {}
+"""Every registry there is, by what it holds. CONTRIBUTING.md has a section for each, and a test says so."""
+
+
+def import_all(package: str) -> None:
+    """Import every module of a package, so that a new file in it is known by being there."""
+    for module in pkgutil.iter_modules(sys.modules[package].__path__):
+        importlib.import_module(f"{package}.{module.name}")
+
+
+class Registry(dict[K, V]):
+    """Implementations by what chooses them: a settings class where there are settings, else a name."""
+
+    def __init__(self, what: str, shipped: Iterable[K] = ()) -> None:
+        """`shipped`: keys that are valid before the modules that bind them are imported; those import torch."""
+        super().__init__()
+        self.shipped = tuple(shipped)
+        REGISTRIES[what] = self
+
+    @property
+    def keys_known(self) -> tuple[K, ...]:
+        """The shipped keys, and those that plugins have added."""
+        return tuple(dict.fromkeys((*self.shipped, *self)))
+
+    def register(self, *keys: K) -> Callable[[T], T]:
+        """A decorator that binds what it decorates to `keys`. Raises ValueError where one is taken."""
+
+        def bind(value: T) -> T:
+            for key in keys:
+                if key in self:
+                    raise ValueError(f"{getattr(key, '__name__', key)} is registered already")
+            self.update(dict.fromkeys(keys, value))  # type: ignore[arg-type]
+            return value
+
+        return bind
