@@ -170,8 +170,8 @@ def test_a_run_that_is_not_finished_says_how_to_export(run_dir: Path) -> None:
 
 
 def test_a_net_of_a_plugin_is_to_be_imported(run_dir: Path) -> None:
-    rewrite(run_dir, net={"name": "tanh_net"})
-    assert "if 'tanh_net' is from a plugin, import that file before distae.load" in refusal(run_dir)
+    rewrite(run_dir, net={"name": "a_net_of_mine"})
+    assert "if 'a_net_of_mine' is from a plugin, import that file before distae.load" in refusal(run_dir)
 
 
 def test_a_model_is_for_the_group_and_replaced_whole(run_dir: Path) -> None:

@@ -208,7 +208,7 @@ def test_the_statistics_of_a_batch_norm_are_loaded_too(net, tmp_path):
 
 
 def test_no_finished_run_is_the_users_mistake(tmp_path):
-    with pytest.raises(UserError, match=r"no finished run in .*: cannot read .*model.safetensors"):
+    with pytest.raises(UserError, match=r"no finished run in .*: model/ is missing"):
         distae.load(tmp_path)
 
 
