@@ -54,7 +54,7 @@ def test_each_line_is_there_at_once(tmp_path):
 def test_a_resumed_file_loses_what_its_checkpoint_does_not_know(tmp_path):
     sink = Jsonl(tmp_path / "metrics.jsonl", 0)
     sink.row({"step": 2})
-    size = sink.sync()
+    size = sink.sync().size
     sink.row({"step": 4})
     sink.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:

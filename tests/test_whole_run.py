@@ -136,6 +136,14 @@ def test_missing_rows_are_reported_and_a_torn_one_is_cut(run_dir: Path) -> None:
     assert steps[-1] == 6
 
 
+def test_a_changed_row_is_reported(run_dir: Path) -> None:
+    rows = bytearray((run_dir / "metrics.jsonl").read_bytes())
+    rows[rows.index(b"loss") + 8] ^= 1
+    (run_dir / "metrics.jsonl").write_bytes(rows)
+    assert resume(run_dir) == "done"
+    assert "rows from before this checkpoint were changed after it" in (run_dir / "log.txt").read_text()
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "config.toml", "outcome.json", "wandb_id", "lock", "images", "model"])
 @pytest.mark.parametrize("kind", ["fifo", "zero", "link", "dangling"])
 def test_something_else_in_the_place_of_a_file_is_rejected(run_dir: Path, name: str, kind: str) -> None:

@@ -35,9 +35,9 @@ def last_checkpoint(run: Path) -> Path:
 
 
 def state_of(run: Path) -> dict[str, Any]:
-    """state.json of the last checkpoint without the size of metrics.jsonl, which depends on how times are written."""
+    """state.json of the last checkpoint without size and checksum of metrics.jsonl, which depend on how times are written."""
     state: dict[str, Any] = json.loads((last_checkpoint(run) / "state.json").read_bytes())
-    return {k: v for k, v in state.items() if k != "metrics_bytes"}
+    return {k: v for k, v in state.items() if k not in ("metrics_bytes", "metrics_xxh3")}
 
 
 def differences(a: Path, b: Path, steady_saves: bool = True) -> list[str]:

@@ -64,18 +64,17 @@ def _configured(place: Path, changes: dict[str, Any]) -> None:
 
 
 def certify_model(folder: Path) -> None:
-    """Rewrite the checksums of a model folder, as somebody who means harm would; there are none before they came with issue 10."""
-    for name in ("COMMIT", "config.json"):
-        path = folder / name
-        if path.is_file() and (told := checksums(path, folder)):
-            path.write_text(json.dumps(told))
+    """Rewrite the checksums of a model folder, as somebody who means harm would."""
+    path = folder / "config.json"
+    if path.is_file() and (told := checksums(path, folder)):
+        path.write_text(json.dumps(told))
 
 
 def checksums(path: Path, folder: Path) -> dict[str, Any] | None:
     """The JSON of `path` with the entries {size, xxh3} of files of the folder made anew."""
     try:
         told = json.loads(path.read_bytes())
-        for name, entry in told["files"].items():
+        for name, entry in (told["files"] if "files" in told else {Path(WEIGHTS).name: told["weights"]}).items():
             data = (folder / name).read_bytes()
             entry |= {"size": len(data), "xxh3": xxhash.xxh3_128(data).hexdigest()}
     except (ValueError, LookupError, TypeError, AttributeError, OSError):

@@ -5,12 +5,24 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
 
 from distae.runtime.files import open_append
 from distae.tracking.sink import Row
 
 LONGEST_ROW = 1 << 20
 """Bytes to look back for the end of the last whole row."""
+
+
+class Extent(NamedTuple):
+    """metrics.jsonl as a checkpoint knows it."""
+
+    size: int = 0
+    """Bytes."""
+    xxh3: str | None = None
+    """Checksum of these bytes; None in checkpoints from before it was kept."""
 
 
 class Jsonl:
@@ -30,6 +42,10 @@ class Jsonl:
         self.lost = expected - self.size
         """Bytes of rows that a checkpoint knows of and that are not there."""
         self.file.truncate(self.size)
+        self.digest = xxhash.xxh3_128()
+        """Of all that is in the file: a checkpoint keeps it, so that a resume can tell whether earlier rows were changed."""
+        for start in range(0, self.size, LONGEST_ROW):
+            self.digest.update(os.pread(self.file.fileno(), min(LONGEST_ROW, self.size - start), start))
         self.late: list[bytes] = []
 
     def _end_of_rows(self, size: int) -> int:
@@ -43,12 +59,12 @@ class Jsonl:
         with contextlib.suppress(OSError):
             self._flush()
 
-    def sync(self) -> int:
-        """Make all rows durable; the size of the file in bytes. Raises OSError where they cannot be written."""
+    def sync(self) -> Extent:
+        """Make all rows durable; what the file is now. Raises OSError where they cannot be written."""
         self.may_write()
         self._flush()
         os.fsync(self.file.fileno())
-        return self.size
+        return Extent(self.size, self.digest.hexdigest())
 
     def _flush(self) -> None:
         """Write all rows or none, so that no torn line stays on a full disk."""
@@ -60,6 +76,7 @@ class Jsonl:
             self.file.truncate(self.size)
             raise
         self.size += sum(map(len, self.late))
+        self.digest.update(b"".join(self.late))
         self.late.clear()
 
     def image(self, name: str, path: Path, step: int) -> None:

@@ -11,7 +11,7 @@ from distae.config.train import TrainConfig
 from distae.errors import TrainingError
 from distae.runtime.files import in_words
 from distae.tracking.console import Console
-from distae.tracking.jsonl import Jsonl
+from distae.tracking.jsonl import Extent, Jsonl
 from distae.tracking.sink import Row, Sink
 from distae.tracking.wandb import Wandb
 
@@ -25,23 +25,27 @@ class Tracker:
     def open(
         self,
         cfg: TrainConfig,
-        size: int,
+        rows: Extent,
         steps: tuple[int, int],
         environment: dict[str, Any],
         may_write: Callable[[], None] = lambda: None,
     ) -> None:
-        """Open the sinks that `cfg` asks for, from the first of `steps` to the last; metrics.jsonl continues after `size` bytes.
+        """Open the sinks that `cfg` asks for, from the first of `steps` to the last; metrics.jsonl continues after `rows`.
 
         `may_write` raises TrainingError where the run folder is no longer ours; this does where a file cannot be written to.
         """
         run_dir = Path(cfg.run_dir or ".")
         try:
-            rows, console = Jsonl(run_dir / "metrics.jsonl", size, may_write), Console(run_dir / "log.txt", *steps)
+            jsonl, console = Jsonl(run_dir / "metrics.jsonl", rows.size, may_write), Console(run_dir / "log.txt", *steps)
         except OSError as error:
             raise TrainingError(f"cannot write to {error.filename}: {in_words(error)}") from error
-        if rows.lost:
-            console.line(f"metrics.jsonl is damaged: {rows.lost} of its {size} bytes at this checkpoint are missing, the last rows")
-        self.sinks += [rows, console]
+        if jsonl.lost:
+            console.line(
+                f"metrics.jsonl is damaged: {jsonl.lost} of its {rows.size} bytes at this checkpoint are missing, the last rows"
+            )
+        elif rows.xxh3 not in (None, jsonl.digest.hexdigest()):
+            console.line("metrics.jsonl is damaged: rows from before this checkpoint were changed after it (checksum mismatch)")
+        self.sinks += [jsonl, console]
         if cfg.tracking == "wandb":
             self.sinks.append(Wandb(run_dir, cfg, environment, console))
         else:
@@ -56,10 +60,10 @@ class Tracker:
         for sink in self.sinks:
             sink.row(row)
 
-    def sync(self) -> int | None:
-        """Size in bytes of metrics.jsonl, now durable; None where it cannot be written to."""
+    def sync(self) -> Extent | None:
+        """metrics.jsonl as it is, now durable; None where it cannot be written to."""
         try:
-            return next((s.sync() for s in self.sinks if isinstance(s, Jsonl)), 0)
+            return next((s.sync() for s in self.sinks if isinstance(s, Jsonl)), Extent())
         except OSError:
             return None
 

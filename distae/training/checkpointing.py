@@ -82,12 +82,12 @@ class CheckpointManager:
 
     def _begin(self, started: float) -> None:
         self.logger.check_finite()
-        metrics_bytes = dist.broadcast(self.tracker.sync())
-        if metrics_bytes is None:
+        rows = dist.broadcast(self.tracker.sync())
+        if rows is None:
             self._report("metrics.jsonl cannot be written")
             return
         metadata = checkpoint_metadata(
-            self.cfg, self.state, self.train_step, metrics_bytes, self.logger.total_steps, self.threads, self.data
+            self.cfg, self.state, self.train_step, rows, self.logger.total_steps, self.threads, self.data
         )
         self.store.save(self.state.step, state_dict(self.train_step), msgspec.json.encode(metadata), self.state.best_step)
         self.saved_step = self.state.step

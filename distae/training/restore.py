@@ -8,6 +8,7 @@ from distae.config import TrainConfig
 from distae.errors import TrainingError, UserError
 from distae.models.serialization import load_weights
 from distae.runtime import outcome
+from distae.tracking import Extent
 from distae.training.checkpointing import CheckpointManager
 from distae.training.state import CheckpointMetadata, TrainState, changed_data, check_order, compare, load_state_dict
 from distae.training.step import TrainStep
@@ -22,8 +23,8 @@ class RunRestorer:
         """What the user should know of the start, for the log."""
         self.resumed: CheckpointMetadata | None = None
 
-    def restore(self) -> int:
-        """Load what the run starts from; returns the bytes of metrics.jsonl at that point. Raises TrainingError, UserError."""
+    def restore(self) -> Extent:
+        """Load what the run starts from; returns what metrics.jsonl was at that point. Raises TrainingError, UserError."""
         store = self.checkpoints.store
         latest = store.newest()
         set_aside = store.clean(latest)
@@ -33,12 +34,12 @@ class RunRestorer:
             self.checkpoints.saved_step = latest.step
             self.resumed = self._load(store, latest.step)
             self._check_data(self.resumed)
-            return self.resumed.metrics_bytes
+            return Extent(self.resumed.metrics_bytes, self.resumed.metrics_xxh3)
         if self.cfg.fork_from:
             self._fork(Path(self.cfg.fork_from))
         elif self.cfg.init_from:
             self._load_weights(Path(self.cfg.init_from))
-        return 0
+        return Extent()
 
     def is_complete(self) -> bool:
         """Whether an earlier start did all that this one would."""

@@ -17,6 +17,7 @@ from distae.data import Identity, Transform
 from distae.errors import TrainingError, UserError
 from distae.noise import ORDER
 from distae.runtime.files import decode
+from distae.tracking import Extent
 from distae.training.accumulator import AccumulatorState
 from distae.training.optim import Plateau, load_optimizer_tensors, optimizer_tensors
 from distae.training.step import TrainStep
@@ -57,6 +58,8 @@ class CheckpointMetadata:
     torch: str
     transform: Transform | None = None
     """What made the model's values of the stored ones; None in those saved before this was kept."""
+    metrics_xxh3: str | None = None
+    """Checksum of these bytes of metrics.jsonl; None in those saved before this was kept."""
     order: int = 1
     """`noise.ORDER` of the version that saved it; checkpoints that do not say are of the first."""
     data: Identity | None = None
@@ -77,7 +80,7 @@ def checkpoint_metadata(
     cfg: TrainConfig,
     state: TrainState,
     train_step: TrainStep,
-    metrics_bytes: int,
+    rows: Extent,
     total_steps: int,
     threads: int,
     data: Identity,
@@ -90,7 +93,8 @@ def checkpoint_metadata(
         scaler=train_step.scaler.state_dict() if train_step.scaler else None,
         samples_seen=state.step * cfg.global_batch_size,
         total_steps=total_steps,
-        metrics_bytes=metrics_bytes,
+        metrics_bytes=rows.size,
+        metrics_xxh3=rows.xxh3,
         settings=identity_settings(cfg),
         world_size=dist.world().world_size,
         threads=threads,

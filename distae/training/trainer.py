@@ -68,14 +68,14 @@ class Trainer:
         Returns False where the run is complete: there is nothing to do, and nothing is touched.
         """
         self._warm_up()
-        metrics_bytes = self.restorer.restore()
+        rows = self.restorer.restore()
         if self.finished and self.state.step and self.restorer.is_complete():
             return False
         self.restorer.check_order()
         if self.world.is_main:
             (self.run_dir / outcome.FILE).unlink(missing_ok=True)
             environment = describe_environment(self.world.world_size, self.threads, str(self.world.device))
-            self.tracker.open(self.cfg, metrics_bytes, (self.state.step, self.total), environment, self.may_write)
+            self.tracker.open(self.cfg, rows, (self.state.step, self.total), environment, self.may_write)
             for note in self.restorer.notes:
                 self.tracker.line(note)
         return True
