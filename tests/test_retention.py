@@ -109,7 +109,7 @@ def test_the_former_best_stays_until_the_new_one_is_on_disk(tmp_path: Path, monk
     """The save of the new best, 30, fails. Over a restart too, until one is saved."""
     checkpoints = saved(tmp_path / "checkpoints", 10, 20, keep=1, best=10)
     with monkeypatch.context() as patch:
-        patch.setattr(store, "fsync_folder", lambda path: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        patch.setattr(store, "sync", lambda path: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
         assert save(checkpoints, 30, 30) is not None
     for step in (40, 50):
         assert save(checkpoints, step, 30) is None

@@ -63,12 +63,14 @@ def _prepared(cfg: TrainConfig, env: Environment) -> "tuple[tuple[torch.device, 
     from distae import data
     from distae import distributed as dist
     from distae.data.checks import check_data
+    from distae.models.size import check_size
 
     device = dist.pick_device(cfg.device, env)
     threads = dist.set_threads(cfg.threads, env)
     dist.set_tf32(cfg.tf32)
     splits = data.load(cfg.data)
     check_data(cfg, splits)
+    check_size(cfg, cfg.data.shape(), dist.memory_of(device))
     if env.world_size == 1:
         return (device, threads, splits), {}
     same = {f"data: {key}": value for key, value in data.identity(splits).items()}

@@ -23,6 +23,8 @@ from distae.errors import UserError
 
 T = TypeVar("T")
 Table = dict[str, Any]
+LARGEST_FILE = 16 << 20
+"""Bytes of a file of settings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,11 +247,16 @@ def read_toml(path: str | None, option: str = "config") -> Table:
         return {}
     if option == "config" and path.startswith(recipes.PREFIX):
         path = str(recipes.find(path.removeprefix(recipes.PREFIX)))
+    file = Path(path)
     try:
-        return tomllib.loads(Path(path).read_text())
+        if file.exists() and not file.is_file():  # a FIFO is waited for without end, /dev/zero fills the memory
+            raise UserError(f"--{option}: {path} is not a file")
+        if file.stat().st_size > LARGEST_FILE:
+            raise UserError(f"--{option}: {path} has {file.stat().st_size} bytes; at most {LARGEST_FILE} are expected")
+        return tomllib.loads(file.read_text())
     except OSError as error:
         raise UserError(f"--{option}: cannot read {path} ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of 5,000 digits
         raise UserError(f"--{option}: {path} is not valid TOML: {error}") from error
 
 

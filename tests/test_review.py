@@ -1,0 +1,69 @@
+"""Mistakes at the start, each answered in words before anything is made; and disks that are full."""
+
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import settings
+from safetensors import SafetensorError
+
+from distae.commands import train
+from distae.config.cli import read_toml
+from distae.errors import UserError
+from distae.models import serialization
+from distae.models.size import check_size
+from distae.runtime.environment import Environment
+
+
+def test_settings_are_read_from_a_file_of_sane_size_only(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    (tmp_path / "number").write_text(f"seed = {'9' * 5000}\n")
+    (tmp_path / "good").write_text("seed = 4\n")
+    (tmp_path / "link").symlink_to(tmp_path / "good")
+    bad = {"/dev/zero": "not a file", "fifo": "not a file", "sparse": "at most", "number": "not valid TOML", ".": "not a file"}
+    for name, why in bad.items():
+        with pytest.raises(UserError, match=why):
+            read_toml(str(tmp_path / name))
+    assert read_toml(str(tmp_path / "link")) == {"seed": 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"model": {"latent_dim": 10**12}}, "weights and gradients take"),
+        ({"net": {"hidden": [10**12]}}, "weights and gradients take"),
+        ({"net": {"hidden": [10**12, 10**12]}}, "cannot be built"),
+        ({"net": {"name": "resnet", "blocks": 10**9}}, "deeper"),
+    ],
+)
+def test_a_model_that_cannot_fit_is_refused_before_a_folder_is_made(tmp_path: Path, change: dict[str, Any], why: str) -> None:
+    cfg = settings(data={"name": "digits", "limit": 96}, steps=2, **change)
+    with pytest.raises(UserError, match=why):
+        train.run(replace(cfg, run_dir=str(tmp_path / "run")), Environment())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_size_is_weights_and_gradients() -> None:
+    cfg = settings(model={"latent_dim": 1}, net={"hidden": [2]})
+    weights = (8 * 2 + 2) + (2 * 1 + 1) + (1 * 2 + 2) + (2 * 8 + 8)
+    check_size(cfg, (8,), 2 * 4 * weights)
+    with pytest.raises(UserError, match="weights and gradients take"):
+        check_size(cfg, (8,), 2 * 4 * weights - 1)
+
+
+def test_a_full_disk_at_the_export_has_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes `train` report it in words."""
+
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(serialization, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        serialization.export({"a": torch.zeros(1)}, settings(), tmp_path / "model", 1, None, None)
+    assert error.value.errno == errno.ENOSPC
