@@ -33,9 +33,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distae import distributed as dist
 from distae.checkpoint import CheckpointStore
-from distae.runtime.files import sync
 from distae.config.optim import OptimConfig
 from distae.runtime.environment import Environment
+from distae.runtime.files import sync
 from distae.training.optim import make_optimizer, optimizer_tensors
 
 LAYERS, BATCH, PIECE = 6, 16, 8 << 20

@@ -96,6 +96,16 @@ def test_damaged_newer_ones_are_set_aside_and_reported(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == [3, 2, 1]
 
 
+def test_a_resume_removes_what_an_interrupted_deletion_left(tmp_path: Path) -> None:
+    """Only older folders without a marker: a newer one is set aside, and a damaged one keeps its bytes."""
+    saved(tmp_path, 1, 2, 3, 4, 5)
+    flip(tmp_path, 2)
+    for step in (1, 3, 5):
+        (tmp_path / name_of(step) / COMMIT).unlink()
+    assert resume(tmp_path, 2)[1] == 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"damaged_{name_of(5)}", name_of(2), name_of(4)]
+
+
 def test_where_none_is_valid_nothing_is_renamed(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2)
     flip(tmp_path, 1)

@@ -1,6 +1,7 @@
 """Mistakes at the start, each answered in words before anything is made; and disks that are full."""
 
 import errno
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from distae.errors import UserError
 from distae.models import serialization
 from distae.models.size import check_size
 from distae.runtime.environment import Environment
+from launch import status
 
 
 def test_settings_are_read_from_a_file_of_sane_size_only(tmp_path: Path) -> None:
@@ -67,3 +69,16 @@ def test_a_full_disk_at_the_export_has_its_number(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="No space left") as error:
         serialization.export({"a": torch.zeros(1)}, settings(), tmp_path / "model", 1, None, None)
     assert error.value.errno == errno.ENOSPC
+
+
+def test_status_reads_the_end_of_the_rows_and_no_pipe(tmp_path: Path) -> None:
+    """Where a row is damaged, or a value is null, the others are still shown."""
+    row = {"step": 7, "epoch": 0.5, "train/loss": 2.0, "train/kl": None}
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        file.truncate(1 << 40)
+        file.seek(0, os.SEEK_END)
+        file.write("\n" + json.dumps(row) + '\n{"val/loss": 1}\n{"step": [], "x/y": {}}\n{"step": 8, "epo')
+    assert ("train", "step 7 epoch 0.50 train/loss=2 train/kl=nan") in [*status.report(tmp_path)]
+    (tmp_path / "metrics.jsonl").unlink()
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    assert [*status.report(tmp_path)] == [("run", str(tmp_path))]

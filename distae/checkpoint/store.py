@@ -31,6 +31,7 @@ from distae.checkpoint.retention import (
     manifest_of,
     name_of,
     remove,
+    remove_remains,
     retain,
     set_aside,
     step_of,
@@ -208,7 +209,9 @@ class CheckpointStore:
         return next(filter(None, dist.gather(why_damaged(path, mine))), None)
 
     def clean(self, found: LatestCheckpoint | None) -> list[str]:
-        """Remove what interrupted saves left, and set aside what `newest` passed over; says what became of that. Rank 0 does it.
+        """Remove what interrupted saves and deletions left, and set aside what `newest` passed over; says what became of that.
+
+        Rank 0 does it.
 
         Were they left in place, the next start would go through them again, and a later one could take one for the newest.
         """
@@ -216,6 +219,8 @@ class CheckpointStore:
             return []
         for left in self.folder.glob(".step_*.writing"):
             shutil.rmtree(left, ignore_errors=True)
+        if found:
+            remove_remains(self.folder, found.step)
         notes = []
         for path in found.passed_over if found else []:
             try:
