@@ -13,11 +13,15 @@ from helpers import settings
 from safetensors import SafetensorError
 
 from distae.commands import train
+from distae.config import TrainConfig, parse
 from distae.config.cli import read_toml
 from distae.errors import UserError
 from distae.models import serialization
 from distae.models.size import check_size
+from distae.runtime import run_dir
 from distae.runtime.environment import Environment
+from distae.runtime.outcome import Outcome
+from distae.runtime.run_dir import check_run_dir, open_run_dir
 from launch import status
 
 
@@ -82,3 +86,33 @@ def test_status_reads_the_end_of_the_rows_and_no_pipe(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").unlink()
     os.mkfifo(tmp_path / "metrics.jsonl")
     assert [*status.report(tmp_path)] == [("run", str(tmp_path))]
+
+
+def test_a_run_that_cannot_be_moved_aside_is_refused_and_its_lock_given_back(tmp_path: Path) -> None:
+    """As where a file system is mounted on it, or the folder above is another user's."""
+    cfg = settings(run_dir=str(tmp_path / "run"), fresh=True)
+    open_run_dir(replace(cfg, fresh=False)).release()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_dir, "_aside", lambda _: tmp_path / "not there" / "aside")
+        with pytest.raises(UserError, match=r"--fresh: .* cannot be moved aside: No such file or directory"):
+            open_run_dir(cfg)
+    open_run_dir(cfg).release()
+    assert len([*tmp_path.glob("run.*")]) == 1
+
+
+def test_an_option_that_is_gone_is_not_suggested() -> None:
+    with pytest.raises(UserError, match="unknown option '--nois'") as error:
+        parse(TrainConfig, ["--nois", "global"], {}, "distae train")
+    assert "did you mean '--noise'" not in str(error.value)
+
+
+def test_only_a_run_with_a_model_is_named_for_init_from(tmp_path: Path) -> None:
+    cfg = settings(run_dir=str(tmp_path))
+    open_run_dir(cfg).release()
+    Outcome("stopped", 4, str(tmp_path)).write()
+    with pytest.raises(UserError, match="deleted") as error:
+        check_run_dir(cfg)
+    assert "--init-from" not in str(error.value)
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UserError, match="--init-from takes its model"):
+        check_run_dir(cfg)

@@ -113,13 +113,15 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, 
         signal = "" if done else Signals(trainer.stop.signal).name
         end = Outcome("done" if done else "stopped", trainer.state.step, str(run_dir), trainer.why_early if done else "", signal)
     except UserError:
+        if trainer:
+            trainer.tracker.close()  # a callback of a plugin may raise it when they are open
         if lock:
             lock.release()
         raise
     except Exception as error:
-        if trainer:
-            trainer.checkpoints.abandon()
         with dist.ends_within(FAILURE_SECONDS, f"rank {dist.world().rank} could not end in order"):
+            if trainer:
+                trainer.checkpoints.abandon()  # waits for a commit under way, on a disk that may not answer
             end = _failed(error, trainer, run_dir)
     if lock:
         _leave_folder(lock, end)

@@ -281,7 +281,7 @@ class _Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(argv, namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
-            known = [o for a in self._actions for o in a.option_strings if a.dest != "help"]
+            known = [o for a in self._actions for o in a.option_strings if a.help != argparse.SUPPRESS]
             group = flag.partition(".")[0] + "."
             valid = [k for k in known if k.startswith(group)] or ["see --help"]
             raise UserError(f"unknown option {flag!r}{_meant(flag, known)}; valid: {', '.join(valid)}")
@@ -297,7 +297,7 @@ def _parser(cls: type, table: Table, switches: dict[str, str], prog: str, file: 
     for switch in switches:
         parser.add_argument(f"--{switch}", dest=switch, action="store_true")
     for name in getattr(cls, "removed", {}):
-        parser.add_argument(_flag(name), dest=name)
+        parser.add_argument(_flag(name), dest=name, help=argparse.SUPPRESS)
     for field in fields_of(cls).values():
         if not dataclasses.is_dataclass(field.type):
             _add(parser, field, field.name)
