@@ -33,9 +33,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distae import distributed as dist
 from distae.checkpoint import CheckpointStore
-from distae.checkpoint.shards import fsync_folder
 from distae.config.optim import OptimConfig
 from distae.runtime.environment import Environment
+from distae.runtime.files import sync
 from distae.training.optim import make_optimizer, optimizer_tensors
 
 LAYERS, BATCH, PIECE = 6, 16, 8 << 20
@@ -79,7 +79,7 @@ class Bench:
         if self.main:
             for path in self.folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-            fsync_folder(self.folder)
+            sync(self.folder)
         dist.gather(None)
 
     def raw(self) -> Seconds:

@@ -5,7 +5,7 @@ python -m launch.status 1234            # a job
 """
 
 import argparse
-import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from distae.errors import UserError
-from distae.runtime import console, outcome
+from distae.runtime import console, files, outcome
 from distae.runtime.backends import BACKENDS
 
 from . import jobs
 from .backends import newest_job
+
+LAST_BYTES = 4 << 20
+"""Of metrics.jsonl: some ten thousand rows, of every split where evaluations are not rarer than that."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.status") -> int:
@@ -67,15 +70,16 @@ def report(run_dir: Path) -> Iterator[tuple[str, str]]:
 
 def _progress(run_dir: Path) -> Iterator[tuple[str, str]]:
     """The last losses of each split."""
-    last: dict[str, dict[str, float]] = {}
+    last: dict[str, dict[str, float | None]] = {}
     with suppress(OSError):
-        for line in (run_dir / "metrics.jsonl").read_text().splitlines():
-            with suppress(ValueError):
-                row = json.loads(line)
-                last |= {name.partition("/")[0]: row for name in row if "/" in name}
+        for line in files.read_end(run_dir / "metrics.jsonl", LAST_BYTES).splitlines():
+            with suppress(ValueError, RecursionError):
+                row = files.decode(line, dict[str, float | None])
+                last |= {name.partition("/")[0]: row for name in row if "/" in name and {"step", "epoch"} <= row.keys()}
     for split, row in last.items():
-        losses = " ".join(f"{k}={v:.5g}" for k, v in row.items() if k.removeprefix(f"{split}/") in ("loss", "recon", "kl"))
-        yield split, f"step {row['step']} epoch {row['epoch']:.2f} {losses}"
+        shown = {k: math.nan if v is None else v for k, v in row.items()}
+        losses = " ".join(f"{k}={v:.5g}" for k, v in shown.items() if k.removeprefix(f"{split}/") in ("loss", "recon", "kl"))
+        yield split, f"step {shown['step']:.0f} epoch {shown['epoch']:.2f} {losses}"
 
 
 if __name__ == "__main__":

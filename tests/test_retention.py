@@ -96,6 +96,16 @@ def test_damaged_newer_ones_are_set_aside_and_reported(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == [3, 2, 1]
 
 
+def test_a_resume_removes_what_an_interrupted_deletion_left(tmp_path: Path) -> None:
+    """Only older folders without a marker: a newer one is set aside, and a damaged one keeps its bytes."""
+    saved(tmp_path, 1, 2, 3, 4, 5)
+    flip(tmp_path, 2)
+    for step in (1, 3, 5):
+        (tmp_path / name_of(step) / COMMIT).unlink()
+    assert resume(tmp_path, 2)[1] == 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"damaged_{name_of(5)}", name_of(2), name_of(4)]
+
+
 def test_where_none_is_valid_nothing_is_renamed(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2)
     flip(tmp_path, 1)
@@ -109,7 +119,7 @@ def test_the_former_best_stays_until_the_new_one_is_on_disk(tmp_path: Path, monk
     """The save of the new best, 30, fails. Over a restart too, until one is saved."""
     checkpoints = saved(tmp_path / "checkpoints", 10, 20, keep=1, best=10)
     with monkeypatch.context() as patch:
-        patch.setattr(store, "fsync_folder", lambda path: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        patch.setattr(store, "sync", lambda path: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
         assert save(checkpoints, 30, 30) is not None
     for step in (40, 50):
         assert save(checkpoints, step, 30) is None

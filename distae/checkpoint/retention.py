@@ -178,6 +178,13 @@ def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def remove_remains(folder: Path, newest: int) -> None:
+    """Delete what is left of checkpoints before `newest` whose deletion was interrupted: folders that have no marker any more."""
+    for path in checkpoints_in(folder):
+        if step_of(path) < newest and path.is_dir() and not path.is_symlink() and not os.path.lexists(path / COMMIT):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def set_aside(path: Path) -> Path:
     """Rename a damaged checkpoint, so that nothing takes it for one, but its bytes are kept. Returns where it is now."""
     names = [f"damaged_{path.name}", *(f"damaged_{path.name}.{n}" for n in range(2, 1000))]

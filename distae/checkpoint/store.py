@@ -31,15 +31,16 @@ from distae.checkpoint.retention import (
     manifest_of,
     name_of,
     remove,
+    remove_remains,
     retain,
     set_aside,
     step_of,
     usable_manifest,
 )
-from distae.checkpoint.shards import ShardWriter, fsync_folder, why_damaged, write_file
+from distae.checkpoint.shards import ShardWriter, why_damaged, write_file
 from distae.checkpoint.staging import Staging
 from distae.errors import TrainingError
-from distae.runtime.files import read_bytes
+from distae.runtime.files import read_bytes, sync
 
 T = TypeVar("T")
 
@@ -149,7 +150,7 @@ class CheckpointStore:
         if world.is_main:
             with contextlib.suppress(FileExistsError):
                 self.folder.mkdir()  # not its parents: a run folder that is gone was renamed or deleted under us
-                fsync_folder(self.folder.parent)
+                sync(self.folder.parent)
             shutil.rmtree(tmp_path, ignore_errors=True)
             tmp_path.mkdir()
 
@@ -160,7 +161,7 @@ class CheckpointStore:
     def _commit(self, job: Job, tmp_path: Path, files: dict[str, Any]) -> None:
         files[STATE] = write_file(tmp_path / STATE, [job.state])
         write_file(tmp_path / COMMIT, [json.dumps({"step": job.step, "files": files}, indent=1).encode()])
-        fsync_folder(tmp_path)
+        sync(tmp_path)
         with self.committing:
             if self.abandoned:
                 raise TrainingError("the run has ended")
@@ -169,7 +170,7 @@ class CheckpointStore:
             if os.path.lexists(final):
                 remove(final)
             tmp_path.rename(final)
-            fsync_folder(self.folder)
+            sync(self.folder)
             retain(self.folder, self.keep_latest_k, job.step, job.best_step)
 
     def newest(self) -> LatestCheckpoint | None:
@@ -208,7 +209,9 @@ class CheckpointStore:
         return next(filter(None, dist.gather(why_damaged(path, mine))), None)
 
     def clean(self, found: LatestCheckpoint | None) -> list[str]:
-        """Remove what interrupted saves left, and set aside what `newest` passed over; says what became of that. Rank 0 does it.
+        """Remove what interrupted saves and deletions left, and set aside what `newest` passed over; says what became of that.
+
+        Rank 0 does it.
 
         Were they left in place, the next start would go through them again, and a later one could take one for the newest.
         """
@@ -216,6 +219,8 @@ class CheckpointStore:
             return []
         for left in self.folder.glob(".step_*.writing"):
             shutil.rmtree(left, ignore_errors=True)
+        if found:
+            remove_remains(self.folder, found.step)
         notes = []
         for path in found.passed_over if found else []:
             try:

@@ -63,12 +63,14 @@ def _prepared(cfg: TrainConfig, env: Environment) -> "tuple[tuple[torch.device, 
     from distae import data
     from distae import distributed as dist
     from distae.data.checks import check_data
+    from distae.models.size import check_size
 
     device = dist.pick_device(cfg.device, env)
     threads = dist.set_threads(cfg.threads, env)
     dist.set_tf32(cfg.tf32)
     splits = data.load(cfg.data)
     check_data(cfg, splits)
+    check_size(cfg, cfg.data.shape(), dist.memory_of(device))
     if env.world_size == 1:
         return (device, threads, splits), {}
     same = {f"data: {key}": value for key, value in data.identity(splits).items()}
@@ -111,13 +113,15 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, 
         signal = "" if done else Signals(trainer.stop.signal).name
         end = Outcome("done" if done else "stopped", trainer.state.step, str(run_dir), trainer.why_early if done else "", signal)
     except UserError:
+        if trainer:
+            trainer.tracker.close()  # a callback of a plugin may raise it when they are open
         if lock:
             lock.release()
         raise
     except Exception as error:
-        if trainer:
-            trainer.checkpoints.abandon()
         with dist.ends_within(FAILURE_SECONDS, f"rank {dist.world().rank} could not end in order"):
+            if trainer:
+                trainer.checkpoints.abandon()  # waits for a commit under way, on a disk that may not answer
             end = _failed(error, trainer, run_dir)
     if lock:
         _leave_folder(lock, end)

@@ -23,6 +23,8 @@ from distae.errors import UserError
 
 T = TypeVar("T")
 Table = dict[str, Any]
+LARGEST_FILE = 16 << 20
+"""Bytes of a file of settings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,11 +247,16 @@ def read_toml(path: str | None, option: str = "config") -> Table:
         return {}
     if option == "config" and path.startswith(recipes.PREFIX):
         path = str(recipes.find(path.removeprefix(recipes.PREFIX)))
+    file = Path(path)
     try:
-        return tomllib.loads(Path(path).read_text())
+        if file.exists() and not file.is_file():  # a FIFO is waited for without end, /dev/zero fills the memory
+            raise UserError(f"--{option}: {path} is not a file")
+        if file.stat().st_size > LARGEST_FILE:
+            raise UserError(f"--{option}: {path} has {file.stat().st_size} bytes; at most {LARGEST_FILE} are expected")
+        return tomllib.loads(file.read_text())
     except OSError as error:
         raise UserError(f"--{option}: cannot read {path} ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of 5,000 digits
         raise UserError(f"--{option}: {path} is not valid TOML: {error}") from error
 
 
@@ -274,7 +281,7 @@ class _Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(argv, namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
-            known = [o for a in self._actions for o in a.option_strings if a.dest != "help"]
+            known = [o for a in self._actions for o in a.option_strings if a.help != argparse.SUPPRESS]
             group = flag.partition(".")[0] + "."
             valid = [k for k in known if k.startswith(group)] or ["see --help"]
             raise UserError(f"unknown option {flag!r}{_meant(flag, known)}; valid: {', '.join(valid)}")
@@ -290,7 +297,7 @@ def _parser(cls: type, table: Table, switches: dict[str, str], prog: str, file: 
     for switch in switches:
         parser.add_argument(f"--{switch}", dest=switch, action="store_true")
     for name in getattr(cls, "removed", {}):
-        parser.add_argument(_flag(name), dest=name)
+        parser.add_argument(_flag(name), dest=name, help=argparse.SUPPRESS)
     for field in fields_of(cls).values():
         if not dataclasses.is_dataclass(field.type):
             _add(parser, field, field.name)

@@ -77,6 +77,13 @@ def pick_device(name: str, env: Environment) -> torch.device:
     return torch.device("cuda", env.local_rank if visible > 1 else 0)
 
 
+def memory_of(device: torch.device) -> int:
+    """Bytes of a device's memory, whether free or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def synchronize() -> None:
     """Wait for what is queued on the device."""
     if world().device.type == "cuda":

@@ -3,9 +3,9 @@
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +14,9 @@ import torch
 from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch import Tensor
 
+from distae import distributed as dist
 from distae.checkpoint.retention import Entry
 from distae.checkpoint.shards import checksum
 from distae.config import TrainConfig, build, to_dict
@@ -25,6 +25,7 @@ from distae.config.nets import NetConfig
 from distae.data import Identity, Transform
 from distae.errors import UserError
 from distae.models import base
+from distae.models.size import build_on_meta
 from distae.runtime import files
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -56,7 +57,7 @@ def export(
         shutil.rmtree(left, ignore_errors=True)
     fresh.mkdir(parents=True)
     path = fresh / WEIGHTS
-    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, path)
+    _save(weights, path)
     settings = to_dict(cfg)
     about = {key: settings[key] for key in ("model", "net", "data")}
     about |= {"shape": list(cfg.data.shape()), "step": step, "transform": transform and transform.to_json()}
@@ -70,6 +71,16 @@ def export(
     fresh.rename(folder)
     files.sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _save(weights: dict[str, Tensor], path: Path) -> None:
+    """Raises OSError where the file cannot be written: safetensors wraps it in an error of its own, with its number in the text."""
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, path)
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
 
 
 def load(run_dir: str | Path) -> base.Autoencoder:
@@ -132,7 +143,7 @@ def _settings(about: About, path: Path) -> TrainConfig:
 def _stored_shapes(path: Path) -> Shapes:
     """Dtype and shape of each tensor as the file's header says. Raises UserError where it is no such file."""
     try:
-        size, memory = files.size_of(path), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        size, memory = files.size_of(path), dist.memory_of(torch.device("cpu"))
         if size > memory:
             raise ValueError(f"it has {size} bytes, more than this machine's memory of {memory}")
         with path.open("rb") as file:
@@ -168,11 +179,9 @@ def _weights(folder: Path, about: About) -> dict[str, Tensor]:
 def _check_fit(model: ModelConfig, net: NetConfig, shape: tuple[int, ...], stored: Shapes) -> None:
     """Raises UserError where a model of these settings has other tensors than these. No memory is taken for them."""
     try:
-        with torch.device("meta"), _at_most(2 * len(stored) + 100):
-            made = base.build(model, net, shape, dtype=_dtype(dtype for dtype, _ in stored.values()))
-    except (ArithmeticError, RuntimeError, TypeError, ValueError, LookupError, MemoryError) as error:
-        what = " ".join(str(error).split())[:200]
-        raise UserError(f"the weights do not fit the settings beside them: {what}") from error
+        made = build_on_meta(model, net, shape, _dtype(dtype for dtype, _ in stored.values()), 2 * len(stored) + 100)
+    except ValueError as error:
+        raise UserError(f"the weights do not fit the settings beside them: {error}") from error
     needed = {k: (t.dtype, tuple(t.shape)) for k, t in made.state_dict().items()}
     if odd := [k for k in needed | stored if needed.get(k) != stored.get(k)]:
         shown = f"{odd[0][:80]} is {_shown(stored.get(odd[0]))}, and would be {_shown(needed.get(odd[0]))}"
@@ -180,24 +189,6 @@ def _check_fit(model: ModelConfig, net: NetConfig, shape: tuple[int, ...], store
     besides = sum(b.nbytes for b in made.buffers())
     if besides > BUFFERS_BESIDES + sum(dtype.itemsize * math.prod(dims) for dtype, dims in stored.values()):
         raise UserError(f"the settings beside the weights ask for {besides} bytes of constants")
-
-
-@contextmanager
-def _at_most(count: int) -> Iterator[None]:
-    """Building a module with more parameters than this raises ValueError: a depth of 10^9 is only noticed on the way."""
-    seen = 0
-
-    def counted(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-        nonlocal seen
-        seen += 1
-        if seen > count:
-            raise ValueError("the settings ask for a deeper model")
-
-    hook = register_module_parameter_registration_hook(counted)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _dtype(dtypes: Iterator[torch.dtype]) -> torch.dtype | None:

@@ -50,6 +50,14 @@ def read_bytes(path: Path, limit: int = SMALL) -> bytes:
         return file.read(limit)
 
 
+def read_end(path: Path, limit: int) -> bytes:
+    """The last `limit` bytes of a file, or all of a smaller one. Raises OSError as `size_of`."""
+    size = size_of(path)
+    with open(_descriptor(path, os.O_RDONLY), "rb") as file:
+        file.seek(max(0, size - limit))
+        return file.read(limit)
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Raises OSError as `read_bytes`, and ValueError where it is not valid TOML."""
     try:

@@ -52,10 +52,11 @@ def _check_unfinished(run_dir: Path) -> None:
     end = outcome.read(run_dir)
     if (end is None or end.outcome == "failed") and not (run_dir / "model").exists():
         return
+    takes = " (--init-from takes its model)" if (run_dir / "model").exists() else ""
     how = f"{end.outcome} at step {end.step}" if end else "finished"
     raise UserError(
         f"--run-dir: {run_dir} holds a run ({how}) whose checkpoints were deleted: it cannot be resumed.\n"
-        "Give another --run-dir (--init-from takes its model), or --fresh to move that run aside and start anew"
+        f"Give another --run-dir{takes}, or --fresh to move that run aside and start anew"
     )
 
 
@@ -151,8 +152,7 @@ def open_run_dir(cfg: TrainConfig) -> RunLock:
     lock = acquire(run_dir)
     if cfg.fresh and _holds_run(run_dir):
         lock.release()
-        run_dir.rename(_aside(run_dir))
-        run_dir.mkdir()
+        _move_aside(run_dir)
         lock = acquire(run_dir)
     if not (run_dir / CONFIG).exists() and _steps_in(run_dir):
         sys.stderr.write(f"distae: {run_dir / CONFIG} was missing; the settings are those of the newest checkpoint\n")
@@ -166,6 +166,15 @@ def open_run_dir(cfg: TrainConfig) -> RunLock:
 
 def _holds_run(run_dir: Path) -> bool:
     return any((run_dir / name).exists() for name in (CONFIG, outcome.FILE, "checkpoints", "model", "metrics.jsonl"))
+
+
+def _move_aside(run_dir: Path) -> None:
+    """Raises UserError where the folder above does not allow it."""
+    try:
+        run_dir.rename(_aside(run_dir))
+        run_dir.mkdir()
+    except OSError as error:
+        raise UserError(f"--fresh: the run in {run_dir} cannot be moved aside: {error.strerror}; give another --run-dir") from error
 
 
 def _aside(run_dir: Path) -> Path:
