@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from distae.commands.session import train_run
 from distae.config import TrainConfig, build, check
 from distae.config.models import ModelConfig
 from distae.data import Arrays, Transform
+from distae.runtime.outcome import Outcome
+from distae.runtime.run_dir import check_run_dir
 from distae.runtime.signals import StopRequest
 from distae.training.trainer import Trainer
 
@@ -26,6 +30,12 @@ SMALL: dict[str, Any] = {
     "steps": 20, "global_batch_size": 24, "eval_batch_size": 20, "log_every": 7, "eval_every": 8, "save_every": 1000,
     "tracking": "none", "device": "cpu", "threads": 1, "seed": 3, "export": "last", "run_dir": "unused",
 }  # fmt: skip
+
+RICH: dict[str, Any] = {
+    "model": {"name": "vae"}, "net": {"dropout": 0.1}, "ema": 0.9, "precision": "fp16", "grad_accum_steps": 2,
+    "schedule": {"name": "plateau", "patience": 0}, "save_every": 5, "eval_batch_size": 10,
+}  # fmt: skip
+"""Settings whose run has state of every kind."""
 
 
 def settings(**changes: Any) -> TrainConfig:
@@ -81,6 +91,27 @@ def fitted(cfg: TrainConfig, run_dir: Path, data: dict[str, Arrays] | None = Non
     assert trainer.fit()
     trainer.close()
     return trainer
+
+
+class StopAt(StopRequest):
+    """Asks to stop when it is looked at for the n-th time: between two steps, or between two chunks of an evaluation."""
+
+    def __init__(self, look: int) -> None:
+        super().__init__()
+        self.left = look
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "signum":
+            self.left -= 1
+            return signal.SIGTERM if self.left < 0 else 0
+        return super().__getattribute__(name)
+
+
+def run(cfg: TrainConfig, run_dir: Path, stop: StopRequest | None = None) -> Outcome:
+    """A start of a run on `splits()` in this process, which resumes what the folder holds."""
+    run_dir.mkdir(exist_ok=True)
+    check_run_dir(replace(cfg, run_dir=str(run_dir)))
+    return train_run(replace(cfg, run_dir=str(run_dir)), splits(), stop or StopRequest(), 1)
 
 
 def metrics(run_dir: Path) -> list[dict[str, float]]:

@@ -10,6 +10,19 @@ from distae.config.nets import MLPConfig
 from distae.models import Autoencoder, Batch, Output, build
 from distae.noise import Noise, Rows
 
+SMALL: dict[str, dict[str, Any]] = {
+    "lfq_vae": {"latent_dim": 8, "bits": 4},
+    "vaegan": {"features": 8},
+    "categorical_vae": {"latent_dim": 12, "categories": 3},
+    "masked_ae": {"latent_dim": 8, "decoder_dim": 8, "patch": 2, "heads": 2, "depth": 1},
+    "hvae": {"hidden": 12, "upper": [3, 2]},
+    "iaf_vae": {"flow_hidden": 12},
+    "msssim_vae": {"window": 3},
+    "vamp_vae": {"components": 5},
+    **{name: {"critic_hidden": [12]} for name in ("aae", "wae_gan", "factor_vae")},
+}
+"""What keeps a variant small, or within the 4 code dimensions of the gate."""
+
 
 def make(name: str, shape: tuple[int, ...] = (6,), layers: tuple[int, ...] = (8,), seed: int = 0, **settings: Any) -> Autoencoder:
     """A variant in float64 with smooth activations: `make("vae", latent_dim=2)`."""

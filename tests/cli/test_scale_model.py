@@ -3,11 +3,11 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-MODEL = Path(__file__).parents[1] / "benchmarks" / "scale_model.py"
+MODEL = ROOT / "benchmarks" / "scale_model.py"
 
 
 @pytest.mark.parametrize(("compute", "parameters"), [("120", "100e6"), ("5", "100e6"), ("1", "1e6")])

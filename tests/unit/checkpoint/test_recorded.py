@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 
 from distae import data, load
 from distae.checkpoint import read_tensors
@@ -30,7 +31,7 @@ from distae.runtime.signals import StopRequest
 from distae.training.state import state_dict
 from distae.training.trainer import Trainer
 
-FOLDER = Path(__file__).parent / "data" / "checkpoints"
+FOLDER = ROOT / "tests" / "data" / "checkpoints"
 RECORDED = sorted(FOLDER.glob("torch-*"))
 
 

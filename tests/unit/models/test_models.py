@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 from helpers import fitted, settings
-from test_registry import SMALL
+from variants import SMALL
 
 import distae
 from distae.config.models import ModelConfig

@@ -12,8 +12,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from helpers import settings
-from test_resume import rows, run
+from helpers import metrics, run, settings
 
 from benchmarks import crash
 from distae.checkpoint.retention import steps_in, why_invalid
@@ -74,7 +73,7 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(small_disk: Path, capsys
     with at_row(2, fill), on_line("saving a checkpoint failed", ballast.unlink):
         assert run(cfg, run_dir).outcome == "done"
     assert "saving a checkpoint failed" in capsys.readouterr().err
-    assert [r["step"] for r in rows(run_dir) if "train/loss" in r] == list(range(1, 21))
+    assert [r["step"] for r in metrics(run_dir) if "train/loss" in r] == list(range(1, 21))
     assert steps_in(run_dir / "checkpoints")[0] == 20
     assert not list((run_dir / "checkpoints").glob(".*"))
 
@@ -105,7 +104,7 @@ def test_a_run_folder_turned_read_only(tmp_path: Path, capsys: Any) -> None:
     with at_row(6, read_only), on_line("saving a checkpoint failed", writable):
         assert run(cfg, run_dir).outcome == "done"
     assert "Read-only file system" in capsys.readouterr().err
-    assert [r["step"] for r in rows(run_dir) if "train/loss" in r] == list(range(1, 17))
+    assert [r["step"] for r in metrics(run_dir) if "train/loss" in r] == list(range(1, 17))
     assert steps_in(run_dir / "checkpoints")[0] == 16
 
 

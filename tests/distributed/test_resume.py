@@ -1,54 +1,18 @@
 """A run that was interrupted ends as one that never was: bit for bit, or on another number of ranks up to rounding."""
 
 import json
-import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import settings, splits
+from helpers import RICH, StopAt, metrics, run, settings
 
 from benchmarks import crash
 from benchmarks.crash.kills import Reference
 from distae.checkpoint import read_tensors
 from distae.checkpoint.retention import name_of, steps_in
-from distae.commands.session import train_run
-from distae.config import TrainConfig
 from distae.errors import UserError
-from distae.runtime.outcome import Outcome
-from distae.runtime.run_dir import check_run_dir
-from distae.runtime.signals import StopRequest
-
-RICH: dict[str, Any] = {
-    "model": {"name": "vae"}, "net": {"dropout": 0.1}, "ema": 0.9, "precision": "fp16", "grad_accum_steps": 2,
-    "schedule": {"name": "plateau", "patience": 0}, "save_every": 5, "eval_batch_size": 10,
-}  # fmt: skip
-
-
-class StopAt(StopRequest):
-    """Asks to stop when it is looked at for the n-th time: between two steps, or between two chunks of an evaluation."""
-
-    def __init__(self, look: int) -> None:
-        super().__init__()
-        self.left = look
-
-    def __getattribute__(self, name: str) -> Any:
-        if name == "signum":
-            self.left -= 1
-            return signal.SIGTERM if self.left < 0 else 0
-        return super().__getattribute__(name)
-
-
-def run(cfg: TrainConfig, run_dir: Path, stop: StopRequest | None = None) -> Outcome:
-    run_dir.mkdir(exist_ok=True)
-    check_run_dir(replace(cfg, run_dir=str(run_dir)))
-    return train_run(replace(cfg, run_dir=str(run_dir)), splits(), stop or StopRequest(), 1)
-
-
-def rows(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +76,7 @@ def test_another_number_of_ranks_goes_on(one_rank: Path, tmp_path: Path, saved_b
     assert a.keys() == b.keys()
     worst = max(float((a[k] - b[k]).abs().max() / (a[k].abs().max() or 1)) for k in a)
     assert worst <= 1e-9
-    mine, theirs = ({r["step"]: r["train/loss"] for r in rows(d) if "train/loss" in r} for d in (run_dir, one_rank))
+    mine, theirs = ({r["step"]: r["train/loss"] for r in metrics(d) if "train/loss" in r} for d in (run_dir, one_rank))
     assert {k: mine[k] for k in (12, 16)} == pytest.approx({k: theirs[k] for k in (12, 16)}, rel=1e-9)
 
 

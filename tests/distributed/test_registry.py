@@ -9,24 +9,13 @@ import gate
 import pytest
 from gate import Case
 from helpers import SHIPPED, settings
+from variants import SMALL
 
 from distae.config import TrainConfig
 from distae.config.models import ModelConfig
 from distae.models import build, registry
 
 TOLERANCE = gate.BATCH_NORM
-SMALL: dict[str, dict[str, Any]] = {
-    "lfq_vae": {"latent_dim": 8, "bits": 4},
-    "vaegan": {"features": 8},
-    "categorical_vae": {"latent_dim": 12, "categories": 3},
-    "masked_ae": {"latent_dim": 8, "decoder_dim": 8, "patch": 2, "heads": 2, "depth": 1},
-    "hvae": {"hidden": 12, "upper": [3, 2]},
-    "iaf_vae": {"flow_hidden": 12},
-    "msssim_vae": {"window": 3},
-    "vamp_vae": {"components": 5},
-    **{name: {"critic_hidden": [12]} for name in ("aae", "wae_gan", "factor_vae")},
-}
-"""What keeps a variant small, or within the 4 code dimensions of the gate."""
 FURTHER: dict[str, tuple[dict[str, Any], ...]] = {
     "vae": ({"beta": "0:1@4"}, {"beta": "0:2@4x2", "free_bits": 0.1}),
     "denoising_ae": ({"corruption": "masking"}, {"corruption": "salt_pepper"}),

@@ -4,8 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from helpers import fitted, metrics, settings, start
-from test_resume import RICH, StopAt, run
+from helpers import RICH, StopAt, fitted, metrics, run, settings, start
 
 from benchmarks import crash
 from distae.checkpoint.retention import steps_in

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import settings
-from test_resume import run
+from helpers import run, settings
 
 from distae.checkpoint import CheckpointStore, store
 from distae.checkpoint.retention import COMMIT, STATE, name_of, steps_in

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 
 from distae import distributed as dist
 from distae.config import TrainConfig, check, plugin, write_toml
@@ -138,7 +139,7 @@ def no_slurm(monkeypatch):
 
 
 def test_a_dry_run_shows_script_and_settings(no_slurm, tmp_path, capsys):
-    cluster = Path(__file__).parents[1] / "slurm" / "clusters" / "example.toml"
+    cluster = ROOT / "slurm" / "clusters" / "example.toml"
     run_dir = tmp_path / "run"
     options = ["--cluster", str(cluster), "--nodes", "2", "--qos", "low", "--constraint", "a100", "--dry-run"]
     options += ["--", "--run-dir", str(run_dir), "--model.beta", "4"]
