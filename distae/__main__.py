@@ -60,7 +60,7 @@ def overview() -> str:
 
 
 def load(name: str):  # type: ignore[no-untyped-def]
-    """The module of a command. Raises UserError where there is no such command."""
+    """The module of a command. Raises UserError if there is no such command."""
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         meant = f" (did you mean {near[0]!r}?)" if near else ""

@@ -8,7 +8,7 @@ REMOVED_IN = "0.3"
 
 
 def warn(old: str, new: str, stacklevel: int = 3) -> None:
-    """Say that `old` is now `new`."""
+    """Warn that `old` is now called `new`."""
     warnings.warn(f"{old} is now {new}; the old name works until distae {REMOVED_IN}", DeprecationWarning, stacklevel=stacklevel)
 
 

@@ -1,15 +1,15 @@
 class DistaeError(Exception):
-    """An end that is expected: reported in words, without a traceback."""
+    """An expected failure: reported as a message, without a traceback."""
 
     heard = False
-    """Whether the other ranks know of it."""
+    """Whether the other ranks have been informed."""
     remote = False
-    """Whether it is another rank's, with its rank and host in front."""
+    """Whether it comes from another rank; the message then starts with that rank and host."""
 
 
 class UserError(DistaeError):
-    """A mistake of the user's, told in one or two lines that name the key and the valid values. Exit code 2."""
+    """Invalid input, reported in one or two lines that name the key and the valid values. Exit code 2."""
 
 
 class TrainingError(DistaeError):
-    """Training cannot go on for a reason that no traceback explains better. Exit code 1."""
+    """An expected failure of training, reported without a traceback. Exit code 1."""

@@ -11,17 +11,17 @@ V = TypeVar("V")
 T = TypeVar("T")
 
 REGISTRIES: "dict[str, Registry[Any, Any]]" = {}
-"""Every registry there is, by what it holds. CONTRIBUTING.md has a section for each, and a test says so."""
+"""All registries, by what they hold. A test checks that CONTRIBUTING.md has a section for each."""
 
 
 def import_all(package: str) -> None:
-    """Import every module of a package, so that a new file in it is known by being there."""
+    """Import every module of a package, so that a new file registers itself."""
     for module in pkgutil.iter_modules(sys.modules[package].__path__):
         importlib.import_module(f"{package}.{module.name}")
 
 
 class Registry(dict[K, V]):
-    """Implementations by what chooses them: a settings class where there are settings, else a name."""
+    """Implementations by key: a settings class, or a name if there are no settings."""
 
     def __init__(self, what: str, shipped: Iterable[K] = ()) -> None:
         """`shipped`: keys that are valid before the modules that bind them are imported; those import torch."""
@@ -35,12 +35,12 @@ class Registry(dict[K, V]):
         return tuple(dict.fromkeys((*self.shipped, *self)))
 
     def register(self, *keys: K) -> Callable[[T], T]:
-        """A decorator that binds what it decorates to `keys`. Raises ValueError where one is taken."""
+        """A decorator that binds what it decorates to `keys`. Raises ValueError if one is taken."""
 
         def bind(value: T) -> T:
             for key in keys:
                 if key in self:
-                    raise ValueError(f"{getattr(key, '__name__', key)} is registered already")
+                    raise ValueError(f"{getattr(key, '__name__', key)} is already registered")
             self.update(dict.fromkeys(keys, value))  # type: ignore[arg-type]
             return value
 

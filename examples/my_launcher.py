@@ -18,5 +18,5 @@ class Background:
         return 0
 
     def status(self, run_dir):
-        """Lines for `distae status`, each a name and a text."""
+        """Lines for `distae status`, each a name and a value."""
         return [("log", str(run_dir / "log.txt"))]

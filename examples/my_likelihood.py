@@ -12,5 +12,5 @@ class Cauchy(Likelihood):
     def forward(self, raw, x):
         """-log p(x|z) in nats per sample: `[B]`."""
         log_scale, scale = self.scale_values()
-        apart = (upcast(x) - upcast(raw)) / scale
-        return sum_per_sample(apart.square().log1p()) + x[0].numel() * (log_scale + math.log(math.pi))
+        error = (upcast(x) - upcast(raw)) / scale
+        return sum_per_sample(error.square().log1p()) + x[0].numel() * (log_scale + math.log(math.pi))

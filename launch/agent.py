@@ -1,4 +1,4 @@
-"""torchrun's agent, without its tracebacks for what is no bug: a job that was stopped, or that failed and has said why itself."""
+"""torchrun's agent, without its tracebacks for expected exits: a job that was stopped, or that has reported its own failure."""
 
 import platform
 import sys
@@ -14,6 +14,6 @@ if __name__ == "__main__":
         sys.exit(128 + stopped.sigval)
     except ChildFailedError as failed:
         for rank, failure in failed.failures.items():
-            if failure.exitcode < 0:  # it had no time to say so itself
+            if failure.exitcode < 0:  # it could not report that itself
                 sys.stderr.write(f"distae: rank {rank} ({platform.node()}) was ended by {failure.signal_name()}\n")
         sys.exit(2 if failed.get_first_failure()[1].exitcode == 2 else 1)

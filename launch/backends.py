@@ -1,4 +1,4 @@
-"""The launchers that come with distae, imported when they are asked for."""
+"""The launchers that come with distae, imported on use."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -2,7 +2,7 @@
 
 On USR2 (the time limit is near, or the partition preempts) all ranks save together; then rank 0 requeues the job through
 submitit's own handler, and the others wait to be ended: a rank that returned would be stored as a success, and one that exited
-would make srun kill the job before it is requeued. On TERM (scancel, scontrol requeue) all save and leave.
+would make srun kill the job before it is requeued. On TERM (scancel, scontrol requeue) all save and exit.
 """
 
 import os
@@ -40,10 +40,10 @@ class TrainJob:
     settings: str
     max_requeues: int
     plugin: str | None = None
-    """The user's own file with variants, as `--plugin` named it."""
+    """The user's own plugin, as given to `--plugin`."""
 
     def __call__(self) -> dict[str, Any]:
-        """How the run ended, where it is done; else exits with the outcome's code."""
+        """How the run ended, if it is done; else exits with the outcome's code."""
         console.outlast()
         request = StopRequest()
         requeue = signal.signal(signal.SIGUSR2, request)  # submitit's; ours stays, so that a run that is done is not requeued
@@ -56,7 +56,7 @@ class TrainJob:
         return asdict(outcome)
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit stores when it requeues: the same again."""
+        """What submitit stores when it requeues: the same job."""
         return DelayedSubmission(self)
 
     def _train(self) -> tuple[Environment, Outcome]:
@@ -75,7 +75,7 @@ class TrainJob:
     def _requeue(self, env: Environment, requeue: Handler) -> None:
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         if restarts >= self.max_requeues:
-            sys.stderr.write(f"distae: not requeued after {restarts} restarts (--max-requeues); the same command goes on\n")
+            sys.stderr.write(f"distae: not requeued after {restarts} restarts (--max-requeues); rerun to resume\n")
         elif env.rank:
             wait_to_be_ended()
         elif not cancelled():
@@ -83,7 +83,7 @@ class TrainJob:
 
 
 def cancelled() -> bool:
-    """Whether somebody cancelled this job while it saved: requeueing would bring it back. No answer is a no."""
+    """Whether somebody cancelled this job while it saved: requeueing would undo that. False if Slurm does not answer."""
     command = ["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]]
     try:
         shown = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
@@ -93,7 +93,7 @@ def cancelled() -> bool:
 
 
 def try_to_requeue(requeue: Handler) -> None:
-    """Ask Slurm, again where it is busy: a job that is not requeued waits for somebody to see it."""
+    """Ask Slurm, and retry if it is busy: a job that is not requeued needs a person to notice."""
     for left in reversed(range(REQUEUE_TRIES)):
         try:
             requeue(signal.SIGUSR2, None)
@@ -106,7 +106,7 @@ def try_to_requeue(requeue: Handler) -> None:
 
 
 def wait_to_be_ended() -> NoReturn:
-    """Stay until Slurm ends this process: at once on TERM, else after a minute."""
+    """Wait until Slurm ends this process: at once on TERM, else after a minute."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(STOPPED))
     time.sleep(WAIT)
     sys.exit(STOPPED)

@@ -12,7 +12,7 @@ from distae.errors import UserError
 from .partitions import call
 
 JOB = r"\d+(_\d+)?"
-"""How Slurm writes a job's number, or that of one of an array."""
+"""Pattern of a Slurm job id, also of one of an array."""
 ENDED = {
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL", "PREEMPTED",
 }  # fmt: skip
@@ -26,10 +26,10 @@ class JobInfo:
     nodes: str
     restarts: int
     exit_code: int
-    """128 + the signal, where it was ended by one."""
+    """128 + the signal, if one ended it."""
     reason: str = ""
     stdout: str = ""
-    """The batch script's log, where Slurm still knows it."""
+    """The batch script's log, if Slurm still knows it."""
 
     @property
     def ended(self) -> bool:
@@ -37,7 +37,7 @@ class JobInfo:
 
 
 def info(job_id: str) -> JobInfo:
-    """From the controller, and from the accounting once that has forgotten the job. Raises UserError for an unknown job."""
+    """From the controller, or from the accounting once it has forgotten the job. Raises UserError for an unknown job."""
     try:
         return _from_controller(call("scontrol", "-o", "show", "job", job_id))
     except UserError:
@@ -69,7 +69,7 @@ def follow(
     job_id: str, logs: list[tuple[Path, TextIO]], poll: float = 1.0,
     ask: Callable[[str], JobInfo] = info, sleep: Callable[[float], None] = time.sleep,
 ) -> int:  # fmt: skip
-    """Copy what is added to `logs` until the job has ended, over requeues; returns its exit code."""
+    """Print what is added to `logs` until the job has ended, across requeues; returns its exit code."""
     read = dict.fromkeys((path for path, _ in logs), 0)
     ended = 0
     while ended < 2:  # once more after the end: logs come late, and a requeue passes through states of an end
@@ -86,7 +86,7 @@ def follow(
 
 
 def last_words(folder: Path, job_id: str, lines: int = 6) -> list[str]:
-    """What the batch script's and the ranks' logs say last of errors, each line once."""
+    """The last errors in the logs of the batch script and the ranks, each line once."""
     words = ("srun: error", "slurmstepd: error", "distae:", "Error:", "Killed", "oom")
     found: dict[str, None] = {}
     for path in [folder / f"batch_{job_id}.err", *sorted((folder / job_id).glob("rank_*.err"))]:

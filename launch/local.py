@@ -2,8 +2,8 @@
 
     python -m launch.local --nproc 4 -- --config recipes/vae_mnist.toml --run-dir runs/a
 
-torchrun turns every failure into exit code 1 and dies from signals that it was not told of; this passes signals on and gives the
-job's own exit code: 0 done, 1 failed, 2 a user's mistake, 75 stopped after a save.
+torchrun maps every failure to exit code 1 and dies from signals it does not know; this forwards signals and returns the
+job's own exit code: 0 done, 1 failed, 2 invalid input, 75 stopped after a save.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.local"
 
 
 def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """What the command line may hold."""
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(prog, description="Start a job on this machine with torchrun.")
     parser.add_argument("--nproc", type=int, help="processes (default: one for each GPU, or for each CPU core where there is none)")
     parser.add_argument("--max-restarts", type=int, default=0, help="restarts of a crashed job, each from the newest checkpoint")
@@ -60,12 +60,12 @@ def processes(device: str) -> int:
 
 
 def _written(path: Path) -> tuple[int, int] | None:
-    """Which file this is, and since when: another one where it was written anew."""
+    """Identity of the file and its time: they change when it is rewritten."""
     try:
-        told = path.stat()
+        info = path.stat()
     except OSError:
         return None
-    return told.st_ino, told.st_mtime_ns
+    return info.st_ino, info.st_mtime_ns
 
 
 def _torchrun(nproc: int, max_restarts: int, train: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""What the cluster offers, as `sinfo` tells it, and whether a job fits."""
+"""The cluster's partitions from `sinfo`, and whether a job fits."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ DAY = 86400
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition; of a mixed one, what its largest node has."""
+    """A partition; if its nodes differ, its largest node."""
 
     name: str
     is_default: bool
@@ -26,7 +26,7 @@ class Partition:
     gpus: int
 
     def refusal(self, job: SlurmConfig) -> str | None:
-        """Why the filled-in job cannot run here."""
+        """Why the job cannot run here."""
         gpus, tasks, cpus = job.gpus_per_node or 0, job.tasks_per_node or 1, job.cpus_per_task or 1
         here = f"partition {self.name} has"
         if job.nodes > self.nodes:
@@ -41,22 +41,22 @@ class Partition:
 
 
 def call(*command: str, stdin: str | None = None) -> str:
-    """The output of a Slurm command. Raises UserError with Slurm's own words where it fails."""
+    """The output of a Slurm command. Raises UserError with Slurm's own message if it fails."""
     try:
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError as error:
         raise UserError(f"no Slurm here: {command[0]} is not found; python -m launch.local starts a job on this machine") from error
     except subprocess.TimeoutExpired as error:
         raise UserError(
-            f"{command[0]} did not answer within 60 s; see whether the Slurm controller is up (scontrol ping)"
+            f"{command[0]} did not answer within 60 s; check that the Slurm controller is up (scontrol ping)"
         ) from error
     if done.returncode:
-        raise UserError(f"Slurm refuses ({command[0]}): {(done.stderr or done.stdout).strip()}")
+        raise UserError(f"Slurm rejects this ({command[0]}): {(done.stderr or done.stdout).strip()}")
     return done.stdout
 
 
 def partitions() -> list[Partition]:
-    """All partitions, hidden ones included; none where there is no Slurm."""
+    """All partitions, hidden ones included; none without Slurm."""
     return parse(call("sinfo", "-a", "-h", "-o", "%P|%l|%D|%c|%G")) if shutil.which("sinfo") else []
 
 
@@ -79,7 +79,7 @@ def parse(text: str) -> list[Partition]:
 
 
 def resolve(job: SlurmConfig, known: Sequence[Partition]) -> SlurmConfig:
-    """The job with what was left open filled in. Raises UserError where it cannot run on the partitions that are known."""
+    """The job with open settings filled in. Raises UserError if it cannot run on the known partitions."""
     named = set((job.partition or "").split(","))
     chosen = [p for p in known if p.name in named] if job.partition else [p for p in known if p.is_default]
     if known and not chosen:
@@ -87,7 +87,7 @@ def resolve(job: SlurmConfig, known: Sequence[Partition]) -> SlurmConfig:
         raise UserError(f"--partition: {what}; valid: {', '.join(p.name for p in known)}")
     if not chosen:
         if job.gpus_per_node is None:
-            raise UserError("--gpus-per-node: give it, there is no Slurm here to ask")
+            raise UserError("--gpus-per-node: required without Slurm on this machine")
         return check(fill(job, 0, 0, DAY))
     jobs = [check(fill(job, p.gpus, p.cpus, p.limit or DAY)) for p in chosen]
     fits = [j for p, j in zip(chosen, jobs, strict=True) if not p.refusal(j)]

@@ -24,9 +24,9 @@ class SlurmConfig:
     gpus_per_node: Index | None = None
     """GPUs on each node; by default all that a node of the partition has. 0 trains on CPUs, over gloo."""
     tasks_per_node: Count | None = None
-    """Processes on each node; by default one for each GPU, one where there are none."""
+    """Processes on each node; by default one for each GPU, or one without GPUs."""
     cpus_per_task: Count | None = None
-    """CPUs for each process; by default --cpus-per-gpu where that is given, else its share of the node's."""
+    """CPUs for each process; by default --cpus-per-gpu if given, else its share of the node's."""
     cpus_per_gpu: Count | None = None
     """CPUs for each GPU, shared by the processes that use it."""
     mem: str | None = None
@@ -46,7 +46,7 @@ class SlurmConfig:
     env: tuple[str, ...] = ()
     """Environment of the job, NAME=VALUE each, as in NCCL_DEBUG=WARN WANDB_MODE=offline."""
     snapshot_include: tuple[str, ...] = ()
-    """Files or folders that git does not track and the snapshot of the code shall have."""
+    """Untracked files or folders to add to the snapshot of the code."""
 
     @property
     def world_size(self) -> int:
@@ -56,7 +56,7 @@ class SlurmConfig:
 def seconds(text: str, option: str) -> int:
     """Seconds of a time in one of Slurm's forms: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S. Raises UserError."""
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
-        raise UserError(f"--{option}: {text!r} is no time; valid: MINUTES, HH:MM:SS or D-HH:MM:SS")
+        raise UserError(f"--{option}: {text!r} is not a time; valid: MINUTES, HH:MM:SS or D-HH:MM:SS")
     days, dash, clock = text.rpartition("-")
     parts = [int(p) for p in clock.split(":")]
     units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
@@ -71,14 +71,14 @@ def clock(total: int) -> str:
 
 
 def one_line(text: str, option: str) -> str:
-    """`text`, which is to be in an `#SBATCH` line: what follows a line break there is a command. Raises UserError."""
+    """`text` for an `#SBATCH` line, where a line break would start a command. Raises UserError."""
     if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", text):
         raise UserError(f"--{option}: {text!r} holds a line break or another control character, which an sbatch script cannot take")
     return text
 
 
 def check(job: SlurmConfig) -> SlurmConfig:
-    """Raises UserError where values contradict each other or have no sense by themselves."""
+    """Raises UserError if values are invalid or contradict each other."""
     assert job.time
     limit, before = seconds(job.time, "time"), seconds(job.signal_before, "signal-before")
     if before >= limit:
@@ -89,14 +89,14 @@ def check(job: SlurmConfig) -> SlurmConfig:
             one_line(text, name)
     for name in ("sbatch", "srun"):
         if wrong := [a for a in getattr(job, name) if not a.startswith("-")]:
-            raise UserError(f"--{name}: {wrong[0]!r} is no option; write each as --name or --name=value")
+            raise UserError(f"--{name}: {wrong[0]!r} is not an option; write each as --name or --name=value")
     if wrong := [e for e in job.env if not re.fullmatch(r"[A-Za-z_]\w*=.*", e, re.DOTALL)]:
         raise UserError(f"--env: {wrong[0]!r} is not NAME=VALUE")
     return job
 
 
 def fill(job: SlurmConfig, gpus: int, cpus: int, limit: int) -> SlurmConfig:
-    """`job` with what was left open taken from a node's GPUs and CPUs (0: unknown) and a time limit in seconds."""
+    """`job` with open settings filled in from a node's GPUs and CPUs (0: unknown) and a time limit in seconds."""
     gpus = gpus if job.gpus_per_node is None else job.gpus_per_node
     tasks = job.tasks_per_node or gpus or 1
     share = job.cpus_per_gpu * gpus // tasks if job.cpus_per_gpu else cpus // tasks

@@ -4,7 +4,7 @@
     python -m launch.slurm --cluster slurm/clusters/example.toml --dry-run -- --config recipes/vae_mnist.toml
 
 The job saves and requeues itself before its time limit and on preemption. `--follow` gives the job's own exit code:
-0 done, 1 failed, 2 a user's mistake, 75 stopped after a save.
+0 done, 1 failed, 2 invalid input, 75 stopped after a save.
 """
 
 import sys
@@ -26,10 +26,10 @@ from .settings import SlurmConfig
 from .submit import Submission
 
 SWITCHES = {
-    "wait": "Stay until the job has ended; the exit code is the job's.",
+    "wait": "Wait until the job has ended; the exit code is the job's.",
     "follow": "Like --wait, and show rank 0's log.",
     "dry-run": "Print the sbatch script and the resolved settings; submit nothing.",
-    "no-snapshot": "Run the code that is there when the job starts, not a copy of what it is now.",
+    "no-snapshot": "Run the code as it is when the job starts, not a copy made now.",
 }
 
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.slurm"
         sys.stderr.write(f"distae: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("distae: no longer following; the job goes on (scancel ends it)\n")
+        sys.stderr.write("distae: no longer following; the job continues (scancel ends it)\n")
         return 130
 
 
@@ -65,14 +65,14 @@ def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The options before `--`, and those of distae.train behind it."""
+    """The options before `--`, and those of distae.train after it."""
     argv = list(argv)
     at = argv.index("--") if "--" in argv else len(argv)
     return argv[:at], argv[at + 1 :]
 
 
 def training(argv: Sequence[str], job: SlurmConfig) -> tuple[TrainConfig, str | None]:
-    """The run's settings, checked for this job, and the plugin that they need. Raises UserError."""
+    """The run's settings, checked for this job, and the plugin they need. Raises UserError."""
     command = config.parse(TrainConfig, argv, TRAIN_SWITCHES, "distae train")
     if command.flags:
         raise UserError(f"--{min(command.flags)} is for python -m distae.train itself, not for a job")
@@ -84,9 +84,9 @@ def training(argv: Sequence[str], job: SlurmConfig) -> tuple[TrainConfig, str | 
 
 
 def submit(plan: Submission, runs: Sequence[TrainConfig], with_snapshot: bool) -> list[str]:
-    """Submit the runs with what they need in place; returns the job ids.
+    """Submit the runs, with code and folders in place; returns the job ids.
 
-    Raises UserError, in Slurm's words and before anything is written, where Slurm would refuse the job.
+    Raises UserError with Slurm's message, before anything is written, if Slurm would reject the job.
     """
     plan.ask(len(runs))
     for cfg in runs:

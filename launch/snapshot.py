@@ -1,4 +1,4 @@
-"""The code as it is at submission: what waits in the queue is not what the editor has by then."""
+"""A copy of the code: jobs run the code as submitted."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ def take(into: Path, include: Sequence[str] = (), of_user: str | None = None, ro
         files |= {home(of_user, root) / name: file for name, file in plugin.files(of_user).items()}
     if left_out := set(_names(root, "--others", "--exclude-standard")) - {name.as_posix() for name in files}:
         shown = ", ".join(sorted(left_out)[:4]) + (" …" if len(left_out) > 4 else "")
-        sys.stderr.write(f"not in the snapshot, for git does not track it: {shown} (--snapshot-include, or git add)\n")
+        sys.stderr.write(f"not in the snapshot, because git does not track it: {shown} (--snapshot-include, or git add)\n")
     folder = into / _digest(commit, files)
     if folder.is_dir():
         return folder
@@ -43,7 +43,7 @@ def take(into: Path, include: Sequence[str] = (), of_user: str | None = None, ro
 
 
 def home(of_user: str, root: Path = ROOT) -> Path:
-    """The folder in a snapshot that holds the plugin: that of the checkout, or `plugin` where it is from outside."""
+    """The folder in a snapshot that holds the plugin: that of the checkout, or `plugin` if it is from outside."""
     folder = Path(of_user).resolve().parent
     return folder.relative_to(root) if folder.is_relative_to(root) else Path("plugin")
 
@@ -70,6 +70,6 @@ def _git(root: Path, *args: str) -> bytes:
     done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, check=False)
     if done.returncode:
         raise UserError(
-            f"no snapshot: {root} is no git checkout ({done.stderr.decode().strip()}); --no-snapshot runs the code there"
+            f"no snapshot: {root} is not a git checkout ({done.stderr.decode().strip()}); --no-snapshot runs the code there"
         )
     return done.stdout

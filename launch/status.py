@@ -35,23 +35,23 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.status
 
 
 def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """What the command line may hold."""
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(prog, description="How a job stands.")
     parser.add_argument("target", metavar="RUN_OR_JOB", help="a run's or a sweep's folder, or a job id")
     return parser
 
 
 def find(target: str) -> list[Path]:
-    """The run folders that a folder or a job id stands for. Raises UserError where there are none."""
+    """The run folders of a folder or a job id. Raises UserError if there are none."""
     if Path(target).is_dir():
         folder = Path(target)
         children = sorted(p for p in folder.iterdir() if (p / "slurm").is_dir())
         return children or [folder]
     if not re.fullmatch(jobs.JOB, target):
-        raise UserError(f"{target} is no run folder and no job id")
+        raise UserError(f"{target} is neither a run folder nor a job id")
     batch = Path(jobs.info(target).stdout)
     if batch.parent.name != "slurm":
-        raise UserError(f"Slurm does not know the run folder of job {target}; give the folder")
+        raise UserError(f"Slurm no longer knows the run folder of job {target}; give the folder")
     return [p for p in find(str(batch.parents[1])) if f"{newest_job(p)}_".startswith(f"{target}_")]
 
 

@@ -22,7 +22,7 @@ from .partitions import call
 from .settings import SlurmConfig, one_line, seconds
 
 NO_LIMIT = 10**6
-"""submitit's own count of time-outs; `TrainJob.max_requeues` counts restarts of any kind."""
+"""submitit's limit of time-outs; `TrainJob.max_requeues` counts restarts of any kind."""
 
 
 class Executor(submitit.SlurmExecutor):
@@ -45,22 +45,22 @@ class Submission:
     """RUN/slurm, or the sweep's."""
     name: str
     plugin: str | None = None
-    """The user's own file with variants that the runs need."""
+    """The user's own plugin that the runs need."""
     max_parallel: int = NO_LIMIT
     code: Path | None = None
     """The snapshot; None runs the code that is installed."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where the folder's name would be something else to Slurm or to submitit."""
+        """Raises UserError if the folder's name has another meaning to Slurm or to submitit."""
         name = one_line(str(self.folder.parent), "run-dir")
         if found := re.search(r"%[jtAa]|\\", name):
-            raise UserError(f"--run-dir: {name} holds {found[0]}, which stands for something else in Slurm's file names")
+            raise UserError(f"--run-dir: {name} holds {found[0]}, which Slurm replaces in file names")
 
     def running(self, code: Path) -> Self:
         """The same with the code, and the plugin, of a snapshot."""
         if ":" in str(code):
             raise UserError(
-                f"--run-dir: {code.parents[1]} holds a colon, which parts the folders of PYTHONPATH; --no-snapshot, or another"
+                f"--run-dir: {code.parents[1]} holds a colon, which separates the folders of PYTHONPATH; --no-snapshot, or another"
             )
         plugin = self.plugin and str(code / snapshot.home(self.plugin) / Path(self.plugin).name)
         return replace(self, code=code, plugin=plugin)
@@ -73,12 +73,12 @@ class Submission:
         return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
     def ask(self, count: int) -> None:
-        """Raises UserError in Slurm's words where it would refuse the job."""
+        """Raises UserError with Slurm's message if it would reject the job."""
         with outside_any_job():
             call("sbatch", "--test-only", stdin=self.script(count))
 
     def submit(self, runs: Sequence[TrainConfig]) -> list[str]:
-        """Submit, as an array where there are several; returns the job ids. Raises UserError where Slurm refuses."""
+        """Submit, as an array if there are several; returns the job ids. Raises UserError if Slurm rejects it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with outside_any_job():
@@ -86,7 +86,7 @@ class Submission:
                     [TrainJob(write_toml(cfg), self.job.max_requeues, self.plugin) for cfg in runs]
                 )
         except (FailedSubmissionError, UncompletedJobError) as error:
-            raise UserError(f"Slurm refuses: {error}") from error
+            raise UserError(f"Slurm rejects this: {error}") from error
         return [job.job_id for job in made]
 
     def _executor(self, count: int) -> Executor:
@@ -131,7 +131,7 @@ class Submission:
 
 @contextlib.contextmanager
 def outside_any_job() -> Iterator[None]:
-    """Without the variables of a job that this process may be in: sbatch would hand them on. (submitit's drops SLURM_CONF, too.)"""
+    """Without the variables of a job that this process may be in: sbatch would pass them on. (submitit's drops SLURM_CONF, too.)"""
     names = [k for k in os.environ if k.startswith(("SLURM_", "SUBMITIT_")) and k != "SLURM_CONF"]
     inside = {k: os.environ.pop(k) for k in names} if "SLURM_JOB_ID" in os.environ else {}
     try:

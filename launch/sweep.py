@@ -3,7 +3,7 @@
     python -m launch.sweep --nodes 1 --gpus-per-node 1 --grid model.beta=1,4,10 optim.lr=1e-3,3e-4 --max-parallel 4 \\
         -- --config recipes/vae_mnist.toml --run-dir runs/sweep
 
-Each run has its own folder, runs/sweep/model.beta=1,optim.lr=1e-3, and goes on by itself when the same sweep is submitted again.
+Each run has its own folder, runs/sweep/model.beta=1,optim.lr=1e-3, and resumes when the same sweep is submitted again.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class SweepConfig(SlurmConfig):
     grid: tuple[str, ...] = ()
     """Options of distae.train with their values, as in model.beta=1,4,10 "net.hidden=512 256,128"."""
     max_parallel: Count = 256
-    """Jobs of the array that may run at the same time."""
+    """Jobs of the array that may run at once."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.sweep") -> int:
@@ -93,7 +93,7 @@ def product(grid: Sequence[str]) -> Iterator[tuple[tuple[str, str], ...]]:
 
 
 def _link_logs(logs: Path, run_dir: Path) -> None:
-    """Make the array's logs of a run findable from its own folder."""
+    """Link the array's logs of a run from its own folder."""
     (run_dir / "slurm").mkdir(parents=True, exist_ok=True)
     (run_dir / "slurm" / logs.name).symlink_to(os.path.relpath(logs, run_dir / "slurm"))
 

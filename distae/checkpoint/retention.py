@@ -2,7 +2,7 @@
 
 step_00001000/
     shard-00001-model-00001-of-00001.safetensors    what rank 0 wrote: tensors are shared out over the ranks
-    state.json                                      everything that is no tensor
+    state.json                                      everything but tensors
     COMMIT                                          size and checksum of each file, written last: without it, no checkpoint
 """
 
@@ -20,7 +20,7 @@ COMMIT, STATE = "COMMIT", "state.json"
 
 
 class Entry(TypedDict):
-    """A file as the manifest has it."""
+    """A file's entry in the manifest."""
 
     size: int
     """Bytes."""
@@ -49,7 +49,7 @@ class Summary:
     world_size: int
     state: Progress
     transform: dict[str, Any] | None = None
-    """What made the model's values of the stored ones."""
+    """Transform from stored values to the model's."""
     data: dict[str, Any] | None = None
     """The data that it was trained on: see `data.identity`."""
 
@@ -63,7 +63,7 @@ def step_of(path: Path) -> int:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """All that is named as a checkpoint, newest first, whether valid or not. Raises OSError where the folder cannot be listed."""
+    """All folders named like a checkpoint, newest first, valid or not. Raises OSError if the folder cannot be listed."""
     try:
         found = [p for p in folder.iterdir() if re.fullmatch(r"step_[0-9]+", p.name)]
     except FileNotFoundError:
@@ -79,18 +79,18 @@ def steps_in(folder: Path) -> list[int]:
 
 
 def manifest_of(path: Path) -> Manifest:
-    """What the marker of a checkpoint says. Raises OSError where it is missing or unreadable, ValueError where it is damaged."""
+    """The manifest in a checkpoint's marker. Raises OSError if it is missing or unreadable, ValueError where it is damaged."""
     manifest = decode(read_bytes(path / COMMIT), Manifest)
     for name in manifest.files:
         if not re.fullmatch(r"[a-z][\w.-]{0,200}", name, re.ASCII):
-            raise ValueError(f"{name[:80]!r} is no file of a checkpoint")
+            raise ValueError(f"{name[:80]!r} is not a file of a checkpoint")
     if STATE not in manifest.files:
         raise ValueError(f"{STATE} is not in it")
     return manifest
 
 
 def summary_of(path: Path) -> Summary | None:
-    """What a listing needs of state.json; None where that is damaged."""
+    """The part of state.json that a listing needs; None if it is damaged."""
     try:
         return decode(read_bytes(path / STATE), Summary)
     except (OSError, ValueError):
@@ -98,7 +98,7 @@ def summary_of(path: Path) -> Summary | None:
 
 
 def why_invalid(path: Path) -> str | None:
-    """What makes a checkpoint unusable, None where nothing does: all that `usable_manifest` looks at."""
+    """Why a checkpoint is unusable, None if it is usable: all that `usable_manifest` checks."""
     try:
         usable_manifest(path)
     except ValueError as error:
@@ -157,7 +157,7 @@ def best_of(valid: list[Path], best_step: int | None) -> int | None:
 def retain(folder: Path, keep_latest_k: int, committed: int, best_step: int | None) -> None:
     """Delete all valid checkpoints up to `committed` but the newest `keep_latest_k` of them and the best.
 
-    Newer ones are those of a run that was resumed before them: not ours to judge. What cannot be deleted stays.
+    Newer ones belong to a run that was resumed from an earlier step: they are kept. What cannot be deleted stays.
     """
     valid = [p for p in checkpoints_in(folder) if step_of(p) <= committed and why_invalid(p) is None]
     best = best_of(valid, best_step)
@@ -186,7 +186,7 @@ def remove_remains(folder: Path, newest: int) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint, so that nothing takes it for one, but its bytes are kept. Returns where it is now."""
+    """Rename a damaged checkpoint, so that it is no longer used but its bytes are kept. Returns the new path."""
     names = [f"damaged_{path.name}", *(f"damaged_{path.name}.{n}" for n in range(2, 1000))]
     target = next(path.with_name(n) for n in names if not os.path.lexists(path.with_name(n)))
     path.rename(target)

@@ -102,7 +102,7 @@ def _fill(buffer: memoryview, blocks: list[Any]) -> Iterator[int]:
 
 
 def _write(fd: int, data: memoryview) -> None:
-    """All of it; through the page cache from where the file system turns out to want that."""
+    """Write all of it; through the page cache from the point where the file system rejects direct writes."""
     while data:
         try:
             data = data[os.write(fd, data) :]
@@ -116,7 +116,7 @@ _CHUNK = 8 << 20
 
 
 def why_damaged(folder: Path, files: dict[str, Entry]) -> str | None:
-    """The first of the files that cannot be read or whose checksum is not the manifest's, and which of both."""
+    """The first of the files that cannot be read or whose checksum is not the manifest's, and which of the two."""
     for name, entry in files.items():
         try:
             if checksum(folder / name) != entry["xxh3"]:

@@ -1,4 +1,4 @@
-"""Memory on the host that a save copies into while training waits."""
+"""Host memory that a save copies into while training waits."""
 
 import weakref
 
@@ -9,9 +9,9 @@ ALIGNMENT = 64
 
 
 class Staging:
-    """Empty contiguous tensors on the host, `buffers`, of the shapes and types of `tensors`, in one block.
+    """Empty contiguous tensors on the host, `buffers`, with the shapes and types of `tensors`, in one block.
 
-    Page-locked where one of those is on a GPU; not by `pin_memory`: torch rounds each such allocation up to a power of two.
+    Page-locked if one of those is on a GPU; not by `pin_memory`: torch rounds each such allocation up to a power of two.
     """
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: written by all ranks through torch.distributed.checkpoint, beside training, committed whole or not at all."""
+"""Checkpoints: written by all ranks through torch.distributed.checkpoint in the background, committed completely or not at all."""
 
 import contextlib
 import json
@@ -55,7 +55,7 @@ class LatestCheckpoint(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A save under way."""
+    """A pending save."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -67,11 +67,11 @@ class CheckpointStore:
     """The checkpoints of a run folder. Every public method is called by all ranks together.
 
     A save copies this rank's share of the tensors into buffers that are allocated once; a thread with a process group of its own
-    writes them while training goes on. At most one save is under way.
+    writes them while training continues. At most one save is pending.
     """
 
     def __init__(self, folder: Path, keep_latest_k: int, mode: str, may_commit: Callable[[], None] = lambda: None) -> None:
-        """`may_commit` is asked on rank 0 before each commit and raises TrainingError where the run folder is no longer ours."""
+        """`may_commit` is asked on rank 0 before each commit and raises TrainingError if the run folder is no longer ours."""
         self.folder, self.keep_latest_k, self.mode, self.may_commit = folder, keep_latest_k, mode, may_commit
         self.group = dist.world().background
         self.staging = Staging({})
@@ -91,7 +91,7 @@ class CheckpointStore:
             self.pending.exception()
 
     def wait(self) -> str | None:
-        """Wait for the save under way: None where it is valid on disk or there is none, else what went wrong, on every rank."""
+        """Wait for the pending save: None if it is valid on disk or there is none, else the error, on every rank."""
         if self.pending is None:
             return None
         error = self.pending.result()
@@ -103,11 +103,11 @@ class CheckpointStore:
         return self.pending is not None and not self.pending.done()
 
     def close(self) -> None:
-        """Wait for the writer. Safe where other ranks are lost."""
+        """Wait for the writer. Safe if other ranks are lost."""
         self.pool.shutdown()
 
     def abandon(self) -> None:
-        """No commits from now on; one under way is finished first. For a run that failed, before it lets its folder go."""
+        """No commits from now on; a pending one is finished first. For a run that failed, before it releases its folder."""
         with self.committing:
             self.abandoned = True
 
@@ -121,7 +121,7 @@ class CheckpointStore:
         return dict(self.staging.buffers)
 
     def _write(self, job: Job, world: dist.World) -> str | None:
-        """Write, commit, delete what is not kept. Returns what went wrong, the same on every rank; raises where ranks are lost."""
+        """Write, commit, delete old ones. Returns the error, the same on every rank; raises if ranks are lost."""
         tmp_path = self.folder / f".{name_of(job.step)}.writing"
         error = self._agree(lambda: self._prepare(tmp_path, world))
         writer = ShardWriter(tmp_path)
@@ -136,7 +136,7 @@ class CheckpointStore:
         return error
 
     def _agree(self, work: Callable[[], None]) -> str | None:
-        """Do `work` on every rank; the first rank's complaint, on every rank."""
+        """Do `work` on every rank; returns the first rank's error, on every rank."""
         complaint = None
         try:
             work()
@@ -174,9 +174,9 @@ class CheckpointStore:
             retain(self.folder, self.keep_latest_k, job.step, job.best_step)
 
     def newest(self) -> LatestCheckpoint | None:
-        """The newest valid checkpoint, checksums included; None where there are no checkpoints.
+        """The newest valid checkpoint, checksums included; None if there are no checkpoints.
 
-        Raises TrainingError where there are some, but none is valid.
+        Raises TrainingError if there are some, but none is valid.
         """
         complaints: list[str] = []
         found = self._on_main(lambda: checkpoints_in(self.folder))
@@ -189,11 +189,11 @@ class CheckpointStore:
         return None
 
     def why_unusable(self, step: int) -> str | None:
-        """What is wrong with the checkpoint of a step, checksums included; None where nothing is."""
+        """Why the checkpoint of a step is unusable, checksums included; None if it is valid."""
         return self._why_unusable(self.folder / name_of(step))
 
     def _why_unusable(self, path: Path) -> str | None:
-        """Rank 0 alone looks at marker and sizes; checksums are shared out over the ranks by file."""
+        """Rank 0 alone checks marker and sizes; checksums are divided among the ranks by file."""
 
         def look() -> tuple[str | None, dict[str, Entry]]:
             try:
@@ -209,11 +209,11 @@ class CheckpointStore:
         return next(filter(None, dist.gather(why_damaged(path, mine))), None)
 
     def clean(self, found: LatestCheckpoint | None) -> list[str]:
-        """Remove what interrupted saves and deletions left, and set aside what `newest` passed over; says what became of that.
+        """Remove what interrupted saves and deletions left, and rename what `newest` skipped; returns notes on that.
 
         Rank 0 does it.
 
-        Were they left in place, the next start would go through them again, and a later one could take one for the newest.
+        If left in place, the next start would check them again, and a later one could use one as the newest.
         """
         if not dist.world().is_main:
             return []
@@ -230,14 +230,14 @@ class CheckpointStore:
         return notes
 
     def state(self, step: int) -> bytes:
-        """What `save` was given as `state`: read by rank 0."""
+        """The `state` given to `save`, read by rank 0."""
         return self._on_main(lambda: read_bytes(self.folder / name_of(step) / STATE))
 
     def load(self, step: int, into: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """Fill the tensors of `into`, and return those whose names start with `prefix` as new CPU tensors.
 
         One rank of each node reads; the others get the tensors from it. Only the files in the manifest are opened.
-        Raises TrainingError where names, shapes or types are not the checkpoint's.
+        Raises TrainingError if names, shapes or types differ from the checkpoint's.
         """
         path = self.folder / name_of(step)
         metadata = self._on_main(lambda: _Reader(path).read_metadata())
@@ -287,7 +287,7 @@ class _Reader(HuggingFaceStorageReader):
         self.fs, self.metadata = _Manifest(), metadata
 
     def read_metadata(self) -> Metadata:
-        """Raises TrainingError where a header is not as `save` writes it."""
+        """Raises TrainingError if a header is not as `save` writes it."""
         if self.metadata is not None:
             return self.metadata
         try:
@@ -297,14 +297,14 @@ class _Reader(HuggingFaceStorageReader):
 
 
 class _Manifest(FileSystem):
-    """Lists a checkpoint's files as its manifest has them."""
+    """Lists a checkpoint's files by its manifest."""
 
     def ls(self, path: str | os.PathLike[str]) -> list[str]:
         return [str(Path(path) / name) for name in manifest_of(Path(path)).files]
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a valid checkpoint, on the CPU, by one process. Raises TrainingError where they cannot be read."""
+    """All tensors of a valid checkpoint, on the CPU, by one process. Raises TrainingError if they cannot be read."""
     try:
         shards = [path / name for name in manifest_of(path).files if name.endswith(".safetensors")]
         return {k: v for shard in shards for k, v in load_file(shard).items()}
@@ -318,7 +318,7 @@ def _targets(path: Path, metadata: Metadata, into: dict[str, Tensor], prefix: st
     mine = {k for k in stored if not k.startswith(prefix)}
     if mine != set(into):
         odd = ", ".join(sorted(mine ^ set(into))[:4])
-        raise TrainingError(f"{path} is a checkpoint of another model: {odd} is only in one of them")
+        raise TrainingError(f"{path} is a checkpoint of another model: {odd} is in only one of the two")
     target = dict(into)
     for name, meta in stored.items():
         assert isinstance(meta, TensorStorageMetadata)
@@ -346,7 +346,7 @@ def _describe(error: CheckpointException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """DCP warns that there is no process group even where it is told so."""
+    """DCP warns that there is no process group even with `no_dist=True`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m distae.checkp
 
 
 def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """What the command line may hold."""
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(prog, description="Look at a run's checkpoints.")
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--verify", action="store_true", help="read every file and compare its checksum")
@@ -42,7 +42,7 @@ def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 
 def _list(folder: Path, verify: bool) -> int:
-    """One line per checkpoint, the newest first; exit code 1 where one is not valid."""
+    """One line per checkpoint, the newest first; exit code 1 if one is not valid."""
     from distae.checkpoint.retention import STATE, checkpoints_in, manifest_of, step_of, summary_of, why_invalid
     from distae.checkpoint.shards import why_damaged
 
@@ -66,7 +66,7 @@ def _list(folder: Path, verify: bool) -> int:
 
 
 def _best_step(folder: Path) -> int | None:
-    """The best step as the newest valid checkpoint knows it, or the former best where that could not be saved."""
+    """The best step as the newest valid checkpoint knows it, or the former best if that could not be saved."""
     from distae.checkpoint.retention import best_of, checkpoints_in, summary_of, why_invalid
 
     valid = [p for p in checkpoints_in(folder) if why_invalid(p) is None]
@@ -75,7 +75,7 @@ def _best_step(folder: Path) -> int | None:
 
 
 def _export(run: Path, which: str, target: str) -> int:
-    """Write the averaged weights where there are some, else the model's own, as a finished run has them."""
+    """Write the averaged weights (with --ema), else the model's own, as a finished run does."""
     from distae.checkpoint import read_tensors
     from distae.checkpoint.retention import checkpoints_in, manifest_of, step_of, summary_of, why_invalid
     from distae.checkpoint.shards import why_damaged

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "distae completion") -> 
 
 
 def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """What the command line may hold."""
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(prog, description="Print the code that makes a shell complete `distae`.")
     parser.add_argument("shell", choices=SHELLS, help='as in eval "$(distae completion bash)"')
     return parser
@@ -45,7 +45,7 @@ def complete(commands: Iterable[str], load: Callable[[str], Any], **kwargs: Any)
     *_, words, _ = split_line(os.environ["COMP_LINE"], int(os.environ["COMP_POINT"]))
     parser = argparse.ArgumentParser(add_help=False)
     done = 0
-    with contextlib.suppress(UserError):  # of what is not yet typed to its end
+    with contextlib.suppress(UserError):  # the command line is still incomplete
         if len(words) > 1:
             command, done = _place(words[1:])
             parser = load(command).arguments("distae", words[1 + done :] if command != "launch" else words[2:])
@@ -56,7 +56,7 @@ def complete(commands: Iterable[str], load: Callable[[str], Any], **kwargs: Any)
 
 
 def _place(words: Sequence[str]) -> tuple[str, int]:
-    """The command that is being typed, and how many words name it: what follows -- is `train`'s."""
+    """The command being typed, and how many words name it: the words after -- belong to `train`."""
     if words[0] in ("launch", "sweep") and "--" in words:
         return "train", 1 + words.index("--")
     return words[0], min(len(words), 2) if words[0] == "launch" else 1

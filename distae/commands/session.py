@@ -29,27 +29,27 @@ if TYPE_CHECKING:
 
 
 TELL_SECONDS = 30.0
-"""To meet the others where the settings, and --timeout with them, are not known."""
+"""Timeout to meet the others if the settings, and with them --timeout, are unknown."""
 FAILURE_SECONDS = 60.0
-"""For the last words of a rank that failed; then it ends, whatever holds it."""
+"""Seconds for a failed rank to report; then the process is ended."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def run_in_turn(cfg: TrainConfig, env: Environment, runs: Iterable[TrainConfig]) -> Outcome:
     """One run after the other in one process group; they share the device, threads and data of `cfg`, which is checked first.
 
-    `runs` is iterated where ranks can talk: a generator may broadcast.
+    `runs` is iterated inside the process group: a generator may broadcast.
     """
     run_dir = Path(str(cfg.run_dir))
     check_run_dir(cfg)
     end = read(run_dir)
     if end and end.outcome == "stopped" and not cfg.fresh:
         if env.restarts:
-            return end  # torchrun takes the exit code of a run that stopped on purpose for a crash
+            return end  # torchrun restarts a run that stopped on purpose, as if it had crashed
         if env.rank == 0:
-            (run_dir / FILE).unlink(missing_ok=True)  # or a restart would take it for this start's
+            (run_dir / FILE).unlink(missing_ok=True)  # else a restart would read the old one
     with listening() as stop:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost rank is told in words, not also in 30 lines of C++ per rank
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # one line for a lost rank, not 30 lines of C++ per rank
         from distae import distributed as dist
 
         with dist.rendezvous(env, cfg.timeout) as meeting:
@@ -59,7 +59,7 @@ def run_in_turn(cfg: TrainConfig, env: Environment, runs: Iterable[TrainConfig])
 
 
 def _prepared(cfg: TrainConfig, env: Environment) -> "tuple[tuple[torch.device, int, dict[str, Arrays]], dict[str, Any]]":
-    """Device, threads and data of this rank, and what has to be the same on all. Raises UserError."""
+    """Device, threads and data of this rank, and what must be equal on all ranks. Raises UserError."""
     from distae import data
     from distae import distributed as dist
     from distae.data.checks import check_data
@@ -78,7 +78,7 @@ def _prepared(cfg: TrainConfig, env: Environment) -> "tuple[tuple[torch.device, 
 
 
 def refuse(error: DistaeError, env: Environment) -> int:
-    """Print why this rank does not train, and let the others know where they do not yet. Returns the exit code."""
+    """Print why this rank does not train, and inform the others unless they know. Returns the exit code."""
     if env.rank == 0 or not error.remote:
         who = f"rank {env.rank} ({platform.node()}): " if env.rank else ""
         sys.stderr.write(f"distae: {who}{error}\n")
@@ -88,7 +88,7 @@ def refuse(error: DistaeError, env: Environment) -> int:
 
 
 def _tell_others(error: DistaeError, env: Environment) -> None:
-    """Meet them only to refuse: they do not see a mistake that is on this rank's node alone, and would wait for --timeout."""
+    """Meet the others only to report the error: it may be on this rank's node alone, and they would wait for --timeout."""
     from distae import distributed as dist
 
     with contextlib.suppress(DistaeError), dist.rendezvous(env, TELL_SECONDS) as meeting:
@@ -107,7 +107,7 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, 
         todo = trainer.resume()
         if not todo and main:
             more = "--steps" if cfg.steps else "--epochs"
-            sys.stderr.write(f"{run_dir} is complete at step {trainer.state.step}: give more {more} to go on, or --fresh\n")
+            sys.stderr.write(f"{run_dir} is complete at step {trainer.state.step}: give more {more} to continue, or --fresh\n")
         done = not todo or trainer.fit()
         trainer.close()
         signal = "" if done else Signals(trainer.stop.signal).name
@@ -119,7 +119,7 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, 
             lock.release()
         raise
     except Exception as error:
-        with dist.ends_within(FAILURE_SECONDS, f"rank {dist.world().rank} could not end in order"):
+        with dist.ends_within(FAILURE_SECONDS, f"rank {dist.world().rank} could not shut down cleanly"):
             if trainer:
                 trainer.checkpoints.abandon()  # waits for a commit under way, on a disk that may not answer
             end = _failed(error, trainer, run_dir)
@@ -132,7 +132,7 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, 
 
 
 def _open_folder(cfg: TrainConfig) -> RunLock | None:
-    """Rank 0 takes the run folder; all ranks raise UserError where it is in use."""
+    """Rank 0 locks the run folder; all ranks raise UserError if it is in use."""
     from distae import distributed as dist
 
     lock, refusal = None, None
@@ -148,7 +148,7 @@ def _open_folder(cfg: TrainConfig) -> RunLock | None:
 
 
 def _leave_folder(lock: RunLock, end: Outcome) -> None:
-    """Rank 0 keeps how the run ended, and lets the folder go."""
+    """Rank 0 writes how the run ended, and releases the folder."""
     try:
         lock.check()
         end.write()
@@ -158,9 +158,9 @@ def _leave_folder(lock: RunLock, end: Outcome) -> None:
 
 
 def _failed(error: Exception, trainer: "Trainer | None", run_dir: Path) -> Outcome:
-    """Report an error by the rank where it happened, and on rank 0. Only what may be a bug gets a traceback.
+    """Report an error on the rank where it happened, and on rank 0. Only a possible bug gets a traceback.
 
-    Where all that is known is lost contact, rank 0 may be the one: who noticed first says so too.
+    If all that is known is lost contact, rank 0 may be the lost one: the rank that noticed first reports it too.
     """
     from distae import distributed as dist
 

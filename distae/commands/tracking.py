@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m distae.tracki
 
 
 def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """What the command line may hold."""
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(prog, description="Upload all of a run as one W&B run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run folder")
     return parser

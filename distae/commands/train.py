@@ -4,7 +4,7 @@
     torchrun --standalone --nproc_per_node=4 -m distae.train --config recipes/vae_mnist.toml
 
 `run` neither parses nor exits; `main` maps its outcome to an exit code:
-0 done, 1 failed, 2 a user's mistake, 75 stopped after a save.
+0 done, 1 failed, 2 invalid input, 75 stopped after a save.
 """
 
 import shutil
@@ -44,21 +44,21 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m distae.train"
 
 
 def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
-    """What may follow `words`: the options of the variants that they choose. Raises UserError."""
+    """The options that may follow `words`: those of the variants chosen there. Raises UserError."""
     return parser_of(TrainConfig, words, SWITCHES)
 
 
 def run(cfg: TrainConfig, env: Environment) -> Outcome:
     """Train as `cfg` (checked) says, resuming what is in its run folder. Raises UserError before any training starts.
 
-    `--fresh` is for the first start: a launcher that repeats the command means the run which that began.
+    `--fresh` is for the first start: a launcher that repeats the command resumes the run that it began.
     """
     cfg = replace(cfg, fresh=cfg.fresh and env.first_start)
     return run_in_turn(cfg, env, [cfg])
 
 
 def smoke(cfg: TrainConfig, env: Environment) -> Outcome:
-    """Four steps of `cfg` in a new folder beside its run folder, in two runs of which the second resumes the first."""
+    """Four steps of `cfg` in a new folder next to its run folder, in two runs; the second resumes the first."""
     short = replace(
         cfg, epochs=None, steps=4, run_dir=f"{cfg.run_dir}.smoke", tracking="none", log_every=1, eval_every=2, save_every=1,
         data=replace(cfg.data, limit=max(2 * cfg.global_batch_size, cfg.eval_batch_size)), fresh=True,

@@ -1,4 +1,4 @@
-"""Combinations of settings that cannot work, refused before torch is imported."""
+"""Combinations of settings that cannot work, rejected before torch is imported."""
 
 import dataclasses
 import hashlib
@@ -15,15 +15,15 @@ from distae.config.train import MAY_CHANGE, OF_A_NODE, TrainConfig
 from distae.errors import UserError
 
 ADDED = frozenset({"model.inverse_temperature", "data.scale", "data.layout", "data.label_key"})
-"""Settings that are younger than the hashes of run folders: at their default they are no part of them. Add every new one here."""
+"""Settings added after run folders had hashes: they count only off their default. Add every new setting here."""
 WANDB_MODES = ("online", "offline", "disabled", "dryrun")
 DEFAULT_EPOCHS = 100
 LONGEST_NAME, LONGEST_PATH = 230, 3900
-"""Bytes of a run folder's name and path: less than Linux's 255 and 4,096, for what is in it and the name it is moved aside to."""
+"""Bytes of a run folder's name and path: below Linux's 255 and 4,096, to leave room for its files and for --fresh's new name."""
 
 
 def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
-    """The settings with what was left open filled in (epochs, run_dir). Raises UserError on a combination that cannot work."""
+    """The settings with open ones filled in (epochs, run_dir). Raises UserError on a combination that cannot work."""
     if cfg.steps and cfg.epochs:
         raise UserError(f"--epochs {cfg.epochs} and --steps {cfg.steps} exclude each other: give one")
     if not cfg.steps and not cfg.epochs:
@@ -133,13 +133,13 @@ def _check_choices(cfg: TrainConfig, world_size: int) -> None:
 
 
 def _expanded(text: str) -> str:
-    """A run folder with `~` for a home folder, which a shell leaves in `--run-dir=~/a`. Raises UserError."""
+    """A run folder with `~` expanded, which a shell leaves as it is in `--run-dir=~/a`. Raises UserError."""
     if not text.startswith("~"):
         return text
     try:
         return str(Path(text).expanduser())
     except RuntimeError as error:
-        raise UserError(f"--run-dir: {text} is in nobody's home folder; write ./{text} for a folder of that name here") from error
+        raise UserError(f"--run-dir: {text} names no user's home folder; write ./{text} for a folder of that name here") from error
 
 
 def _check_run_dir(text: str) -> None:

@@ -1,4 +1,4 @@
-"""From a command line and a TOML file to settings. The command line wins; every refusal names the key and what is valid."""
+"""From a command line and a TOML file to settings. The command line wins; every error names the key and the valid values."""
 
 import argparse
 import contextlib
@@ -71,7 +71,7 @@ def parser_of(cls: type, argv: Sequence[str], switches: dict[str, str], file: st
 
 
 def _table(cls: type, argv: Sequence[str], file: str) -> Table:
-    """The TOML file's table, with another variant's table where the command line chooses that."""
+    """The TOML file's table; a variant chosen on the command line replaces its table."""
     table = read_toml(_value_of(file, argv), file)
     for field in _variants(cls):
         there, name = table.setdefault(field.name, {}), _value_of(field.name, argv)
@@ -81,7 +81,7 @@ def _table(cls: type, argv: Sequence[str], file: str) -> Table:
 
 
 def _help(cls: type, argv: Sequence[str], switches: dict[str, str], prog: str, file: str) -> str:
-    """All, where that is asked for or not much; what was chosen, where something was; else the options that most need."""
+    """The full help if asked for or short; else that of the chosen variants; else the common options."""
     variants = _variants(cls)
     if not variants or (*argv, "")[max(argv.index(h) for h in ("--help", "-h") if h in argv) + 1] == "all":
         return render(cls, switches, prog, file)
@@ -149,8 +149,8 @@ def _convert(value: Any, field: Field, dotted: str) -> Any:
         return found
     except msgspec.ValidationError as error:
         shown = " ".join(map(str, value)) if isinstance(value, list) else value
-        apart = " ".join(shown.replace(",", " ").split()) if isinstance(value, list) else shown
-        advice = f"; write {apart}" if apart != shown else ""
+        spaced = " ".join(shown.replace(",", " ").split()) if isinstance(value, list) else shown
+        advice = f"; write {spaced}" if spaced != shown else ""
         raise UserError(f"{_flag(dotted)}: {shown!r} is not valid; expected {_expected(field.type)}{advice}") from error
 
 
@@ -163,7 +163,7 @@ def _members(tp: Any) -> tuple[Any, ...]:
 
 
 def _expected(tp: Any) -> str:
-    """A type in words: `an integer >= 1`, `one of adam, sgd`."""
+    """A type as text: `an integer >= 1`, `one of adam, sgd`."""
     if get_origin(tp) in (Union, types.UnionType):
         return " or ".join(_expected(t) for t in get_args(tp))
     if get_origin(tp) is Literal:
@@ -180,7 +180,7 @@ def _expected(tp: Any) -> str:
     words = {
         int: "an integer",
         float: "a number",
-        str: "a text",
+        str: "a string",
         bool: "true or false",
         type(None): "none",
         Ramp: "a ramp FROM:TO@STEPS[xCYCLES], as in 0:1@1000",
@@ -201,11 +201,11 @@ ALIASES = {
     "logdir": "run-dir",
     "random-seed": "seed", "patience": "early-stop.patience", "amp": "precision", "dtype": "precision", "overwrite": "fresh",
 }  # fmt: skip
-"""What options are called elsewhere."""
+"""Names of options in other libraries."""
 
 
 def _meant(flag: str, known: Sequence[str]) -> str:
-    """The option that an unknown one stands for: what it is called here, the one that ends so, else the nearest spelling."""
+    """The option that an unknown one probably means: by its usual name elsewhere, its last part, or its spelling."""
     word = flag.removeprefix("--")
     alias = f"--{ALIASES.get(word, '')}"
     found = [alias] if alias in known else [k for k in known if k.rpartition(".")[2] == word]
@@ -223,7 +223,7 @@ def _kebab(arg: str) -> str:
 
 
 def _utf8(arg: str) -> str:
-    """`arg`, where a file could hold it. Raises UserError."""
+    """`arg`, if it is UTF-8 text. Raises UserError."""
     try:
         arg.encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Settings of the data sets, and what can be known of them without reading them."""
+"""Settings of the data sets, and what is known without reading the data."""
 
 import io
 import os
@@ -15,9 +15,9 @@ from distae.errors import UserError
 FILE_ERRORS = (ValueError, OSError, EOFError, RuntimeError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 """What numpy and zipfile raise where a file is damaged, forged or encrypted."""
 LONGEST_HEADER = 64 << 10
-"""Bytes of an array's header; numpy's own are some 100."""
+"""Largest header of an array in bytes; numpy's own have about 100."""
 MOST_COMPRESSED = 200
-"""How many times its size an .npz file may unpack to: deflate reaches 1,000, which only a bomb comes near."""
+"""Largest ratio of unpacked to packed size of an .npz file: deflate reaches 1,000, but only in a zip bomb."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +27,13 @@ class DataConfig(Variant):
     val_fraction: Fraction = 0.1
     """Share of the training samples held out for validation."""
     limit: Count | None = None
-    """Use only the first so many samples of each split (for debugging)."""
+    """Use only the first N samples of each split (for debugging)."""
     binarize: Literal["none", "threshold", "stochastic"] = "none"
-    """none: values as they are, in [0, 1]; threshold: 1 above 0.5; stochastic: drawn anew at every use with the value as
-    probability (Burda 2016), in evaluation with fixed noise."""
+    """none: values as they are, in [0, 1]; threshold: 1 above 0.5; stochastic: redrawn at every use with the value as
+    probability (Burda 2016); evaluation uses fixed noise."""
 
     def shape(self) -> tuple[int, ...]:
-        """Shape of one sample, `[C, H, W]` or `[D]`. Raises UserError where a file says otherwise."""
+        """Shape of one sample, `[C, H, W]` or `[D]`. Raises UserError if a file says otherwise."""
         raise NotImplementedError
 
 
@@ -87,7 +87,7 @@ class CIFAR10Config(TorchvisionConfig):
 
 
 StoredLayout = Literal["as_stored", "no_channel", "channels_last"]
-"""How samples lie in a file: as the model takes them (`[C, H, W]` or `[D]`), as `[H, W]`, or as `[H, W, C]`."""
+"""Layout of samples in a file: as the model takes them (`[C, H, W]` or `[D]`), as `[H, W]`, or as `[H, W, C]`."""
 IMAGE_CHANNELS = (1, 3, 4)
 """Channels that images usually have: grey, RGB, RGBA."""
 CONVERSIONS = {
@@ -96,20 +96,20 @@ CONVERSIONS = {
     ".parquet": "numpy.save('x.npy', pandas.read_parquet('{path}').to_numpy('float32'))",
     ".pt": "numpy.save('x.npy', torch.load('{path}', weights_only=True).numpy())",
 }
-"""How to make an array of a file of another kind."""
+"""How to convert a file of another kind to an array."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayConfig(DataConfig):
-    """An array of yours in a .npy or .npz file, of uint8 or floating point: `[N, D]`, `[N, H, W]`, `[N, C, H, W]` or
-    `[N, H, W, C]`. A .npy file is mapped into memory, not copied: do not change it while a run uses it."""
+    """Your own array in a .npy or .npz file, of uint8 or floating point: `[N, D]`, `[N, H, W]`, `[N, C, H, W]` or
+    `[N, H, W, C]`. A .npy file is memory-mapped, not copied: do not change it while a run uses it."""
 
     name: ClassVar[str] = "array"
 
     path: str = ""
     """The .npy or .npz file."""
     key: str | None = None
-    """Name of the array inside a .npz file; may be left out where it holds one array besides the labels."""
+    """Name of the array inside a .npz file; optional if it holds one array besides the labels."""
     label_key: str | None = None
     """Name of the labels inside a .npz file: `[N]` integers from 0 on. Needed by conditional models."""
     scale: Literal["auto"] | Positive = "auto"
@@ -139,7 +139,7 @@ class ArrayConfig(DataConfig):
                 return shape[1:]
 
     def stored_layout(self, shape: tuple[int, ...]) -> StoredLayout:
-        """How the samples of a stored array of `shape` lie. Raises UserError where that needs `--data.layout`."""
+        """Layout of the samples of a stored array of `shape`. Raises UserError if that needs `--data.layout`."""
         if len(shape) != 4:
             if self.layout == "channels_last":
                 raise UserError(f"--data.layout channels_last needs an array [N, H, W, C]; {self.path} has shape {list(shape)}")
@@ -153,7 +153,7 @@ class ArrayConfig(DataConfig):
         return "channels_last" if self.layout == "channels_last" else "as_stored"
 
     def header(self) -> tuple[tuple[int, ...], str]:
-        """Shape and dtype as the file's header says, without reading the values."""
+        """Shape and dtype from the file's header, without reading the values."""
         path = self.file()
         try:
             if path.suffix == ".npy":
@@ -167,16 +167,16 @@ class ArrayConfig(DataConfig):
                     )
                 return _npy_header(member, size, member=True)
         except FILE_ERRORS as error:
-            raise UserError(f"--data.path: {path} is no .npy or .npz file of numbers ({error})") from error
+            raise UserError(f"--data.path: {path} is not a .npy or .npz file of numbers ({error})") from error
 
     def file(self) -> Path:
-        """The file, `~` expanded. Raises UserError where there is none, or it is of another kind."""
+        """The file, `~` expanded. Raises UserError if there is none, or it has another type."""
         if not self.path:
             raise UserError("--data.path: --data array needs the .npy or .npz file; make one of an array x: numpy.save('x.npy', x)")
         try:
             path = Path(self.path).expanduser()
         except RuntimeError as error:
-            raise UserError(f"--data.path: {self.path} is in nobody's home folder") from error
+            raise UserError(f"--data.path: {self.path} names no user's home folder") from error
         if path.is_dir():
             raise UserError(
                 f"--data.path: {path} is a folder, a .npy or .npz file is needed; of images of one size, for example:\n"
@@ -185,7 +185,7 @@ class ArrayConfig(DataConfig):
         if not path.is_file():
             raise UserError(f"--data.path: no file {path}")
         if advice := CONVERSIONS.get(path.suffix.lower()):
-            raise UserError(f"--data.path: {path} is no .npy or .npz file; make one:\n{advice.format(path=path)}")
+            raise UserError(f"--data.path: {path} is not a .npy or .npz file; make one:\n{advice.format(path=path)}")
         if self.label_key and path.suffix == ".npy":
             raise UserError(
                 f"--data.label-key: a .npy file has no labels; make a .npz: numpy.savez('x.npz', x=x, {self.label_key}=y)"
@@ -209,7 +209,7 @@ class ArrayConfig(DataConfig):
 
 
 def _npy_header(file: Any, size: int, member: bool = False) -> tuple[tuple[int, ...], str]:
-    """Raises ValueError where the array that it announces is larger than the `size` bytes of the file.
+    """Raises ValueError if the array that it announces is larger than the `size` bytes of the file.
 
     `member` of an archive: also where it is larger than the memory; other files are mapped.
     """

@@ -1,4 +1,4 @@
-"""What the settings classes are made of: constrained types, variants chosen by name, docs under each field."""
+"""Building blocks of the settings classes: constrained types, variants chosen by name, docs under each field."""
 
 import ast
 import dataclasses
@@ -38,7 +38,7 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-    """Annotates a text that is a name in a registry, to which plugins add."""
+    """Annotates a string that is a name in a registry, to which plugins add."""
 
     registry: Registry[str, Any]
 
@@ -54,7 +54,7 @@ class Field:
 
     @property
     def type(self) -> Any:
-        """The type as declared; of a name in a registry, the names that it has by now."""
+        """The type as declared; for a name in a registry, the names registered so far."""
         if get_origin(self.declared) is Annotated and isinstance(names := get_args(self.declared)[1], OneOf):
             return Literal[names.registry.keys_known]
         return self.declared
@@ -90,7 +90,7 @@ def leaves(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         if dataclasses.is_dataclass(value):
             yield from leaves(value, f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{field.name}", str(value) if isinstance(value, str) else value  # a Ramp is a text to others
+            yield f"{prefix}{field.name}", str(value) if isinstance(value, str) else value  # a Ramp is stored as a string
 
 
 def to_dict(settings: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Names that settings may hold, known before torch is imported; plugins add theirs when they are loaded."""
+"""Valid names in settings, known before torch is imported; plugins add theirs when they are loaded."""
 
 from typing import Annotated, Any
 
@@ -7,8 +7,8 @@ from distae.registry import Registry
 
 LIKELIHOODS: Registry[str, Any] = Registry("likelihood", ("bernoulli", "gaussian", "laplace"))
 SCALED = {"gaussian", "laplace"}
-"""Likelihoods that --model.scale and --model.learn-scale are for."""
+"""Likelihoods that have --model.scale and --model.learn-scale."""
 METRICS: Registry[str, Any] = Registry("metric", ("mse",))
-"""What an evaluation reports besides the terms of the model."""
+"""Metrics that an evaluation reports besides the model's terms."""
 
 LikelihoodName = Annotated[str, OneOf(LIKELIHOODS)]

@@ -39,7 +39,7 @@ class MLPConfig(NetConfig):
     name: ClassVar[str] = "mlp"
 
     hidden: tuple[Count, ...] = (256,)
-    """Hidden sizes from the input to the code; none at all is a single layer."""
+    """Hidden sizes from the input to the code; none gives a single linear layer."""
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ class OptimConfig:
     eps: Positive = 1e-8
     """Adam's epsilon."""
     weight_decay: NonNegative = 0.0
-    """L2 penalty (adam, sgd) or decoupled decay (adamw) on weights; biases and normalisation parameters are spared."""
+    """L2 penalty (adam, sgd) or decoupled decay (adamw) on weights; biases and normalisation parameters are excluded."""
     l1: NonNegative = 0.0
     """L1 penalty on weights: its subgradient l1*sign(w) is added to the gradient, the reported loss is without it."""
     max_grad_norm: Positive | None = None

@@ -1,4 +1,4 @@
-"""A user's own Python file, whose settings classes and variants are then known like those of distae."""
+"""A user's own Python file, whose settings classes and variants work like those of distae."""
 
 import importlib
 import importlib.util
@@ -10,13 +10,13 @@ from distae.errors import UserError
 
 
 def load(file: str) -> None:
-    """Import the file by its name without `.py`. It is named on the command line only: nothing that was saved can run code.
+    """Import the file by its name without `.py`. Only the command line names it: saved files cannot run code.
 
-    Raises UserError where it cannot be imported.
+    Raises UserError if it cannot be imported.
     """
     path = Path(file).resolve()
     if not path.is_file() or path.suffix != ".py" or not path.stem.isidentifier():
-        raise UserError(f"--plugin: {file} is no Python file whose name could be imported")
+        raise UserError(f"--plugin: {file} is not a Python file with an importable name")
     known = sys.modules.get(path.stem)
     if known is not None and getattr(known, "__file__", None) == str(path):
         return

@@ -22,7 +22,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The file of a recipe. Raises UserError with the names there are."""
+    """The file of a recipe. Raises UserError that lists the valid names."""
     if name not in (known := names()):
         near = difflib.get_close_matches(name, known, 1)
         meant = f" (did you mean {near[0]!r}?)" if near else ""

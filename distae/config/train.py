@@ -24,12 +24,12 @@ class EarlyStopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """CheckpointStore for resuming."""
+    """Checkpoints for resuming."""
 
     mode: Literal["async", "sync"] = "async"
-    """async copies the state and writes it beside training; sync waits for the disk."""
+    """async copies the state and writes it in the background; sync waits for the disk."""
     keep_latest_k: Count = 2
-    """Keep the newest so many, and the best by --best-metric."""
+    """Number of recent checkpoints to keep, besides the best by --best-metric."""
     mtbf_hours: Positive | None = None
     """Mean hours between failures of the job, for --save-every auto; by default 50,677 divided by the number of processes, which is
     what the training of Llama 3 saw per GPU. Lower where jobs are also killed for other reasons."""
@@ -40,7 +40,7 @@ class DDPConfig:
     """How ranks exchange gradients (torch's DistributedDataParallel)."""
 
     bucket_mb: Positive = 25.0
-    """Megabytes of gradients that are reduced together; the reduction of one bucket overlaps with the backward pass of the next."""
+    """Megabytes of gradients per all-reduce; the reduction of one bucket overlaps with the backward pass of the next."""
     compression: Literal["none", "fp16", "bf16"] = "none"
     """Send gradients in half precision: half the bytes, but results then depend on the world size."""
 
@@ -57,9 +57,9 @@ class TrainConfig:
     }
     """What `--help` shows."""
     removed: ClassVar[dict[str, tuple[Any, str]]] = {
-        "noise": ("global", "noise costs the same on any number of ranks and no longer depends on it"),
+        "noise": ("global", "noise no longer depends on the number of ranks"),
     }
-    """Settings of older versions: the default, which is accepted and stays in the run folder's hash, and what came of them."""
+    """Removed settings: the default, which is still accepted and stays in the run folder's hash, and why each was removed."""
 
     model: ModelConfig = field(default_factory=VAEConfig)
     """The variant to train."""
@@ -81,7 +81,7 @@ class TrainConfig:
     global_batch_size: Count = 128
     """Samples per optimizer step, over all ranks and accumulation steps: the result does not depend on their number."""
     grad_accum_steps: Count = 1
-    """Micro-steps whose gradients are added up for one optimizer step."""
+    """Micro-steps whose gradients are accumulated for one optimizer step."""
     eval_batch_size: Count = 512
     """Samples per evaluation chunk, over all ranks."""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
@@ -93,11 +93,11 @@ class TrainConfig:
     compile: bool = False
     """Compile forward, loss and backward with torch.compile: some seconds at the start; losses as without, up to rounding."""
     cuda_graphs: bool = False
-    """With --compile on a GPU: replay them as CUDA graphs, for models so small that launching kernels takes the time."""
+    """With --compile on a GPU: replay them as CUDA graphs, for small models whose time goes into launching kernels."""
     ema: Fraction = 0.0
     """Decay of an exponential moving average of the parameters that evaluation and the exported model use; 0 is off."""
     best_metric: str = "val/loss"
-    """What best checkpoint, plateau and early stop look at; lower is better."""
+    """Metric for the best checkpoint, plateau and early stop; lower is better."""
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     """Seed of initial weights, order and noise."""
 
@@ -108,28 +108,28 @@ class TrainConfig:
     profile: bool = False
     """Print where the time of a window of steps goes, and write a torch.profiler trace to the run folder."""
     save_every: Literal["auto"] | Count = 500
-    """Optimizer steps between two checkpoints; one is also taken at each new best and at the end. auto: so far apart that saves and
-    failures together cost the least time (Daly 2006), from the measured cost of a save and --checkpoint.mtbf-hours."""
+    """Optimizer steps between two checkpoints; one is also taken at each new best and at the end. auto: the interval that
+    minimises the expected lost time (Daly 2006), from the measured cost of a save and --checkpoint.mtbf-hours."""
     name: str | None = None
-    """A name that people can read, for the default run folder: runs/NAME_HASH."""
+    """A readable name for the default run folder: runs/NAME_HASH."""
     run_dir: str | None = None
     """Folder of the run; by default runs/MODEL_DATA_HASH or runs/NAME_HASH, HASH over the settings that define the result."""
     fresh: bool = False
-    """Move an existing run folder aside and start anew, instead of resuming."""
+    """Rename an existing run folder and start a new run, instead of resuming."""
     allow_changed_data: bool = False
-    """Resume although the data are not those of the checkpoint."""
+    """Resume even if the data differ from those of the checkpoint."""
     export: Literal["best", "last"] = "best"
-    """Which model a finished run leaves in `model/`: the best by --best-metric where there is a validation split, or the last."""
+    """Which model a finished run leaves in `model/`: the best by --best-metric (needs a validation split), or the last."""
     init_from: str | None = None
-    """Start from the weights of this finished run (weights only; optimizer and counters start anew)."""
+    """Start from the weights of this finished run (weights only; optimizer and counters are reset)."""
     fork_from: str | None = None
     """Start from the newest checkpoint of this run: its full state, under the other settings given here."""
     tracking: Literal["wandb", "none"] = "wandb"
     """wandb also logs to Weights & Biases from rank 0; metrics.jsonl, log.txt and images are always written."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU where there is one."""
+    """auto takes a GPU if there is one."""
     threads: Literal["auto"] | Count = "auto"
-    """CPU threads per process; auto shares the cores out over the node's processes. Part of bit-exactness on CPU."""
+    """CPU threads per process; auto divides the cores among the node's processes. Bit-exactness on CPU needs the same number."""
     timeout: Positive = 600.0
     """Seconds after which a collective that waits for a lost rank fails."""
 
@@ -139,6 +139,6 @@ MAY_CHANGE = frozenset(
     | {"tracking", "device", "threads", "timeout", "profile", "data.root"}
     | {"allow_changed_data", "checkpoint.keep_latest_k", "checkpoint.mode", "checkpoint.mtbf_hours"}
 )
-"""Settings that a resumed run may be given anew. All others define the result: they name the run folder."""
+"""Settings that may change on a resume. All others define the result and are in the run folder's hash."""
 OF_A_NODE = frozenset({"data.root", "data.path", "threads", "fresh"})
-"""Settings that may differ between ranks: where the node has its copy of the data, its cores, and --fresh, which is rank 0's."""
+"""Settings that may differ between ranks: the node's path to the data, its cores, and --fresh, which is rank 0's."""

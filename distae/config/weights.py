@@ -12,7 +12,7 @@ class Ramp(str):
     """`FROM:TO@STEPS` goes linearly from FROM to TO over the first STEPS optimizer steps, then stays (KL warm-up: `0:1@1000`).
 
     `FROM:TO@STEPSxN` makes N such cycles of STEPS each, the ramp taking the first half of a cycle (Fu 2019, cyclic annealing).
-    Raises ValueError where the text is neither.
+    Raises ValueError if the text is neither.
     """
 
     __slots__ = ()
@@ -34,9 +34,9 @@ class Ramp(str):
 
 
 Weight = NonNegative | Ramp
-"""A number, or one that changes over training."""
+"""A constant, or a weight that changes over training."""
 
 
 def at(weight: Weight, step: int | None) -> float:
-    """The value of `weight` at an optimizer step; its final value where `step` is None, as in evaluation."""
+    """The value of `weight` at an optimizer step; its final value if `step` is None, as in evaluation."""
     return weight.at(step) if isinstance(weight, Ramp) else weight

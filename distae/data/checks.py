@@ -1,4 +1,4 @@
-"""What only the values themselves can tell: refused after torch is loaded, before the process group is."""
+"""Checks that need the values: they run after torch is loaded, before the process group starts."""
 
 from distae.config import TrainConfig
 from distae.config.data import ArrayConfig
@@ -7,7 +7,7 @@ from distae.errors import UserError
 
 
 def check_data(cfg: TrainConfig, splits: dict[str, Arrays]) -> None:
-    """Raises UserError where the likelihood does not fit the values, or the training split is smaller than a batch."""
+    """Raises UserError if the likelihood does not fit the values, or the training split is smaller than a batch."""
     train = splits["train"]
     if len(train) < cfg.global_batch_size:
         raise UserError(

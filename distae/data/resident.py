@@ -11,7 +11,7 @@ from distae.noise import Noise
 
 
 class Loader:
-    """Turns row numbers of one split into batches of floating point values on the device."""
+    """Maps row numbers of one split to batches of floating point values on the device."""
 
     def __init__(
         self, arrays: Arrays, binarize: str, device: torch.device, dtype: torch.dtype, channels_last: bool = False
@@ -26,7 +26,7 @@ class Loader:
 
     @property
     def storage_device(self) -> torch.device:
-        """Where the stored values are, and row numbers are wanted."""
+        """Where the stored values are, and row numbers must be."""
         return self.arrays.source.device
 
     def batch(self, rows: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
@@ -40,7 +40,7 @@ class Loader:
         return x, None if label is None else self._to_device(label)
 
     def _to_device(self, x: Tensor) -> Tensor:
-        """From where the data is; a copy from pinned memory does not make the host wait."""
+        """Copy to the device; from pinned memory the host does not wait."""
         return x if x.device == self.device else x.pin_memory().to(self.device, non_blocking=True)
 
 

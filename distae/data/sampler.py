@@ -10,8 +10,8 @@ from torch.utils.data import DistributedSampler
 class GlobalBatchSampler(DistributedSampler[Tensor]):
     """torch's DistributedSampler order with drop_last, in whole global batches, as index tensors.
 
-    The tail of an epoch that fills no global batch is dropped (another one each epoch). Global batch g of an epoch is the same
-    set of samples at every world size; of each of its micro-batches, rank r takes the r-th of world_size equal parts.
+    The tail of an epoch that does not fill a global batch is dropped (a different one each epoch). Global batch g of an epoch is
+    the same set of samples at every world size; of each of its micro-batches, rank r takes the r-th of world_size equal parts.
     """
 
     def __init__(self, n: int, global_batch_size: int, rank: int, world_size: int, micro_steps: int, seed: int) -> None:

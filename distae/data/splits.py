@@ -1,4 +1,4 @@
-"""Samples as they are stored, and the splits of them: row numbers of one source, which is never copied."""
+"""Stored samples and their splits: row numbers of one source, which is never copied."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -12,31 +12,31 @@ from distae.data.transform import Transform
 from distae.noise import split_order
 
 BLOCK_BYTES = 16 << 20
-"""What is read at once where all values are looked at."""
+"""Bytes read at once when all values are scanned."""
 WHOLE_BYTES = 4 << 30
-"""A split up to this size is compared by all of its values, a larger one by blocks of them."""
+"""A split up to this size in bytes is compared by all values, a larger one by sampled blocks."""
 Identity = dict[str, str | int | float | None]
-"""What there is to compare with other data, by name."""
+"""What identifies the data, by name."""
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Samples in memory or in a mapped file."""
+    """Samples in memory or in a memory-mapped file."""
 
     source: Tensor
-    """`[N, *stored]` uint8 or floating point, not to be written to: it may be a file."""
+    """`[N, *stored]` uint8 or floating point, read-only: it may be a file."""
     source_label: Tensor | None = None
     """`[N]` int64."""
     transform: Transform = field(default_factory=Transform)
-    """What makes the model's values of the stored ones."""
+    """Transform from stored values to the model's."""
     rows: Tensor | None = None
-    """`[n]` int64, the samples of `source` that these are; None is all of them, in order."""
+    """`[n]` int64, rows of `source` in this split; None is all of them, in order."""
     notes: tuple[str, ...] = ()
-    """What was guessed, for the user to read at the start of a run."""
+    """Notes on guesses, printed at the start of a run."""
 
     @property
     def x(self) -> Tensor:
-        """The stored values `[n, *shape]` in the model's layout: a copy of all of them where `rows` are chosen."""
+        """The stored values `[n, *shape]` in the model's layout: a copy if `rows` are chosen."""
         return self.transform.arrange(self.source if self.rows is None else self.source.index_select(0, self.rows))
 
     @property
@@ -65,7 +65,7 @@ class Arrays:
         return self.source.index_select(0, at), label
 
     def blocks(self, every: int = 1) -> Iterator[Tensor]:
-        """The stored values `[b, *stored]` in order, block by block: for what looks at all of them without a copy of all.
+        """The stored values `[b, *stored]` in order, block by block: to scan all of them without a copy.
 
         With `every` n, only every nth block.
         """
@@ -75,7 +75,7 @@ class Arrays:
             yield self.source[part] if self.rows is None else self.source.index_select(0, self.rows[part])
 
     def bounds(self) -> tuple[float, float]:
-        """The least and the largest stored value; NaN, both, where one is NaN. There must be samples."""
+        """The smallest and the largest stored value; both NaN if one is NaN. There must be samples."""
         found = torch.stack([torch.stack(block.aminmax()) for block in self.blocks()]).aminmax()
         return float(found.min), float(found.max)
 
@@ -97,21 +97,21 @@ class Arrays:
         return replace(self, rows=mine[rows])
 
     def to(self, device: torch.device) -> "Arrays":
-        """These samples alone in a memory of `device`, without a copy of all on the host."""
-        held = torch.empty((len(self), *self.source.shape[1:]), dtype=self.source.dtype, device=device)
+        """These samples alone in the memory of `device`, without a copy of all on the host."""
+        copy = torch.empty((len(self), *self.source.shape[1:]), dtype=self.source.dtype, device=device)
         start = 0
         for block in self.blocks():
-            held[start : start + len(block)] = block
+            copy[start : start + len(block)] = block
             start += len(block)
         label = self.label
-        return replace(self, source=held, source_label=None if label is None else label.to(device), rows=None)
+        return replace(self, source=copy, source_label=None if label is None else label.to(device), rows=None)
 
     def __len__(self) -> int:
         return len(self.source if self.rows is None else self.rows)
 
 
 def identity(splits: dict[str, Arrays]) -> Identity:
-    """Of all splits, by names as `train.samples`. A copy elsewhere, of another time, is the same data."""
+    """Identity of all splits, by names such as `train.samples`. A copy elsewhere, with another date, is the same data."""
     return {f"{name}.{key}": value for name, split in splits.items() for key, value in split.identity.items()}
 
 
@@ -128,6 +128,6 @@ SPLIT_SEED = 0
 
 
 def hold_out(arrays: Arrays, fraction: float) -> tuple[Arrays, Arrays]:
-    held = round(len(arrays) * fraction)
+    size = round(len(arrays) * fraction)
     order = split_order(len(arrays), SPLIT_SEED)
-    return arrays.take(order[held:].sort().values), arrays.take(order[:held].sort().values)
+    return arrays.take(order[size:].sort().values), arrays.take(order[:size].sort().values)

@@ -1,4 +1,4 @@
-"""Stored values to the values that a model sees, and back: one contract for training, encoding, detection and pictures."""
+"""Stored values to the values that a model sees, and back: one transform for training, encoding, detection and pictures."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from distae.errors import UserError
 
 @dataclass(frozen=True)
 class Transform:
-    """What is done to stored values before a model sees them. Works on batches, on any device; kept with the model as JSON."""
+    """The transform from stored values to the model's. Works on batches, on any device; kept with the model as JSON."""
 
     scale: Positive = 1.0
     """The model's values are the stored ones divided by this."""
@@ -45,8 +45,8 @@ class Transform:
 
     @classmethod
     def from_json(cls, table: Any) -> "Transform":
-        """What `to_json` gave. Raises UserError on anything else."""
+        """The inverse of `to_json`. Raises UserError on anything else."""
         try:
             return msgspec.convert(table, cls)
         except msgspec.ValidationError as error:
-            raise UserError(f"{table!r} is no transform of stored values ({error})") from error
+            raise UserError(f"{table!r} is not a transform of stored values ({error})") from error

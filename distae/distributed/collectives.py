@@ -31,7 +31,7 @@ def all_reduce(x: Tensor) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of all ranks, one rank's after the other's; the gradient is the sum of the ranks' gradients, each taking its rows'."""
+    """Rows of all ranks, concatenated in rank order; the gradient of a rank's rows is the sum over ranks."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, here: World) -> Tensor:
@@ -68,7 +68,7 @@ def all_reduce_(x: Tensor) -> Tensor:
 
 
 def broadcast(value: Any) -> Any:
-    """Rank 0's `value` on every rank: how a decision is taken once."""
+    """Rank 0's `value` on every rank, so that decisions are taken once."""
     if world().control is None:
         return value
     box = [value]

@@ -13,10 +13,10 @@ from distae.distributed.world import world
 
 
 def first_failure(error: Exception, text: str) -> str:
-    """Announce that this rank failed; returns the first announcement of all ranks, the cause of the others.
+    """Announce that this rank failed; returns the first announcement of any rank, which caused the others.
 
-    Ranks that only lost contact give the culprit a moment to speak. Where the store is gone or frozen too, their own text is all
-    there is.
+    Ranks that only lost contact give the failed rank a moment to announce itself. If the store is gone or frozen too, their own
+    text is all there is.
     """
     rank = f"rank {world().rank}: "
     if world().group is None:
@@ -26,7 +26,7 @@ def first_failure(error: Exception, text: str) -> str:
 
 
 def _announced(text: str, wait: bool) -> str:
-    """What is in the store, asked by a thread: the server may be a frozen process, and then no timeout of torch's holds."""
+    """The value in the store, read in a thread: if the server is a frozen process, torch's timeouts do not hold."""
     answer = [text]
 
     def ask() -> None:
@@ -50,9 +50,9 @@ _LOST_CONTACT = re.compile(r"gloo|nccl|connection (closed|reset|refused)|pair cl
 
 
 class Consensus:
-    """A number on which all ranks agree, and nobody waits: cast in one round, read in the next.
+    """A number on which all ranks agree without waiting: posted in one round, read in the next.
 
-    A round costs a tiny step a tenth of its time. Rounds are about PERIOD seconds apart, counted in calls (at most MOST_CALLS), of
+    A round takes a tenth of a tiny step's time. Rounds are about PERIOD seconds apart, counted in calls (at most MOST_CALLS), of
     which all ranks make the same number.
     """
 
@@ -69,7 +69,7 @@ class Consensus:
     def post(self, value: int, at_once: bool = False) -> int:
         """The largest value that any rank gave in the round before, 0 between rounds; give `value` to the next.
 
-        Called by all ranks alike. `at_once` makes this call a round: for calls that take longer than those before.
+        Called by all ranks together. `at_once` makes this call a round: for calls that take longer than those before.
         """
         if world().control is None:
             return value
@@ -77,7 +77,7 @@ class Consensus:
         if self.calls < self.interval and not at_once:
             return 0
         now = time.perf_counter()
-        # The host of a GPU runs ahead until it looks at a number: what a call took then is remembered for some rounds.
+        # The host of a GPU runs ahead until it reads a value: the duration of that call is kept for some rounds.
         self.seconds = max((now - self.began) / self.calls, 0.8 * self.seconds, 1e-6)
         result = self.wait()
         self.began, self.calls, self.interval = now, 0, max(1, -int(self.box[1]))
@@ -86,7 +86,7 @@ class Consensus:
         return result
 
     def wait(self) -> int:
-        """The result of the round under way, 0 where there is none."""
+        """The result of the pending round, 0 if there is none."""
         if self.work is None:
             return 0
         self.work.wait()

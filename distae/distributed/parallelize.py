@@ -1,4 +1,4 @@
-"""How a model is spread over the ranks of the current `World`."""
+"""How a model is parallelized over the ranks of the current `World`."""
 
 import inspect
 from typing import Any

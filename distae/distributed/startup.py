@@ -1,4 +1,4 @@
-"""Before the process group: the ranks meet at a store, hear of each other's refusals, and compare settings and data."""
+"""Before the process group: the ranks meet at a store, report errors to each other, and compare settings and data."""
 
 import contextlib
 import json
@@ -22,9 +22,9 @@ from distae.runtime.environment import Environment
 
 T = TypeVar("T")
 GRACE_SECONDS = 5.0
-"""After --timeout: for torch's own errors to come first, and for a rank that hosts the store to be heard."""
+"""After --timeout: lets torch's own errors come first, and the rank that hosts the store report."""
 LAST_WAIT = 10.0
-"""Seconds for the other ranks, where this one was asked to stop before it met them: they may have ended already."""
+"""Seconds to wait for the other ranks if this one was asked to stop before it met them: they may have ended."""
 
 
 class Rendezvous:
@@ -53,7 +53,7 @@ class Rendezvous:
         return result
 
     def refuse(self, error: Exception) -> None:
-        """Make known why this rank does not start, and do not take the store away before the others have read it."""
+        """Publish why this rank does not start, and keep the store until the others have read it."""
         assert self.store is not None
         with self._limited():
             if not (isinstance(error, DistaeError) and error.remote):
@@ -81,7 +81,7 @@ class Rendezvous:
         self._await("go")
 
     def _await(self, key: str) -> str:
-        """The value of `key` once a rank has set it. Raises the UserError of one that refuses, TrainingError where one is lost."""
+        """The value of `key` once a rank has set it. Raises a UserError that a rank posted, TrainingError if one is lost."""
         assert self.store is not None
         end, pause = time.monotonic() + self.timeout, 0.01
         while not self.store.check([key]):
@@ -107,7 +107,7 @@ class Rendezvous:
 
 
 def _remote(refusal: str) -> DistaeError:
-    """What another rank said, with the exit code in front."""
+    """Another rank's error, with the exit code in front."""
     error = (UserError if refusal[0] == "2" else TrainingError)(refusal[1:])
     error.remote = True
     return error
@@ -115,7 +115,7 @@ def _remote(refusal: str) -> DistaeError:
 
 @contextlib.contextmanager
 def rendezvous(env: Environment, timeout: float) -> Iterator[Rendezvous]:
-    """Meet the other ranks. Raises UserError where the port is taken, TrainingError where they do not come in `timeout` seconds."""
+    """Meet the other ranks. Raises UserError if the port is taken, TrainingError if they do not arrive within `timeout` seconds."""
     if env.world_size == 1:
         yield Rendezvous(env, None, timeout)
         return
@@ -123,7 +123,7 @@ def rendezvous(env: Environment, timeout: float) -> Iterator[Rendezvous]:
     try:
         yield Rendezvous(env, _connect(env, timeout), timeout)
     except DistaeError as error:
-        error.heard = True  # or there is no store to tell them through
+        error.heard = True  # there is no store to report it through
         raise
 
 
@@ -131,7 +131,7 @@ def _connect(env: Environment, timeout: float) -> Store:
     where = env.rendezvous
     if where == "env://":
         where = f"MASTER_ADDR {os.environ.get('MASTER_ADDR')}, MASTER_PORT {os.environ.get('MASTER_PORT')}"
-    late = f"{where}: the other ranks were not met within {timeout:g} s (--timeout)"
+    late = f"{where}: the other ranks did not connect within {timeout:g} s (--timeout)"
     try:
         with signals.meeting() as asked, ends_within(timeout + 2 * GRACE_SECONDS, late):
             limit = timedelta(seconds=min(timeout, LAST_WAIT) if asked else timeout)
@@ -149,14 +149,14 @@ def _connect(env: Environment, timeout: float) -> Store:
 
 
 def differences(there: dict[str, Any], here: dict[str, Any], where: str) -> str:
-    """What differs between two identities, in words; empty where nothing does."""
+    """The differences of two identities as text; empty if they are equal."""
     differ = [f"{k} is {there.get(k)} {where} and {here.get(k)} here" for k in there | here if there.get(k) != here.get(k)]
     return "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
 
 
 @contextlib.contextmanager
 def in_words() -> Iterator[None]:
-    """Raises TrainingError where torch loses another rank before training."""
+    """Raises TrainingError if torch loses another rank before training."""
     try:
         yield
     except RuntimeError as error:
@@ -165,7 +165,7 @@ def in_words() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ends_within(seconds: float, words: str) -> Iterator[None]:
-    """End the process with code 1 where the block takes longer: a store whose server is frozen never answers."""
+    """End the process with code 1 if the block takes longer: a frozen store server never answers."""
     timer = threading.Timer(seconds, _end, (words,))
     timer.daemon = True
     timer.start()

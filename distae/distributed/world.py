@@ -19,7 +19,7 @@ from distae.runtime.environment import Environment
 
 @dataclass(frozen=True)
 class World:
-    """The ranks that train together. At world size 1 there is no group and no collective is called."""
+    """The ranks that train together. At world size 1 there is no group, and no collective is called."""
 
     rank: int
     world_size: int
@@ -31,7 +31,7 @@ class World:
     background: td.ProcessGroup | None = None
     """gloo, for the thread that writes checkpoints: two threads must not share a group."""
     node: td.ProcessGroup | None = None
-    """gloo, the ranks of this machine; None where there is one."""
+    """gloo, the ranks of this machine; None if there is only one."""
 
     @property
     def is_main(self) -> bool:
@@ -63,7 +63,7 @@ def use(world: World) -> Iterator[World]:
 
 
 def pick_device(name: str, env: Environment) -> torch.device:
-    """The device of this process. Raises UserError where `cuda` is asked for and there is none, or not one for each process.
+    """The device of this process. Raises UserError if `cuda` is requested and there is no GPU, or not one for each process.
 
     A launcher may show a task all GPUs of the node or only its own.
     """
@@ -109,9 +109,9 @@ def set_tf32(allowed: bool) -> None:
 
 @contextlib.contextmanager
 def session(meeting: Rendezvous, device: torch.device) -> Iterator[World]:
-    """The world of this job: joins the process group where there are several ranks, and leaves it at the end.
+    """The world of this job: joins the process group if there are several ranks, and leaves it at the end.
 
-    Raises TrainingError where another rank is lost on the way.
+    Raises TrainingError if another rank is lost meanwhile.
     """
     env = meeting.env
     if device.type == "cuda":
@@ -140,7 +140,7 @@ def session(meeting: Rendezvous, device: torch.device) -> Iterator[World]:
 
 
 def _node_group(control: td.ProcessGroup, limit: timedelta) -> td.ProcessGroup | None:
-    """The ranks whose host name is this one's; None for one alone. Only they take part in making it."""
+    """Group of the ranks with this rank's host name; None for one alone. Only they create it."""
     hosts: list[Any] = [None] * control.size()
     td.all_gather_object(hosts, platform.node(), group=control)
     ranks = [rank for rank, host in enumerate(hosts) if host == platform.node()]

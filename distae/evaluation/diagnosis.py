@@ -1,4 +1,4 @@
-"""What goes wrong with codes: dimensions that say nothing, codebooks that lie idle."""
+"""Diagnosis of codes: inactive dimensions, unused codebook entries."""
 
 import math
 
@@ -13,18 +13,18 @@ from distae.models import Autoencoder, Batch
 from distae.noise import Noise
 
 SAMPLES = 4096
-"""At most so many samples are looked at: a diagnosis costs next to nothing beside an evaluation."""
+"""Maximum number of samples used: the diagnosis is cheap next to an evaluation."""
 ACTIVE = 0.01
 """Variance above which a dimension counts as active (Burda 2016, sec. 5.3)."""
 
 
 @torch.no_grad()
 def diagnose(model: Autoencoder, loader: Loader, chunk: int, seed: int) -> dict[str, float]:
-    """Of codes with a gaussian posterior, else nothing; the same at every world size.
+    """Metrics of codes with a gaussian posterior, else none; the same at every world size.
 
     `active_units`: dimensions whose posterior mean varies by more than ACTIVE over samples. `mi`: mutual information of sample and
     code in nats, E[log q(z|x) - log q(z)], q(z) the mean posterior of a chunk, hence at most log chunk (Hoffman & Johnson 2016).
-    `kl_dim/NNN`: mean KL of each dimension from the prior in nats, where the prior is standard normal.
+    `kl_dim/NNN`: mean KL of each dimension from the prior in nats, if the prior is standard normal.
     """
     was_training = model.training
     model.eval()
@@ -66,7 +66,7 @@ def _chunk(model: Autoencoder, loader: Loader, number: int, start: int, chunk: i
 
 
 def warnings(metrics: dict[str, float], latent_dim: int) -> list[str]:
-    """Lines that tell a user what is wrong with a trained model, and what to try."""
+    """Warnings on a trained model, and what to try."""
     lines = []
     active, live = metrics.get("active_units", latent_dim), metrics.get("live", 1.0)
     if active < max(1, 0.1 * latent_dim):
@@ -75,5 +75,7 @@ def warnings(metrics: dict[str, float], latent_dim: int) -> list[str]:
             "try a KL warm-up (--model.beta 0:1@5000), --model.free-bits, or a smaller decoder"
         )
     if live < 0.1:
-        lines.append(f"codebook: {live:.1%} of the codes are in use; try fewer codes, or --model.restart-below where there is one")
+        lines.append(
+            f"codebook: {live:.1%} of the codes are in use; try fewer codes, or --model.restart-below if the variant has it"
+        )
     return lines

@@ -1,4 +1,4 @@
-"""Exact evaluation: every sample once, weighted alike, the same numbers at every world size."""
+"""Exact evaluation: every sample once, with equal weights, the same numbers at every world size."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,13 +18,13 @@ class EvalShard(NamedTuple):
 
     rows: Rows
     samples: Tensor
-    """`[B]` int64 on the loader's home; a row that this rank lacks is sample 0."""
+    """`[B]` int64 on the loader's `storage_device`; a missing row is sample 0."""
     valid_mask: Tensor
     """`[B]` bool on the device: the rows that count."""
 
 
 def eval_shard(loader: Loader, start: int, chunk: int) -> EvalShard:
-    """Where the `chunk` samples from `start` on are, or as many as are left; every rank has as many rows."""
+    """This rank's share of the `chunk` samples from `start` on, or of those left; every rank has as many rows."""
     world = dist.world()
     here = min(chunk, len(loader) - start)
     local = -(-here // world.world_size)
@@ -40,8 +40,8 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Means over all samples of `loader`: the model's terms in nats per sample, and every registered metric.
 
-    Runs over fixed global chunks with noise keyed by chunk. All ranks make the same number of forward calls; rows that a rank lacks
-    weigh 0. Returns None where `interrupted()` (asked between chunks, by all ranks together) says so.
+    Runs over fixed global chunks with noise keyed by chunk. All ranks make the same number of forward calls; missing rows
+    have weight 0. Returns None if `interrupted()` (called between chunks, by all ranks together) is true.
     """
     was_training = model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""What an evaluation reports besides the terms of the model: one function of a chunk for each number."""
+"""Metrics of an evaluation besides the model's terms: one function of a chunk for each."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ All ranks call it together, on the chunks of `evaluation.exact`: what it needs o
 
 
 def register_metric(name: str) -> Callable[[Metric], Metric]:
-    """Report the mean over all samples as `val/NAME` and `test/NAME`; --best-metric may name it, where lower is better."""
+    """Report the mean over all samples as `val/NAME` and `test/NAME`; --best-metric may name it if lower is better."""
     return METRICS.register(name)
 
 

@@ -91,12 +91,12 @@ class MaskedAE(Autoencoder):
         return self.likelihood.mean(self._image(self.decoder(codes, self._all(len(z)))))
 
     def reconstruct(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        patches, numbers = patchify(x, self.cfg.patch), self._all(len(x))
+        patches, indices = patchify(x, self.cfg.patch), self._all(len(x))
         columns = self.shape[2] // self.cfg.patch
-        colour = (numbers[0] // columns + numbers[0] % columns) % 2
+        colour = (indices[0] // columns + indices[0] % columns) % 2
         predicted = torch.zeros_like(patches)
         for side in (0, 1):
-            visible = numbers[:, colour == side]
+            visible = indices[:, colour == side]
             guess = self.decoder(self.encoder(patches, visible), visible)
             predicted = torch.where((colour == side)[:, None], predicted, guess.to(predicted.dtype))
         return self.likelihood.mean(self._image(predicted))

@@ -13,7 +13,7 @@ class Backend(Protocol):
     def submit(self, argv: Sequence[str], prog: str) -> int:
         """Start a run: `argv` is `[OPTION ...] [-- TRAIN OPTION ...]`; returns the exit code of `distae launch`.
 
-        Raises UserError where the options are wrong; `prog` is what the help calls the command.
+        Raises UserError if the options are wrong; `prog` is what the help calls the command.
         """
 
     def status(self, run_dir: Path) -> Iterable[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""stdout and stderr that may go away: `| head` has read enough, a terminal was closed. Training does not depend on either."""
+"""stdout and stderr that may be closed (`| head`, a lost terminal). Training does not depend on either."""
 
 import contextlib
 import sys
@@ -6,7 +6,7 @@ from typing import Any, TextIO
 
 
 class Lasting:
-    """A text stream that drops what it cannot write. Everything but writing is the stream's own."""
+    """A text stream that drops what it cannot write; all else is the wrapped stream's."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

@@ -1,4 +1,4 @@
-"""Who am I among the processes of this job? Answered from environment variables, without torch."""
+"""Rank and world size of this process, from environment variables, without torch."""
 
 import os
 import re
@@ -21,7 +21,7 @@ class Environment:
     rendezvous: str = "env://"
     """Where the ranks meet: torch's `init_method`."""
     cpus: int | None = None
-    """CPUs that the launcher gave to this process alone; None where the node's processes share them."""
+    """CPUs that the launcher gave to this process alone; None if the node's processes share them."""
     restarts: int = 0
     """How often the launcher has restarted this job after a crash."""
     requeues: int = 0
@@ -29,7 +29,7 @@ class Environment:
 
     @property
     def first_start(self) -> bool:
-        """Whether the command was given by somebody just now, and not repeated by a launcher."""
+        """Whether this is the first start, not a launcher's restart."""
         return not self.restarts and not self.requeues
 
 
@@ -37,7 +37,7 @@ def environment(env: Mapping[str, str] = os.environ) -> Environment:
     """torchrun's variables first, then those of a Slurm job step (srun, submitit), else a single process.
 
     SLURM_STEP_NUM_TASKS and not SLURM_NTASKS: a batch script that calls plain `python` has the latter, but is alone.
-    Raises UserError that names the variable which is missing or has no sense.
+    Raises UserError that names the missing or invalid variable.
     """
     requeues = _number(env, "SLURM_RESTART_COUNT", 0)
     if "RANK" in env and "WORLD_SIZE" in env:
@@ -69,9 +69,7 @@ def _slurm(env: Mapping[str, str], requeues: int) -> Environment:
 
 def _text(env: Mapping[str, str], name: str) -> str:
     if name not in env:
-        raise UserError(
-            f"{name} is missing among the environment's variables of a launcher: start with torchrun, srun or plain python"
-        )
+        raise UserError(f"{name} is missing, but other variables of a launcher are set: start with torchrun, srun or plain python")
     return env[name]
 
 

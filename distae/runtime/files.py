@@ -1,7 +1,7 @@
 """Files of a run or a model folder, which others may have damaged, forged or replaced: read within bounds, written whole.
 
-What is no regular file (a FIFO, a device, a link out of the folder) is rejected before it is opened: reading a FIFO waits for ever,
-reading /dev/zero fills the memory, and writing through a link changes a file that is not ours.
+Anything but a regular file (a FIFO, a device, a link out of the folder) is rejected before it is opened: reading a FIFO
+blocks forever, reading /dev/zero fills the memory, and writing through a link changes somebody else's file.
 """
 
 import errno
@@ -20,7 +20,7 @@ SMALL = 16 << 20
 
 
 def decode(data: bytes, kind: type[T]) -> T:
-    """JSON text as a `kind`, its types checked. Raises ValueError where it is anything else."""
+    """JSON text as a `kind`, its types checked. Raises ValueError if it is anything else."""
     try:
         return msgspec.json.decode(data, type=kind)
     except RecursionError as error:
@@ -28,7 +28,7 @@ def decode(data: bytes, kind: type[T]) -> T:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a regular file of the folder that it is named in. Raises OSError where it is anything else, without opening it."""
+    """Bytes of a regular file of the folder that it is named in. Raises OSError if it is anything else, without opening it."""
     found = path.lstat()
     if stat.S_ISLNK(found.st_mode):
         target = Path(os.path.realpath(path))
@@ -43,7 +43,7 @@ def size_of(path: Path) -> int:
 
 
 def read_bytes(path: Path, limit: int = SMALL) -> bytes:
-    """All of a file. Raises OSError where it cannot be read, is no regular file of its folder, or has more than `limit` bytes."""
+    """All of a file. Raises OSError if it cannot be read, is not a regular file of its folder, or has more than `limit` bytes."""
     if (size := size_of(path)) > limit:
         raise OSError(errno.EFBIG, f"it has {size} bytes; at most {limit} are expected", str(path))
     with open(_descriptor(path, os.O_RDONLY), "rb") as file:
@@ -97,7 +97,7 @@ def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """A folder inside its parent, which must be there. Raises OSError where it cannot be made, or is a link."""
+    """A folder inside its parent, which must be there. Raises OSError if it cannot be made, or is a link."""
     if path.is_symlink():
         raise OSError(errno.EINVAL, f"it is a link, to {os.path.realpath(path)}", str(path))
     path.mkdir(exist_ok=True)
@@ -105,9 +105,9 @@ def make_folder(path: Path) -> Path:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Names in a folder, sorted; none where there is no such folder.
+    """Names in a folder, sorted; none if there is no such folder.
 
-    Raises OSError where it cannot be listed, or is a link to nothing: `Path.glob` would take either for an empty folder.
+    Raises OSError if it cannot be listed, or is a link to nothing: `Path.glob` would take either for an empty folder.
     """
     try:
         return sorted(p.name for p in folder.iterdir())
@@ -132,7 +132,7 @@ def in_words(error: Exception) -> str:
 
 
 def why_unsafe(folder: Path, files: Iterable[str], folders: Iterable[str]) -> str | None:
-    """The first of these names that is there and is something else than a file, or a folder, of its own; None where none is."""
+    """The first of these names that is there and is something else than a file, or a folder, of its own; None if none is."""
     for name in [*files, *folders]:
         path = folder / name
         try:

@@ -1,4 +1,4 @@
-"""One run per run folder: a lock with a heartbeat, taken over when its holder is gone."""
+"""One run per run folder: a lock with a heartbeat, taken over once its holder is gone."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ class RunLock:
     """Held by rank 0 while a run is under way.
 
     The file says who holds it: host, boot, PID namespace, pid, the process's start time, the Slurm job; its modification time is
-    the heartbeat. The folder is kept open, so that another one under its name is told from it.
+    the heartbeat. The folder is kept open, to notice if another one takes its name.
     """
 
     def __init__(self, run_dir: Path, token: str) -> None:
@@ -37,13 +37,13 @@ class RunLock:
         self.beats.start()
 
     def check(self) -> None:
-        """Raises TrainingError where another process has taken the run folder over, or it was moved or removed."""
+        """Raises TrainingError if another process has taken over the run folder, or it was moved or removed."""
         self.lost = self.lost or self._why_lost()
         if self.lost:
             raise TrainingError(f"{self.lost}; nothing more is written there")
 
     def _why_lost(self) -> str | None:
-        """None also where that cannot be found out now."""
+        """None also if that cannot be determined now."""
         run_dir = self.path.parent
         try:
             if not os.path.samestat(run_dir.stat(), os.fstat(self.folder)):
@@ -67,7 +67,7 @@ class RunLock:
         with contextlib.suppress(TrainingError, OSError):
             self.check()
             self.path.unlink()
-        self.lost = self.lost or f"the run folder {self.path.parent} was given back"
+        self.lost = self.lost or f"the run folder {self.path.parent} was released"
         os.close(self.folder)
 
     def _beat(self) -> None:
@@ -78,9 +78,9 @@ class RunLock:
 
 
 def acquire(run_dir: Path, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic) -> RunLock:
-    """Take the lock of a run folder. Raises UserError where a live process holds it, or it cannot be taken.
+    """Take the lock of a run folder. Raises UserError if a live process holds it, or it cannot be taken.
 
-    A holder is known to be gone where it was an earlier start of the same Slurm job, or a process that this one could see (same
+    A holder is known to be gone if it was an earlier start of the same Slurm job, or a process that this one could see (same
     host, boot and PID namespace) and that no longer runs. Otherwise it is watched: a heartbeat within 60 s shows it alive.
     """
     path, mine = run_dir / FILE, _describe_self()
@@ -114,19 +114,19 @@ def _describe_self() -> dict[str, Any]:
 
 
 def _written(path: Path, mine: dict[str, Any]) -> Path:
-    """A whole lock file under a name of its own."""
+    """A complete lock file under a temporary name."""
     fresh = path.with_name(f".{FILE}.{mine['token']}")
     write_atomically(fresh, json.dumps(mine).encode())
     return fresh
 
 
 def _create(path: Path, mine: dict[str, Any]) -> bool:
-    """Whether the lock file could be made; by a hard link, so that it appears whole, where the file system has them."""
+    """Whether the lock file could be made; by a hard link, so that it appears complete, if the file system supports them."""
     fresh = _written(path, mine)
     try:
         os.link(fresh, path)
     except FileExistsError:
-        return fresh.stat().st_nlink == 2  # NFS: an answer was lost, and the link that is there is ours
+        return fresh.stat().st_nlink == 2  # NFS: the reply was lost, and the existing link is ours
     except OSError as error:
         if error.errno not in NO_HARD_LINKS:
             raise
@@ -161,7 +161,7 @@ def _take_over(path: Path, holder: dict[str, Any], mine: dict[str, Any]) -> bool
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """What the lock file says; nothing where it is damaged. Raises OSError where it cannot be read."""
+    """Contents of the lock file; empty if it is damaged. Raises OSError if it cannot be read."""
     try:
         return decode(read_bytes(path), dict[str, Any])
     except ValueError:
@@ -183,7 +183,7 @@ def _is_gone(holder: dict[str, Any], mine: dict[str, Any]) -> bool:
 def _beats(
     path: Path, holder: dict[str, Any], mine: dict[str, Any], sleep: Callable[[float], None], clock: Callable[[], float]
 ) -> bool:
-    """Whether the holder shows a sign of life within 60 s; at once where it is a process that this one sees."""
+    """Whether the holder is alive: known at once if this process can see it, else by a heartbeat within 60 s."""
     if _is_visible(holder, mine):
         return True
     seen, end = _modified(path), clock() + STALE_SECONDS
@@ -202,7 +202,7 @@ def _modified(path: Path) -> int | None:
 
 
 def _start_time(pid: int) -> str | None:
-    """When a process of this host started, in clock ticks since boot; None where there is none, or only a zombie."""
+    """When a process of this host started, in clock ticks since boot; None if there is none, or only a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
     except OSError:
@@ -211,14 +211,14 @@ def _start_time(pid: int) -> str | None:
 
 
 def _boot() -> str | None:
-    """Which boot of which kernel this is."""
+    """Identifier of this boot of the machine."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return None
 
 
 def _pid_namespace() -> str | None:
-    """Which processes' pids this one sees."""
+    """Identifier of this process's PID namespace."""
     with contextlib.suppress(OSError):
         return str(Path("/proc/self/ns/pid").readlink())
     return None

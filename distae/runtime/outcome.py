@@ -9,7 +9,7 @@ from distae.runtime.files import decode, read_bytes, write_atomically
 
 FILE = "outcome.json"
 EXIT_CODES = {"done": 0, "failed": 1, "stopped": 75}
-"""stopped: after a valid save; the same command resumes. A user's mistake exits with 2 and leaves no outcome."""
+"""stopped: after a valid save; rerun to resume. Invalid input exits with 2 and leaves no outcome."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Outcome:
 
 
 def read(run_dir: Path) -> Outcome | None:
-    """What outcome.json says; None where there is none, or it is damaged or no file."""
+    """Contents of outcome.json; None if it is missing, damaged or not a regular file."""
     try:
         return decode(read_bytes(run_dir / FILE), Outcome)
     except (OSError, ValueError):

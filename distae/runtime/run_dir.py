@@ -1,4 +1,4 @@
-"""The run folder: where it is, whether it may be written, whether it is whole, and whether it holds a run of other settings."""
+"""The run folder: where it is, and whether it is writable, complete, and of the same settings."""
 
 import itertools
 import os
@@ -23,7 +23,7 @@ WRITTEN = ("metrics.jsonl", "log.txt")
 
 
 def check_run_dir(cfg: TrainConfig) -> None:
-    """Raises UserError where the folder cannot be written to, lacks a part, or holds a run defined by other settings."""
+    """Raises UserError if the folder cannot be written to, lacks a part, or holds a run with other settings."""
     run_dir = Path(cfg.run_dir or ".")
     if not cfg.fresh and (why := files.why_unsafe(run_dir, FILES, FOLDERS)):
         raise UserError(f"--run-dir: {why}; remove it, or give another --run-dir")
@@ -38,7 +38,7 @@ def check_run_dir(cfg: TrainConfig) -> None:
 
 
 def _steps_in(run_dir: Path) -> list[int]:
-    """Steps of the checkpoints, newest first; a link is none. Raises UserError where they cannot be listed."""
+    """Steps of the checkpoints, newest first; links are ignored. Raises UserError if they cannot be listed."""
     folder = run_dir / "checkpoints"
     try:
         found = [re.fullmatch(r"step_(\d+)", name) for name in files.names_in(folder) if not (folder / name).is_symlink()]
@@ -48,7 +48,7 @@ def _steps_in(run_dir: Path) -> list[int]:
 
 
 def _check_unfinished(run_dir: Path) -> None:
-    """Raises UserError where a run got as far as having checkpoints, and has none now: it would begin anew over its own results."""
+    """Raises UserError if a run had checkpoints and has none now: it would start over and overwrite its own results."""
     end = outcome.read(run_dir)
     if (end is None or end.outcome == "failed") and not (run_dir / "model").exists():
         return
@@ -56,7 +56,7 @@ def _check_unfinished(run_dir: Path) -> None:
     how = f"{end.outcome} at step {end.step}" if end else "finished"
     raise UserError(
         f"--run-dir: {run_dir} holds a run ({how}) whose checkpoints were deleted: it cannot be resumed.\n"
-        f"Give another --run-dir{takes}, or --fresh to move that run aside and start anew"
+        f"Give another --run-dir{takes}, or --fresh to rename that run's folder and start a new run"
     )
 
 
@@ -66,8 +66,8 @@ def _check_settings(cfg: TrainConfig, run_dir: Path) -> None:
     if differ:
         shown = "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
         raise UserError(
-            f"--run-dir: {run_dir} holds a run of other settings: {shown}.\n"
-            "Give another --run-dir, or --fresh to move that run aside and start anew"
+            f"--run-dir: {run_dir} holds a run with other settings: {shown}.\n"
+            "Give another --run-dir, or --fresh to rename that run's folder and start a new run"
         )
 
 
@@ -79,8 +79,8 @@ class _State:
 
 
 def read_settings(run_dir: Path) -> TrainConfig:
-    """The settings of a run: config.toml or, where that is gone, those that its newest checkpoint was saved with (only what
-    defines the result; the rest has its defaults). Raises UserError where there are none.
+    """The settings of a run: config.toml or, if that is missing, those in its newest checkpoint (only what
+    defines the result; the rest has its defaults). Raises UserError if there are none.
     """
     path = run_dir / CONFIG
     try:
@@ -90,14 +90,14 @@ def read_settings(run_dir: Path) -> TrainConfig:
     except FileNotFoundError as error:
         table = _saved_settings(run_dir)
         if not table:
-            raise UserError(f"--run-dir: no run in {run_dir}: {CONFIG} is missing, and no checkpoint says its settings") from error
+            raise UserError(f"--run-dir: no run in {run_dir}: {CONFIG} is missing, and no checkpoint holds its settings") from error
     except (OSError, ValueError) as error:
         raise UserError(f"--run-dir: {path} is damaged: {files.in_words(error)}") from error
     return build(TrainConfig, table)
 
 
 def _saved_settings(run_dir: Path) -> dict[str, Any]:
-    """The nested settings in state.json of the newest checkpoint that has them; empty where none has."""
+    """The nested settings in state.json of the newest checkpoint that has them; empty if none has."""
     for step in _steps_in(run_dir):
         for path in (run_dir / "checkpoints").glob(f"step_*{step}/state.json"):
             try:
@@ -108,7 +108,7 @@ def _saved_settings(run_dir: Path) -> dict[str, Any]:
 
 
 def _nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """`{"model.name": x}` as `{"model": {"name": x}}`; what is None is left out, as in a TOML file."""
+    """`{"model.name": x}` as `{"model": {"name": x}}`; None is left out, as in a TOML file."""
     table: dict[str, Any] = {}
     for dotted, value in settings.items():
         *path, last = dotted.split(".")
@@ -121,7 +121,7 @@ def _nested(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_writable(run_dir: Path) -> None:
-    """Without making it: a run that is refused leaves nothing. Raises UserError."""
+    """Without creating it: a rejected run leaves nothing behind. Raises UserError."""
     existing = next(p for p in (run_dir, *run_dir.absolute().parents) if p.exists() or p.is_symlink())
     try:
         with tempfile.TemporaryFile(dir=existing):
@@ -131,21 +131,21 @@ def _check_writable(run_dir: Path) -> None:
                 os.close(os.open(run_dir / name, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK))
     except OSError as error:
         what = error.filename if error.filename and Path(error.filename).name in WRITTEN else run_dir
-        raise UserError(f"--run-dir: cannot write to {what} ({error.strerror}); give a folder that can be written") from error
+        raise UserError(f"--run-dir: cannot write to {what} ({error.strerror}); give a writable folder") from error
 
 
 def make_run_dir(cfg: TrainConfig) -> None:
-    """The run folder. Raises UserError where it cannot be made."""
+    """The run folder. Raises UserError if it cannot be made."""
     try:
         Path(cfg.run_dir or ".").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--run-dir: cannot make {cfg.run_dir} ({error.strerror}); give a folder that can be written") from error
+        raise UserError(f"--run-dir: cannot make {cfg.run_dir} ({error.strerror}); give a writable folder") from error
 
 
 def open_run_dir(cfg: TrainConfig) -> RunLock:
-    """Take the run folder, move an existing run aside where `--fresh` says so, and keep the settings in config.toml.
+    """Lock the run folder, rename an existing one with `--fresh`, and write the settings to config.toml.
 
-    Raises UserError where another process has the folder.
+    Raises UserError if another process has the folder.
     """
     run_dir = Path(cfg.run_dir or ".")
     make_run_dir(cfg)
@@ -178,7 +178,7 @@ def _move_aside(run_dir: Path) -> None:
 
 
 def _aside(run_dir: Path) -> Path:
-    """A name that is free: two runs may be moved aside in one second."""
+    """A free name: two runs may be renamed in the same second."""
     first = f"{run_dir.name}.{time.strftime('%Y%m%d-%H%M%S')}"
     names = itertools.chain([first], (f"{first}-{n}" for n in itertools.count(2)))
     return next(path for path in map(run_dir.with_name, names) if not path.exists())

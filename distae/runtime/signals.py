@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal
 
 
 class StopRequest:
-    """Which signal has asked this process to stop; 0 is none. A second Ctrl-C leaves at once."""
+    """Which signal has asked this process to stop; 0 is none. A second Ctrl-C exits at once."""
 
     def __init__(self) -> None:
         self.signum = 0
@@ -34,9 +34,9 @@ def heard() -> tuple[signal.Signals, ...]:
 
 @contextlib.contextmanager
 def meeting() -> Iterator[bool]:
-    """While ranks wait for each other inside torch, where no handler runs: signals end the process, for there is nothing to save.
+    """While ranks wait for each other inside torch, where no handler runs: signals end the process, as there is nothing to save.
 
-    Gives whether it was asked to stop before.
+    Yields whether a stop was requested before.
     """
     ours = {s: h for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if isinstance(h := signal.getsignal(s), StopRequest)}
     for signum in ours:
@@ -49,16 +49,16 @@ def meeting() -> Iterator[bool]:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit with `code`, whatever is sent meanwhile: when the first rank has left, srun ends the others with TERM."""
+    """Exit with `code` and ignore signals: once the first rank has exited, srun ends the others with TERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(code)
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Record the signals in SIGNALS instead of dying from them, and put the old handlers back at the end.
+    """Record the signals in SIGNALS instead of dying from them; restore the old handlers at the end.
 
-    A StopRequest that is already in place (`launch.job`) is used: no signal falls between the two.
+    A StopRequest that is already in place (`launch.job`) is used: no signal is lost between the two.
     """
     there = signal.getsignal(signal.SIGTERM)
     request = there if isinstance(there, StopRequest) else StopRequest()

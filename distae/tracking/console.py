@@ -12,22 +12,22 @@ from distae.runtime.files import open_append
 from distae.tracking.sink import Row
 
 SECONDS_BETWEEN_ROWS = 10.0
-"""Where there is no terminal, of rows of training metrics; the first, the last and evaluations are always printed."""
+"""Seconds between printed rows of training metrics without a terminal; the first, the last and evaluations are always printed."""
 
 
 class Console:
     """log.txt with timed lines; on a terminal a progress bar, elsewhere the same lines, few of those of training."""
 
     bar: Any
-    held: str
-    """The newest row of training, where it was not printed."""
+    pending: str
+    """The newest row of training, if it was not printed."""
 
     def __init__(self, path: Path, first: int, total: int) -> None:
         self.file = os.fdopen(open_append(path), "a", buffering=1)
         self.total, self.bar = total, None
         self.mse: dict[str, float] = {}
         self.printed = -math.inf
-        self.held = ""
+        self.pending = ""
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -35,12 +35,12 @@ class Console:
 
     def line(self, text: str) -> None:
         """Print and log one timed line, after the newest row of training if that was not printed."""
-        if self.held:
-            sys.stderr.write(self.held + "\n")
+        if self.pending:
+            sys.stderr.write(self.pending + "\n")
         self._line(text)
 
     def _line(self, text: str) -> None:
-        timed, self.held = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", ""
+        timed, self.pending = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", ""
         self._log(timed)
         if self.bar is not None:
             self.bar.write(text, file=sys.stderr)
@@ -64,7 +64,7 @@ class Console:
             self.bar.update(row["step"] - self.bar.n)
 
     def _training(self, text: str, row: Row) -> None:
-        """Log a row of training metrics; show it in the bar, or print it where it is the last or none was printed for a while."""
+        """Log a row of training metrics; show it in the bar, or print it if it is the last or none was printed for a while."""
         if self.bar is None and (row["step"] >= self.total or time.monotonic() - self.printed >= SECONDS_BETWEEN_ROWS):
             self.printed = time.monotonic()
             self._line(text)
@@ -74,7 +74,7 @@ class Console:
         if self.bar is not None:
             self.bar.set_postfix_str(f"loss={row['train/loss']:.5g}", refresh=False)
         else:
-            self.held = timed
+            self.pending = timed
 
     def image(self, name: str, path: Path, step: int) -> None:
         pass
@@ -87,12 +87,12 @@ class Console:
 
 
 def shown(row: Row) -> str:
-    """The metrics of a row for people: bytes as MiB or GiB, no times, and no term that is the loss again."""
+    """The metrics of a row for people: bytes as MiB or GiB, no times, and no term that repeats the loss."""
     same = {k for k, v in row.items() if k.endswith("/recon") and v == row.get(k.replace("recon", "loss"))}
     kept = {k: v for k, v in row.items() if k.count("/") == 1 and not k.endswith("_seconds") and k not in same}
     return " ".join(f"{k.removesuffix('_bytes')}={size(v) if k.endswith('_bytes') else f'{v:.5g}'}" for k, v in kept.items())
 
 
 def size(number: float) -> str:
-    """Bytes in words."""
+    """Bytes as text."""
     return f"{number / 2**30:.2f}GiB" if number >= 2**30 else f"{number / 2**20:.0f}MiB"

@@ -17,22 +17,22 @@ LONGEST_ROW = 1 << 20
 
 
 class Extent(NamedTuple):
-    """metrics.jsonl as a checkpoint knows it."""
+    """metrics.jsonl as recorded in a checkpoint."""
 
     size: int = 0
     """Bytes."""
     xxh3: str | None = None
-    """Checksum of these bytes; None in checkpoints from before it was kept."""
+    """Checksum of these bytes; None in older checkpoints."""
 
 
 class Jsonl:
     """metrics.jsonl: one object per line, handed to the operating system line by line. Rows that cannot be written are kept."""
 
     def __init__(self, path: Path, size: int | None, may_write: Callable[[], None] = lambda: None) -> None:
-        """Continue the file after its first `size` bytes: what a checkpoint does not know of is cut. None keeps all.
+        """Continue the file after its first `size` bytes: rows after the checkpoint are cut. None keeps all.
 
-        `may_write` is called before each row; it raises TrainingError where the run folder is no longer ours.
-        Raises OSError where the file cannot be written to, or is no file of its folder.
+        `may_write` is called before each row; it raises TrainingError if the run folder is no longer ours.
+        Raises OSError if the file cannot be written to, or is not a regular file in its folder.
         """
         self.may_write = may_write
         self.file = os.fdopen(open_append(path), "r+b", buffering=0)
@@ -40,16 +40,16 @@ class Jsonl:
         expected = there if size is None else size
         self.size = self._end_of_rows(min(expected, there))
         self.lost = expected - self.size
-        """Bytes of rows that a checkpoint knows of and that are not there."""
+        """Bytes of rows that are in the checkpoint's record but missing from the file."""
         self.file.truncate(self.size)
         self.digest = xxhash.xxh3_128()
-        """Of all that is in the file: a checkpoint keeps it, so that a resume can tell whether earlier rows were changed."""
+        """Checksum of the whole file: a checkpoint keeps it, so that a resume notices changed rows."""
         for start in range(0, self.size, LONGEST_ROW):
             self.digest.update(os.pread(self.file.fileno(), min(LONGEST_ROW, self.size - start), start))
         self.late: list[bytes] = []
 
     def _end_of_rows(self, size: int) -> int:
-        """`size` less a torn last row, to which the next one would be glued."""
+        """`size` without a torn last row, which the next row would be appended to."""
         start = max(0, size - LONGEST_ROW)
         return start + os.pread(self.file.fileno(), size - start, start).rfind(b"\n") + 1
 
@@ -60,14 +60,14 @@ class Jsonl:
             self._flush()
 
     def sync(self) -> Extent:
-        """Make all rows durable; what the file is now. Raises OSError where they cannot be written."""
+        """Make all rows durable; what the file is now. Raises OSError if they cannot be written."""
         self.may_write()
         self._flush()
         os.fsync(self.file.fileno())
         return Extent(self.size, self.digest.hexdigest())
 
     def _flush(self) -> None:
-        """Write all rows or none, so that no torn line stays on a full disk."""
+        """Write all rows or none, so that a full disk leaves no torn line."""
         lines = memoryview(b"".join(self.late))
         try:
             while lines:

@@ -1,4 +1,4 @@
-"""What takes metrics and pictures."""
+"""The interface of a sink."""
 
 from collections.abc import Mapping
 from pathlib import Path

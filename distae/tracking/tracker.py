@@ -32,7 +32,7 @@ class Tracker:
     ) -> None:
         """Open the sinks that `cfg` asks for, from the first of `steps` to the last; metrics.jsonl continues after `rows`.
 
-        `may_write` raises TrainingError where the run folder is no longer ours; this does where a file cannot be written to.
+        `may_write` raises TrainingError if the run folder is no longer ours; this raises it if a file cannot be written to.
         """
         run_dir = Path(cfg.run_dir or ".")
         try:
@@ -61,7 +61,7 @@ class Tracker:
             sink.row(row)
 
     def sync(self) -> Extent | None:
-        """metrics.jsonl as it is, now durable; None where it cannot be written to."""
+        """The state of metrics.jsonl, now durable; None if it cannot be written to."""
         try:
             return next((s.sync() for s in self.sinks if isinstance(s, Jsonl)), Extent())
         except OSError:
@@ -77,7 +77,7 @@ class Tracker:
 
 
 def describe_environment(world_size: int, threads: int, device: str) -> dict[str, Any]:
-    """Commit, versions, devices: what a run was made with."""
+    """Commit, versions and devices of a run."""
     import torch
 
     name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
@@ -88,7 +88,7 @@ def describe_environment(world_size: int, threads: int, device: str) -> dict[str
 
 
 def _commit() -> str | None:
-    """The commit of this code, where that can be known; a snapshot for a Slurm job holds it in a file, and lies in no checkout."""
+    """The commit of this code, if known; a snapshot for a Slurm job holds it in a file, as it is not a checkout."""
     root = Path(__file__).parents[2]
     with contextlib.suppress(OSError):
         return (root / "COMMIT").read_text().strip()

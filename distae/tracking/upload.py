@@ -1,7 +1,7 @@
-"""The one W&B run of a run folder, made from what always is on disk.
+"""The one W&B run of a run folder, built from the files that are always on disk.
 
-Each start of a run without network leaves an offline folder of its own with the same id, and of those the one that is synced last
-overwrites the others. So one run is built from metrics.jsonl and the pictures, and that is synced: as often as one likes.
+Each start of a run without network leaves its own offline folder with the same id, and the one that is synced last
+overwrites the others. So one run is built from metrics.jsonl and the pictures, and synced: it can be repeated.
 """
 
 import json
@@ -19,11 +19,11 @@ from distae.tracking import wandb_identity
 
 FOLDER = "wandb_sync"
 LARGEST = 4 << 30
-"""Bytes of metrics.jsonl: some ten million rows."""
+"""Largest metrics.jsonl in bytes: about ten million rows."""
 
 
 def rebuild(run_dir: Path) -> Path:
-    """Write the run as one offline folder of W&B; returns that. Raises UserError where there is no run, or it is damaged."""
+    """Write the run as one offline folder of W&B; returns that. Raises UserError if there is no run, or it is damaged."""
     rows, cfg = _rows(run_dir), read_settings(run_dir)
     import wandb
 
@@ -59,11 +59,11 @@ def _rows(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _row(line: bytes, number: int) -> dict[str, Any]:
-    """Raises ValueError where the line is no row of numbers with a step."""
+    """Raises ValueError if the line is not a row of numbers with a step."""
     try:
         row = json.loads(line)
         if all(isinstance(value, int | float) for value in row.values()) and int(row["step"]) >= 0:
             return dict(row)
     except (ValueError, LookupError, AttributeError, OverflowError, RecursionError):
         pass
-    raise ValueError(f"line {number} is no row of metrics; remove it to upload the others")
+    raise ValueError(f"line {number} is not a row of metrics; remove it to upload the others")

@@ -19,7 +19,7 @@ from distae.tracking.sink import Row
 
 
 class Wandb:
-    """One W&B run per run folder: its id is made once and kept there; the step is a metric, so a resumed run goes on."""
+    """One W&B run per run folder: its id is made once and kept there; the step is a metric, so a resumed run continues."""
 
     def __init__(self, run_dir: Path, cfg: TrainConfig, environment: dict[str, Any], console: Console) -> None:
         import wandb
@@ -52,7 +52,7 @@ class Wandb:
 
 
 def _where(mode: str, run: Any, run_dir: Path) -> str:
-    """Whether W&B is on, where the run goes, and how to change that, in one line."""
+    """Whether W&B is on, where the run goes, and how to change that; one line."""
     off = "--tracking none turns it off"
     if mode == "online":
         return f"W&B is online: {run.url}; WANDB_MODE=offline keeps the run here, {off}"
@@ -75,14 +75,14 @@ def _wandb_id(file: Path, say: Callable[[str], None]) -> str:
         kept = read_bytes(file).strip()
         if re.fullmatch(rb"[\w-]{1,64}", kept):
             return kept.decode()
-        say(f"W&B: {file} is damaged; a new W&B run begins")
+        say(f"W&B: {file} is damaged; a new W&B run is started")
     made = uuid.uuid4().hex[:8]
     write_atomically(file, made.encode())
     return made
 
 
 def _wandb_mode(wandb: Any) -> str:
-    """online where there are a key and a server that answers, what WANDB_MODE says where it is set, else offline."""
+    """WANDB_MODE if it is set; else online with a key and a reachable server, offline without."""
     if mode := os.environ.get("WANDB_MODE"):
         return "offline" if mode == "dryrun" else mode
     url = urlparse(os.environ.get("WANDB_BASE_URL", wandb.Settings().base_url))

@@ -60,13 +60,13 @@ class MetricAccumulator:
         self.steps += 1
 
     def state(self) -> AccumulatorState:
-        """What `load` wants; asked of all ranks together."""
+        """State accepted by `load`. Collective: called on all ranks together."""
         return AccumulatorState(self.names, dist.gather(self.sums.tolist()), self.steps)
 
     def load(self, state: AccumulatorState) -> None:
-        """Go on with a window that was open at a save; all its steps were finite, else it had not been saved.
+        """Continue a window that was open at a save; all its steps were finite, or it would not have been saved.
 
-        Each rank gets its own sums back, to the last bit; on another number of ranks rank 0 gets them all.
+        Each rank gets its own sums back, bit for bit; on another number of ranks rank 0 gets them all.
         """
         self.names = state.names
         self.clear()
@@ -76,7 +76,7 @@ class MetricAccumulator:
         if len(sums) == world.world_size:
             self.sums += sums[world.rank]
         elif world.is_main:
-            # read() divides by today's number of ranks; these are the sums of that many then.
+            # read() divides by the current number of ranks; these are sums over the earlier number
             self.sums += sums.sum(0) * (world.world_size / len(sums))
 
     def read(self) -> tuple[dict[str, float], int | None]:

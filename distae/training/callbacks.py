@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Called by the trainer; override what you need.
+    """Called by the trainer; override the methods you need.
 
-    Every rank makes one of its own and calls it at the same points in the same order, so a callback may use collectives where all
+    Every rank has its own instance and calls it at the same points in the same order, so a callback may use collectives if all
     ranks do. It must leave the model, the optimizers and the noise as they are: a run's result does not depend on it. Files are for
     one rank to write (`trainer.world.is_main`). An error in a callback ends the run.
     """
@@ -30,7 +30,7 @@ class Callback:
         """A checkpoint of this step was handed to the writer; it may not be on disk yet."""
 
     def on_end(self, finished: bool) -> None:
-        """Training has ended: finished, or stopped after a save. Not called where it fails."""
+        """Training has ended: finished, or stopped after a save. Not called if the run fails."""
 
 
 C = TypeVar("C", bound=type[Callback])
@@ -38,7 +38,7 @@ _CALLBACKS: Registry[str, type[Callback]] = Registry("callback")
 
 
 def register_callback(name: str) -> Callable[[C], C]:
-    """Make a Callback part of every run that is given the `--plugin` which it is in."""
+    """Add a Callback to every run that loads its `--plugin`."""
     return _CALLBACKS.register(name)
 
 

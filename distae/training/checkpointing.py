@@ -49,10 +49,10 @@ class CheckpointManager:
     def save(self, wait: bool = False) -> None:
         """Save the whole state of the run, unless this step is saved; with `wait`, until it is on disk.
 
-        A save that fails is reported and tried again at the next interval. Raises TrainingError where a non-finite step is in it,
-        and, with `wait`, where it fails.
+        A save that fails is reported and tried again at the next interval. Raises TrainingError if a non-finite step is in it,
+        and, with `wait`, if it fails.
         """
-        dist.synchronize()  # what is queued is training, and no part of what a save costs
+        dist.synchronize()  # queued work is training, not part of the cost of a save
         started = time.perf_counter()
         with self.logger.timers["checkpoint"]:
             self._finish_pending()
@@ -61,10 +61,10 @@ class CheckpointManager:
             if wait:
                 self._finish_pending()
                 if self.saved_step != self.state.step:
-                    raise TrainingError(f"the checkpoint of step {self.state.step} could not be saved; an older one is left")
+                    raise TrainingError(f"the checkpoint of step {self.state.step} could not be saved; an older one remains")
 
     def load_model(self, step: int, model: Autoencoder) -> None:
-        """Load the weights that are evaluated (averaged, where there is an average) of a saved step. Raises TrainingError."""
+        """Load the evaluated weights (averaged, with --ema) of a saved step. Raises TrainingError."""
         prefix = "ema." if self.train_step.ema else "model."
         if why := self.store.why_unusable(step):
             raise TrainingError(f"the checkpoint of step {step} cannot be used: {why}")
@@ -73,11 +73,11 @@ class CheckpointManager:
         model.load_state_dict({k.removeprefix(prefix): v for k, v in into.items() if k.startswith(prefix)})
 
     def close(self) -> None:
-        """Wait for the writer. Safe where other ranks are lost."""
+        """Wait for the writer. Safe if other ranks are lost."""
         self.store.close()
 
     def abandon(self) -> None:
-        """No commits from now on: for a run that failed, before it lets its folder go."""
+        """No commits from now on: for a run that failed, before it releases its folder."""
         self.store.abandon()
 
     def _begin(self, started: float) -> None:

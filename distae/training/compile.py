@@ -11,10 +11,10 @@ from distae.noise import Draw, Noise, NoiseRecorder, NoiseReplay, replay
 
 
 class Compiled(nn.Module):
-    """A model whose forward is compiled. What a program cannot hold is made before it is entered: noise, and today's weights.
+    """A model whose forward is compiled. Noise and scheduled weights are computed outside the graph.
 
-    The first forward of a phase runs as it is and records which noise it draws; later ones replay it. With one process a program
-    is whole; where ranks exchange values in the middle of a forward (batch norm, gathered estimators), it is cut there.
+    The first forward of a phase runs eagerly and records which noise it draws; later ones replay it. With one process the graph
+    is whole; if ranks exchange values inside a forward (batch norm, gathered estimators), it breaks there.
     """
 
     def __init__(self, model: Autoencoder, cuda_graphs: bool) -> None:
@@ -27,7 +27,7 @@ class Compiled(nn.Module):
         self.program = torch.compile(self._run, fullgraph=dist.world().world_size == 1, mode=mode, dynamic=False)
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
-        """As the model's. Raises TrainingError where it does not compile."""
+        """As the model's. Raises TrainingError if it does not compile."""
         if phase not in self.plans:
             recorder = NoiseRecorder(noise)
             out: Output = self.model(batch, phase, recorder)
@@ -45,7 +45,7 @@ class Compiled(nn.Module):
 
 
 def no_compiler(device: torch.device) -> str | None:
-    """Why torch.compile does not work here, in one line; None where it does. Found out by compiling something small."""
+    """Why torch.compile does not work here, in one line; None if it does. Tested on a small function."""
     try:
         torch.compile(lambda x: x * x + 1)(torch.ones(8, device=device))
     except Exception as error:

@@ -31,7 +31,7 @@ class MetricsLogger:
         self.timers = train_step.timers
         self.peak_flops = peak_flops(self.device, cfg.precision, cfg.tf32)
         self.flops = 0.0
-        """Floating point operations of this rank's share of a step, where the device's peak is known."""
+        """Floating point operations of this rank's share of a step, if the device's peak is known."""
         self.start()
 
     def start(self) -> None:
@@ -90,14 +90,14 @@ class MetricsLogger:
         what = ", ".join(f"train/{name}" for name in bad) or "the gradient"
         raise TrainingError(
             f"{what} became non-finite {where}; that update was not applied and nothing is saved after it. "
-            f"Lower --optim.lr, set --optim.max-grad-norm, or look at the data; a checkpoint from before is kept where there is one"
+            f"Lower --optim.lr, set --optim.max-grad-norm, or look at the data; an earlier checkpoint, if any, is kept"
         )
 
     def _check_loss_scale(self) -> None:
-        """Raises TrainingError where fp16 gradients overflow at every scale."""
+        """Raises TrainingError if fp16 gradients overflow at every scale."""
         scaler = self.train_step.scaler
         if scaler and scaler.get_scale() < SMALLEST_LOSS_SCALE:
             raise TrainingError(
                 f"fp16 gradients overflow even at a loss scale of {scaler.get_scale():g} (step {self.state.step}): "
-                "lower --optim.lr, or take --precision bf16 or fp32"
+                "lower --optim.lr, or use --precision bf16 or fp32"
             )

@@ -33,7 +33,7 @@ def make_optimizer(cfg: OptimConfig, parameters: list[nn.Parameter]) -> torch.op
     if cfg.name == "sgd":
         sgd = torch.optim.SGD(groups, cfg.lr, momentum=cfg.momentum, fused=True)
         for p in parameters if cfg.momentum else ():
-            # torch's are not initialised, and stay so where the first step is masked: with fp16 it often is.
+            # torch's are not initialised, and stay so if the first step is masked, as it often is with fp16.
             sgd.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         return sgd
     return FusedAdam(groups, cfg.lr, betas=cfg.betas, eps=cfg.eps, decoupled_weight_decay=cfg.name == "adamw", fused=True)
@@ -62,7 +62,7 @@ class FusedAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update from the gradients; parameters without one are left alone, as by torch."""
+        """Update from the gradients; parameters without one are skipped, as in torch."""
         groups = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         if any(p not in self.state for params in groups for p in params):
             self.together = {}
@@ -184,7 +184,7 @@ class Schedule:
         return self.plateau.scale
 
     def observe(self, value: float) -> None:
-        """Tell the schedule the value of the best-metric at an evaluation."""
+        """Give the schedule the value of --best-metric at an evaluation."""
         if isinstance(self.cfg, PlateauConfig):
             self.plateau.observe(value, self.cfg)
 
@@ -200,7 +200,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor]) -> None:
-    """Give the optimizer the state that `optimizer_tensors` took. Raises TrainingError on any that it cannot have."""
+    """Load the state that `optimizer_tensors` returned. Raises TrainingError on names, shapes or types that do not fit."""
     parameters = {name: p for p, name in names.items()}
     optimizer.state.clear()
     if isinstance(optimizer, FusedAdam):

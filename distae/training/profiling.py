@@ -28,7 +28,7 @@ PEAKS: dict[str, dict[str, float]] = {
 
 
 def peak_flops(device: torch.device, precision: str, tf32: bool) -> float | None:
-    """Floating point operations per second that the device can do at most; None where that is not known."""
+    """Peak floating point operations per second of the device; None if unknown."""
     if device.type != "cuda":
         return None
     kind = "tf32" if precision == "fp32" and tf32 else precision
@@ -37,7 +37,7 @@ def peak_flops(device: torch.device, precision: str, tf32: bool) -> float | None
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory this process has held: of the GPU where it trains on one, else resident in main memory."""
+    """Most memory this process has held: on the GPU if it trains on one, else resident in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -74,18 +74,18 @@ class Timers(dict[str, Timer]):
         return {name: timer.seconds for name, timer in self.items()} | {"elapsed": time.perf_counter()}
 
     def since(self, then: dict[str, float]) -> dict[str, float]:
-        """The same since `then`, which `now` gave."""
+        """The same since `then`, a result of `now`."""
         return {name: seconds - then[name] for name, seconds in self.now().items()}
 
 
 class Profile:
     """The breakdown of a window of steps, and after it a torch.profiler trace of a few more.
 
-    While it measures, a GPU is waited for at the end of each phase: its time is then where it belongs, and the step longer.
+    While it measures, it synchronizes the GPU at the end of each phase: times are exact, and the step is longer.
     """
 
     def __init__(self, timers: Timers, model: nn.Module, folder: Path, say: Callable[[str], None]) -> None:
-        """Traces go to `folder`, one per rank; `say` is told the table, and where they are."""
+        """Traces go to `folder`, one per rank; `say` receives the table and their paths."""
         self.timers, self.model, self.folder, self.say = timers, model, folder, say
         self.world = dist.world()
         self.activities = [torch.profiler.ProfilerActivity.CPU]
@@ -98,7 +98,7 @@ class Profile:
         self.opened = timers.now()
 
     def step(self) -> None:
-        """Count a step that is over, and open and close the windows when their time has come."""
+        """Count a finished step, and open and close the windows when due."""
         self.steps += 1
         if self.steps == WARM_UP:
             self._measure()
@@ -109,7 +109,7 @@ class Profile:
             self._export()
 
     def close(self) -> None:
-        """A run that ends in a window: tell what there is."""
+        """The run ended inside a window: report what was measured."""
         if WARM_UP < self.steps < WARM_UP + WINDOW:
             self._tell()
         elif WARM_UP + WINDOW <= self.steps < WARM_UP + WINDOW + TRACED:
@@ -129,13 +129,13 @@ class Profile:
         self.mark = self._now()
 
     def _end_backward(self) -> None:
-        """What comes after the last gradient is the exchange that nothing hides."""
+        """Time after the last gradient is exchange that is not overlapped."""
         end = self._now()
         dist.synchronize()
         self.exposed += _between(self.mark, end)
 
     def _now(self) -> "float | torch.cuda.Event":
-        """A moment of the device: where its queue stands, or the clock."""
+        """A point in time: an event in the device's queue, or the clock."""
         if self.world.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -157,7 +157,7 @@ class Profile:
     def _record(self) -> None:
         for name, timer in self.timers.items():
             timer.entering, timer.leaving = _annotation(name)
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports on stderr that there is no GPU, as an error
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # without a GPU it prints an error to stderr
         self.trace = torch.profiler.profile(activities=self.activities)
         self.trace.start()
 

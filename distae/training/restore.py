@@ -1,4 +1,4 @@
-"""Where a run starts: at its newest checkpoint, at another run's, at a trained model's weights, or anew."""
+"""Where a run starts: at its newest checkpoint, at another run's, at a trained model's weights, or from scratch."""
 
 from pathlib import Path
 
@@ -20,11 +20,11 @@ class RunRestorer:
     def __init__(self, cfg: TrainConfig, train_step: TrainStep, state: TrainState, checkpoints: CheckpointManager) -> None:
         self.cfg, self.train_step, self.state, self.checkpoints = cfg, train_step, state, checkpoints
         self.notes: list[str] = []
-        """What the user should know of the start, for the log."""
+        """Notes on the start for the log."""
         self.resumed: CheckpointMetadata | None = None
 
     def restore(self) -> Extent:
-        """Load what the run starts from; returns what metrics.jsonl was at that point. Raises TrainingError, UserError."""
+        """Load the state that the run starts from; returns that of metrics.jsonl then. Raises TrainingError, UserError."""
         store = self.checkpoints.store
         latest = store.newest()
         set_aside = store.clean(latest)
@@ -42,12 +42,12 @@ class RunRestorer:
         return Extent()
 
     def is_complete(self) -> bool:
-        """Whether an earlier start did all that this one would."""
+        """Whether an earlier start already finished the run."""
         end = outcome.read(Path(self.cfg.run_dir or "."))
         return bool(dist.broadcast(end is not None and (end.outcome, end.step) == ("done", self.state.step)))
 
     def check_order(self) -> None:
-        """Raises UserError where the run would not continue as it began: it is of a version with another order of rows."""
+        """Raises UserError if the run is of a version with another order of rows: it would continue differently."""
         if self.resumed:
             check_order(self.resumed, self.cfg.run_dir)
 
@@ -60,9 +60,9 @@ class RunRestorer:
         return saved
 
     def _check_data(self, saved: CheckpointMetadata) -> None:
-        """Raises UserError where the data are not those of the checkpoint, unless that is allowed."""
+        """Raises UserError if the data differ from those of the checkpoint, unless that is allowed."""
         if saved.data is None:
-            self.notes.append("the checkpoint is of an earlier version and does not say on which data: not compared")
+            self.notes.append("the checkpoint is of an earlier version and does not record its data: not compared")
         changed = changed_data(saved, self.cfg, self.checkpoints.data)
         if changed and not self.cfg.allow_changed_data:
             raise UserError(f"{changed}.\nGive that data, another --run-dir, or --allow-changed-data to resume with this data")

@@ -41,7 +41,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """state.json of a checkpoint: all there is besides tensors."""
+    """state.json of a checkpoint: everything but tensors."""
 
     state: TrainState
     plateau: Plateau
@@ -50,20 +50,20 @@ class CheckpointMetadata:
     samples_seen: int
     total_steps: int
     metrics_bytes: Annotated[int, Meta(ge=0)]
-    """Size of metrics.jsonl at the save; what is behind it is cut on a resume."""
+    """Size of metrics.jsonl at the save; later rows are cut on a resume."""
     settings: dict[str, Any]
     """The settings that define the result."""
     world_size: int
     threads: int
     torch: str
     transform: Transform | None = None
-    """What made the model's values of the stored ones; None in those saved before this was kept."""
+    """Transform from stored values to the model's; None in older checkpoints."""
     metrics_xxh3: str | None = None
-    """Checksum of these bytes of metrics.jsonl; None in those saved before this was kept."""
+    """Checksum of these bytes of metrics.jsonl; None in older checkpoints."""
     order: int = 1
-    """`noise.ORDER` of the version that saved it; checkpoints that do not say are of the first."""
+    """`noise.ORDER` of the version that saved it; 1 if missing."""
     data: Identity | None = None
-    """The data that it was trained on; None in those saved before this was kept."""
+    """Identity of the training data; None in older checkpoints."""
 
 
 def state_dict(train_step: TrainStep) -> dict[str, Tensor]:
@@ -108,14 +108,14 @@ def checkpoint_metadata(
 def load_state_dict(store: CheckpointStore, step: int, train_step: TrainStep) -> CheckpointMetadata:
     """Load tensors, loss scale and open log window of a checkpoint into `train_step`; returns its metadata.
 
-    Raises TrainingError where it cannot be read, or is of another model.
+    Raises TrainingError if it cannot be read, or is of another model.
     """
     try:
         saved = decode(store.state(step), CheckpointMetadata)
     except (OSError, ValueError) as error:
         raise TrainingError(f"{STATE} of the checkpoint at step {step} cannot be read: {error}") from error
     if saved.state.step != step or (saved.scaler and not saved.scaler.keys() >= _SCALER):
-        raise TrainingError(f"{STATE} of the checkpoint at step {step} is not of that step, or not whole")
+        raise TrainingError(f"{STATE} of the checkpoint at step {step} is of another step, or incomplete")
     into = {k: v for k, v in state_dict(train_step).items() if not k.startswith("optim.")}
     loaded = store.load(step, into, "optim.")
     for phase, optimizer in train_step.optimizers.items():
@@ -132,18 +132,18 @@ _SCALER = set(torch.amp.GradScaler("cpu").state_dict())
 
 
 def check_order(saved: CheckpointMetadata, run_dir: str | None) -> None:
-    """Raises UserError where a version saved it whose rows and noise were others: it would be continued differently."""
+    """Raises UserError if it was saved by a version with another order of rows and noise: it would continue differently."""
     if saved.order != ORDER:
         raise UserError(
             f"--run-dir: the run in {run_dir} is of another version of distae (order {saved.order}, here {ORDER}), with other "
             "noise and rows per rank: resuming it would continue it differently.\n"
-            "Give --fresh to start anew, or another --run-dir with --fork-from (full state) or --init-from (weights of a finished "
-            "run); distae.load and `python -m distae.checkpoint RUN --export` still read it"
+            "Give --fresh to start a new run, or another --run-dir with --fork-from (full state) or --init-from (weights of a "
+            "finished run); distae.load and `python -m distae.checkpoint RUN --export` still read it"
         )
 
 
 def compare(saved: CheckpointMetadata, cfg: TrainConfig, total_steps: int, threads: int) -> list[str]:
-    """What is other than when it was saved, and what that means."""
+    """What differs from the save, and the consequences, one note each."""
     notes = []
     then, now = (saved.world_size, saved.threads), (dist.world().world_size, threads)
     if then != now:
@@ -160,9 +160,9 @@ def compare(saved: CheckpointMetadata, cfg: TrainConfig, total_steps: int, threa
 
 
 def changed_data(saved: CheckpointMetadata, cfg: TrainConfig, data: Identity) -> str | None:
-    """What differs between the data at the save and now, in words; None where nothing does, or the checkpoint does not know."""
+    """How the data differ from those at the save, as text; None if they are equal or the checkpoint does not record them."""
     differ = dist.differences(saved.data, data, "there") if saved.data else ""
-    return f"{_source(cfg)}: the data are not those of the checkpoint at step {saved.state.step}: {differ}" if differ else None
+    return f"{_source(cfg)}: the data differ from those of the checkpoint at step {saved.state.step}: {differ}" if differ else None
 
 
 def _source(cfg: TrainConfig) -> str:

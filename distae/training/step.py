@@ -1,4 +1,4 @@
-"""One optimizer step: forward, backward, reduction, update, in the precision asked for, without asking the device for a number."""
+"""One optimizer step: forward, backward, reduction, update, in the given precision, without synchronizing the device."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """The autocast region of a precision; nothing where it is full."""
+    """The autocast region of a precision; none at full precision."""
     return torch.autocast(device.type, AUTOCAST[precision]) if precision in AUTOCAST else contextlib.nullcontext()
 
 
@@ -50,7 +50,7 @@ class TrainStep:
         self.rows = [Rows(share, m * micro + self.world.rank * share) for m in range(cfg.grad_accum_steps)]
 
     def _parallelize(self) -> dict[str, nn.Module]:
-        """What the forward of each phase goes through."""
+        """The module through which each phase's forward runs: wrapped, compiled."""
         wrapped: dict[str, nn.Module] = {}
         shared = sum(len(phase.parameters) for phase in self.phases) > len(self.names)
         for phase in self.phases:
@@ -68,8 +68,8 @@ class TrainStep:
 
         `rows` is `[micro_steps, micro_batch]`.
 
-        Summation order follows the buckets: with 3 ranks or more a resumed run would else differ in the last bit from one that was
-        never interrupted. Call it before the weights are loaded.
+        Summation order follows the buckets: with 3 ranks or more a resumed run would otherwise differ in the last bit from
+        one that was never interrupted. Call it before the weights are loaded.
         """
         if self.world.group is not None or self.compiled:
             self._run_and_discard(rows, 2)
@@ -83,7 +83,7 @@ class TrainStep:
         return float(counter.get_total_flops() * len(rows))
 
     def _run_and_discard(self, rows: Tensor, times: int) -> None:
-        """Run the first micro-step of every phase so many times, and leave no trace of it."""
+        """Run the first micro-step of every phase `times` times, and undo all effects."""
         buffers, batch = [b.clone() for b in self.model.buffers()], self._fetch(0, 0, rows[0])
         for _ in range(times):
             for phase in self.phases:
@@ -98,7 +98,7 @@ class TrainStep:
         """Make the update after which the run has done step + 1 steps, from rows `[micro_steps, micro_batch]`."""
         batches: Iterable[Batch] = (self._fetch(step, micro, mine) for micro, mine in enumerate(rows))
         if len(self.phases) > 1:
-            batches = [*batches]  # each is fetched once, and a phase follows on the whole step of the one before
+            batches = [*batches]  # each is fetched once, and a phase needs the whole step of the one before
         updates = [self._phase(phase, step, batches) for phase in self.phases]
         if self.scaler:
             self.scaler.update()
@@ -114,7 +114,7 @@ class TrainStep:
         for group in optimizer.param_groups:
             group["lr"] = (phase.lr or self.cfg.optim.lr) * self.schedule.factor(step)
         for p in phase.parameters:
-            p.grad = None  # as zero_grad() does, at a tenth of its price for a small model
+            p.grad = None  # as zero_grad() does, at a tenth of its cost for a small model
         for micro, batch in enumerate(batches):
             with self._no_sync(phase) if micro < self.cfg.grad_accum_steps - 1 else contextlib.nullcontext():
                 self.window.add(self._backward(phase, step, micro, batch))
@@ -140,7 +140,7 @@ class TrainStep:
         return Noise(self.cfg.seed, key, self.rows[micro], self.world.device)
 
     def _train_only(self, phase: Phase) -> None:
-        """Freeze what this phase does not train."""
+        """Freeze the parameters that this phase does not train."""
         if len(self.phases) > 1:
             self.model.requires_grad_(False)
             for p in phase.parameters:
@@ -153,7 +153,7 @@ class TrainStep:
 
 @contextlib.contextmanager
 def explaining_memory(cfg: TrainConfig, world_size: int) -> Iterator[None]:
-    """Turn running out of memory into one message that says what to change."""
+    """Convert out-of-memory errors to one message that says what to change."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

@@ -1,11 +1,11 @@
-"""Agreement of all ranks on a stop that one of them was asked for."""
+"""Agreement of all ranks on a stop requested from any of them."""
 
 from distae import distributed as dist
 from distae.runtime.signals import StopRequest
 
 
 class StopAgreement:
-    """Asked by all ranks at the same points of a run."""
+    """Called by all ranks at the same points of a run."""
 
     def __init__(self, request: StopRequest) -> None:
         self.request, self.consensus = request, dist.Consensus()
@@ -17,6 +17,6 @@ class StopAgreement:
         self.signal = self.signal or self.consensus.post(self.request.signum, at_once)
         return bool(self.signal)
 
-    def settle(self) -> None:
-        """Wait for the round under way, so that none is left when other collectives follow."""
+    def wait(self) -> None:
+        """Wait for the pending round, so that none is left when other collectives follow."""
         self.consensus.wait()

@@ -65,7 +65,7 @@ class Trainer:
     def resume(self) -> bool:
         """Restore the run, or start it, and open the sinks there.
 
-        Returns False where the run is complete: there is nothing to do, and nothing is touched.
+        Returns False if the run is complete: there is nothing to do, and nothing is touched.
         """
         self._warm_up()
         rows = self.restorer.restore()
@@ -117,7 +117,7 @@ class Trainer:
         self.tracker.close()
 
     def _warm_up(self) -> None:
-        """Passes that leave no trace: DDP rebuilds its buckets, torch.compile compiles, operations are counted."""
+        """Warm-up passes without effect on the run: DDP rebuilds its buckets, torch.compile compiles, FLOPs are counted."""
         rows = next(data.steps(self.sampler, 0, self.loaders["train"].storage_device))
         with explaining_memory(self.cfg, self.world.world_size):
             if self.logger.peak_flops:
@@ -125,23 +125,23 @@ class Trainer:
             self.train_step.warmup(rows)
 
     def _why_not_compiled(self) -> str | None:
-        """A note where --compile is asked for and a rank has no compiler: all ranks compile, or none does."""
+        """A note if --compile is set and a rank has no compiler: all ranks compile, or none does."""
         if not self.cfg.compile:
             return None
         reason = next(filter(None, dist.gather(no_compiler(self.world.device))), None)
         return reason and f"--compile: torch.compile finds no compiler here, training continues without ({reason})"
 
     def _save_and_leave(self) -> bool:
-        self.stop.settle()
+        self.stop.wait()
         self.checkpoints.save(wait=True)
-        self.tracker.line(f"stopped at step {self.state.step}, checkpoint saved: run the same command to resume")
+        self.tracker.line(f"stopped at step {self.state.step}, checkpoint saved; rerun to resume")
         return False
 
     def _finish(self) -> bool:
         """The last row, the last save, the test split, and the model for others to load; False after an agreed stop."""
         if self.stop.signal and self.validator.due():
             return self._save_and_leave()
-        self.stop.settle()
+        self.stop.wait()
         if self.train_step.window.steps:
             self.logger.log()
         self.checkpoints.save(wait=True)
@@ -155,7 +155,7 @@ class Trainer:
         return True
 
     def _exported(self) -> tuple[Autoencoder, int]:
-        """The model to export and the step it is of: the best of the validations, unless --export says last."""
+        """The model to export and its step: the best on the validation split, unless --export is last."""
         best = self.state.best_step
         if self.cfg.export == "last" or best is None or best == self.state.step:
             return self.train_step.evaluated, self.state.step
@@ -169,10 +169,10 @@ class Trainer:
 
     @property
     def why_early(self) -> str:
-        """What ended the run before its last step, if anything did."""
+        """Why the run ended before its last step, if it did."""
         if self.state.step >= self.total:
             return ""
-        return f"early stop: no better {self.cfg.best_metric} in {self.state.bad_evals} evaluations"
+        return f"early stop: {self.cfg.best_metric} has not improved for {self.state.bad_evals} evaluations"
 
     def _closing_line(self, step: int) -> str:
         why = f" ({self.why_early})" if self.why_early else ""

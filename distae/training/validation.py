@@ -16,11 +16,11 @@ from distae.training.step import autocast
 from distae.training.stop import StopAgreement
 
 FEWEST_STEPS_PER_EVALUATION = 50
-"""By default an evaluation comes once an epoch, but not more often than this: small epochs take less time than an evaluation."""
+"""Fewest steps between two evaluations by default: a small epoch takes less time than an evaluation."""
 
 
 class Validator:
-    """Evaluates on a schedule. Decisions are taken on metrics that rank 0 broadcast, so all ranks take the same."""
+    """Evaluates on a schedule. Decisions use metrics that rank 0 broadcast, so all ranks decide alike."""
 
     def __init__(self, cfg: TrainConfig, loaders: dict[str, Loader], state: TrainState, logger: MetricsLogger) -> None:
         self.cfg, self.loaders, self.state, self.logger = cfg, loaders, state, logger
@@ -39,14 +39,14 @@ class Validator:
         return at_step and len(self.loaders["val"]) > 0
 
     def validate(self, stop: StopAgreement) -> bool:
-        """Evaluate the validation split; whether that gave a new best. Unfinished (`due` stays true) where a stop is agreed."""
+        """Evaluate the validation split; returns whether it gave a new best. Unfinished (`due` stays true) if a stop is agreed."""
         with self.logger.timers["evaluation"]:
             self.logger.check_finite()
             metrics = self.evaluate("val", self.train_step.evaluated, stop)
             return metrics is not None and self._judge(metrics)
 
     def evaluate(self, split: str, model: Autoencoder, stop: StopAgreement) -> dict[str, float] | None:
-        """Metrics of a split, written as a row, and pictures; None where a stop was agreed on before the end."""
+        """Metrics of a split, written as a row, and pictures; None if a stop was agreed on before the end."""
         cfg, loader = self.cfg, self.loaders[split]
         with autocast(cfg.precision, dist.world().device):
             metrics = dist.broadcast(evaluate(model, loader, cfg.eval_batch_size, cfg.seed, lambda: stop.agreed(at_once=True)))
@@ -74,7 +74,7 @@ class Validator:
             tracker.image(f"{split}/{name}", path, step)
 
     def _judge(self, metrics: dict[str, float]) -> bool:
-        """Whether the metrics are a new best, which plateau and early stop follow. A value that is not finite is never it."""
+        """Whether the metrics are a new best; updates plateau and early stop. A non-finite value is never the best."""
         state = self.state
         state.evaluated_step = state.step
         value = metrics[self.cfg.best_metric.removeprefix("val/")]

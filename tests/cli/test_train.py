@@ -155,7 +155,7 @@ def test_run_folders_that_cannot_be(tmp_path, monkeypatch, capsys):
         ("n" * 300, "is too long: at most 230 bytes in its last part, 3900 in all"),
         (f"{'n' * 300}/run", "cannot be a folder (File name too long)"),
         (deep, "is too long"),
-        ("~nobody-of-that-name/run", "is in nobody's home folder"),
+        ("~nobody-of-that-name/run", "names no user's home folder"),
         ("caf\udce9", r"'caf\udce9' is not UTF-8 text"),
     ):
         assert main([*TINY, "--tracking", "none", "--run-dir", run_dir]) == 2
@@ -291,10 +291,11 @@ def test_a_run_says_where_it_is_and_why_it_ended_early_though_its_stdout_and_std
         assert job.wait(200) == 0
     end = json.loads((tmp_path / "run" / "outcome.json").read_text())
     assert (end["outcome"], end["step"]) == ("done", 6)
-    assert end["reason"] == "early stop: no better val/loss in 1 evaluations"
+    assert end["reason"] == "early stop: val/loss has not improved for 1 evaluations"
     assert (tmp_path / "run" / "log.txt").read_text().count("test/loss") == 1
     again = start(*command[3:], "--fresh", cwd=tmp_path)
     assert again.stderr.splitlines()[-1].endswith(
-        "done at step 6 (early stop: no better val/loss in 1 evaluations); model in run/model, of step 3, the best val/loss, "
+        "done at step 6 (early stop: val/loss has not improved for 1 evaluations); model in run/model, "
+        "of step 3, the best val/loss, "
         "pictures in run/images. Next: distae.load('run')"
     )

@@ -226,7 +226,7 @@ def test_torchrun_sbatch_restarts_a_crashed_rank_inside_the_allocation(cluster: 
 def test_what_slurm_refuses_is_told_in_its_words_before_anything_is_written(cluster: Cluster, tmp_path: Path) -> None:
     options = train(tmp_path / "run").split()
     told = cluster.call("-m", "launch.slurm", "--constraint", "nope", "--gpus-per-node", "0", "--", *options, code=2)
-    assert "Slurm refuses (sbatch): allocation failure: Invalid feature specification" in told
+    assert "Slurm rejects this (sbatch): allocation failure: Invalid feature specification" in told
     told = cluster.call("-m", "launch.slurm", "--nodes", "9", "--", *options, code=2)
     assert "--nodes 9: partition debug has 3" in told
     assert not list(tmp_path.iterdir())

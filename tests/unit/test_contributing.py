@@ -90,7 +90,7 @@ def test_a_name_is_registered_once():
     registry: Registry[str, int] = Registry("test")
     try:
         registry.register("a")(1)
-        with pytest.raises(ValueError, match="a is registered already"):
+        with pytest.raises(ValueError, match="a is already registered"):
             registry.register("a")(2)
     finally:
         del REGISTRIES["test"]

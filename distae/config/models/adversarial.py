@@ -1,4 +1,4 @@
-"""Variants that train a critic beside the autoencoder."""
+"""Variants that train a critic with the autoencoder."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -78,4 +78,4 @@ class VAEGANConfig(GaussianConfig):
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         if self.learn_scale:
-            raise UserError("--model.learn-scale: vaegan has no likelihood to learn it from")
+            raise UserError("--model.learn-scale: vaegan has no likelihood whose scale could be learned")

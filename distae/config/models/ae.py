@@ -38,11 +38,11 @@ class DenoisingAEConfig(AEConfig):
     name: ClassVar[str] = "denoising_ae"
 
     corruption: Literal["gaussian", "masking", "salt_pepper"] = "gaussian"
-    """gaussian: adds noise; masking: sets values to 0; salt_pepper: sets values to 0 or 1, either alike often."""
+    """gaussian: adds noise; masking: sets values to 0; salt_pepper: sets values to 0 or 1, with equal probability."""
     std: Positive = 0.3
     """Standard deviation of the gaussian noise, in the data's units."""
     rate: Fraction = 0.3
-    """Probability that masking or salt_pepper hits a value."""
+    """Probability that masking or salt_pepper changes a value."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ class ModelConfig(Variant):
     conditional: ClassVar[bool] = False
     """Needs data with labels."""
     compiles: ClassVar[bool] = True
-    """torch.compile can take its forward: it takes no gradient of a gradient."""
+    """torch.compile supports its forward: it takes no gradient of a gradient."""
 
     latent_dim: Count = 16
     """Size of the code z."""
@@ -37,4 +37,4 @@ class ModelConfig(Variant):
         return False
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
-        """Raises UserError where settings do not fit each other, the data's shape or the network."""
+        """Raises UserError if settings conflict with each other, the data's shape or the network."""

@@ -27,6 +27,6 @@ class CategoricalVAEConfig(WeighedKLConfig):
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         if self.latent_dim % self.categories:
-            raise UserError(f"--model.latent-dim {self.latent_dim} is no multiple of --model.categories {self.categories}")
+            raise UserError(f"--model.latent-dim {self.latent_dim} is not a multiple of --model.categories {self.categories}")
         if min(at(self.temperature, 0), at(self.temperature, None)) <= 0:
             raise UserError(f"--model.temperature {self.temperature}: above 0 throughout")

@@ -25,7 +25,7 @@ class MaskedAEConfig(ModelConfig):
     patch: Count = 4
     """Side of a patch, in pixels; it divides the image's sides."""
     mask: Share = 0.75
-    """Share of the patches that is hidden in training."""
+    """Share of the patches that are hidden in training."""
     depth: Count = 4
     """Blocks of the encoder."""
     heads: Count = 4

@@ -26,7 +26,7 @@ class QuantizedConfig(ModelConfig):
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         if self.latent_dim % self.code_dim:
-            raise UserError(f"--model.latent-dim {self.latent_dim} is no multiple of {self.code_dim}, the values of a code vector")
+            raise UserError(f"--model.latent-dim {self.latent_dim} is not a multiple of {self.code_dim}, the size of a code vector")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class FSQVAEConfig(QuantizedConfig):
     terms: ClassVar[tuple[str, ...]] = ("recon", "perplexity", "live")
 
     latent_dim: Count = 32
-    """Values the encoder gives, cut into vectors of as many as there are --model.levels."""
+    """Values the encoder gives, cut into vectors of one value per entry of --model.levels."""
     levels: tuple[Annotated[int, Meta(ge=2)], ...] = (8, 5, 5, 5)
     """Levels of each value of a code vector; their product is the size of the implied codebook."""
 

@@ -53,14 +53,14 @@ class BetaVAEConfig(VAEConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CapacityVAEConfig(GaussianConfig):
-    """beta-VAE with controlled capacity (Burgess 2018): the batch's mean KL is held at a value that grows."""
+    """beta-VAE with controlled capacity (Burgess 2018): the batch's mean KL is kept at a growing target."""
 
     name: ClassVar[str] = "capacity_vae"
 
     gamma: Weight = 10.0
     """Weight of the distance between KL and capacity."""
     capacity: Weight = Ramp("0:25@10000")
-    """Nats of KL aimed at."""
+    """Target of the KL in nats."""
 
     @property
     def couples_samples(self) -> bool:
@@ -88,7 +88,7 @@ class BetaTCVAEConfig(GaussianConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DIPVAEConfig(GaussianConfig):
-    """DIP-VAE (Kumar 2018): the covariance of the codes is drawn to the identity."""
+    """DIP-VAE (Kumar 2018): the covariance of the codes is pulled to the identity."""
 
     name: ClassVar[str] = "dip_vae"
     terms: ClassVar[tuple[str, ...]] = ("recon", "kl", "off_diagonal", "diagonal")

@@ -1,4 +1,4 @@
-"""The data sets by name, one file for each kind of source: samples in memory, uint8 where the source has it."""
+"""The data sets by name, one file for each kind of source: samples in memory, uint8 if the source has it."""
 
 from distae.data.datasets import array, digits, torchvision
 from distae.data.datasets.base import load, register_dataset

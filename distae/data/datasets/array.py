@@ -30,7 +30,7 @@ def load(cfg: ArrayConfig) -> tuple[Arrays, Arrays]:
 
 
 def _read(cfg: ArrayConfig) -> tuple[np.ndarray, Tensor | None]:
-    """The samples, mapped where they are in a .npy file, and the labels `[N]`, where some are asked for."""
+    """The samples, memory-mapped from a .npy file, and the labels `[N]`, if asked for."""
     path = cfg.file()
     if path.suffix == ".npy":
         return np.load(path, mmap_mode="r", allow_pickle=False), None
@@ -39,16 +39,16 @@ def _read(cfg: ArrayConfig) -> tuple[np.ndarray, Tensor | None]:
 
 
 def _tensor(x: np.ndarray) -> Tensor:
-    """The array's own memory as a tensor; a copy only where torch, or reading by rows, needs another order of its bytes."""
+    """The array's own memory as a tensor; a copy only if torch, or reading by rows, needs another byte order or layout."""
     x = np.require(x, x.dtype.newbyteorder("="), "C")
     with warnings.catch_warnings():
-        # Nothing writes to it; a private map that could be written to is refused where the file is larger than the memory.
+        # Nothing writes to it; a writable private map fails if the file is larger than the memory.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(x)
 
 
 def _scale(cfg: ArrayConfig, stored: Arrays) -> tuple[float, tuple[str, ...]]:
-    """What stored values are divided by, and what to tell where that is a guess. Raises UserError on NaN and infinite values."""
+    """The divisor of stored values, and a note if it is a guess. Raises UserError on NaN and infinite values."""
     low, high = stored.bounds() if stored.source.numel() else (0.0, 0.0)
     if not math.isfinite(low) or not math.isfinite(high):
         raise UserError(f"--data.path: {cfg.path} holds NaN or infinite values")
@@ -62,7 +62,7 @@ def _scale(cfg: ArrayConfig, stored: Arrays) -> tuple[float, tuple[str, ...]]:
 
 
 def _labels(cfg: ArrayConfig, members: Any) -> Tensor | None:
-    """The labels `[N]` int64, where some are asked for. Raises UserError where they are none."""
+    """The labels `[N]` int64, if asked for. Raises UserError if they are not valid labels."""
     if not cfg.label_key:
         return None
     y = members[cfg.label_key]

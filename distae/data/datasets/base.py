@@ -13,12 +13,12 @@ _LOADERS: Registry[type[DataConfig], Callable[[Any], tuple[Arrays, Arrays]]] = R
 
 
 def register_dataset(*configs: type[DataConfig]) -> Callable[[L], L]:
-    """Bind a function from these settings to the training and the test `Arrays` to them."""
+    """Bind to these settings a function that returns their training and test `Arrays`."""
     return _LOADERS.register(*configs)
 
 
 def load(cfg: DataConfig) -> dict[str, Arrays]:
-    """Splits `train`, `val` and `test`, on the CPU. Raises UserError where the files are missing or hold something else."""
+    """Splits `train`, `val` and `test`, on the CPU. Raises UserError if the files are missing or hold something else."""
     if type(cfg) not in _LOADERS:
         raise UserError(f"--data {cfg.name}: no loader is bound to its settings by @register_dataset({type(cfg).__name__})")
     train, test = _LOADERS[type(cfg)](cfg)

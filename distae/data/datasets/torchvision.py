@@ -28,7 +28,7 @@ def load(cfg: TorchvisionConfig) -> tuple[Arrays, Arrays]:
 
 
 def _fetch(cls: Callable[..., object], root: str, train: bool) -> object:
-    """The files as they are; else one process at a time downloads and checks them, and the others find them."""
+    """Use existing files; else one process at a time downloads and checks them, and the others then find them."""
     with contextlib.suppress(RuntimeError):
         return cls(root, train=train, download=False)
     before = socket.getdefaulttimeout()

@@ -49,7 +49,7 @@ def test_a_file_replaced_between_two_starts(file: Path, capsys: Any, samples: in
     write(samples, seed=1)
     with pytest.raises(UserError) as refusal:
         start(on_file(steps=8), capsys)
-    assert str(refusal.value).startswith("--data.path x.npy: the data are not those of the checkpoint at step 4: ")
+    assert str(refusal.value).startswith("--data.path x.npy: the data differ from those of the checkpoint at step 4: ")
     assert words in str(refusal.value)
     assert Path("run/metrics.jsonl").read_bytes() == rows
     end, told = start(on_file(steps=8, allow_changed_data=True), capsys)

@@ -173,7 +173,7 @@ def test_an_array_that_does_not_do_is_refused_by_its_header(name, tmp_path):
 def test_a_file_that_is_no_array(tmp_path):
     for name in ("text.npy", "text.npz"):
         (tmp_path / name).write_text("hello")
-        with pytest.raises(UserError, match=rf"--data.path: .*{name} is no .npy or .npz file"):
+        with pytest.raises(UserError, match=rf"--data.path: .*{name} is not a .npy or .npz file"):
             ArrayConfig(path=str(tmp_path / name)).shape()
     with pytest.raises(UserError, match=r"--data.path: no file .*absent.npy"):
         ArrayConfig(path=str(tmp_path / "absent.npy")).shape()
@@ -189,7 +189,7 @@ def test_a_file_that_is_no_array(tmp_path):
 def test_a_file_of_another_kind_is_refused_with_how_to_convert_it(name, advice, tmp_path):
     (tmp_path / name).write_text("x,y\n1,2\n")
     with pytest.raises(
-        UserError, match=rf"--data.path: .*{name} is no .npy or .npz file; make one:\n.*'x.npy', {advice}\('.*{name}'"
+        UserError, match=rf"--data.path: .*{name} is not a .npy or .npz file; make one:\n.*'x.npy', {advice}\('.*{name}'"
     ):
         ArrayConfig(path=str(tmp_path / name)).shape()
 
@@ -198,7 +198,7 @@ def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     np.save(tmp_path / "x.npy", np.zeros((40, 5), np.float32))
     assert len(load(ArrayConfig(path="~/x.npy"))["train"]) == 32
-    with pytest.raises(UserError, match=r"--data.path: ~nobody-at-all/x.npy is in nobody's home folder"):
+    with pytest.raises(UserError, match=r"--data.path: ~nobody-at-all/x.npy names no user's home folder"):
         ArrayConfig(path="~nobody-at-all/x.npy").shape()
 
 
@@ -287,7 +287,7 @@ def test_a_transform_is_undone_by_its_inverse_and_kept_as_json(layout, dtype):
     torch.testing.assert_close(made, transform.arrange(stored).float() / 255)
     torch.testing.assert_close(transform.invert(made), stored.float())
     assert Transform.from_json(json.loads(json.dumps(transform.to_json()))) == transform
-    with pytest.raises(UserError, match="is no transform of stored values"):
+    with pytest.raises(UserError, match="is not a transform of stored values"):
         Transform.from_json({"scale": 0.0})
 
 
@@ -443,8 +443,8 @@ HOSTILE = {
     "huge.npy": (_npy((2**40, 16), b"\0" * 1000), "it is truncated"),
     "wide.npy": (_npy((10, 0)), r"has shape \[10, 0\]"),
     "objects.npy": (_npy((10, 5), b"\0" * 1000, "|O"), "holds object"),
-    "short.npy": (_npy((10, 5))[:20], "is no .npy or .npz file"),
-    "long_header.npy": (b"\x93NUMPY\x02\x00" + (2**32 - 1).to_bytes(4, "little") + b"{", "is no .npy or .npz file"),
+    "short.npy": (_npy((10, 5))[:20], "is not a .npy or .npz file"),
+    "long_header.npy": (b"\x93NUMPY\x02\x00" + (2**32 - 1).to_bytes(4, "little") + b"{", "is not a .npy or .npz file"),
 }
 
 

@@ -179,8 +179,8 @@ def test_mistakes_are_told_in_a_line(no_slurm, options, message, capsys):
     [
         ("r/x\ntouch PWNED", "--run-dir: '{here}/r/x\\ntouch PWNED' holds a line break or another control character"),
         ("r\x1bx", "holds a line break or another control character"),
-        ("a%jb", "--run-dir: {here}/a%jb holds %j, which stands for something else in Slurm's file names"),
-        ("a\\b", "holds \\, which stands for something else"),
+        ("a%jb", "--run-dir: {here}/a%jb holds %j, which Slurm replaces in file names"),
+        ("a\\b", "holds \\, which Slurm replaces"),
         ("a:b", "--run-dir: {here}/a:b holds a colon"),
     ],
 )
@@ -258,7 +258,7 @@ def test_a_snapshot_is_the_tracked_code_as_it_is_now(tmp_path, capsys):
     assert snapshot.take(into, ["data.bin"], root=root) != copy
     with pytest.raises(UserError, match="--snapshot-include: no nothing"):
         snapshot.take(into, ["nothing"], root=root)
-    with pytest.raises(UserError, match="no git checkout"):
+    with pytest.raises(UserError, match="not a git checkout"):
         snapshot.take(into, [], root=tmp_path)
 
 

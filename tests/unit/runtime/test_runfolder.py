@@ -11,7 +11,7 @@ from distae.runtime.run_dir import check_run_dir, open_run_dir
 
 
 def test_a_folder_that_cannot_be_written_is_refused():
-    with pytest.raises(UserError, match=r"--run-dir: cannot write to /proc/distae .*; give a folder that can be written"):
+    with pytest.raises(UserError, match=r"--run-dir: cannot write to /proc/distae .*; give a writable folder"):
         check_run_dir(replace(settings(), run_dir="/proc/distae"))
 
 
@@ -31,8 +31,8 @@ def test_other_settings_are_told(opened):
         check_run_dir(other)
     first, second = str(caught.value).splitlines()
     there = "optim.lr is 0.01 there and 0.5 here; seed is 3 there and 4 here"
-    assert first == f"--run-dir: {opened.run_dir} holds a run of other settings: {there}."
-    assert second == "Give another --run-dir, or --fresh to move that run aside and start anew"
+    assert first == f"--run-dir: {opened.run_dir} holds a run with other settings: {there}."
+    assert second == "Give another --run-dir, or --fresh to rename that run's folder and start a new run"
     check_run_dir(replace(other, fresh=True))
 
 

@@ -74,7 +74,7 @@ def saving_then_damaging(trainer: Trainer, run_dir: Path) -> Any:
 def test_early_stop_says_so(tmp_path, monkeypatch, capsys):
     losing(monkeypatch, *LOSSES)
     fitted(settings(steps=100, eval_every=2, early_stop={"patience": 2}), tmp_path)
-    assert "done at step 8 (early stop: no better val/loss in 2 evaluations)" in capsys.readouterr().err
+    assert "done at step 8 (early stop: val/loss has not improved for 2 evaluations)" in capsys.readouterr().err
 
 
 def test_an_evaluation_that_is_not_finite_is_never_the_best(tmp_path, monkeypatch):
