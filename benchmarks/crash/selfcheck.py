@@ -100,7 +100,8 @@ def check(folder: Path) -> list[tuple[str, bool]]:
         shutil.rmtree(copy)
     shutil.copytree(base, folder / "other")
     (folder / "other/checkpoints/.step_00000009.writing").mkdir()
-    (folder / "other/metrics.jsonl").open("a").write('{"st')
+    with (folder / "other/metrics.jsonl").open("a") as file:
+        file.write('{"st')
     found += [
         ("a save that was left", bool(leftovers(folder / "other"))),
         ("a torn row", any(isinstance(r, str) for r in rows_of(folder / "other"))),

@@ -178,6 +178,25 @@ def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def replace(path: Path, new: Path) -> None:
+    """Put `new` in the place of a checkpoint, of which one or the other is there at every moment: see `recover`."""
+    old = path.with_name(f".{path.name}.replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Put back what an interrupted `replace` moved away."""
+    for old in folder.glob(".step_*.replaced"):
+        path = folder / old.name[1:].removesuffix(".replaced")
+        if os.path.lexists(path):
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(path)
+
+
 def remove_remains(folder: Path, newest: int) -> None:
     """Delete what is left of checkpoints before `newest` whose deletion was interrupted: folders that have no marker any more."""
     for path in checkpoints_in(folder):

@@ -30,8 +30,10 @@ from distae.checkpoint.retention import (
     checkpoints_in,
     manifest_of,
     name_of,
+    recover,
     remove,
     remove_remains,
+    replace,
     retain,
     set_aside,
     step_of,
@@ -167,11 +169,18 @@ class CheckpointStore:
                 raise TrainingError("the run has ended")
             self.may_commit()
             final = self.folder / name_of(job.step)
-            if os.path.lexists(final):
+            if final.is_dir() and not final.is_symlink():
+                replace(final, tmp_path)
+            else:
                 remove(final)
-            tmp_path.rename(final)
+                tmp_path.rename(final)
             sync(self.folder)
             retain(self.folder, self.keep_latest_k, job.step, job.best_step)
+
+    def recover(self) -> None:
+        """Finish what a save that was killed had begun. For the run's own folder, before `newest`."""
+        if dist.world().is_main:
+            recover(self.folder)
 
     def newest(self) -> LatestCheckpoint | None:
         """The newest valid checkpoint, checksums included; None if there are no checkpoints.

@@ -46,6 +46,12 @@ class CheckpointManager:
         if self.schedule.due(self.state.step) or new_best:
             self.save()
 
+    def save_again(self, new_best: bool) -> None:
+        """After an evaluation that a stop came before: what is saved of this step does not know of it."""
+        if self.state.evaluated_step == self.state.step:
+            self.saved_step = None
+            self.save_if_due(new_best)
+
     def save(self, wait: bool = False) -> None:
         """Save the whole state of the run, unless this step is saved; with `wait`, until it is on disk.
 

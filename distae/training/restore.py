@@ -26,6 +26,7 @@ class RunRestorer:
     def restore(self) -> Extent:
         """Load the state that the run starts from; returns that of metrics.jsonl then. Raises TrainingError, UserError."""
         store = self.checkpoints.store
+        store.recover()
         latest = store.newest()
         set_aside = store.clean(latest)
         if latest is not None:

@@ -94,8 +94,8 @@ class Trainer:
         if self.cfg.profile:
             self.profile = Profile(self.logger.timers, self.train_step.model, self.run_dir / "profile", self.tracker.line)
         with explaining_memory(self.cfg, self.world.world_size):
-            if self.validator.due() and self.validator.validate(self.stop):
-                self.checkpoints.save()
+            if self.validator.due():  # the evaluation that a stop interrupted
+                self.checkpoints.save_again(self.validator.validate(self.stop))
             while not self.finished:
                 if self.stop.agreed():
                     return self._save_and_leave()

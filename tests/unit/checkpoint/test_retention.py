@@ -313,3 +313,33 @@ def test_a_damaged_best_is_not_exported(
     cfg = settings(steps=20, export="best", eval_every=5, early_stop={"min_delta": 1e9}, optim={"lr": 1e-3})
     assert run(cfg, tmp_path / "run").outcome == "done"
     assert "the best model, of step 5, cannot be exported, so the last is" in capsys.readouterr().err
+
+
+def test_a_checkpoint_saved_again_is_there_at_every_moment(tmp_path, monkeypatch):
+    """Killed between the two renames, the one before is put back."""
+    store = CheckpointStore(tmp_path, 1, "sync")
+    store.save(5, {"x": torch.zeros(3)}, b"first", None)
+    assert store.wait() is None
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name.endswith(".writing"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        store.save(5, {"x": torch.ones(3)}, b"second", None)
+        with pytest.raises(KeyboardInterrupt):
+            store.wait()
+    store.pending = None
+    assert not (tmp_path / name_of(5)).exists()
+    store.recover()
+    latest = store.newest()
+    assert latest is not None
+    assert latest.step == 5
+    assert store.state(5) == b"first"
+    store.save(5, {"x": torch.ones(3)}, b"second", None)
+    assert store.wait() is None
+    assert store.state(5) == b"second"
+    assert [p.name for p in tmp_path.iterdir()] == [name_of(5)]

@@ -80,7 +80,7 @@ def test_a_checkpoint_that_does_not_know_its_data(file: Path, capsys: Any) -> No
     end, told = start(on_file(steps=5), capsys)
     assert end.step == 5
     assert "resumed at step 4" in told
-    assert "does not say on which data" in told
+    assert "does not record its data" in told
 
 
 def test_a_fork_may_have_other_data_and_says_so(file: Path, capsys: Any) -> None:

@@ -119,7 +119,7 @@ def test_what_is_left_open_comes_from_the_partition():
         ({"partition": "long", "time": "3-0"}, "--time 3-0: partition long has a limit of 2-00:00:00"),
         ({"partition": "lang"}, "--partition: unknown 'lang'; valid: debug, long"),
         ({"time": "2", "signal_before": "2"}, "--signal-before 2: not shorter than --time 2"),
-        ({"sbatch": ("exclusive",)}, "--sbatch: 'exclusive' is no option"),
+        ({"sbatch": ("exclusive",)}, "--sbatch: 'exclusive' is not an option"),
         ({"partition": "debug\ntouch PWNED"}, "--partition: unknown 'debug\\ntouch PWNED'"),
         ({"account": "a\ntouch PWNED"}, "--account: 'a\\ntouch PWNED' holds a line break or another control character"),
         ({"mem": "1G\r"}, "--mem: '1G\\r' holds a line break"),
@@ -164,7 +164,7 @@ def test_a_dry_run_shows_script_and_settings(no_slurm, tmp_path, capsys):
         (["--gpus-per-node", "0", "--", "--device", "cuda"], "--device cuda: the job has no GPUs"),
         (["--gpus-per-node", "3", "--"], "world sizes that work"),
         (["--gpus-per-node", "0", "--", "--smoke"], "--smoke is for python -m distae.train itself"),
-        (["--", "--epochs", "1"], "--gpus-per-node: give it"),
+        (["--", "--epochs", "1"], "--gpus-per-node: required without Slurm"),
     ],
 )
 def test_mistakes_are_told_in_a_line(no_slurm, options, message, capsys):

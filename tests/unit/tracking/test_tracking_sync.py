@@ -54,7 +54,7 @@ def test_no_run_is_said_in_a_line(tmp_path: Path) -> None:
 )
 def test_a_damaged_row_is_said_in_a_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": NaN}}\n{line}\n')
-    with pytest.raises(UserError, match=r"metrics.jsonl is damaged: line 2 is no row of metrics"):
+    with pytest.raises(UserError, match=r"metrics.jsonl is damaged: line 2 is not a row of metrics"):
         rebuild(tmp_path)
 
 
