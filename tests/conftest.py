@@ -1,9 +1,15 @@
-"""What all tests share: one thread per process, no W&B server, no proxies of the launcher's variables."""
+"""What all tests share: one thread per process, no W&B server, none of the launcher's variables, and the mark `unit`."""
 
 import os
+import sys
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+UNIT = Path(__file__).parent / "unit"
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
@@ -15,6 +21,31 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
 
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(UNIT) and not any(item.iter_markers("slow")) and not any(item.iter_markers("spawn")):
+            item.add_marker("unit")
+
+
+_running: list[pytest.Item] = []
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    _running[:] = [request.node]
+    yield
+    _running.clear()
+
+
+def _no_python_starts(event: str, args: tuple[Any, ...]) -> None:
+    """The marks stay true: a unit test that starts a Python fails. Another program, such as git, costs little."""
+    if event == "subprocess.Popen" and sys.executable in str(args[1]) and _running and _running[0].get_closest_marker("unit"):
+        raise AssertionError(f"{_running[0].name} starts a process: mark it `spawn`")
+
+
+sys.addaudithook(_no_python_starts)
 
 _seconds: Counter[str] = Counter()
 

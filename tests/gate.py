@@ -64,6 +64,20 @@ class Result(NamedTuple):
     """Tensors that are not the same, bit for bit, on every rank."""
 
 
+def asked_for(request: pytest.FixtureRequest, cases: dict[str, Case]) -> dict[str, Case]:
+    """The cases that the chosen tests of a module look at, so that `-k vae` runs no others.
+
+    A test looks at those that its mark `cases` names (`{name}` is its parameter), and without one at its parameter `name`.
+    """
+    names: set[str] = set()
+    for item in request.session.items:
+        if item.path == request.path and request.fixturename in getattr(item, "fixturenames", ()):
+            params = item.callspec.params if hasattr(item, "callspec") else {}
+            mark = item.get_closest_marker("cases")
+            names |= {case.format(**params) for case in (mark.args if mark else ("{name}",))}
+    return {name: case for name, case in cases.items() if name in names}
+
+
 def run(cases: dict[str, Case], folder: Path) -> dict[str, dict[int, Result]]:
     """Results by case and world size."""
     (folder / "store").unlink(missing_ok=True)
@@ -90,6 +104,9 @@ def assert_parity(results: dict[int, Result], tolerance: float) -> None:
         found = differences(result, reference)
         worst = max(found, key=lambda k: math.inf if math.isnan(found[k]) else found[k])
         assert found[worst] <= tolerance, f"{world_size} ranks against {min(results)}: {worst} differs by {found[worst]:.2g}"
+
+
+GATES = ("{name}", "{name} resumed", "{name} fp32", "{name} bf16")
 
 
 def gates(name: str, cfg: TrainConfig) -> dict[str, Case]:

@@ -88,8 +88,11 @@ def fresh_trainer(cfg: TrainConfig, run_dir: Path, data: dict[str, Arrays] | Non
 def fitted(cfg: TrainConfig, run_dir: Path, data: dict[str, Arrays] | None = None) -> Trainer:
     """The trainer at the end of its run."""
     trainer = fresh_trainer(cfg, run_dir, data)
-    assert trainer.fit()
-    trainer.close()
+    try:
+        assert trainer.fit()
+        trainer.close()
+    finally:
+        trainer.tracker.close()
     return trainer
 
 

@@ -72,8 +72,9 @@ class Tracker:
             sink.image(name, path, step)
 
     def close(self) -> None:
-        for sink in self.sinks:
-            sink.close()
+        """Close every sink once, however often this is called: a run that fails does so too."""
+        while self.sinks:
+            self.sinks.pop(0).close()
 
 
 def describe_environment(world_size: int, threads: int, device: str) -> dict[str, Any]:

@@ -158,7 +158,8 @@ class Profile:
         for name, timer in self.timers.items():
             timer.entering, timer.leaving = _annotation(name)
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # without a GPU it prints an error to stderr
-        self.trace = torch.profiler.profile(activities=self.activities)
+        # There is one cycle only; without acc_events torch 2.11 warns that those before it are dropped.
+        self.trace = torch.profiler.profile(activities=self.activities, acc_events=True)
         self.trace.start()
 
     def _export(self) -> None:

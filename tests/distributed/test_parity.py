@@ -1,5 +1,7 @@
 """N ranks end where 1 rank ends, for every network and norm; and the gate sees planted bugs."""
 
+from types import SimpleNamespace
+
 import gate
 import pytest
 from gate import BATCH_NORM, EXACT, SINGLE, Case
@@ -55,8 +57,8 @@ PLANTED = {
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    return gate.run(CASES | HALVED | FLOAT32 | PLANTED, tmp_path_factory.mktemp("gate"))
+def results(request, tmp_path_factory):
+    return gate.run(gate.asked_for(request, CASES | HALVED | FLOAT32 | PLANTED), tmp_path_factory.mktemp("gate"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -64,10 +66,10 @@ def test_world_sizes_agree(results, name):
     gate.assert_parity(results[name], BATCH_NORM if name.endswith("batch") else EXACT)
 
 
-@pytest.mark.parametrize("name", HALVED)
-def test_accumulation_changes_nothing(results, name):
-    whole = results[name.removesuffix("-accum2")][1]
-    gate.assert_parity({0: whole} | results[name], EXACT)
+@pytest.mark.cases("{whole}", "{whole}-accum2")
+@pytest.mark.parametrize("whole", [name.removesuffix("-accum2") for name in HALVED])
+def test_accumulation_changes_nothing(results, whole):
+    gate.assert_parity({0: results[whole][1]} | results[f"{whole}-accum2"], EXACT)
 
 
 @pytest.mark.parametrize("name", FLOAT32)
@@ -95,22 +97,33 @@ def test_a_planted_bug_breaks_parity(results, name, reason):
         gate.assert_parity(results[name], SINGLE if name.endswith("fp32") else BATCH_NORM)
 
 
+@pytest.mark.cases("one-shuffle")
 def test_one_shuffle_for_all_epochs_breaks_the_order(results):
     gate.assert_parity(results["one-shuffle"], EXACT)  # which alone does not see it
     with pytest.raises(AssertionError):
         gate.assert_order(results["one-shuffle"][2], PLANTED["one-shuffle"].cfg)
 
 
+@pytest.mark.cases("vae-conv-batch", "compiled")
 def test_compiled_programs_agree_too(results):
     gate.assert_parity({0: results["vae-conv-batch"][1]} | results["compiled"], BATCH_NORM)
 
 
+@pytest.mark.cases("buckets")
 def test_small_buckets_change_nothing(results):
     gate.assert_parity(results["buckets"], EXACT)
 
 
+@pytest.mark.cases("{kind}-gradients")
 @pytest.mark.parametrize(("kind", "rounding"), [("bf16", 2**-8), ("fp16", 2**-11)])
 def test_compressed_gradients_are_rounded_and_give_up_parity(results, kind, rounding):
     alone, two = results[f"{kind}-gradients"][1], results[f"{kind}-gradients"][2]
     assert EXACT < abs(two.metrics["1 train/grad_norm"] / alone.metrics["1 train/grad_norm"] - 1) < rounding
     assert two.metrics["20 val/loss"] == pytest.approx(alone.metrics["20 val/loss"], rel=0.02)
+
+
+def test_only_the_cases_of_the_chosen_tests_run(request):
+    """What `-k "mlp and accum"` leaves."""
+    chosen = [i for i in request.session.items if "test_accumulation_changes_nothing[vae-mlp-none]" in i.name] or pytest.skip("-k")
+    some = SimpleNamespace(session=SimpleNamespace(items=chosen), path=request.path, fixturename="results")
+    assert [*gate.asked_for(some, CASES | HALVED | PLANTED)] == ["vae-mlp-none", "vae-mlp-none-accum2"]

@@ -57,11 +57,12 @@ PLANTED = {"local-pool": Case(cfg_of("swae"), local_pool, (1, 2))}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(request, tmp_path_factory):
     every = {k: v for name in SHIPPED for k, v in gate.gates(name, cfg_of(name)).items()}
-    return gate.run(every | FURTHER_CASES | HALVED | PLANTED, tmp_path_factory.mktemp("registry"))
+    return gate.run(gate.asked_for(request, every | FURTHER_CASES | HALVED | PLANTED), tmp_path_factory.mktemp("registry"))
 
 
+@pytest.mark.cases(*gate.GATES)
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_variant_passes_the_gates(results, name):
     gate.assert_gates(results, name)
@@ -72,6 +73,7 @@ def test_world_sizes_agree(results, name):
     gate.assert_parity(results[name], TOLERANCE)
 
 
+@pytest.mark.cases("{name}", "{name} halved")
 @pytest.mark.parametrize("name", UNCOUPLED)
 def test_accumulation_changes_nothing_where_samples_are_not_coupled(results, name):
     for result in results[f"{name} halved"].values():
@@ -92,6 +94,7 @@ def test_the_networks_are_small(name):
     assert sum(p.numel() for p in build(cfg.model, cfg.net, cfg.data.shape()).parameters()) < 20_000
 
 
+@pytest.mark.cases("local-pool")
 def test_a_planted_bug_breaks_parity(results):
     with pytest.raises(AssertionError, match="2 ranks against 1"):
         gate.assert_parity(results["local-pool"], TOLERANCE)

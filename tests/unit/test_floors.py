@@ -57,6 +57,17 @@ def test_every_room_has_its_floor():
     assert {room(path) for path in TREES} - {"__init__"} <= ROOMS
 
 
+def unit_tests(path: Path) -> list[str]:
+    """The tests of a module that are marked neither slow nor spawn."""
+    tests = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")]
+    return [n.name for n in tests if not {"pytest.mark.slow", "pytest.mark.spawn"} & {ast.unparse(d) for d in n.decorator_list}]
+
+
+@pytest.mark.parametrize("name", sorted(name for name in ROOMS if (ROOT / "distae" / name).is_dir()))
+def test_every_room_has_unit_tests(name):
+    assert [test for path in (ROOT / "tests" / "unit" / name).glob("test_*.py") for test in unit_tests(path)]
+
+
 @pytest.mark.parametrize("path", TREES)
 def test_imports_go_down_only(path):
     mine = room(path)

@@ -143,7 +143,7 @@ def restart(folder: Path) -> dict[str, Tensor]:
     return loaded
 
 
-@pytest.mark.parametrize("ranks", [1, 12, 1024])
+@pytest.mark.parametrize("ranks", [1, 12, pytest.param(1024, marks=pytest.mark.slow)])
 def test_file_operations_do_not_grow_with_the_ranks(tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 looks at all files and their headers, one rank reads each file for its checksum, one rank of each node loads it."""
     written(tmp_path, 7)

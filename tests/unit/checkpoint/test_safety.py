@@ -307,6 +307,7 @@ def test_weights_of_another_model_are_refused(run_dir, tensors):
         distae.load(run_dir)
 
 
+@pytest.mark.spawn
 def test_the_command_ends_with_its_code_and_one_line(run_dir, sentinel):
     (checkpoint(run_dir) / SHARD).write_bytes(as_torch_save(sentinel))
     certify(run_dir)

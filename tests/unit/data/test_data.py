@@ -387,6 +387,7 @@ print((peak() - before) / Path(sys.argv[2]).stat().st_size)
 """
 
 
+@pytest.mark.spawn
 @pytest.mark.parametrize("dtype", ["uint8", "float16"])
 def test_loading_does_not_copy(dtype, tmp_path):
     """Peak memory over the size of the file, its own mapped pages included. Before: uint8 2.0, float16 5.0."""

@@ -286,6 +286,7 @@ def plugin_file(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.spawn
 def test_the_job_loads_the_snapshots_copy_of_a_plugin(plugin_file, tmp_path, monkeypatch, capfd):
     """Run here what the job runs, after the plugin was changed, and with its own folder on the path, as sbatch exports it."""
     plugin.load(str(plugin_file))
@@ -493,6 +494,7 @@ def test_launch_local_starts_one_process_for_each_gpu(monkeypatch, visible, devi
     assert local.processes(device) == processes
 
 
+@pytest.mark.spawn
 def test_a_reader_that_has_seen_enough_is_no_traceback(tmp_path):
     """`| head`: what is printed to a closed pipe is dropped."""
     command = [sys.executable, "-m", "launch.slurm", "--gpus-per-node", "0", "--dry-run", "--"]

@@ -130,6 +130,7 @@ def test_a_critic_without_an_opinion_costs_log_two_and_learns_to_see_a_shift():
     assert float(run(model, x).per_sample["critic_accuracy"].mean()) > 0.95
 
 
+@pytest.mark.slow
 def test_the_best_critic_of_factor_vae_gives_the_total_correlation():
     """Of codes that are a correlated gaussian: -1/2 log(1 - r^2)."""
     n, r = 4000, 0.9

@@ -183,7 +183,14 @@ def test_an_outlier_stays_finite(name):
     assert out.loss.isfinite()
 
 
-@pytest.mark.parametrize("net", [{"name": "mlp"}, {"name": "conv", "norm": "layer"}, {"name": "resnet"}])
+@pytest.mark.parametrize(
+    "net",
+    [
+        {"name": "mlp"},
+        pytest.param({"name": "conv", "norm": "layer"}, marks=pytest.mark.slow),
+        pytest.param({"name": "resnet"}, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_finished_run_is_loaded_in_one_line(name, net, tmp_path):
     trainer = fitted(settings(model={"name": name} | SMALL.get(name, {}), net=net, steps=3), tmp_path)

@@ -27,6 +27,7 @@ def shortened(name: str, steps: int, folder: Path) -> tuple[TrainConfig, dict[st
     return replace(cfg, global_batch_size=8, eval_batch_size=8), splits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_recipe_trains(name: str, tmp_path: Path):
     cfg, splits = shortened(name, 2, tmp_path)
@@ -35,6 +36,7 @@ def test_the_recipe_trains(name: str, tmp_path: Path):
     assert (found["outcome"], found["steps"]) == ("done", 2), found["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vae", "vq_vae", "rae_gp"])
 def test_200_steps_with_an_outlier_stay_finite(name: str, tmp_path: Path):
     found = stability.measure(*shortened(name, 200, tmp_path))

@@ -159,6 +159,7 @@ def test_a_cvae_samples_the_label_it_is_asked_for():
     assert (model.sample(4, noise(4)) - corners).abs().mean() < 0.1
 
 
+@pytest.mark.slow
 def test_iwae_with_one_sample_is_the_vae():
     x, model = data(8), make("vae")
     iwae = like(model, "iwae", samples=1)

@@ -74,6 +74,7 @@ def test_a_process_that_is_gone_loses_it_at_once(tmp_path: Path, changes: dict[s
     assert clock.now == 0
 
 
+@pytest.mark.spawn
 def test_a_killed_process_loses_it(tmp_path: Path) -> None:
     """A real one, which has not been waited for: a zombie counts as gone."""
     code = (
@@ -257,6 +258,7 @@ def test_a_folder_moved_under_its_holder_is_lost(tmp_path: Path, anew: bool) -> 
     assert (tmp_path / "run").exists() == anew
 
 
+@pytest.mark.spawn
 def test_a_live_holder_in_another_pid_namespace_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As two containers on one host: neither sees the other's processes, both have the host's name."""
     monkeypatch.setattr(runlock, "BEAT_SECONDS", 0.2)

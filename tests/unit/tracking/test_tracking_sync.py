@@ -26,6 +26,7 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in read.stdout.splitlines()]
 
 
+@pytest.mark.spawn
 def test_starts_without_network_become_one_run(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     for steps in ("2", "4"):  # two starts, so two offline folders of one id

@@ -38,6 +38,7 @@ def traced():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TRACED)
 def test_a_program_is_the_model(case, tmp_path, traced):
     cfg = settings(**TRACED[case], steps=5, log_every=1, eval_every=5, precision="fp64")
@@ -45,11 +46,13 @@ def test_a_program_is_the_model(case, tmp_path, traced):
     assert compiled == pytest.approx(eager, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_process_may_train_many_models(tmp_path, traced):
     for latent_dim in range(2, 12):
         fitted(settings(model={"name": "ae", "latent_dim": latent_dim}, steps=2, compile=True), tmp_path / str(latent_dim))
 
 
+@pytest.mark.slow
 def test_autocast_reaches_into_the_program(tmp_path, traced):
     cfg = settings(steps=3, log_every=1, precision="bf16")
     eager, compiled = (losses(replace(cfg, compile=c), tmp_path / str(c)) for c in (False, True))
@@ -58,6 +61,7 @@ def test_autocast_reaches_into_the_program(tmp_path, traced):
     assert compiled != pytest.approx(single, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_inductors_programs_agree_and_resume_bit_for_bit(tmp_path):
     cfg = settings(model={"name": "vae", "beta": "0:1@3"}, steps=6, log_every=1, eval_every=6, compile=True)
     eager, compiled = losses(replace(cfg, compile=False), tmp_path / "eager"), losses(cfg, tmp_path / "compiled")
@@ -69,6 +73,7 @@ def test_inductors_programs_agree_and_resume_bit_for_bit(tmp_path):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.spawn
 def test_without_a_compiler_it_says_so_and_trains(tmp_path):
     """Real: no program called g++ is in PATH, and inductor's cache is empty."""
     argv = "--compile --steps 2 --tracking none --device cpu --threads 1 --data.limit 200 --net.hidden 8 --run-dir run"

@@ -114,6 +114,7 @@ def delayed(seconds):
     return wait
 
 
+@pytest.mark.spawn
 def test_two_ranks_tell_the_exchange_and_leave_a_trace_each(tmp_path):
     argv = "--profile --steps 70 --tracking none --device cpu --threads 1 --data.limit 300 --net.hidden 8 --run-dir run"
     done = start(*argv.split(), nproc=2, cwd=tmp_path)

@@ -89,6 +89,7 @@ AUTO = {"save_every": "auto", "steps": 60, "checkpoint": {"mtbf_hours": 1e-9, "k
 """Failures that often that every step is saved, once the cost is known."""
 
 
+@pytest.mark.slow
 def test_saves_change_no_result(tmp_path: Path) -> None:
     """Neither the parameters nor the rows but for their times, also where the run is stopped at moments that are timed, too."""
     assert run(settings(**RICH | {"steps": 60, "save_every": 1000}), tmp_path / "never").outcome == "done"
@@ -116,6 +117,7 @@ save_schedule.SaveSchedule.after = lambda self, step, *times: after(self, step, 
 """
 
 
+@pytest.mark.spawn
 def test_ranks_whose_clocks_differ_save_at_the_same_steps(tmp_path: Path) -> None:
     """A rank that went by its own clock would wait for the others in a save of its own, up to the timeout."""
     (tmp_path / "other_clock.py").write_text(OTHER_CLOCK)

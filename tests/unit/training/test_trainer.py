@@ -1,5 +1,6 @@
 """What a run decides and leaves: the best model, early stop, a stop during the last evaluation."""
 
+import contextlib
 import math
 import signal
 from dataclasses import replace
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from gate import timeless
-from helpers import fitted, fresh_trainer, metrics, settings
+from helpers import fitted, fresh_trainer, metrics, run, settings
 
 from distae.checkpoint import read_tensors
 from distae.checkpoint.retention import name_of
+from distae.errors import TrainingError, UserError
 from distae.models.serialization import load_weights
 from distae.training import validation
 from distae.training.trainer import Trainer
@@ -106,3 +108,20 @@ def test_a_stop_during_the_last_evaluation_is_honoured(tmp_path, monkeypatch):
     rows, expected = (list(map(timeless, metrics(tmp_path / name))) for name in ("run", "whole"))
     assert rows == expected
     assert again.state == replace(whole.state)
+
+
+@pytest.mark.parametrize("error", [UserError("said"), TrainingError("ended"), ZeroDivisionError()], ids=lambda e: type(e).__name__)
+def test_a_run_that_fails_closes_its_sinks(tmp_path, monkeypatch, error):
+    sinks = []
+
+    def fit(trainer: Trainer) -> bool:
+        sinks.extend(trainer.tracker.sinks)
+        raise error
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    with contextlib.suppress(UserError):
+        assert run(settings(), tmp_path / "run").outcome == "failed"
+    with pytest.raises(type(error)):
+        fitted(settings(), tmp_path / "fitted")
+    assert len(sinks) == 4
+    assert all(sink.file.closed for sink in sinks)
