@@ -77,6 +77,7 @@ def checksums(path: Path, folder: Path) -> dict[str, Any] | None:
         for name, entry in (told["files"] if "files" in told else {Path(WEIGHTS).name: told["weights"]}).items():
             data = (folder / name).read_bytes()
             entry |= {"size": len(data), "xxh3": xxhash.xxh3_128(data).hexdigest()}
+        told.pop("xxh3", None)
     except (ValueError, LookupError, TypeError, AttributeError, OSError):
         return None
     return dict(told)

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -52,6 +52,8 @@ class Summary:
     """Transform from stored values to the model's."""
     data: dict[str, Any] | None = None
     """The data that it was trained on: see `data.identity`."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The settings that define the result."""
 
 
 def name_of(step: int) -> str:

@@ -47,7 +47,7 @@ def _list(folder: Path, verify: bool) -> int:
     from distae.checkpoint.shards import why_damaged
 
     bad = 0
-    best = _best_step(folder)
+    best = _best_step([p for p in checkpoints_in(folder) if why_invalid(p) is None])
     sys.stdout.write(f"{'step':>10}  {'size':>10}  {'ranks':>5}  {'age':>8}  state\n")
     for path in checkpoints_in(folder):
         step, why = step_of(path), why_invalid(path)
@@ -65,11 +65,24 @@ def _list(folder: Path, verify: bool) -> int:
     return int(bad > 0)
 
 
-def _best_step(folder: Path) -> int | None:
-    """The best step as the newest valid checkpoint knows it, or the former best if that could not be saved."""
-    from distae.checkpoint.retention import best_of, checkpoints_in, summary_of, why_invalid
+def _usable(folder: Path) -> list[Path]:
+    """The valid checkpoints, newest first, checksums compared; the others are reported."""
+    from distae.checkpoint.retention import checkpoints_in, manifest_of, why_invalid
+    from distae.checkpoint.shards import why_damaged
 
-    valid = [p for p in checkpoints_in(folder) if why_invalid(p) is None]
+    usable = []
+    for path in checkpoints_in(folder):
+        if why := why_invalid(path) or why_damaged(path, manifest_of(path).files):
+            sys.stderr.write(f"{path.name} is not used: {why}\n")
+        else:
+            usable.append(path)
+    return usable
+
+
+def _best_step(valid: list[Path]) -> int | None:
+    """The best step as the newest valid checkpoint knows it, or the former best if that could not be saved."""
+    from distae.checkpoint.retention import best_of, summary_of
+
     newest = next(filter(None, map(summary_of, valid)), None)
     return best_of(valid, newest.state.best_step) if newest else None
 
@@ -77,26 +90,23 @@ def _best_step(folder: Path) -> int | None:
 def _export(run: Path, which: str, target: str) -> int:
     """Write the averaged weights (with --ema), else the model's own, as a finished run does."""
     from distae.checkpoint import read_tensors
-    from distae.checkpoint.retention import checkpoints_in, manifest_of, step_of, summary_of, why_invalid
-    from distae.checkpoint.shards import why_damaged
+    from distae.checkpoint.retention import step_of, summary_of
     from distae.data import Transform
     from distae.models.serialization import assemble, export
-    from distae.runtime.run_dir import read_settings
+    from distae.runtime.run_dir import read_settings, settings_of
 
     folder = run / "checkpoints"
-    valid = {step_of(p): p for p in checkpoints_in(folder) if why_invalid(p) is None}
-    step = _best_step(folder) if which == "best" else int(which) if which.isdecimal() else None
+    valid = {step_of(p): p for p in _usable(folder)}
+    step = _best_step([*valid.values()]) if which == "best" else int(which) if which.isdecimal() else None
     if step is None or step not in valid:
         raise UserError(f"--export: no valid checkpoint {which!r} in {folder}; valid: best, {', '.join(map(str, valid))}")
     path = valid[step]
-    if why := why_damaged(path, manifest_of(path).files):
-        raise TrainingError(f"{path}: {why}")
     tensors = read_tensors(path)
     prefix = "ema." if any(k.startswith("ema.") for k in tensors) else "model."
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    cfg = read_settings(run)
-    model = assemble(cfg.model, cfg.net, cfg.data.shape(), weights)
     summary = summary_of(path)
+    cfg = settings_of(run, summary.settings) if summary else read_settings(run)
+    model = assemble(cfg.model, cfg.net, cfg.data.shape(), weights)
     transform = Transform.from_json(summary.transform) if summary and summary.transform else None
     export(model.state_dict(), cfg, Path(target) / "model", step, transform, summary.data if summary else None)
     sys.stdout.write(f"wrote step {step} to {target}/model: distae.load({target!r})\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import xxhash
 from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -46,6 +47,8 @@ class About:
     shape: list[Annotated[int, Meta(ge=1)]]
     weights: Entry | None = None
     """Size and checksum of model.safetensors; older folders have none."""
+    xxh3: str | None = None
+    """Checksum of all the rest of config.json; older folders have none."""
 
 
 def export(
@@ -62,6 +65,7 @@ def export(
     about = {key: settings[key] for key in ("model", "net", "data")}
     about |= {"shape": list(cfg.data.shape()), "step": step, "transform": transform and transform.to_json()}
     about |= {"data_identity": data, "weights": {"size": path.stat().st_size, "xxh3": checksum(path)}}
+    about["xxh3"] = _digest(about)
     files.write_atomically(fresh / CONFIG, json.dumps(about, indent=1).encode() + b"\n")
     path.chmod((fresh / CONFIG).stat().st_mode)  # save_file makes it for its owner alone, whatever the umask
     files.sync(path)
@@ -125,9 +129,19 @@ def _model_folder(path: Path) -> Path:
 
 def _about(folder: Path) -> About:
     try:
-        return files.decode(files.read_bytes(folder / CONFIG), About)
+        data = files.read_bytes(folder / CONFIG)
+        about = files.decode(data, About)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / CONFIG} is missing or damaged ({files.in_words(error)})") from error
+    if about.xxh3 not in (None, _digest(files.decode(data, dict[str, Any]))):
+        raise UserError(f"{folder / CONFIG} was changed (checksum mismatch); if that was on purpose, remove xxh3 from it")
+    return about
+
+
+def _digest(about: dict[str, Any]) -> str:
+    """Checksum of the values of config.json, whatever their order and spaces."""
+    values = {k: v for k, v in about.items() if k != "xxh3"}
+    return str(xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode()))
 
 
 def _settings(about: About, path: Path) -> TrainConfig:

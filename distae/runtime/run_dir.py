@@ -61,14 +61,26 @@ def _check_unfinished(run_dir: Path) -> None:
 
 
 def _check_settings(cfg: TrainConfig, run_dir: Path) -> None:
-    there, here = identity_settings(read_settings(run_dir)), identity_settings(cfg)
-    differ = [f"{k} is {there.get(k)} there and {here.get(k)} here" for k in there | here if there.get(k) != here.get(k)]
-    if differ:
-        shown = "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
+    if differ := _differences(read_settings(run_dir), cfg):
         raise UserError(
-            f"--run-dir: {run_dir} holds a run with other settings: {shown}.\n"
+            f"--run-dir: {run_dir} holds a run with other settings: {differ}.\n"
             "Give another --run-dir, or --fresh to rename that run's folder and start a new run"
         )
+
+
+def _differences(one: TrainConfig, other: TrainConfig) -> str:
+    """Settings that define the result and differ, in words; empty if none does."""
+    there, here = identity_settings(one), identity_settings(other)
+    differ = [f"{k} is {there.get(k)} there and {here.get(k)} here" for k in there | here if there.get(k) != here.get(k)]
+    return "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
+
+
+def settings_of(run_dir: Path, saved: dict[str, Any]) -> TrainConfig:
+    """The settings of a run. Raises UserError if they are not those that a checkpoint has `saved`."""
+    cfg = read_settings(run_dir)
+    if differ := _differences(build(TrainConfig, _nested(saved)), cfg):
+        raise UserError(f"{run_dir / CONFIG} was changed: {differ} ({CONFIG}; there: the checkpoint)")
+    return cfg
 
 
 @dataclass(frozen=True)
