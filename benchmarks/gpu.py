@@ -193,7 +193,7 @@ def replay(step: Callable[[], None]) -> Callable[[], None]:
     def again() -> None:
         graph.replay()
 
-    again.keeps = step  # type: ignore[attr-defined] - what the graph reads and writes: weights, state, batch
+    again.keeps = step  # type: ignore[attr-defined]  # what the graph reads and writes: weights, state, batch
     return again
 
 
