@@ -52,9 +52,18 @@ def rewrite(run_dir: Path, **changes: Any) -> None:
     """Change tables of config.json; one that has another name is replaced."""
     path = run_dir / "model" / "config.json"
     about = json.loads(path.read_text())
+    del about["xxh3"]
     for key, value in changes.items():
         about[key] = about[key] | value if isinstance(value, dict) and "name" not in value else value
     path.write_text(json.dumps(about))
+
+
+def test_a_changed_description_is_rejected(run_dir: Path) -> None:
+    path = run_dir / "model" / "config.json"
+    path.write_text(path.read_text().replace('"likelihood": "bernoulli"', '"likelihood": "gaussian"'))
+    assert "config.json was changed (checksum mismatch)" in refusal(run_dir)
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "xxh3"}))
+    distae.load(run_dir)
 
 
 def test_both_folders_and_the_home_load(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +77,7 @@ def test_a_folder_of_before_has_no_checksum_and_loads(run_dir: Path) -> None:
     rewrite(run_dir, weights=None)
     distae.load(run_dir)
     about = json.loads((run_dir / "model" / "config.json").read_text())
-    (run_dir / "model" / "config.json").write_text(json.dumps({k: v for k, v in about.items() if k != "weights"}))
+    (run_dir / "model" / "config.json").write_text(json.dumps({k: v for k, v in about.items() if k not in ("weights", "xxh3")}))
     distae.load(run_dir)
 
 
