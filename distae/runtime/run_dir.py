@@ -69,7 +69,7 @@ def _check_settings(cfg: TrainConfig, run_dir: Path) -> None:
 
 
 def _differences(one: TrainConfig, other: TrainConfig) -> str:
-    """Settings that define the result and differ, in words; empty if none does."""
+    """Settings that define the result and differ, as text; empty if none does."""
     there, here = identity_settings(one), identity_settings(other)
     differ = [f"{k} is {there.get(k)} there and {here.get(k)} here" for k in there | here if there.get(k) != here.get(k)]
     return "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
