@@ -127,7 +127,7 @@ def test_a_fork_from_another_model_is_a_users_mistake_and_says_both_shapes(tmp_p
             replace(other, model=replace(cfg.model, latent_dim=5)),
             r"--fork-from: .* is float32 \[8, 4\] there and float32 \[8, 5\] here",
         ),
-        (replace(other, model=settings(model={"name": "vq_vae"}).model), "--fork-from: .* is only in one of them"),
+        (replace(other, model=settings(model={"name": "vq_vae"}).model), "--fork-from: .* is in only one of the two"),
     ):
         with pytest.raises(UserError, match=why):
             train.run(replace(changed, fresh=True), Environment())
