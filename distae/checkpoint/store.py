@@ -334,7 +334,11 @@ def _targets(path: Path, metadata: Metadata, into: dict[str, Tensor], prefix: st
         if name not in into:
             target[name] = torch.empty(meta.size, dtype=meta.properties.dtype)
         elif (into[name].shape, into[name].dtype) != (meta.size, meta.properties.dtype):
-            raise TrainingError(f"{path}: {name} is {meta.properties.dtype} {list(meta.size)} there")
+            there, here = (
+                f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+                for dtype, shape in ((meta.properties.dtype, meta.size), (into[name].dtype, into[name].shape))
+            )
+            raise TrainingError(f"{path} is a checkpoint of another model: {name} is {there} there and {here} here")
     return target
 
 

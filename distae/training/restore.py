@@ -31,7 +31,7 @@ class RunRestorer:
         set_aside = store.clean(latest)
         if latest is not None:
             self.notes += latest.complaints + set_aside
-            self.notes.append(f"resumed at step {latest.step} of {self.checkpoints.logger.total_steps}")
+            self.notes.append(f"resumed at {self._where(latest.step)}")
             self.checkpoints.saved_step = latest.step
             self.resumed = self._load(store, latest.step)
             self._check_data(self.resumed)
@@ -41,6 +41,10 @@ class RunRestorer:
         elif self.cfg.init_from:
             self._load_weights(Path(self.cfg.init_from))
         return Extent()
+
+    def _where(self, step: int) -> str:
+        total = self.checkpoints.logger.total_steps
+        return f"step {step} of {total}" if step <= total else f"step {step}, which is more than the {total} steps asked for"
 
     def is_complete(self) -> bool:
         """Whether an earlier start already finished the run."""
@@ -70,12 +74,16 @@ class RunRestorer:
         self.notes += [f"{changed}; resumed with this data (--allow-changed-data)"] if changed else []
 
     def _fork(self, source: Path) -> None:
-        """Load another run's newest state; its best is not a checkpoint of this run."""
+        """Load another run's newest state; its best is not a checkpoint of this run. Raises UserError where it does not fit."""
         store = CheckpointStore(source / "checkpoints", 1, "sync")
         latest = store.newest()
         if latest is None:
-            raise TrainingError(f"no checkpoint in {source}")
-        changed = changed_data(self._load(store, latest.step), self.cfg, self.checkpoints.data)
+            raise UserError(f"--fork-from: no checkpoint in {source}")
+        try:
+            saved = self._load(store, latest.step)
+        except TrainingError as error:
+            raise UserError(f"--fork-from: {error}") from error
+        changed = changed_data(saved, self.cfg, self.checkpoints.data)
         store.close()
         self.state.best_value = self.state.best_step = None
         self.state.bad_evals = 0
