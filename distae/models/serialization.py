@@ -130,10 +130,10 @@ def _model_folder(path: Path) -> Path:
 def _about(folder: Path) -> About:
     try:
         data = files.read_bytes(folder / CONFIG)
-        about = files.decode(data, About)
+        about, values = files.decode(data, About), files.decode(data, dict[str, Any])
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / CONFIG} is missing or damaged ({files.in_words(error)})") from error
-    if about.xxh3 not in (None, _digest(files.decode(data, dict[str, Any]))):
+    if about.xxh3 not in (None, _digest(values)):
         raise UserError(f"{folder / CONFIG} was changed (checksum mismatch); if that was on purpose, remove xxh3 from it")
     return about
 

@@ -64,6 +64,8 @@ def test_a_changed_description_is_rejected(run_dir: Path) -> None:
     assert "config.json was changed (checksum mismatch)" in refusal(run_dir)
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "xxh3"}))
     distae.load(run_dir)
+    path.write_bytes(path.read_bytes().replace(b"digits", b"digi\xb3s"))  # in a part that the model does not need
+    assert "missing or damaged" in refusal(run_dir)
 
 
 def test_both_folders_and_the_home_load(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
