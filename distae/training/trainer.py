@@ -52,7 +52,7 @@ class Trainer:
         self.state, self.tracker, self.stop = TrainState(), Tracker(), StopAgreement(stop)
         self.logger = MetricsLogger(cfg, self.train_step, self.state, self.tracker, (self.sampler.steps_per_epoch, self.total))
         self.validator = Validator(cfg, self.loaders, self.state, self.logger)
-        self.may_write = lock.check if lock else lambda: None
+        self.lock, self.may_write = lock, lock.check if lock else lambda: None
         self.checkpoints = CheckpointManager(cfg, self.state, self.logger, threads, self.data, self.may_write)
         self.restorer = RunRestorer(cfg, self.train_step, self.state, self.checkpoints)
         self.restorer.notes += [*splits["train"].notes, *filter(None, [why_not_compiled])]
@@ -97,6 +97,8 @@ class Trainer:
             if self.validator.due():  # the evaluation that a stop interrupted
                 self.checkpoints.save_again(self.validator.validate(self.stop))
             while not self.finished:
+                if self.lock and self.lock.lost:  # noticed by its heartbeat
+                    self.lock.check()
                 if self.stop.agreed():
                     return self._save_and_leave()
                 with self.logger.timers["data"]:

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from gate import timeless
-from helpers import fitted, fresh_trainer, metrics, run, settings
+from helpers import fitted, fresh_trainer, metrics, run, settings, splits
 
 from distae.checkpoint import read_tensors
 from distae.checkpoint.retention import name_of
 from distae.errors import TrainingError, UserError
 from distae.models.serialization import load_weights
+from distae.runtime import lock
+from distae.runtime.signals import StopRequest
 from distae.training import validation
 from distae.training.trainer import Trainer
 
@@ -125,3 +127,18 @@ def test_a_run_that_fails_closes_its_sinks(tmp_path, monkeypatch, error):
         fitted(settings(), tmp_path / "fitted")
     assert len(sinks) == 4
     assert all(sink.file.closed for sink in sinks)
+
+
+def test_a_robbed_run_stops_at_the_next_beat(tmp_path, monkeypatch):
+    """Not only at its next row, which may be long after."""
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
+    cfg = settings(steps=10**6, log_every=10**6, eval_every=10**6, save_every=10**6)
+    held = lock.acquire(tmp_path)
+    trainer = Trainer(replace(cfg, run_dir=str(tmp_path)), splits(), StopRequest(), 1, held)
+    trainer.resume()
+    (tmp_path / lock.FILE).write_text('{"token": "of another"}')
+    with pytest.raises(TrainingError, match="another process has taken over the run folder"):
+        trainer.fit()
+    trainer.close()
+    held.release()
+    assert metrics(tmp_path) == []
