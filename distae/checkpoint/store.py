@@ -2,33 +2,22 @@
 
 import contextlib
 import json
-import os
 import shutil
 import threading
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystem
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from distae import distributed as dist
+from distae.checkpoint.reader import CheckpointReader, LatestCheckpoint, quiet
 from distae.checkpoint.retention import (
     COMMIT,
     STATE,
-    Entry,
-    checkpoints_in,
-    manifest_of,
     name_of,
     recover,
     remove,
@@ -36,24 +25,11 @@ from distae.checkpoint.retention import (
     replace,
     retain,
     set_aside,
-    step_of,
-    usable_manifest,
 )
-from distae.checkpoint.shards import ShardWriter, why_damaged, write_file
+from distae.checkpoint.shards import ShardWriter, write_file
 from distae.checkpoint.staging import Staging
 from distae.errors import TrainingError
-from distae.runtime.files import read_bytes, sync
-
-T = TypeVar("T")
-
-
-class LatestCheckpoint(NamedTuple):
-    """The newest valid checkpoint, and what is wrong with newer ones."""
-
-    step: int
-    complaints: list[str]
-    passed_over: list[Path]
-    """The newer ones."""
+from distae.runtime.files import sync
 
 
 class Job(NamedTuple):
@@ -65,7 +41,7 @@ class Job(NamedTuple):
     best_step: int | None
 
 
-class CheckpointStore:
+class CheckpointStore(CheckpointReader):
     """The checkpoints of a run folder. Every public method is called by all ranks together.
 
     A save copies this rank's share of the tensors into buffers that are allocated once; a thread with a process group of its own
@@ -74,8 +50,8 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, keep_latest_k: int, mode: str, may_commit: Callable[[], None] = lambda: None) -> None:
         """`may_commit` is asked on rank 0 before each commit and raises TrainingError if the run folder is no longer ours."""
-        self.folder, self.keep_latest_k, self.mode, self.may_commit = folder, keep_latest_k, mode, may_commit
-        self.group = dist.world().background
+        super().__init__(folder)
+        self.keep_latest_k, self.mode, self.may_commit = keep_latest_k, mode, may_commit
         self.staging = Staging({})
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Future[str | None] | None = None
@@ -137,17 +113,6 @@ class CheckpointStore:
             shutil.rmtree(tmp_path, ignore_errors=True)
         return error
 
-    def _agree(self, work: Callable[[], None]) -> str | None:
-        """Do `work` on every rank; returns the first rank's error, on every rank."""
-        complaint = None
-        try:
-            work()
-        except (OSError, TrainingError) as error:
-            complaint = str(error)
-        except CheckpointException as error:
-            complaint = _describe(error)
-        return next((c for c in dist.gather(complaint, self.group) if c), None)
-
     def _prepare(self, tmp_path: Path, world: dist.World) -> None:
         if world.is_main:
             with contextlib.suppress(FileExistsError):
@@ -157,7 +122,7 @@ class CheckpointStore:
             tmp_path.mkdir()
 
     def _save_shards(self, job: Job, writer: ShardWriter) -> None:
-        with _quiet():
+        with quiet():
             save(dict(job.tensors), storage_writer=writer, **self._kwargs())
 
     def _commit(self, job: Job, tmp_path: Path, files: dict[str, Any]) -> None:
@@ -182,41 +147,6 @@ class CheckpointStore:
         if dist.world().is_main:
             recover(self.folder)
 
-    def newest(self) -> LatestCheckpoint | None:
-        """The newest valid checkpoint, checksums included; None if there are no checkpoints.
-
-        Raises TrainingError if there are some, but none is valid.
-        """
-        complaints: list[str] = []
-        found = self._on_main(lambda: checkpoints_in(self.folder))
-        for number, path in enumerate(found):
-            if (why := self._why_unusable(path)) is None:
-                return LatestCheckpoint(step_of(path), complaints, found[:number])
-            complaints.append(f"{path.name} is not used: {why}")
-        if complaints:
-            raise TrainingError(f"no valid checkpoint in {self.folder}: {'; '.join(complaints)}")
-        return None
-
-    def why_unusable(self, step: int) -> str | None:
-        """Why the checkpoint of a step is unusable, checksums included; None if it is valid."""
-        return self._why_unusable(self.folder / name_of(step))
-
-    def _why_unusable(self, path: Path) -> str | None:
-        """Rank 0 alone checks marker and sizes; checksums are divided among the ranks by file."""
-
-        def look() -> tuple[str | None, dict[str, Entry]]:
-            try:
-                return None, usable_manifest(path).files
-            except ValueError as error:
-                return str(error), {}
-
-        why, files = self._on_main(look)
-        if why is not None:
-            return why
-        world = dist.world()
-        mine = dict(sorted(files.items())[world.rank :: world.world_size])
-        return next(filter(None, dist.gather(why_damaged(path, mine))), None)
-
     def clean(self, found: LatestCheckpoint | None) -> list[str]:
         """Remove what interrupted saves and deletions left, and rename what `newest` skipped; returns notes on that.
 
@@ -238,108 +168,8 @@ class CheckpointStore:
                 notes.append(f"{path.name} cannot be set aside ({error.strerror})")
         return notes
 
-    def state(self, step: int) -> bytes:
-        """The `state` given to `save`, read by rank 0."""
-        return self._on_main(lambda: read_bytes(self.folder / name_of(step) / STATE))
-
-    def load(self, step: int, into: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """Fill the tensors of `into`, and return those whose names start with `prefix` as new CPU tensors.
-
-        One rank of each node reads; the others get the tensors from it. Only the files in the manifest are opened.
-        Raises TrainingError if names, shapes or types differ from the checkpoint's.
-        """
-        path = self.folder / name_of(step)
-        metadata = self._on_main(lambda: _Reader(path).read_metadata())
-        target: dict[str, Tensor] = {}
-
-        def read() -> None:
-            target.update(_targets(path, metadata, into, prefix))
-            if dist.world().reads_for_node:
-                _read(path, metadata, target)
-
-        if error := self._agree(read):
-            raise TrainingError(error)
-        dist.broadcast_in_node([target[name] for name in sorted(target)])
-        return {k: v for k, v in target.items() if k not in into}
-
-    def _on_main(self, work: Callable[[], T]) -> T:
-        """`work`, done by rank 0 alone: its result on every rank, or a TrainingError on every rank."""
-        result, error = None, None
-        if dist.world().is_main:
-            try:
-                result = work()
-            except (OSError, ValueError, TrainingError) as why:
-                error = str(why)
-        result, error = dist.broadcast((result, error))
-        if error is not None:
-            raise TrainingError(error)
-        return result  # type: ignore[no-any-return]
-
     def _kwargs(self) -> dict[str, Any]:
         return {"no_dist": True} if self.group is None else {"process_group": self.group}
-
-
-def _read(path: Path, metadata: Metadata, target: dict[str, Tensor]) -> None:
-    """All tensors of `target`, by this process; each file is opened once."""
-    try:
-        with _quiet():
-            load(target, storage_reader=_Reader(path, metadata), no_dist=True)
-    except CheckpointException as error:
-        raise TrainingError(f"{path} cannot be read: {_describe(error)}") from error
-
-
-class _Reader(HuggingFaceStorageReader):
-    """Opens the files of the manifest only, and none for what is known from `metadata`."""
-
-    def __init__(self, path: Path, metadata: Metadata | None = None) -> None:
-        super().__init__(str(path))
-        self.fs, self.metadata = _Manifest(), metadata
-
-    def read_metadata(self) -> Metadata:
-        """Raises TrainingError if a header is not as `save` writes it."""
-        if self.metadata is not None:
-            return self.metadata
-        try:
-            return super().read_metadata()
-        except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise TrainingError(f"{self.path} cannot be read: {type(error).__name__}: {error}") from error
-
-
-class _Manifest(FileSystem):
-    """Lists a checkpoint's files by its manifest."""
-
-    def ls(self, path: str | os.PathLike[str]) -> list[str]:
-        return [str(Path(path) / name) for name in manifest_of(Path(path)).files]
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a valid checkpoint, on the CPU, by one process. Raises TrainingError if they cannot be read."""
-    try:
-        shards = [path / name for name in manifest_of(path).files if name.endswith(".safetensors")]
-        return {k: v for shard in shards for k, v in load_file(shard).items()}
-    except (SafetensorError, OSError) as error:
-        raise TrainingError(f"{path} cannot be read: {error}") from error
-
-
-def _targets(path: Path, metadata: Metadata, into: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """`into`, and an empty tensor for each stored name that starts with `prefix`."""
-    stored = metadata.state_dict_metadata
-    mine = {k for k in stored if not k.startswith(prefix)}
-    if mine != set(into):
-        odd = ", ".join(sorted(mine ^ set(into))[:4])
-        raise TrainingError(f"{path} is a checkpoint of another model: {odd} is in only one of the two")
-    target = dict(into)
-    for name, meta in stored.items():
-        assert isinstance(meta, TensorStorageMetadata)
-        if name not in into:
-            target[name] = torch.empty(meta.size, dtype=meta.properties.dtype)
-        elif (into[name].shape, into[name].dtype) != (meta.size, meta.properties.dtype):
-            there, here = (
-                f"{str(dtype).removeprefix('torch.')} {list(shape)}"
-                for dtype, shape in ((meta.properties.dtype, meta.size), (into[name].dtype, into[name].shape))
-            )
-            raise TrainingError(f"{path} is a checkpoint of another model: {name} is {there} there and {here} here")
-    return target
 
 
 def share_out(sizes: dict[str, int], world_size: int) -> dict[str, int]:
@@ -350,16 +180,3 @@ def share_out(sizes: dict[str, int], world_size: int) -> dict[str, int]:
         owners[name] = loads.index(min(loads))
         loads[owners[name]] += size
     return owners
-
-
-def _describe(error: CheckpointException) -> str:
-    """Without the traceback of each rank."""
-    return "; ".join(f"rank {r}: {e[0]}" for r, e in error.failures.items())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """DCP warns that there is no process group even with `no_dist=True`."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield

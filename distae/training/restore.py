@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from distae import distributed as dist
-from distae.checkpoint import CheckpointStore
+from distae.checkpoint import CheckpointReader
 from distae.config import TrainConfig
 from distae.errors import TrainingError, UserError
 from distae.models.serialization import load_weights
@@ -56,7 +56,7 @@ class RunRestorer:
         if self.resumed:
             check_order(self.resumed, self.cfg.run_dir)
 
-    def _load(self, store: CheckpointStore, step: int) -> CheckpointMetadata:
+    def _load(self, store: CheckpointReader, step: int) -> CheckpointMetadata:
         """Load a checkpoint's whole state; returns its metadata. Raises TrainingError."""
         saved = load_state_dict(store, step, self.train_step)
         self.state.assign(saved.state)
@@ -75,7 +75,7 @@ class RunRestorer:
 
     def _fork(self, source: Path) -> None:
         """Load another run's newest state; its best is not a checkpoint of this run. Raises UserError where it does not fit."""
-        store = CheckpointStore(source / "checkpoints", 1, "sync")
+        store = CheckpointReader(source / "checkpoints")
         latest = store.newest()
         if latest is None:
             raise UserError(f"--fork-from: no checkpoint in {source}")
@@ -84,7 +84,6 @@ class RunRestorer:
         except TrainingError as error:
             raise UserError(f"--fork-from: {error}") from error
         changed = changed_data(saved, self.cfg, self.checkpoints.data)
-        store.close()
         self.state.best_value = self.state.best_step = None
         self.state.bad_evals = 0
         self.notes += [*latest.complaints, f"forked from {source} at step {latest.step}"]

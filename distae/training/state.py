@@ -8,7 +8,7 @@ from msgspec import Meta
 from torch import Tensor
 
 from distae import distributed as dist
-from distae.checkpoint import CheckpointStore
+from distae.checkpoint import CheckpointReader
 from distae.checkpoint.retention import STATE
 from distae.config import TrainConfig
 from distae.config.check import identity_settings
@@ -105,7 +105,7 @@ def checkpoint_metadata(
     )
 
 
-def load_state_dict(store: CheckpointStore, step: int, train_step: TrainStep) -> CheckpointMetadata:
+def load_state_dict(store: CheckpointReader, step: int, train_step: TrainStep) -> CheckpointMetadata:
     """Load tensors, loss scale and open log window of a checkpoint into `train_step`; returns its metadata.
 
     Raises TrainingError if it cannot be read, or is of another model.

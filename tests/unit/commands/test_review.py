@@ -24,6 +24,8 @@ from distae.runtime.outcome import Outcome
 from distae.runtime.run_dir import check_run_dir, open_run_dir
 from launch import status
 
+pytestmark = pytest.mark.slow
+
 
 def test_settings_are_read_from_a_file_of_sane_size_only(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
