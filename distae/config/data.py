@@ -2,6 +2,7 @@
 
 import io
 import os
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from typing import Any, ClassVar, Literal
 from distae.config.fields import Count, Fraction, Positive, Variant
 from distae.errors import UserError
 
-FILE_ERRORS = (ValueError, OSError, EOFError, RuntimeError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+FILE_ERRORS = (
+    ValueError, OSError, EOFError, LookupError, RuntimeError, MemoryError, NotImplementedError, SyntaxError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 """What numpy and zipfile raise where a file is damaged, forged or encrypted."""
 LONGEST_HEADER = 64 << 10
 """Largest header of an array in bytes; numpy's own have about 100."""

@@ -78,9 +78,14 @@ def _differences(one: TrainConfig, other: TrainConfig) -> str:
 def settings_of(run_dir: Path, saved: dict[str, Any]) -> TrainConfig:
     """The settings of a run. Raises UserError if they are not those that a checkpoint has `saved`."""
     cfg = read_settings(run_dir)
-    if differ := _differences(build(TrainConfig, _nested(saved)), cfg):
-        raise UserError(f"{run_dir / CONFIG} was changed: {differ} ({CONFIG}; there: the checkpoint)")
+    check_saved(saved, cfg)
     return cfg
+
+
+def check_saved(saved: dict[str, Any], cfg: TrainConfig) -> None:
+    """Raises UserError if the settings that a checkpoint has `saved` define another result than `cfg`."""
+    if differ := _differences(build(TrainConfig, _nested(saved)), cfg):
+        raise UserError(f"the checkpoint is of other settings: {differ}; the run's {CONFIG} or the checkpoint was changed")
 
 
 @dataclass(frozen=True)

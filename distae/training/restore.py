@@ -8,6 +8,7 @@ from distae.config import TrainConfig
 from distae.errors import TrainingError, UserError
 from distae.models.serialization import load_weights
 from distae.runtime import outcome
+from distae.runtime.run_dir import check_saved
 from distae.tracking import Extent
 from distae.training.checkpointing import CheckpointManager
 from distae.training.state import CheckpointMetadata, TrainState, changed_data, check_order, compare, load_state_dict
@@ -34,6 +35,7 @@ class RunRestorer:
             self.notes.append(f"resumed at {self._where(latest.step)}")
             self.checkpoints.saved_step = latest.step
             self.resumed = self._load(store, latest.step)
+            check_saved(self.resumed.settings, self.cfg)
             self._check_data(self.resumed)
             return Extent(self.resumed.metrics_bytes, self.resumed.metrics_xxh3)
         if self.cfg.fork_from:

@@ -99,3 +99,15 @@ def test_the_exported_model_says_on_which_data(file: Path, capsys: Any) -> None:
     assert about["data_identity"] == data.identity(data.load(on_file().data))
     assert checkpoint.main(["run", "--export", "4", "again"]) == 0
     assert json.loads(Path("again/model/config.json").read_text())["data_identity"] == about["data_identity"]
+
+
+def test_a_checkpoint_of_other_settings_is_rejected(file: Path, capsys: Any) -> None:
+    start(on_file(), capsys)
+    folder = Path("run/checkpoints") / name_of(4)
+    saved = json.loads((folder / STATE).read_text())
+    (folder / STATE).write_text(json.dumps(saved | {"settings": saved["settings"] | {"seed": 77}}))
+    commit = json.loads((folder / COMMIT).read_text())
+    commit["files"][STATE] = {"size": (folder / STATE).stat().st_size, "xxh3": checksum(folder / STATE)}
+    (folder / COMMIT).write_text(json.dumps(commit))
+    with pytest.raises(UserError, match="the checkpoint is of other settings: seed is 77 there and 3 here"):
+        start(on_file(steps=8), capsys)

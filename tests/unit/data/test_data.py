@@ -486,3 +486,12 @@ def test_a_wrong_checksum_of_an_npz_is_said(tmp_path):
     (tmp_path / "x.npz").write_bytes(data)
     with pytest.raises(UserError, match=r"x.npz is damaged \(Bad CRC-32"):
         load(ArrayConfig(path=str(tmp_path / "x.npz")))
+
+
+def test_archives_and_headers_that_are_no_arrays(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("readme.txt", "no array")
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + (200).to_bytes(2, "little") + b"(" * 200)
+    for name in ("x.npz", "x.npy"):
+        with pytest.raises(UserError, match="is not a .npy or .npz file of numbers"):
+            ArrayConfig(path=str(tmp_path / name)).shape()
