@@ -493,5 +493,5 @@ def test_archives_and_headers_that_are_no_arrays(tmp_path):
         archive.writestr("readme.txt", "no array")
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + (200).to_bytes(2, "little") + b"(" * 200)
     for name in ("x.npz", "x.npy"):
-        with pytest.raises(UserError, match="is not a .npy or .npz file of numbers"):
+        with pytest.raises(UserError, match=r"is not a .npy or .npz file of numbers"):
             ArrayConfig(path=str(tmp_path / name)).shape()
