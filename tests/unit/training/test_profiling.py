@@ -89,7 +89,7 @@ def test_a_run_that_ends_early_tells_what_there_is(steps, told, tmp_path):
 def test_the_breakdown_adds_up_and_finds_what_is_slow(tmp_path):
     slow = mock.patch("distae.data.Loader.batch", autospec=True, side_effect=delayed(0.02))
     with slow:
-        fitted(replace(settings(steps=70, log_every=10), profile=True), tmp_path)
+        fitted(replace(settings(steps=70, log_every=10, eval_every=35), profile=True), tmp_path)
     log = (tmp_path / "log.txt").read_text()
     rows = table(log)
     assert [*rows] == [*TIMERS, "other"]
