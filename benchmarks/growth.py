@@ -25,7 +25,7 @@ import torch
 from workloads import Workload, cpu_marks, run_ours, spread, training_argv, training_rows
 
 from distae import load
-from distae.data import Arrays, Loader, Transform
+from distae.data import Loader, Split, Transform
 from distae.evaluation.exact import evaluate
 
 IMAGES = 10_000
@@ -88,7 +88,7 @@ def save_and_evaluate(point: Point, folder: Path) -> dict[str, float]:
     rows = training_rows(run_ours(argv, folder / "run"))
     model = load(folder / "run")
     x = torch.from_numpy(np.load(path)).unsqueeze(1)
-    loader = Loader(Arrays(x, None, Transform(255.0)), "none", torch.device("cpu"), torch.float32)
+    loader = Loader(Split.of(x, None, Transform(255.0)), "none", torch.device("cpu"), torch.float32)
     started = time.process_time()
     evaluate(model, loader, 512, 0)
     seconds = time.process_time() - started

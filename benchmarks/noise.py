@@ -71,7 +71,7 @@ def _train(accum: int, results: "multiprocessing.Queue[tuple[int, int]]") -> Non
     """Bytes of the resident set before the first step, and at its peak."""
     from distae.config import TrainConfig, build, check
     from distae.config.data import ArrayConfig
-    from distae.data import Arrays
+    from distae.data import Split
     from distae.runtime.signals import StopRequest
     from distae.training.trainer import Trainer
 
@@ -85,8 +85,8 @@ def _train(accum: int, results: "multiprocessing.Queue[tuple[int, int]]") -> Non
     with tempfile.TemporaryDirectory(prefix="distae-noise-") as folder:
         ArrayConfig.shape = lambda self: (1, SIDE, SIDE)  # type: ignore[method-assign]
         cfg = check(build(TrainConfig, table | {"run_dir": str(Path(folder) / "run")}), 1)
-        empty = Arrays(images[:0], None)
-        trainer = Trainer(cfg, {"train": Arrays(images, None, 1 / 255), "val": empty, "test": empty}, StopRequest(), 1)
+        empty = Split.of(images[:0], None)
+        trainer = Trainer(cfg, {"train": Split.of(images, None, 1 / 255), "val": empty, "test": empty}, StopRequest(), 1)
         before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         for step, rows in zip(range(STEPS), trainer.sampler, strict=False):
             trainer.train_step(step, rows)

@@ -20,7 +20,7 @@ from distae import data
 from distae import distributed as dist
 from distae.commands import session
 from distae.config import TrainConfig, check, parse
-from distae.data import Arrays, Loader
+from distae.data import Loader, Split
 from distae.runtime.environment import Environment
 from distae.runtime.signals import StopRequest
 
@@ -38,15 +38,15 @@ def recipe(name: str, root: str, steps: int, run_dir: Path) -> TrainConfig:
     return check(cfg, 1)
 
 
-def with_outliers(arrays: Arrays, large: bool) -> Arrays:
+def with_outliers(split: Split, large: bool) -> Split:
     """The samples as numbers, the first one constant and the second one extreme."""
-    x, _ = Loader(arrays, "none", torch.device("cpu"), torch.float32).batch(torch.arange(len(arrays)), None)
+    x, _ = Loader(split, "none", torch.device("cpu"), torch.float32).batch(torch.arange(len(split)), None)
     x[0] = 1.0
     x[1] = (torch.arange(x[1].numel()).view(x[1].shape) % 2) * (100.0 if large else 1.0)
-    return Arrays(x, arrays.label)
+    return Split.of(x, split.label)
 
 
-def measure(cfg: TrainConfig, splits: dict[str, Arrays]) -> dict[str, Any]:
+def measure(cfg: TrainConfig, splits: dict[str, Split]) -> dict[str, Any]:
     """Outcome of a run with the two images in its data, its first and last training loss and its largest gradient norm."""
     run_dir = Path(cfg.run_dir or "")
     run_dir.mkdir()

@@ -58,7 +58,7 @@ from workloads import (
 
 from distae import data, load
 from distae.config import TrainConfig, check, parse
-from distae.data import Arrays, Loader, Transform
+from distae.data import Loader, Split, Transform
 from distae.evaluation.diagnosis import diagnose
 from distae.evaluation.exact import evaluate
 from distae.models import build
@@ -188,7 +188,7 @@ def evaluation(workload: Workload, stored: np.ndarray, rounds: int) -> dict[str,
     cfg = parse(TrainConfig, workload.argv.split(), {}, "").settings
     by_hand, model = workload.by_hand().eval(), build(cfg.model, cfg.net, (1, 28, 28)).eval()
     x = torch.from_numpy(stored).unsqueeze(1)
-    loader = Loader(Arrays(x, None, Transform(255.0)), "none", torch.device("cpu"), torch.float32)
+    loader = Loader(Split.of(x, None, Transform(255.0)), "none", torch.device("cpu"), torch.float32)
 
     @torch.no_grad()
     def forward() -> None:

@@ -243,7 +243,7 @@ def wall_rate(rows: list[dict[str, float]]) -> float:
 class Steps:
     """Our steps without the run around them: a training that is taken further, some steps at a time."""
 
-    def __init__(self, cfg: TrainConfig, splits: dict[str, data.Arrays]) -> None:
+    def __init__(self, cfg: TrainConfig, splits: dict[str, data.Split]) -> None:
         """`cfg` is checked, and its run folder is new."""
         Path(str(cfg.run_dir)).mkdir()
         self.trainer = Trainer(cfg, splits, StopRequest(), 1)

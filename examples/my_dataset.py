@@ -7,7 +7,7 @@ import torch
 
 from distae.config.data import DataConfig
 from distae.config.fields import Count
-from distae.data import Arrays, Transform, hold_out, register_dataset
+from distae.data import Split, Transform, hold_out, register_dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,4 +28,4 @@ def bars(cfg):
     bits = torch.arange(4**cfg.size)[:, None] >> torch.arange(2 * cfg.size) & 1  # which bars each image has
     across, down = bits.to(torch.uint8).chunk(2, dim=1)
     images = (across[:, None, :, None] | down[:, None, None, :]) * 255
-    return hold_out(Arrays(images, None, Transform(255.0)), 0.2)
+    return hold_out(Split.of(images, None, Transform(255.0)), 0.2)

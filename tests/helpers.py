@@ -15,7 +15,7 @@ import torch
 from distae.commands.session import train_run
 from distae.config import TrainConfig, build, check
 from distae.config.models import ModelConfig
-from distae.data import Arrays, Transform
+from distae.data import Split, Transform
 from distae.runtime.outcome import Outcome
 from distae.runtime.run_dir import check_run_dir
 from distae.runtime.signals import StopRequest
@@ -47,14 +47,14 @@ def settings(**changes: Any) -> TrainConfig:
     return check(build(TrainConfig, table), 1)
 
 
-def images(n: int, seed: int) -> Arrays:
+def images(n: int, seed: int) -> Split:
     """`n` smooth 8x8 images of bytes, and labels."""
     rng = torch.Generator().manual_seed(seed)
     coarse = torch.randint(0, 256, (n, 1, 4, 4), generator=rng, dtype=torch.uint8)
-    return Arrays(coarse.repeat_interleave(2, 2).repeat_interleave(2, 3), torch.arange(n) % 10, Transform(255.0))
+    return Split.of(coarse.repeat_interleave(2, 2).repeat_interleave(2, 3), torch.arange(n) % 10, Transform(255.0))
 
 
-def splits(train: int = 197, val: int = 50, test: int = 37) -> dict[str, Arrays]:
+def splits(train: int = 197, val: int = 50, test: int = 37) -> dict[str, Split]:
     """Sizes that divide by no batch and no number of ranks."""
     return {"train": images(train, 1), "val": images(val, 2), "test": images(test, 3)}
 
@@ -77,7 +77,7 @@ def start(*args: str, nproc: int = 0, cwd: Path, timeout: float = 240, **env: st
     return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def fresh_trainer(cfg: TrainConfig, run_dir: Path, data: dict[str, Arrays] | None = None) -> Trainer:
+def fresh_trainer(cfg: TrainConfig, run_dir: Path, data: dict[str, Split] | None = None) -> Trainer:
     """A trainer at the start of its run, on `splits()` unless data is given."""
     run_dir.mkdir(exist_ok=True)
     trainer = Trainer(replace(cfg, run_dir=str(run_dir)), data or splits(), StopRequest(), 1)
@@ -85,7 +85,7 @@ def fresh_trainer(cfg: TrainConfig, run_dir: Path, data: dict[str, Arrays] | Non
     return trainer
 
 
-def fitted(cfg: TrainConfig, run_dir: Path, data: dict[str, Arrays] | None = None) -> Trainer:
+def fitted(cfg: TrainConfig, run_dir: Path, data: dict[str, Split] | None = None) -> Trainer:
     """The trainer at the end of its run."""
     trainer = fresh_trainer(cfg, run_dir, data)
     try:

@@ -24,7 +24,7 @@ from distae.runtime.signals import StopRequest, listening
 if TYPE_CHECKING:
     import torch
 
-    from distae.data import Arrays
+    from distae.data import Split
     from distae.training.trainer import Trainer
 
 
@@ -58,7 +58,7 @@ def run_in_turn(cfg: TrainConfig, env: Environment, runs: Iterable[TrainConfig])
                 return [train_run(c, splits, stop, threads) for c in runs][-1]
 
 
-def _prepared(cfg: TrainConfig, env: Environment) -> "tuple[tuple[torch.device, int, dict[str, Arrays]], dict[str, Any]]":
+def _prepared(cfg: TrainConfig, env: Environment) -> "tuple[tuple[torch.device, int, dict[str, Split]], dict[str, Any]]":
     """Device, threads and data of this rank, and what must be equal on all ranks. Raises UserError."""
     from distae import data
     from distae import distributed as dist
@@ -95,7 +95,7 @@ def _tell_others(error: DistaeError, env: Environment) -> None:
         meeting.refuse(error)
 
 
-def train_run(cfg: TrainConfig, splits: "dict[str, Arrays]", stop: StopRequest, threads: int) -> Outcome:
+def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, threads: int) -> Outcome:
     from distae import distributed as dist
     from distae.training.trainer import Trainer
 

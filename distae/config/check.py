@@ -28,6 +28,7 @@ def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
         raise UserError(f"--epochs {cfg.epochs} and --steps {cfg.steps} exclude each other: give one")
     if not cfg.steps and not cfg.epochs:
         cfg = dataclasses.replace(cfg, epochs=DEFAULT_EPOCHS)
+    cfg = _with_what_data_says(cfg)
     _check_batch(cfg, world_size)
     _check_net(cfg.net, cfg.data.shape())
     _check_choices(cfg, world_size)
@@ -37,6 +38,12 @@ def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
     run_dir = _expanded(cfg.run_dir or f"runs/{cfg.name or f'{cfg.model.name}_{cfg.data.name}'}_{fingerprint(cfg)}")
     _check_run_dir(run_dir)
     return dataclasses.replace(cfg, run_dir=run_dir)
+
+
+def _with_what_data_says(cfg: TrainConfig) -> TrainConfig:
+    """The settings of the model that follow from the data, where they are at their default."""
+    implied = {k: v for k, v in cfg.data.for_model().items() if getattr(cfg.model, k) == _default(cfg, f"model.{k}")}
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, **implied)) if implied else cfg
 
 
 def fingerprint(cfg: TrainConfig) -> str:

@@ -1,16 +1,21 @@
 """Data sets by name, the order of samples, and batches of them."""
 
+from distae import deprecation
 from distae.data.datasets import load, register_dataset
-from distae.data.resident import Loader, steps
+from distae.data.loader import Loader, steps
 from distae.data.sampler import GlobalBatchSampler
-from distae.data.splits import Arrays, Identity, hold_out, identity
+from distae.data.source import BadRowsError, Source, Tensors
+from distae.data.splits import Identity, Split, hold_out, identity
 from distae.data.transform import Transform
 
 __all__ = [
-    "Arrays",
+    "BadRowsError",
     "GlobalBatchSampler",
     "Identity",
     "Loader",
+    "Source",
+    "Split",
+    "Tensors",
     "Transform",
     "hold_out",
     "identity",
@@ -18,3 +23,5 @@ __all__ = [
     "register_dataset",
     "steps",
 ]
+
+__getattr__ = deprecation.renamed(__name__, {"Arrays": ("Split.of", Split.of)})

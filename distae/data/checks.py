@@ -2,11 +2,11 @@
 
 from distae.config import TrainConfig
 from distae.config.data import ArrayConfig
-from distae.data.splits import Arrays
+from distae.data.splits import Split
 from distae.errors import UserError
 
 
-def check_data(cfg: TrainConfig, splits: dict[str, Arrays]) -> None:
+def check_data(cfg: TrainConfig, splits: dict[str, Split]) -> None:
     """Raises UserError if the likelihood does not fit the values, or the training split is smaller than a batch."""
     train = splits["train"]
     if len(train) < cfg.global_batch_size:
@@ -30,7 +30,7 @@ def check_data(cfg: TrainConfig, splits: dict[str, Arrays]) -> None:
             )
 
 
-def _check_labels(cfg: TrainConfig, split: Arrays) -> None:
+def _check_labels(cfg: TrainConfig, split: Split) -> None:
     classes = getattr(cfg.model, "classes", 0)
     if split.label is None:
         advice = "; name them with --data.label-key" if isinstance(cfg.data, ArrayConfig) else ""

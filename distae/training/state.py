@@ -99,7 +99,7 @@ def checkpoint_metadata(
         world_size=dist.world().world_size,
         threads=threads,
         torch=str(torch.__version__),
-        transform=train_step.loader.arrays.transform,
+        transform=train_step.loader.split.transform,
         order=ORDER,
         data=data,
     )

@@ -8,7 +8,7 @@ import torch
 from distae import data
 from distae import distributed as dist
 from distae.config import TrainConfig
-from distae.data import Arrays, GlobalBatchSampler, Loader
+from distae.data import GlobalBatchSampler, Loader, Split
 from distae.errors import TrainingError
 from distae.models import Autoencoder, build
 from distae.models.serialization import export
@@ -32,7 +32,7 @@ class Trainer:
     """Trains one model on one data set. All ranks call the same methods together."""
 
     def __init__(
-        self, cfg: TrainConfig, splits: dict[str, Arrays], stop: StopRequest, threads: int, lock: RunLock | None = None
+        self, cfg: TrainConfig, splits: dict[str, Split], stop: StopRequest, threads: int, lock: RunLock | None = None
     ) -> None:
         """`lock` is rank 0's hold of the run folder."""
         self.cfg, self.threads, self.world = cfg, threads, dist.world()
@@ -151,7 +151,7 @@ class Trainer:
         if len(self.loaders["test"]) and self.validator.evaluate("test", model, self.stop) is None:
             return self._save_and_leave()
         if self.world.is_main:
-            transform = self.train_step.loader.arrays.transform
+            transform = self.train_step.loader.split.transform
             export(model.state_dict(), self.cfg, self.run_dir / "model", step, transform, self.data)
         self.tracker.line(self._closing_line(step))
         return True

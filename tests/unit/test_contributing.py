@@ -65,7 +65,7 @@ def test_the_command_trains_and_the_example_takes_part(what, tmp_path, monkeypat
     shown: dict[str, Any] = {
         "variant": lambda: type(trained[0].train_step.model).__name__ == "NoisyCodeAE",
         "network": lambda: "Tanh" in str(trained[0].train_step.model.encoder),
-        "data set": lambda: trained[0].loaders["train"].arrays.shape == (1, 5, 5),
+        "data set": lambda: trained[0].loaders["train"].split.shape == (1, 5, 5),
         "likelihood": lambda: type(trained[0].train_step.model.likelihood).__name__ == "Cauchy",
         "metric": lambda: {"val/max_error", "test/max_error"} <= set().union(*metrics(tmp_path / "run")),
         "callback": lambda: json.loads((tmp_path / "run" / "summary.json").read_text())["best"].keys() == {"val", "test"},

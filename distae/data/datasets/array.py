@@ -10,13 +10,14 @@ from torch import Tensor
 
 from distae.config.data import FILE_ERRORS, ArrayConfig
 from distae.data.datasets.base import register_dataset
-from distae.data.splits import Arrays, hold_out
+from distae.data.source import Tensors
+from distae.data.splits import Split, hold_out
 from distae.data.transform import Transform
 from distae.errors import UserError
 
 
 @register_dataset(ArrayConfig)
-def load(cfg: ArrayConfig) -> tuple[Arrays, Arrays]:
+def load(cfg: ArrayConfig) -> tuple[Split, Split]:
     cfg.shape()
     try:
         x, label = _read(cfg)
@@ -24,9 +25,10 @@ def load(cfg: ArrayConfig) -> tuple[Arrays, Arrays]:
         raise UserError(f"--data.path: {cfg.path} is damaged ({error})") from error
     if label is not None and len(label) != len(x):
         raise UserError(f"--data.label-key: {cfg.label_key!r} has {len(label)} labels for {len(x)} samples")
-    scale, notes = _scale(cfg, Arrays(source := _tensor(x)))
+    source = Tensors(_tensor(x), label)
+    scale, notes = _scale(cfg, Split(source))
     transform = Transform(scale, cfg.stored_layout(x.shape))
-    return hold_out(Arrays(source, label, transform, notes=notes), cfg.test_fraction)
+    return hold_out(Split(source, transform, notes=notes), cfg.test_fraction)
 
 
 def _read(cfg: ArrayConfig) -> tuple[np.ndarray, Tensor | None]:
@@ -47,9 +49,9 @@ def _tensor(x: np.ndarray) -> Tensor:
         return torch.from_numpy(x)
 
 
-def _scale(cfg: ArrayConfig, stored: Arrays) -> tuple[float, tuple[str, ...]]:
+def _scale(cfg: ArrayConfig, stored: Split) -> tuple[float, tuple[str, ...]]:
     """The divisor of stored values, and a note if it is a guess. Raises UserError on NaN and infinite values."""
-    low, high = stored.bounds() if stored.source.numel() else (0.0, 0.0)
+    low, high = stored.bounds() if len(stored) else (0.0, 0.0)
     if not math.isfinite(low) or not math.isfinite(high):
         raise UserError(f"--data.path: {cfg.path} holds NaN or infinite values")
     if cfg.scale != "auto":

@@ -4,24 +4,29 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from distae.config.data import DataConfig
-from distae.data.splits import Arrays, hold_out
+from distae.data.splits import Split, hold_out
 from distae.errors import UserError
 from distae.registry import Registry
 
-L = TypeVar("L", bound=Callable[[Any], tuple[Arrays, Arrays]])
-_LOADERS: Registry[type[DataConfig], Callable[[Any], tuple[Arrays, Arrays]]] = Registry("data set")
+Loaded = tuple[Split, Split] | dict[str, Split]
+L = TypeVar("L", bound=Callable[[Any], Loaded])
+_LOADERS: Registry[type[DataConfig], Callable[[Any], Loaded]] = Registry("data set")
 
 
 def register_dataset(*configs: type[DataConfig]) -> Callable[[L], L]:
-    """Bind to these settings a function that returns their training and test `Arrays`."""
+    """Bind to these settings a function that returns their training and test splits.
+
+    Or a dict of `train`, `val` and `test`, where the source itself says which samples are for validation.
+    """
     return _LOADERS.register(*configs)
 
 
-def load(cfg: DataConfig) -> dict[str, Arrays]:
+def load(cfg: DataConfig) -> dict[str, Split]:
     """Splits `train`, `val` and `test`, on the CPU. Raises UserError if the files are missing or hold something else."""
     if type(cfg) not in _LOADERS:
         raise UserError(f"--data {cfg.name}: no loader is bound to its settings by @register_dataset({type(cfg).__name__})")
-    train, test = _LOADERS[type(cfg)](cfg)
-    train, val = hold_out(train, cfg.val_fraction)
-    splits = {"train": train, "val": val, "test": test}
+    splits = _LOADERS[type(cfg)](cfg)
+    if not isinstance(splits, dict):
+        train, val = hold_out(splits[0], cfg.val_fraction)
+        splits = {"train": train, "val": val, "test": splits[1]}
     return {k: v.take(slice(cfg.limit)) for k, v in splits.items()}

@@ -12,13 +12,13 @@ from filelock import FileLock
 
 from distae.config.data import CIFAR10Config, FashionMNISTConfig, MNISTConfig, TorchvisionConfig
 from distae.data.datasets.base import register_dataset
-from distae.data.splits import Arrays
+from distae.data.splits import Split
 from distae.data.transform import Transform
 from distae.errors import UserError
 
 
 @register_dataset(MNISTConfig, FashionMNISTConfig, CIFAR10Config)
-def load(cfg: TorchvisionConfig) -> tuple[Arrays, Arrays]:
+def load(cfg: TorchvisionConfig) -> tuple[Split, Split]:
     import torchvision.datasets as tv
 
     classes = {MNISTConfig: tv.MNIST, FashionMNISTConfig: tv.FashionMNIST, CIFAR10Config: tv.CIFAR10}
@@ -51,8 +51,8 @@ def _fetch(cls: Callable[..., object], root: str, train: bool) -> object:
         socket.setdefaulttimeout(before)
 
 
-def _images(dataset: object) -> Arrays:
+def _images(dataset: object) -> Split:
     x = torch.as_tensor(dataset.data)  # type: ignore[attr-defined]
     x = x.permute(0, 3, 1, 2).contiguous() if x.ndim == 4 else x  # once for all: batches are made twice as fast
     transform = Transform(255.0, "as_stored" if x.ndim == 4 else "no_channel")
-    return Arrays(x, torch.as_tensor(dataset.targets).long(), transform)  # type: ignore[attr-defined]
+    return Split.of(x, torch.as_tensor(dataset.targets).long(), transform)  # type: ignore[attr-defined]

@@ -23,8 +23,8 @@ from torch.utils.data import BatchSampler, DistributedSampler
 from distae.commands.checkpoint import main
 from distae.config.cli import write_toml
 from distae.config.data import ArrayConfig, DigitsConfig, FashionMNISTConfig, MNISTConfig, StoredLayout
-from distae.data import Arrays, GlobalBatchSampler, Loader, Transform, load, steps
-from distae.data import splits as data_splits
+from distae.data import GlobalBatchSampler, Loader, Split, Transform, load, steps
+from distae.data import source as data_source
 from distae.data.checks import check_data
 from distae.errors import UserError
 from distae.noise import Noise, Rows
@@ -108,18 +108,18 @@ def test_torchvision_sets_from_the_downloaded_files(cfg, tmp_path):
 
 
 def test_a_batch_is_the_stored_rows_in_the_models_units():
-    arrays = images(20, 0)
-    x, label = Loader(arrays, "none", CPU, torch.float64).batch(torch.tensor([3, 1]), None)
-    assert torch.equal(x, arrays.x[[3, 1]].double() * (1 / 255))
+    split = images(20, 0)
+    x, label = Loader(split, "none", CPU, torch.float64).batch(torch.tensor([3, 1]), None)
+    assert torch.equal(x, split.x[[3, 1]].double() * (1 / 255))
     assert label.tolist() == [3, 1]
 
 
 def test_binarize():
-    arrays, rows = images(20, 0), torch.arange(20)
-    grey, _ = Loader(arrays, "none", CPU, torch.float32).batch(rows, None)
-    hard, _ = Loader(arrays, "threshold", CPU, torch.float32).batch(rows, None)
+    split, rows = images(20, 0), torch.arange(20)
+    grey, _ = Loader(split, "none", CPU, torch.float32).batch(rows, None)
+    hard, _ = Loader(split, "threshold", CPU, torch.float32).batch(rows, None)
     assert torch.equal(hard, (grey > 0.5).float())
-    loader = Loader(arrays, "stochastic", CPU, torch.float32)
+    loader = Loader(split, "stochastic", CPU, torch.float32)
     drawn = torch.stack([loader.batch(rows, Noise(0, (i,), Rows(20), CPU))[0] for i in range(400)])
     assert set(drawn.unique().tolist()) == {0, 1}
     torch.testing.assert_close(drawn.mean(0), grey, atol=0.13, rtol=0)  # 5 standard deviations of the mean of 400
@@ -210,15 +210,15 @@ def test_nan_in_an_array_is_refused(tmp_path):
         load(ArrayConfig(path=str(tmp_path / "nan.npy")))
 
 
-def of_file(path: Path, array: np.ndarray, **changes: Any) -> dict[str, Arrays]:
+def of_file(path: Path, array: np.ndarray, **changes: Any) -> dict[str, Split]:
     """The splits of an array that was saved to `path`."""
     np.save(path, array)
     return load(ArrayConfig(path=str(path), val_fraction=0, **changes))
 
 
-def batch(arrays: Arrays, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+def batch(split: Split, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """All samples as the model sees them."""
-    return Loader(arrays, "none", CPU, dtype).batch(torch.arange(len(arrays)), None)[0]
+    return Loader(split, "none", CPU, dtype).batch(torch.arange(len(split)), None)[0]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_bits_of_bytes_train_at_their_own_scale_and_the_run_says_so(tmp_path, ca
     assert metrics(tmp_path / "run")[0]["train/loss"] == pytest.approx(64 * math.log(2), rel=0.05)
     assert "--data.scale auto" in trainer.restorer.notes[0]
     about = json.loads((tmp_path / "run/model/config.json").read_text())
-    assert Transform.from_json(about["transform"]) == trainer.loaders["train"].arrays.transform == Transform(1.0, "no_channel")
+    assert Transform.from_json(about["transform"]) == trainer.loaders["train"].split.transform == Transform(1.0, "no_channel")
     (tmp_path / "run/config.toml").write_text(write_toml(cfg))
     assert main([str(tmp_path / "run"), "--export", "1", str(tmp_path / "other")]) == 0
     assert json.loads((tmp_path / "other/model/config.json").read_text())["transform"] == about["transform"]
@@ -316,7 +316,7 @@ def test_labels_of_an_npz_stay_with_their_samples(tmp_path):
 
 def test_a_class_of_the_test_split_alone_is_refused_too():
     wrong = splits()
-    wrong["test"] = Arrays(wrong["test"].source, torch.full((37,), 10), wrong["test"].transform)
+    wrong["test"] = Split.of(wrong["test"].x, torch.full((37,), 10), wrong["test"].transform)
     with pytest.raises(UserError, match=r"--model.classes 10: --data digits has labels up to 10"):
         check_data(settings(model={"name": "cvae", "classes": 10}), wrong)
 
@@ -346,7 +346,7 @@ def test_labels_that_are_not_there_are_refused(tmp_path):
 
 def test_splits_are_row_numbers_of_one_source(monkeypatch):
     """No copies; blocks, bounds and a copy on a device are of the chosen rows, in order."""
-    monkeypatch.setattr(data_splits, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(data_source, "BLOCK_BYTES", 300)
     whole = images(50, 0)
     rows = torch.tensor([41, 3, 3, 7, *range(20)])
     some = whole.take(rows).take(slice(1, None))
@@ -404,7 +404,7 @@ def test_loading_does_not_copy(dtype, tmp_path):
 
 
 def test_bernoulli_refuses_data_outside_its_range():
-    wide = splits() | {"val": Arrays(torch.full((5, 1, 8, 8), -1.5), None)}
+    wide = splits() | {"val": Split.of(torch.full((5, 1, 8, 8), -1.5), None)}
     with pytest.raises(UserError, match=r"--model.likelihood bernoulli needs data in \[0, 1\]; the val split .* \[-1.5, -1.5\]"):
         check_data(settings(), wide)
     check_data(settings(model={"likelihood": "gaussian"}), wide)

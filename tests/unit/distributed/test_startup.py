@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from torch import distributed as td
 
 from distae import data
 from distae.config.check import shared_settings
-from distae.data import Arrays, Transform
+from distae.data import Split, Transform
 from distae.distributed.startup import Rendezvous
 from distae.errors import TrainingError, UserError
 from distae.runtime.environment import Environment
@@ -111,21 +110,22 @@ def test_what_belongs_to_a_node_may_differ() -> None:
     assert one == other
 
 
-def changed(what: str) -> dict[str, Arrays]:
+def changed(what: str) -> dict[str, Split]:
     train = images(197, 1)
+    x, label, transform = train.x, train.label, train.transform
+    assert label is not None
     if what == "values":
-        train.source[100, 0, 3, 3] ^= 1
-    if what == "labels" and train.source_label is not None:
-        train.source_label[5] = 0
+        x[100, 0, 3, 3] ^= 1
+    if what == "labels":
+        label[5] = 0
     if what == "dtype":
-        train = replace(train, source=train.source.float())
+        x = x.float()
     if what == "scale":
-        train = replace(train, transform=Transform())
-    if what == "samples":
-        train = train.take(slice(196))
+        transform = Transform()
     if what == "shape":
-        train = replace(train, source=train.source.view(-1, 1, 4, 16))
-    return splits() | {"train": train}
+        x = x.view(-1, 1, 4, 16)
+    train = Split.of(x, label, transform)
+    return splits() | {"train": train.take(slice(196)) if what == "samples" else train}
 
 
 @pytest.mark.parametrize("what", ["values", "labels", "dtype", "scale", "samples", "shape"])
@@ -136,20 +136,21 @@ def test_other_data_on_one_rank(what: str) -> None:
 
 def test_a_copy_is_the_same_data() -> None:
     train = images(197, 1)
-    strided = replace(train, source=torch.stack([train.source, train.source], 1)[:, 0])
+    strided = Split.of(torch.stack([train.x, train.x], 1)[:, 0], train.label, train.transform)
     assert data.identity(splits() | {"train": strided}) == data.identity(splits())
-    picked = replace(train, source=train.source.repeat_interleave(2, 0), rows=torch.arange(0, 394, 2))
-    picked = replace(picked, source_label=torch.arange(197).repeat_interleave(2) % 10)
+    twice = Split.of(train.x.repeat_interleave(2, 0), torch.arange(197).repeat_interleave(2) % 10, train.transform)
+    picked = twice.take(torch.arange(0, 394, 2))
     assert data.identity(splits() | {"train": picked}) == data.identity(splits())
 
 
 def test_blocks_of_what_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """A change is seen where it is in a block that is looked at; the number of samples always is."""
-    monkeypatch.setattr(data.splits, "BLOCK_BYTES", 64 * 10)
-    monkeypatch.setattr(data.splits, "WHOLE_BYTES", 197 * 64 // 2)
+    monkeypatch.setattr(data.source, "BLOCK_BYTES", 64 * 10)
+    monkeypatch.setattr(data.source, "WHOLE_BYTES", 197 * 64 // 2)
     differ = []
     for row in (0, 10, 20, 30):
         train = images(197, 1)
-        train.source[row, 0, 0, 0] ^= 1
-        differ.append(data.identity(splits() | {"train": train}) != data.identity(splits()))
+        x = train.x
+        x[row, 0, 0, 0] ^= 1
+        differ.append(data.identity(splits() | {"train": Split.of(x, train.label, train.transform)}) != data.identity(splits()))
     assert differ == [True, False, True, False]

@@ -10,19 +10,19 @@ from helpers import ROOT, SHIPPED
 
 from benchmarks import stability
 from distae.config import TrainConfig
-from distae.data import Arrays, Transform
+from distae.data import Split, Transform
 
 
 def test_every_variant_has_a_recipe():
     assert stability.names() == SHIPPED
 
 
-def shortened(name: str, steps: int, folder: Path) -> tuple[TrainConfig, dict[str, Arrays]]:
+def shortened(name: str, steps: int, folder: Path) -> tuple[TrainConfig, dict[str, Split]]:
     """The recipe with batches of 8, and a few smooth 28x28 images of bytes."""
     cfg = stability.recipe(name, "data", steps, folder / "run")
     coarse = torch.randint(0, 256, (64, 1, 7, 7), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     x = coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)
-    few = Arrays(x, torch.arange(64) % 10, Transform(255.0))
+    few = Split.of(x, torch.arange(64) % 10, Transform(255.0))
     splits = {"train": few, "val": few.take(slice(16)), "test": few.take(slice(16))}
     return replace(cfg, global_batch_size=8, eval_batch_size=8), splits
 
@@ -51,7 +51,7 @@ def test_the_documentation_has_a_row(name: str):
 
 
 def test_an_outlier_and_a_constant_image_are_in_the_data():
-    arrays = stability.with_outliers(Arrays(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), None, Transform(255.0)), large=True)
-    assert (arrays.x[0] == 1).all()
-    assert arrays.x[1].max() == 100
-    assert not arrays.x[2].any()
+    rows = stability.with_outliers(Split.of(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), None, Transform(255.0)), large=True)
+    assert (rows.x[0] == 1).all()
+    assert rows.x[1].max() == 100
+    assert not rows.x[2].any()

@@ -81,7 +81,7 @@ def test_a_metric_is_the_mean_over_all_samples_and_may_name_the_best(monkeypatch
         return batch.x.flatten(1)[:, 0]
 
     trainer = fitted(settings(steps=8, best_metric="val/first"), tmp_path)
-    x = trainer.loaders["val"].arrays.x[:, 0, 0, 0].double().mean() / 255
+    x = trainer.loaders["val"].split.x[:, 0, 0, 0].double().mean() / 255
     (row,) = [row for row in metrics(tmp_path) if "val/first" in row]
     assert row["val/first"] == pytest.approx(float(x), rel=1e-5)
     assert trainer.state.best_value == row["val/first"]

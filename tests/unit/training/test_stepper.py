@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.crash import timeless
 from distae import distributed as dist
-from distae.data import Arrays
+from distae.data import Split
 from distae.errors import TrainingError
 from distae.models import build
 from distae.training.step import explaining_memory
@@ -122,12 +122,11 @@ def test_logged_terms_are_means_over_the_window(tmp_path):
     assert metrics(tmp_path / "ae")[0]["train/loss"] == pytest.approx(expected, rel=1e-6)
 
 
-def with_nan(at: int) -> dict[str, Arrays]:
+def with_nan(at: int) -> dict[str, Split]:
     """Float data of which sample `at` of the training split holds a NaN."""
-    data = splits()
-    data = {k: Arrays(v.x.float() / 255, None) for k, v in data.items()}
-    data["train"].x[at, 0, 0, 0] = float("nan")
-    return data
+    values = {k: v.x.float() / 255 for k, v in splits().items()}
+    values["train"][at, 0, 0, 0] = float("nan")
+    return {k: Split.of(x) for k, x in values.items()}
 
 
 @pytest.mark.parametrize("optim", ["adam", "adamw", "sgd"])

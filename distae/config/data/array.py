@@ -1,4 +1,4 @@
-"""Settings of the data sets, and what is known without reading the data."""
+"""Settings of a user's own arrays, and what is known without reading them."""
 
 import io
 import os
@@ -10,7 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from distae.config.fields import Count, Fraction, Positive, Variant
+from distae.config.data.base import DataConfig
+from distae.config.fields import Fraction, Positive
 from distae.errors import UserError
 
 FILE_ERRORS = (
@@ -22,72 +23,6 @@ LONGEST_HEADER = 64 << 10
 """Largest header of an array in bytes; numpy's own have about 100."""
 MOST_COMPRESSED = 200
 """Largest ratio of unpacked to packed size of an .npz file: deflate reaches 1,000, but only in a zip bomb."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig(Variant):
-    """What all data sets share. Validation is a fixed hold-out: the same samples at every seed and world size."""
-
-    val_fraction: Fraction = 0.1
-    """Share of the training samples held out for validation."""
-    limit: Count | None = None
-    """Use only the first N samples of each split (for debugging)."""
-    binarize: Literal["none", "threshold", "stochastic"] = "none"
-    """none: values as they are, in [0, 1]; threshold: 1 above 0.5; stochastic: redrawn at every use with the value as
-    probability (Burda 2016); evaluation uses fixed noise."""
-
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample, `[C, H, W]` or `[D]`. Raises UserError if a file says otherwise."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class DigitsConfig(DataConfig):
-    """scikit-learn's 1,797 handwritten digits, 8x8, 17 grey levels (UCI, Alpaydin & Kaynak 1998). No download.
-    A fixed fifth is the test split."""
-
-    name: ClassVar[str] = "digits"
-
-    def shape(self) -> tuple[int, ...]:
-        return (1, 8, 8)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TorchvisionConfig(DataConfig):
-    """A data set that torchvision downloads and checks."""
-
-    root: str = "data"
-    """Folder the files are in, or are downloaded to."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MNISTConfig(TorchvisionConfig):
-    """MNIST, 60,000 + 10,000 handwritten digits, 28x28."""
-
-    name: ClassVar[str] = "mnist"
-
-    def shape(self) -> tuple[int, ...]:
-        return (1, 28, 28)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FashionMNISTConfig(TorchvisionConfig):
-    """Fashion-MNIST, 60,000 + 10,000 articles of clothing, 28x28."""
-
-    name: ClassVar[str] = "fashion_mnist"
-
-    def shape(self) -> tuple[int, ...]:
-        return (1, 28, 28)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CIFAR10Config(TorchvisionConfig):
-    """CIFAR-10, 50,000 + 10,000 colour images, 32x32."""
-
-    name: ClassVar[str] = "cifar10"
-
-    def shape(self) -> tuple[int, ...]:
-        return (3, 32, 32)
 
 
 StoredLayout = Literal["as_stored", "no_channel", "channels_last"]

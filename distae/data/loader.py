@@ -6,33 +6,31 @@ import torch
 from torch import Tensor
 
 from distae.data.sampler import GlobalBatchSampler
-from distae.data.splits import Arrays
+from distae.data.splits import Split
 from distae.noise import Noise
 
 
 class Loader:
     """Maps row numbers of one split to batches of floating point values on the device."""
 
-    def __init__(
-        self, arrays: Arrays, binarize: str, device: torch.device, dtype: torch.dtype, channels_last: bool = False
-    ) -> None:
-        self.arrays = arrays.to(device) if device.type == "cuda" and _fits(arrays, device) else arrays
+    def __init__(self, split: Split, binarize: str, device: torch.device, dtype: torch.dtype, channels_last: bool = False) -> None:
+        self.split = split.to(device) if device.type == "cuda" and _fits(split, device) else split
         self.binarize, self.device, self.dtype = binarize, device, dtype
-        images = channels_last and len(arrays.shape) == 3
+        images = channels_last and len(split.shape) == 3
         self.memory_format = torch.channels_last if images else torch.contiguous_format
 
     def __len__(self) -> int:
-        return len(self.arrays)
+        return len(self.split)
 
     @property
     def storage_device(self) -> torch.device:
         """Where the stored values are, and row numbers must be."""
-        return self.arrays.source.device
+        return self.split.device
 
     def batch(self, rows: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
         """Samples `[B, *shape]` and labels `[B]` of the rows `[B]` (int64, on `storage_device`)."""
-        stored, label = self.arrays.read(rows)
-        x = self.arrays.transform.apply(self._to_device(stored), self.dtype, self.memory_format)
+        stored, label = self.split.read(rows)
+        x = self.split.transform.apply(self._to_device(stored), self.dtype, self.memory_format)
         if self.binarize == "threshold":
             x = (x > 0.5).to(self.dtype)
         elif self.binarize == "stochastic":
@@ -54,5 +52,5 @@ def steps(sampler: GlobalBatchSampler, first: int, storage_device: torch.device)
             step += 1
 
 
-def _fits(arrays: Arrays, device: torch.device) -> bool:
-    return arrays.nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]
+def _fits(split: Split, device: torch.device) -> bool:
+    return split.nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]

@@ -1,0 +1,109 @@
+"""Where stored samples come from: the contract of every kind of source, and the one for tensors."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from distae.errors import TrainingError
+
+BLOCK_BYTES = 16 << 20
+"""Bytes read at once when all values are scanned."""
+WHOLE_BYTES = 4 << 30
+"""Up to this size in bytes a split is compared by all values, beyond by sampled blocks."""
+
+
+class BadRowsError(TrainingError):
+    """Rows that cannot be read, and why."""
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        super().__init__("; ".join(reasons.values()))
+        self.reasons = dict(reasons)
+
+
+class Source(ABC):
+    """Stored samples, read by row. Splits are row numbers over one source: nothing is copied per split or per rank."""
+
+    shape: tuple[int, ...]
+    """Of one stored sample."""
+    dtype: torch.dtype
+    """Of the values that `read` returns: uint8 or floating point."""
+    label: Tensor | None = None
+    """`[N]` int64."""
+    device: torch.device = torch.device("cpu")
+    """Where the values are, and row numbers must be."""
+    units: Tensor | None = None
+    """`[U]` int64, numbers of consecutive rows that are read as one, such as row groups; None: rows are read one by one."""
+    decodes: bool = False
+    """Whether reading takes CPU time, so that worker threads should read ahead."""
+    columns: Mapping[str, Any] = {}
+    """Split `[N]` that are kept aside by name: ids, file names, covariates."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, rows: Tensor) -> Tensor:
+        """Copies of the stored samples `[B, *shape]` at the rows `[B]` (int64), on the CPU; from any thread.
+
+        Raises BadRowsError on rows that cannot be read.
+        """
+
+    def name_of(self, row: int) -> str:
+        """What a user knows the row by: a file, or a file and a row."""
+        return f"row {row}"
+
+    def checksum(self, rows: Tensor | None) -> str:
+        """Of the stored values of these rows, or of all: of all values up to `WHOLE_BYTES`, of sampled blocks beyond."""
+        size = (len(self) if rows is None else len(rows)) * self.row_bytes
+        return checksum(self.blocks(rows, max(1, size // WHOLE_BYTES)))
+
+    def blocks(self, rows: Tensor | None, every: int = 1) -> Iterator[Tensor]:
+        """The stored values `[b, *shape]` of these rows, or of all, in order, block by block: to scan them without a copy of all.
+
+        With `every` n, only every nth block.
+        """
+        n = len(self) if rows is None else len(rows)
+        step = max(1, BLOCK_BYTES // max(1, self.row_bytes))
+        for start in range(0, n, step * every):
+            part = slice(start, min(start + step, n))
+            yield self.read(torch.arange(part.start, part.stop) if rows is None else rows[part])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one stored sample as read."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class Tensors(Source):
+    """Samples in memory or in a memory-mapped file, read-only."""
+
+    def __init__(self, x: Tensor, label: Tensor | None = None) -> None:
+        """`x` is `[N, *stored]` uint8 or floating point, `label` `[N]` int64."""
+        self.x, self.label = x, label
+        self.shape, self.dtype, self.device = tuple(x.shape[1:]), x.dtype, x.device
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def read(self, rows: Tensor) -> Tensor:
+        return self.x.index_select(0, rows)
+
+    def blocks(self, rows: Tensor | None, every: int = 1) -> Iterator[Tensor]:
+        if rows is not None:
+            yield from super().blocks(rows, every)
+            return
+        step = max(1, BLOCK_BYTES // max(1, self.row_bytes))
+        for start in range(0, len(self), step * every):
+            yield self.x[start : start + step]
+
+
+def checksum(blocks: Iterable[Tensor]) -> str:
+    """The xxh3 checksum of all bytes."""
+    digest = xxhash.xxh3_128()
+    for block in blocks:
+        digest.update(block.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
