@@ -28,6 +28,7 @@ from benchmarks.crash import timeless
 from distae import distributed as dist
 from distae.commands.session import train_run
 from distae.config import TrainConfig
+from distae.data import load
 from distae.distributed.parallelize import parallelize
 from distae.nn.norms import BatchNorm
 from distae.noise import Rows
@@ -49,6 +50,10 @@ class Case(NamedTuple):
     world_sizes: tuple[int, ...] = tuple(RANKS)
     ends_at: int | None = None
     """Step at which the run ends for a first time; it is then started again, and resumes."""
+    begins_on: int | None = None
+    """World size of that first part, where it is not the same."""
+    of_settings: bool = False
+    """Whether the data is what the settings say, and not `helpers.splits`."""
 
 
 class Result(NamedTuple):
@@ -158,24 +163,33 @@ def _rank(rank: int, cases: dict[str, Case], folder: Path) -> None:
     limit = datetime.timedelta(seconds=120)
     td.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=4, timeout=limit)
     triples = {n: [td.new_group(list(ranks), timeout=limit) for _ in range(3)] for n, ranks in RANKS.items()}
+
+    def train(case: Case, n: int, end: int | None, run_dir: Path) -> None:
+        if rank not in RANKS[n]:
+            return
+        groups = triples[n] if n > 1 else ()
+        with dist.use(dist.World(RANKS[n].index(rank), n, torch.device("cpu"), *groups)), case.plant():
+            result = _train(case, end or case.cfg.steps, run_dir)
+        if rank == RANKS[n][0]:
+            torch.save(result._asdict(), folder / f"{run_dir.name}.pt")
+
     for name, case in cases.items():
-        for n, ranks in RANKS.items():
-            if n in case.world_sizes and rank in ranks:
-                groups = triples[n] if n > 1 else ()
-                with dist.use(dist.World(ranks.index(rank), n, torch.device("cpu"), *groups)), case.plant():
-                    if case.ends_at:
-                        _train(dataclasses.replace(case.cfg, steps=case.ends_at), folder / f"{name}.{n}")
-                    result = _train(case.cfg, folder / f"{name}.{n}")
-                if rank == ranks[0]:
-                    torch.save(result._asdict(), folder / f"{name}.{n}.pt")
+        for n in RANKS:
+            if n in case.world_sizes:
+                if case.ends_at:
+                    train(case, case.begins_on or n, case.ends_at, folder / f"{name}.{n}")
+                if case.begins_on:
+                    td.barrier()  # the other ranks find what these have saved
+                train(case, n, None, folder / f"{name}.{n}")
     td.destroy_process_group()
 
 
-def _train(cfg: TrainConfig, run_dir: Path) -> Result:
-    """The whole of a run, from initial weights to the last evaluation."""
+def _train(case: Case, steps: int | None, run_dir: Path) -> Result:
+    """The whole of a run, from initial weights, or what the folder has, to the last evaluation."""
     run_dir.mkdir(exist_ok=True)
+    cfg = dataclasses.replace(case.cfg, run_dir=str(run_dir), steps=steps)
     with mock.patch("distae.training.trainer.TrainStep", Recorder):
-        end = train_run(dataclasses.replace(cfg, run_dir=str(run_dir)), splits(), StopRequest(), 1)
+        end = train_run(cfg, load(cfg.data) if case.of_settings else splits(), StopRequest(), 1)
     assert end.outcome == "done", end.reason
     train_step = Recorder.newest
     tensors = dict(train_step.model.state_dict())

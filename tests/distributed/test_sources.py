@@ -1,0 +1,57 @@
+"""Every kind of data source: the same run on 1 to 3 ranks, after a stop, and after a stop on another number of ranks."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gate
+import numpy as np
+import pytest
+from gate import Case
+from helpers import settings
+
+ROWS = 131
+"""Divides by no batch and no number of ranks."""
+
+
+def pictures(n: int = ROWS, shape: tuple[int, ...] = (8, 8)) -> np.ndarray:
+    """`n` made-up images of bytes."""
+    return np.random.default_rng(0).integers(0, 256, (n, *shape), dtype=np.uint8)
+
+
+def array(folder: Path) -> dict[str, Any]:
+    np.savez(folder / "x.npz", x=pictures(), y=np.arange(ROWS) % 10)
+    return {"name": "array", "path": str(folder / "x.npz"), "label_key": "y"}
+
+
+SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {"array": array}
+"""By name: makes files in a folder, and gives the settings `data` that read them."""
+
+
+def cases_of(name: str, folder: Path) -> dict[str, Case]:
+    """A run on 1, 2 and 3 ranks; one stopped and resumed on 3; one stopped on 2 and resumed on 3."""
+    folder.mkdir()
+    cfg = settings(data=SOURCES[name](folder), steps=10, eval_every=5, log_every=5, precision="fp64")
+    return {
+        name: Case(cfg, world_sizes=(1, 2, 3), of_settings=True),
+        f"{name} resumed": Case(cfg, world_sizes=(3,), ends_at=7, of_settings=True),
+        f"{name} elastic": Case(cfg, world_sizes=(3,), ends_at=7, begins_on=2, of_settings=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def results(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sources")
+    chosen = {item.callspec.params["name"] for item in request.session.items if item.path == request.path}
+    return gate.run({k: v for name in sorted(chosen) for k, v in cases_of(name, folder / f"{name} files").items()}, folder)
+
+
+@pytest.mark.spawn
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_passes_the_gates(results, name):
+    gate.assert_parity(results[name], gate.EXACT)
+    straight, resumed = results[name][3], results[f"{name} resumed"][3]
+    for key, value in straight.tensors.items():
+        assert value.equal(resumed.tensors[key]), f"resumed on 3 ranks: {key} differs"
+    elastic = results[f"{name} elastic"][3]._replace(metrics=straight.metrics)  # its first part ends with rows of its own
+    assert max(gate.differences(elastic, straight).values()) <= gate.EXACT
