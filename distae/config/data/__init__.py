@@ -1,0 +1,25 @@
+"""Settings of the data sets, one file for each kind of source, and what is known without reading the data. No torch."""
+
+from distae.registry import import_all
+
+# In the order of --help.
+# isort: off
+from distae.config.data.base import DataConfig
+from distae.config.data.digits import DigitsConfig
+from distae.config.data.torchvision import CIFAR10Config, FashionMNISTConfig, MNISTConfig, TorchvisionConfig
+from distae.config.data.array import FILE_ERRORS, ArrayConfig, StoredLayout
+# isort: on
+
+__all__ = [
+    "FILE_ERRORS",
+    "ArrayConfig",
+    "CIFAR10Config",
+    "DataConfig",
+    "DigitsConfig",
+    "FashionMNISTConfig",
+    "MNISTConfig",
+    "StoredLayout",
+    "TorchvisionConfig",
+]
+
+import_all(__name__)

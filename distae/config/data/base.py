@@ -1,0 +1,27 @@
+"""What the settings of all data sets share."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from distae.config.fields import Count, Fraction, Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Variant):
+    """What all data sets share. Validation is a fixed hold-out: the same samples at every seed and world size."""
+
+    val_fraction: Fraction = 0.1
+    """Share of the training samples held out for validation."""
+    limit: Count | None = None
+    """Use only the first N samples of each split (for debugging)."""
+    binarize: Literal["none", "threshold", "stochastic"] = "none"
+    """none: values as they are, in [0, 1]; threshold: 1 above 0.5; stochastic: redrawn at every use with the value as
+    probability (Burda 2016); evaluation uses fixed noise."""
+
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample, `[C, H, W]` or `[D]`. Raises UserError if a file says otherwise."""
+        raise NotImplementedError
+
+    def for_model(self) -> dict[str, Any]:
+        """Settings of the model that follow from the data, such as `columns` for a table. Raises UserError as `shape` does."""
+        return {}
