@@ -30,6 +30,7 @@ from distae.checkpoint.shards import ShardWriter, write_file
 from distae.checkpoint.staging import Staging
 from distae.errors import TrainingError
 from distae.runtime.files import sync
+from distae.runtime.run_dir import mark_saved
 
 
 class Job(NamedTuple):
@@ -140,6 +141,7 @@ class CheckpointStore(CheckpointReader):
                 remove(final)
                 tmp_path.rename(final)
             sync(self.folder)
+            mark_saved(self.folder.parent)
             retain(self.folder, self.keep_latest_k, job.step, job.best_step)
 
     def recover(self) -> None:
@@ -159,6 +161,7 @@ class CheckpointStore(CheckpointReader):
         for left in self.folder.glob(".step_*.writing"):
             shutil.rmtree(left, ignore_errors=True)
         if found:
+            mark_saved(self.folder.parent)
             remove_remains(self.folder, found.step)
         notes = []
         for path in found.passed_over if found else []:

@@ -126,9 +126,19 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def in_words(error: Exception) -> str:
+def in_words(error: BaseException) -> str:
     """An error of these functions without its number."""
-    return (isinstance(error, OSError) and error.strerror) or str(error)
+    if not isinstance(error, OSError):
+        return str(error)
+    return _WORDS.get(error.errno or 0) or error.strerror or str(error)
+
+
+def with_path(error: BaseException) -> str:
+    """The same with the file that it is about, if that is known: `Read-only file system: runs/a/metrics.jsonl`."""
+    return in_words(error) + (f": {error.filename}" if isinstance(error, OSError) and error.filename else "")
+
+
+_WORDS = {errno.ENOSPC: "No space left on device (disk full, or no inodes left)"}
 
 
 def why_unsafe(folder: Path, files: Iterable[str], folders: Iterable[str]) -> str | None:
