@@ -7,16 +7,17 @@ blocks forever, reading /dev/zero fills the memory, and writing through a link c
 import errno
 import os
 import stat
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
+from distae.config.toml import LARGEST, parse_toml
+
 T = TypeVar("T")
-SMALL = 16 << 20
-"""Bytes: no settings, state, outcome, lock or manifest is larger."""
+SMALL = 8 << 20
+"""Bytes: no settings, state, outcome, lock or manifest is larger. JSON of that size takes less than a second."""
 
 
 def decode(data: bytes, kind: type[T]) -> T:
@@ -60,10 +61,7 @@ def read_end(path: Path, limit: int) -> bytes:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Raises OSError as `read_bytes`, and ValueError where it is not valid TOML."""
-    try:
-        return tomllib.loads(read_bytes(path).decode())
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    return parse_toml(read_bytes(path, LARGEST))
 
 
 def open_append(path: Path) -> int:

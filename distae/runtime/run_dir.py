@@ -22,6 +22,8 @@ SAVED = "saved"
 """An empty file that is made once the run has a checkpoint: without one, it has lost them."""
 FILES = (CONFIG, outcome.FILE, outcome.FORMER, "metrics.jsonl", "log.txt", "wandb_id", "lock", SAVED)
 FOLDERS = ("images", "model", "profile")
+DEEPEST = 8
+"""Tables within each other in saved settings."""
 WRITTEN = ("metrics.jsonl", "log.txt")
 
 
@@ -96,9 +98,14 @@ def _check_settings(cfg: TrainConfig, run_dir: Path) -> None:
 
 def _differences(one: TrainConfig, other: TrainConfig) -> str:
     """Settings that define the result and differ, as text; empty if none does."""
-    there, here = identity_settings(one), identity_settings(other)
-    differ = [f"{k} is {there.get(k)} there and {here.get(k)} here" for k in there | here if there.get(k) != here.get(k)]
-    return "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
+    return differences(identity_settings(one), identity_settings(other), "there")
+
+
+def differences(there: dict[str, Any], here: dict[str, Any], where: str) -> str:
+    """The differences of two identities as text; empty if they are equal."""
+    differ = [k for k in there | here if there.get(k) != here.get(k)]
+    shown = [f"{k} is {there.get(k)} {where} and {here.get(k)} here" for k in differ[:4]]
+    return "; ".join(shown) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
 
 
 def settings_of(run_dir: Path, saved: dict[str, Any]) -> TrainConfig:
@@ -145,19 +152,21 @@ def _saved_settings(run_dir: Path) -> dict[str, Any]:
         for path in (run_dir / "checkpoints").glob(f"step_*{step}/state.json"):
             try:
                 return _nested(files.decode(files.read_bytes(path), _State).settings)
-            except (OSError, ValueError):
+            except (OSError, ValueError, UserError):
                 continue
     return {}
 
 
 def _nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """`{"model.name": x}` as `{"model": {"name": x}}`; None is left out, as in a TOML file."""
+    """`{"model.name": x}` as `{"model": {"name": x}}`; None is left out. Raises UserError if they are damaged."""
     table: dict[str, Any] = {}
     for dotted, value in settings.items():
-        *path, last = dotted.split(".")
+        *path, last = dotted.split(".", DEEPEST)
         inner = table
         for part in path:
             inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict) or "." in last:
+                raise UserError(f"the settings in the checkpoint are damaged: {dotted[:80]!r} is within a value, or too deep")
         if value is not None:
             inner[last] = value
     return table
