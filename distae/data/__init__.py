@@ -3,7 +3,7 @@
 from distae import deprecation
 from distae.data.datasets import load, register_dataset
 from distae.data.loader import Loader, steps
-from distae.data.sampler import GlobalBatchSampler
+from distae.data.sampler import GlobalBatchSampler, order_of
 from distae.data.source import BadRowsError, Source, Tensors
 from distae.data.splits import Identity, Split, hold_out, identity
 from distae.data.transform import Transform
@@ -20,6 +20,7 @@ __all__ = [
     "hold_out",
     "identity",
     "load",
+    "order_of",
     "register_dataset",
     "steps",
 ]

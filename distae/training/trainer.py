@@ -41,7 +41,8 @@ class Trainer:
         self.data = data.identity(splits)
         self.loaders = {k: Loader(v, cfg.data.binarize, device, dtype, cfg.channels_last) for k, v in splits.items()}
         n, ranks = len(splits["train"]), (self.world.rank, self.world.world_size)
-        self.sampler = GlobalBatchSampler(n, cfg.global_batch_size, *ranks, cfg.grad_accum_steps, cfg.seed)
+        order = data.order_of(cfg, splits["train"])
+        self.sampler = GlobalBatchSampler(n, cfg.global_batch_size, *ranks, cfg.grad_accum_steps, cfg.seed, order)
         self.total = cfg.steps or (cfg.epochs or 1) * self.sampler.steps_per_epoch
         schedule = Schedule(cfg.schedule, self.total, self.sampler.steps_per_epoch)
         to = {"memory_format": torch.channels_last} if cfg.channels_last else {}

@@ -17,6 +17,11 @@ class DataConfig(Variant):
     binarize: Literal["none", "threshold", "stochastic"] = "none"
     """none: values as they are, in [0, 1]; threshold: 1 above 0.5; stochastic: redrawn at every use with the value as
     probability (Burda 2016); evaluation uses fixed noise."""
+    shuffle: Literal["auto", "full", "windowed"] = "auto"
+    """full: one permutation of all samples; windowed: for samples that are read in units (row groups, shards), units are permuted,
+    and rows within windows of some units, so that each unit is read once. auto: windowed for more than 256 MB in units."""
+    window: Count = 4
+    """Units whose rows a windowed shuffle mixes at once, in each of its lanes."""
 
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample, `[C, H, W]` or `[D]`. Raises UserError if a file says otherwise."""
