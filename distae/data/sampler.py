@@ -26,6 +26,10 @@ class Order(Protocol):
         """Positions in the split `[steps, places]` int64, of these consecutive steps and places of a global batch."""
         ...
 
+    def units_in_use(self, places: range) -> int:
+        """How many of the units used last to keep for these places."""
+        ...
+
 
 class FullOrder:
     """The order of torch's DistributedSampler: one permutation of all samples an epoch, kept as a table."""
@@ -40,6 +44,9 @@ class FullOrder:
         wanted = self.order[steps.start * self.batch : steps.stop * self.batch].view(len(steps), self.batch)
         return wanted[:, places.start : places.stop]
 
+    def units_in_use(self, places: range) -> int:
+        return 0
+
 
 class KeyedOrder:
     """One permutation of all samples an epoch, of which only what is asked for is computed."""
@@ -50,6 +57,9 @@ class KeyedOrder:
     def rows(self, epoch: int, steps: range, places: range) -> Tensor:
         at = torch.arange(steps.start, steps.stop)[:, None] * self.batch + torch.arange(places.start, places.stop)
         return KeyedPermutation(self.n, (self.seed, "order", epoch))(at)
+
+    def units_in_use(self, places: range) -> int:
+        return 0
 
 
 class GlobalBatchSampler:
@@ -88,6 +98,11 @@ class GlobalBatchSampler:
 
     def __len__(self) -> int:
         return self.steps_per_epoch
+
+    @property
+    def units_in_use(self) -> int:
+        """How many of the units of the source that this rank used last are to be kept."""
+        return sum(self.order.units_in_use(places) for places in self.places)
 
 
 def full_order(n: int, batch: int, seed: int) -> Order:
