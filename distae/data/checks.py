@@ -22,7 +22,7 @@ def check_data(cfg: TrainConfig, splits: dict[str, Split]) -> None:
     for name, split in splits.items():
         if not len(split):
             continue
-        low, high = (bound / split.transform.scale for bound in split.bounds())
+        low, high = split.model_bounds()
         if low < 0 or high > 1:
             raise UserError(
                 f"--model.likelihood bernoulli needs data in [0, 1]; the {name} split of --data {cfg.data.name} has values in "

@@ -47,7 +47,7 @@ class Split:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample, as the model sees it."""
-        return tuple(self.transform.arrange(torch.empty((1, *self.source.shape), device="meta")).shape[1:])
+        return self.transform.shape(self.source.shape)
 
     @property
     def device(self) -> torch.device:
@@ -74,6 +74,14 @@ class Split:
         found = torch.stack([torch.stack(block.aminmax()) for block in self.blocks()]).aminmax()
         return float(found.min), float(found.max)
 
+    def model_bounds(self) -> tuple[float, float]:
+        """The smallest and the largest value that the model sees; of a table, missing values aside."""
+        if not self.transform.columns:
+            low, high = self.bounds()
+            return low / self.transform.scale, high / self.transform.scale
+        seen = [self.transform.apply(block, torch.float64) for block in self.blocks()]
+        return min(float(x.nan_to_num(torch.inf).min()) for x in seen), max(float(x.nan_to_num(-torch.inf).max()) for x in seen)
+
     @cached_property
     def identity(self) -> Identity:
         """Number, shape, type and transform of the samples, and checksums of the values and the labels."""
@@ -81,7 +89,7 @@ class Split:
             "samples": len(self),
             "shape": "x".join(map(str, self.source.shape)),
             "dtype": str(self.source.dtype).removeprefix("torch."),
-            **self.transform.to_json(),
+            **self.transform.identity(),
             "values": self.source.checksum(self.rows),
             "labels": None if self.label is None else checksum([self.label]),
         }
