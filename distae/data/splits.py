@@ -57,7 +57,7 @@ class Split:
     @property
     def nbytes(self) -> int:
         """Of the stored values."""
-        return len(self) * self.source.row_bytes
+        return self.source.nbytes(self.rows)
 
     def read(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Copies of the stored samples `[B, *stored]` and labels `[B]` at these positions `[B]` (int64)."""
@@ -71,7 +71,7 @@ class Split:
 
     def bounds(self) -> tuple[float, float]:
         """The smallest and the largest stored value; both NaN if one is NaN. There must be samples."""
-        found = torch.stack([torch.stack(block.aminmax()) for block in self.blocks()]).aminmax()
+        found = torch.stack([torch.stack(values.aminmax()) for values in self.source.values(self.rows)]).aminmax()
         return float(found.min), float(found.max)
 
     def model_bounds(self) -> tuple[float, float]:
@@ -101,13 +101,7 @@ class Split:
 
     def to(self, device: torch.device) -> "Split":
         """These samples alone in the memory of `device`, without a copy of all on the host."""
-        copy = torch.empty((len(self), *self.source.shape), dtype=self.source.dtype, device=device)
-        start = 0
-        for block in self.blocks():
-            copy[start : start + len(block)] = block
-            start += len(block)
-        label = self.label
-        return replace(self, source=Tensors(copy, None if label is None else label.to(device)), rows=None)
+        return replace(self, source=self.source.to(device, self.rows), rows=None)
 
     def __len__(self) -> int:
         return len(self.source if self.rows is None else self.rows)

@@ -2,10 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from distae.config.data.base import DataConfig
+from distae.config.data.reading import Newest, the_file
 from distae.config.fields import Count, Fraction
 from distae.errors import UserError
 
@@ -66,25 +66,25 @@ class TableConfig(DataConfig):
 
     def table(self) -> "Table":
         """The table as numbers, read once in this process unless the file changes. Raises UserError."""
-        known = _TABLES.get(self._content())
-        path = Path(self.path).expanduser()
-        stamp = (found.st_size, found.st_mtime_ns) if self.path and (found := _stat(path)) else None
-        if known and (stamp is None or known[0] == stamp):  # it may vanish once it is read
-            return known[1]
+        return _NEWEST.get(self._content(), self.path, self._read)
+
+    def keep(self, cells: "Cells") -> "Table":
+        """Take these for the table of these settings, in this process. Raises UserError."""
+        _NEWEST.put(self._content(), table := self._table_of(cells))
+        return table
+
+    def _read(self) -> "Table":
         from distae.config.tables import read
 
-        return self.keep(read(self.file(), self.drop), stamp)
+        return self._table_of(read(the_file(self.path, "a .csv, .tsv, .parquet or .arrow file"), self.drop))
 
-    def keep(self, cells: "Cells", stamp: tuple[int, int] | None = None) -> "Table":
-        """Take these for the table of these settings in this process. Raises UserError."""
+    def _table_of(self, cells: "Cells") -> "Table":
         from distae.config.tables import Kinds, table_of
 
         self._check()
         onehot = self.categories == "onehot"
         kinds = Kinds(self.label, self.aside, self.categorical, self.numeric, self.missing, onehot, self.max_categories)
-        _TABLES.clear()
-        _TABLES[self._content()] = stamp, (table := table_of(cells, kinds))
-        return table
+        return table_of(cells, kinds)
 
     def _content(self) -> "TableConfig":
         """These settings, the same where they give the same table."""
@@ -96,25 +96,5 @@ class TableConfig(DataConfig):
         if self.binarize != "none":
             raise UserError("--data.binarize is for images; valid with --data table: none")
 
-    def file(self) -> Path:
-        """The file, `~` expanded. Raises UserError if there is none."""
-        if not self.path:
-            raise UserError("--data.path: --data table needs a .csv, .tsv, .parquet or .arrow file")
-        try:
-            path = Path(self.path).expanduser()
-        except RuntimeError as error:
-            raise UserError(f"--data.path: {self.path} names no user's home folder") from error
-        if not path.is_file():
-            raise UserError(f"--data.path: {path} is {'not a file' if path.exists() else 'not there'}")
-        return path
 
-
-_TABLES: "dict[TableConfig, tuple[tuple[int, int] | None, Table]]" = {}
-"""The newest table, with size and time of its file; None for a DataFrame."""
-
-
-def _stat(path: Path) -> Any:
-    try:
-        return path.stat()
-    except OSError:
-        return None
+_NEWEST: "Newest[Table]" = Newest()

@@ -152,12 +152,12 @@ def of_texts(texts: Sequence[str]) -> Column:
     return Column(numbers, missing)
 
 
-def _of_numbers(values: NDArray[Any]) -> Column:
+def of_numbers(values: NDArray[Any]) -> Column:
     numbers = np.asarray(values, dtype=np.float64)
     return Column(numbers, np.isnan(numbers))
 
 
-def _of_objects(values: Iterable[Any]) -> Column:
+def of_objects(values: Iterable[Any]) -> Column:
     """Texts of whatever has one; None, NaN and the like are missing."""
     found = [None if v is None or v != v or str(v) in ("<NA>", "NaT") else str(v) for v in values]  # noqa: PLR0124 - NaN
     missing = np.fromiter((v is None for v in found), np.bool_, len(found))
@@ -194,14 +194,14 @@ def _ipc(path: Path, pyarrow: Any) -> Any:
 def _of_arrow(values: Any, name: str, where: str, pyarrow: Any) -> Column:
     types, kind = pyarrow.types, values.type
     if types.is_dictionary(kind):
-        return _of_objects(values.to_pylist())
+        return of_objects(values.to_pylist())
     if types.is_timestamp(kind) or types.is_date(kind):
         micros = values.cast(pyarrow.timestamp("us")).cast(pyarrow.int64()).cast(pyarrow.float64(), safe=False)
         return Column(micros.to_numpy(), values.is_null().to_numpy(), "time")
     if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_null(kind):
-        return _of_numbers(values.cast(pyarrow.float64(), safe=False).to_numpy())
+        return of_numbers(values.cast(pyarrow.float64(), safe=False).to_numpy())
     if types.is_boolean(kind) or types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-        return _of_objects(values.to_pylist())
+        return of_objects(values.to_pylist())
     raise UserError(f"--data.path: {where}, column {name!r} holds {kind}, not numbers or texts; leave it out: --data.drop {name}")
 
 
@@ -212,8 +212,8 @@ def _of_series(series: Any, name: str) -> Column:
         missing = series.isna().to_numpy()
         return Column(series.astype("int64").to_numpy().astype(np.float64), missing, "time")
     if getattr(kind, "kind", "O") in "iuf" and str(kind) != "category":
-        return _of_numbers(series.to_numpy(dtype=np.float64, na_value=np.nan))
+        return of_numbers(series.to_numpy(dtype=np.float64, na_value=np.nan))
     nested = next((v for v in series if isinstance(v, list | tuple | dict | set | np.ndarray)), None)
     if nested is not None:
         raise UserError(f"the DataFrame, column {name!r} holds a {type(nested).__name__}, not numbers or texts: drop it")
-    return _of_objects(series)
+    return of_objects(series)

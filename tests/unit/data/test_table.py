@@ -224,9 +224,11 @@ SETTINGS = [
     ({"label": "age"}, r"x.csv row 1, column 'age' is [\d.]+; labels are classes: texts or whole numbers"),
     ({"group": "id", "time": "age"}, r"--data.group and --data.time exclude each other"),
     ({"split": "outcome"}, r"x.csv, column 'outcome', row 1 is 'sick'; valid: train, val and test"),
-    ({"path": ""}, r"--data.path: --data table needs a .csv, .tsv, .parquet or .arrow file"),
+    ({"path": ""}, r"--data.path: a file is needed: a .csv, .tsv, .parquet or .arrow file"),
     ({"path": "absent.csv"}, r"--data.path: absent.csv is not there"),
-    ({"path": "."}, r"--data.path: . is not a file"),
+    ({"path": "."}, r"--data.path: . is not a file; a file is needed"),
+    ({"path": "~nobody-at-all/x.csv"}, r"names no user's home folder"),
+    ({"path": "x.doc"}, r"--data.path: x.doc is not there"),
     ({"binarize": "threshold"}, r"--data.binarize is for images"),
 ]
 
