@@ -7,6 +7,7 @@ from typing import Any
 import gate
 import numpy as np
 import pytest
+import scipy.sparse
 from gate import Case
 from helpers import settings
 
@@ -24,7 +25,13 @@ def array(folder: Path) -> dict[str, Any]:
     return {"name": "array", "path": str(folder / "x.npz"), "label_key": "y"}
 
 
-SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {"array": array}
+def sparse(folder: Path) -> dict[str, Any]:
+    counts = np.random.default_rng(0).poisson(0.2, (ROWS, 40))
+    scipy.sparse.save_npz(folder / "x.npz", scipy.sparse.csr_matrix(counts))
+    return {"name": "sparse", "path": str(folder / "x.npz"), "binary": True}
+
+
+SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {"array": array, "sparse": sparse}
 """By name: makes files in a folder, and gives the settings `data` that read them."""
 
 
