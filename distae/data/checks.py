@@ -32,7 +32,7 @@ def _check_support(cfg: TrainConfig, name: str, split: Split) -> None:
     support = "unit" if cfg.data.binarize == "stochastic" else TRAITS.get(likelihood, Traits()).support
     which = f"the {name} split of --data {cfg.data.name} has"
     if support == "unit":
-        low, high = (bound / split.transform.scale for bound in split.bounds())
+        low, high = split.model_bounds()
         if low < 0 or high > 1:
             what = (
                 f"--model.likelihood {likelihood}"

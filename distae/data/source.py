@@ -76,6 +76,24 @@ class Source(ABC):
             part = slice(start, min(start + step, n))
             yield self.read(torch.arange(part.start, part.stop) if rows is None else rows[part])
 
+    def values(self, rows: Tensor | None) -> Iterator[Tensor]:
+        """Tensors of any shape with every value that these rows, or all, hold: to find the smallest, or a bad one."""
+        return self.blocks(rows)
+
+    def nbytes(self, rows: Tensor | None) -> int:
+        """Memory that these rows, or all, take."""
+        return (len(self) if rows is None else len(rows)) * self.row_bytes
+
+    def to(self, device: torch.device, rows: Tensor | None) -> "Source":
+        """These rows, or all, alone in the memory of `device`, without a copy of all on the host."""
+        n = len(self) if rows is None else len(rows)
+        copy, start = torch.empty((n, *self.shape), dtype=self.dtype, device=device), 0
+        for block in self.blocks(rows):
+            copy[start : start + len(block)] = block
+            start += len(block)
+        label = self.label if self.label is None or rows is None else self.label[rows]
+        return Tensors(copy, None if label is None else label.to(device))
+
     @property
     def row_bytes(self) -> int:
         """Bytes of one stored sample as read."""

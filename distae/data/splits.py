@@ -56,7 +56,7 @@ class Split:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample, as the model sees it."""
-        return tuple(self.transform.arrange(torch.empty((1, *self.source.shape), device="meta")).shape[1:])
+        return self.transform.shape(self.source.shape)
 
     @property
     def device(self) -> torch.device:
@@ -81,7 +81,7 @@ class Split:
     @property
     def nbytes(self) -> int:
         """Of the stored values."""
-        return len(self) * self.source.row_bytes
+        return self.source.nbytes(self._rows)
 
     def read(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Copies of the stored samples `[B, *stored]` and labels `[B]` at these positions `[B]` (int64)."""
@@ -108,8 +108,16 @@ class Split:
 
     def bounds(self) -> tuple[float, float]:
         """The smallest and the largest stored value; both NaN if one is NaN. There must be samples."""
-        found = torch.stack([torch.stack(block.aminmax()) for block in self.blocks()]).aminmax()
+        found = torch.stack([torch.stack(values.aminmax()) for values in self.source.values(self._rows)]).aminmax()
         return float(found.min), float(found.max)
+
+    def model_bounds(self) -> tuple[float, float]:
+        """The smallest and the largest value that the model sees; of a table, missing values aside."""
+        if not self.transform.columns:
+            low, high = self.bounds()
+            return low / self.transform.scale, high / self.transform.scale
+        seen = [self.transform.apply(block, torch.float64) for block in self.blocks()]
+        return min(float(x.nan_to_num(torch.inf).min()) for x in seen), max(float(x.nan_to_num(-torch.inf).max()) for x in seen)
 
     @cached_property
     def identity(self) -> Identity:
@@ -118,7 +126,7 @@ class Split:
             "samples": len(self),
             "shape": "x".join(map(str, self.source.shape)),
             "dtype": str(self.source.dtype).removeprefix("torch."),
-            **self.transform.to_json(),
+            **self.transform.identity(),
             "values": self.source.checksum(self._rows),
             "labels": None if self.source.label is None else checksum(self._label_blocks()),
         }
@@ -135,13 +143,7 @@ class Split:
 
     def to(self, device: torch.device) -> "Split":
         """These samples alone in the memory of `device`, without a copy of all on the host."""
-        copy = torch.empty((len(self), *self.source.shape), dtype=self.source.dtype, device=device)
-        start = 0
-        for block in self.blocks():
-            copy[start : start + len(block)] = block
-            start += len(block)
-        label = self.label
-        return replace(self, source=Tensors(copy, None if label is None else label.to(device)), rows=None)
+        return replace(self, source=self.source.to(device, self._rows), rows=None)
 
     def __len__(self) -> int:
         return len(self.source if self.rows is None else self.rows)

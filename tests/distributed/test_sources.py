@@ -8,6 +8,7 @@ import gate
 import made_up
 import numpy as np
 import pytest
+import scipy.sparse
 from gate import Case
 from helpers import settings
 
@@ -31,7 +32,13 @@ def in_units(folder: Path) -> dict[str, Any]:
     return {"name": "in_units", "path": str(folder / "units"), "shuffle": "windowed", "window": 1, "workers": 2}
 
 
-SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {"array": array, "in_units": in_units}
+def sparse(folder: Path) -> dict[str, Any]:
+    counts = np.random.default_rng(0).poisson(0.2, (ROWS, 40))
+    scipy.sparse.save_npz(folder / "x.npz", scipy.sparse.csr_matrix(counts))
+    return {"name": "sparse", "path": str(folder / "x.npz"), "binary": True}
+
+
+SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {"array": array, "in_units": in_units, "sparse": sparse}
 """By name: makes files in a folder, and gives the settings `data` that read them."""
 
 

@@ -8,6 +8,8 @@ from distae.config.data.base import DataConfig
 from distae.config.data.digits import DigitsConfig
 from distae.config.data.torchvision import CIFAR10Config, FashionMNISTConfig, MNISTConfig, TorchvisionConfig
 from distae.config.data.array import FILE_ERRORS, ArrayConfig, StoredLayout
+from distae.config.data.table import TableConfig
+from distae.config.data.sparse import SparseConfig
 # isort: on
 
 __all__ = [
@@ -18,7 +20,9 @@ __all__ = [
     "DigitsConfig",
     "FashionMNISTConfig",
     "MNISTConfig",
+    "SparseConfig",
     "StoredLayout",
+    "TableConfig",
     "TorchvisionConfig",
 ]
 
