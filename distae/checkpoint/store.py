@@ -173,6 +173,11 @@ class CheckpointStore(CheckpointReader):
                 notes.append(f"{path.name} cannot be set aside ({error.strerror})")
         return notes
 
+    def tidy(self, step: int, best_step: int | None) -> None:
+        """Delete what the save of `step` had still to delete when it was killed. For a run that resumes there."""
+        if dist.world().is_main:
+            retain(self.folder, self.keep_latest_k, step, best_step)
+
     def _kwargs(self) -> dict[str, Any]:
         return {"no_dist": True} if self.group is None else {"process_group": self.group}
 

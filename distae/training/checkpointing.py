@@ -40,8 +40,10 @@ class CheckpointManager:
         self.why_unsaved = ""
 
     def start(self) -> None:
-        """Start the schedule at the step where training starts."""
+        """Start the schedule at the step where training starts, and finish what the save of that step began."""
         self.schedule.start(self.state.step, time.perf_counter())
+        if self.saved_step is not None:
+            self.store.tidy(self.saved_step, self.state.best_step)
 
     def save_if_due(self, new_best: bool) -> None:
         if self.schedule.due(self.state.step) or new_best:

@@ -10,6 +10,7 @@ from helpers import settings
 
 from distae import data
 from distae.checkpoint.reader import LatestCheckpoint
+from distae.checkpoint.retention import steps_in
 from distae.checkpoint.store import CheckpointStore
 from distae.commands import train
 from distae.config import TrainConfig
@@ -139,3 +140,14 @@ def test_a_run_of_an_earlier_version_notes_that_it_has_checkpoints(run_dir: Path
     (run_dir / SAVED).unlink()
     CheckpointStore(run_dir / "checkpoints", 2, "sync").clean(LatestCheckpoint(4, [], []))
     assert (run_dir / SAVED).exists()
+
+
+def test_a_resume_deletes_what_the_last_save_had_still_to_delete(run_dir: Path) -> None:
+    """Killed between the commit of step 4 and the deletion of step 2; not where the start is rejected."""
+    outcome.forget(run_dir)
+    cfg = replace(CFG, run_dir=str(run_dir), checkpoint=replace(CFG.checkpoint, keep_latest_k=1))
+    before = steps_in(run_dir / "checkpoints")
+    rejected(replace(cfg, seed=77))
+    assert steps_in(run_dir / "checkpoints") == before == [4, 2]
+    assert train.run(cfg, Environment()).outcome == "done"
+    assert steps_in(run_dir / "checkpoints") == [4]
