@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gate
+import made_up
 import numpy as np
 import pytest
 from gate import Case
@@ -24,7 +25,13 @@ def array(folder: Path) -> dict[str, Any]:
     return {"name": "array", "path": str(folder / "x.npz"), "label_key": "y"}
 
 
-SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {"array": array}
+def in_units(folder: Path) -> dict[str, Any]:
+    """Under the windowed shuffle, on 6 lanes, with two threads that read ahead."""
+    made_up.write_units(folder / "units", pictures(), [3, 7, 5] * 8 + [11])
+    return {"name": "in_units", "path": str(folder / "units"), "shuffle": "windowed", "window": 1, "workers": 2}
+
+
+SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {"array": array, "in_units": in_units}
 """By name: makes files in a folder, and gives the settings `data` that read them."""
 
 
