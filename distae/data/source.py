@@ -43,6 +43,8 @@ class Source(ABC):
     """Whether reading takes CPU time, so that worker threads should read ahead."""
     origin: str = ""
     """What the values are memory-mapped from, for people: `x.npy`; empty where they are in memory, or read in another way."""
+    limits: tuple[float, float] | None = None
+    """Bounds of the stored values that are known without reading them."""
     columns: Mapping[str, Any] = {}
     """Split `[N]` that are kept aside by name: ids, file names, covariates."""
 

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from distae.data.augment import Augment
 from distae.data.runs import Runs
 from distae.data.source import Source, Tensors, checksum
 from distae.data.transform import Transform
@@ -33,6 +34,8 @@ class Split:
     """`[n]` int64, rows of `source` in this split; None is all of them, in order. Above TABLE_ROWS: as runs."""
     notes: tuple[str, ...] = ()
     """Notes on guesses, printed at the start of a run."""
+    augment: Augment | None = None
+    """What training does with these samples; evaluation sees them as they are."""
 
     @classmethod
     def of(
@@ -107,7 +110,12 @@ class Split:
             yield label[part if self.rows is None else self.rows[part]]
 
     def bounds(self) -> tuple[float, float]:
-        """The smallest and the largest stored value; both NaN if one is NaN. There must be samples."""
+        """The smallest and the largest stored value; both NaN if one is NaN. There must be samples.
+
+        Bounds that the source knows without reading hold them, and stand for them.
+        """
+        if self.source.limits:
+            return self.source.limits
         found = torch.stack([torch.stack(values.aminmax()) for values in self.source.values(self._rows)]).aminmax()
         return float(found.min), float(found.max)
 
