@@ -123,7 +123,7 @@ class Split:
         """Tensors of any shape with every value that the model sees; of a sparse matrix, of zeros at most one."""
         if self.transform.columns:
             return (self.transform.apply(block, torch.float64) for block in self.blocks())
-        return (values if self.transform.scale == 1 else values / self.transform.scale for values in self.source.values(self.rows))
+        return (values if self.transform.scale == 1 else values / self.transform.scale for values in self.source.values(self._rows))
 
     def model_bounds(self) -> tuple[float, float]:
         """The smallest and the largest value that the model sees; of a table, missing values aside. There must be samples."""
