@@ -25,7 +25,7 @@ def load(cfg: ArrayConfig) -> tuple[Split, Split]:
         raise UserError(f"--data.path: {cfg.path} is damaged ({error})") from error
     if label is not None and len(label) != len(x):
         raise UserError(f"--data.label-key: {cfg.label_key!r} has {len(label)} labels for {len(x)} samples")
-    source = Tensors(_tensor(x), label)
+    source = Tensors(_tensor(x), label, cfg.path if isinstance(x, np.memmap) and x.dtype.isnative else "")
     scale, notes = _scale(cfg, Split(source))
     transform = Transform(scale, cfg.stored_layout(x.shape))
     return hold_out(Split(source, transform, notes=notes), cfg.test_fraction)
