@@ -37,8 +37,14 @@ class Source(ABC):
     """Where the values are, and row numbers must be."""
     units: Tensor | None = None
     """`[U]` int64, numbers of consecutive rows that are read as one, such as row groups; None: rows are read one by one."""
+    units_kept: int = 0
+    """Set by the trainer: how many of the units read last to keep, for the order needs them again soon."""
     decodes: bool = False
     """Whether reading takes CPU time, so that worker threads should read ahead."""
+    origin: str = ""
+    """What the values are memory-mapped from, for people: `x.npy`; empty where they are in memory, or read in another way."""
+    limits: tuple[float, float] | None = None
+    """Bounds of the stored values that are known without reading them."""
     columns: Mapping[str, Any] = {}
     """Split `[N]` that are kept aside by name: ids, file names, covariates."""
 
@@ -99,9 +105,9 @@ class Source(ABC):
 class Tensors(Source):
     """Samples in memory or in a memory-mapped file, read-only."""
 
-    def __init__(self, x: Tensor, label: Tensor | None = None) -> None:
-        """`x` is `[N, *stored]` uint8 or floating point, `label` `[N]` int64."""
-        self.x, self.label = x, label
+    def __init__(self, x: Tensor, label: Tensor | None = None, origin: str = "") -> None:
+        """`x` is `[N, *stored]` uint8 or floating point, `label` `[N]` int64; `origin` says what `x` is mapped from."""
+        self.x, self.label, self.origin = x, label, origin
         self.shape, self.dtype, self.device = tuple(x.shape[1:]), x.dtype, x.device
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gate
+import made_up
 import numpy as np
 import pytest
 import scipy.sparse
@@ -25,6 +26,12 @@ def array(folder: Path) -> dict[str, Any]:
     return {"name": "array", "path": str(folder / "x.npz"), "label_key": "y"}
 
 
+def in_units(folder: Path) -> dict[str, Any]:
+    """Under the windowed shuffle, on 6 lanes, with two threads that read ahead."""
+    made_up.write_units(folder / "units", pictures(), [3, 7, 5] * 8 + [11])
+    return {"name": "in_units", "path": str(folder / "units"), "shuffle": "windowed", "window": 1, "workers": 2}
+
+
 def sparse(folder: Path) -> dict[str, Any]:
     counts = np.random.default_rng(0).poisson(0.2, (ROWS, 40))
     scipy.sparse.save_npz(folder / "x.npz", scipy.sparse.csr_matrix(counts))
@@ -40,7 +47,7 @@ def table(folder: Path) -> dict[str, Any]:
 
 LIKELIHOODS = {"table": "mixed", "sparse": "zinb"}
 """Of sources that are not images."""
-SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {"array": array, "sparse": sparse, "table": table}
+SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {"array": array, "in_units": in_units, "sparse": sparse, "table": table}
 """By name: makes files in a folder, and gives the settings `data` that read them."""
 
 
