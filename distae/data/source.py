@@ -39,6 +39,8 @@ class Source(ABC):
     """`[U]` int64, numbers of consecutive rows that are read as one, such as row groups; None: rows are read one by one."""
     decodes: bool = False
     """Whether reading takes CPU time, so that worker threads should read ahead."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, by label; empty if they have none."""
     columns: Mapping[str, Any] = {}
     """Split `[N]` that are kept aside by name: ids, file names, covariates."""
 

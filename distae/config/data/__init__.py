@@ -7,7 +7,8 @@ from distae.registry import import_all
 from distae.config.data.base import DataConfig
 from distae.config.data.digits import DigitsConfig
 from distae.config.data.torchvision import CIFAR10Config, FashionMNISTConfig, MNISTConfig, TorchvisionConfig
-from distae.config.data.array import FILE_ERRORS, ArrayConfig, StoredLayout
+from distae.config.data.array import ArrayConfig, StoredLayout
+from distae.config.data.stored import FILE_ERRORS
 # isort: on
 
 __all__ = [
