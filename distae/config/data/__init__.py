@@ -8,6 +8,8 @@ from distae.config.data.base import DataConfig
 from distae.config.data.digits import DigitsConfig
 from distae.config.data.torchvision import CIFAR10Config, FashionMNISTConfig, MNISTConfig, TorchvisionConfig
 from distae.config.data.array import ArrayConfig, StoredLayout
+from distae.config.data.parquet import ParquetConfig
+from distae.config.data.hf import HFConfig
 from distae.config.data.stored import FILE_ERRORS
 # isort: on
 
@@ -18,7 +20,9 @@ __all__ = [
     "DataConfig",
     "DigitsConfig",
     "FashionMNISTConfig",
+    "HFConfig",
     "MNISTConfig",
+    "ParquetConfig",
     "StoredLayout",
     "TorchvisionConfig",
 ]
