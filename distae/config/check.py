@@ -14,7 +14,9 @@ from distae.config.nets import ConvConfig, MLPConfig, NetConfig, ResNetConfig
 from distae.config.train import MAY_CHANGE, OF_A_NODE, TrainConfig
 from distae.errors import UserError
 
-ADDED = frozenset({"model.inverse_temperature", "data.scale", "data.layout", "data.label_key", "data.test"})
+ADDED = frozenset(
+    {"model.inverse_temperature", "data.scale", "data.layout", "data.label_key", "data.test", "data.shuffle", "data.window"}
+)
 """Settings added after run folders had hashes: they count only off their default. Add every new setting here."""
 WANDB_MODES = ("online", "offline", "disabled", "dryrun")
 DEFAULT_EPOCHS = 100

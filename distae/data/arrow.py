@@ -1,5 +1,6 @@
 """Samples in columns of Arrow tables: encoded images or lists of numbers, read in units."""
 
+import io
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +10,9 @@ import torch
 import xxhash
 from torch import Tensor
 
-from distae.config.data.columns import Column, ColumnsConfig, bytes_of, features_of
-from distae.data.images import decode
+from distae.config.data.columns import Column, ColumnsConfig, features_of
+from distae.config.data.remote import said
+from distae.data.decode import decode
 from distae.data.source import BadRowsError
 from distae.data.units import UnitSource
 from distae.errors import UserError
@@ -28,6 +30,8 @@ class ColumnSource(UnitSource):
     ) -> None:
         self.cfg, self.column, self.label, self.classes = cfg, column, label, classes
         self.shape, self.dtype = column.shape, getattr(torch, column.dtype)
+        if column.kind == "image" and column.dtype == "uint8":
+            self.limits = 0.0, 255.0
         self.units = torch.tensor(units, dtype=torch.int64)
         self.starts = (self.units.cumsum(0) - self.units).tolist()
 
@@ -42,24 +46,16 @@ class ColumnSource(UnitSource):
     def decode(self, unit: Any, rows: Tensor) -> Tensor:
         if self.column.kind == "array":
             return self._arrays(unit, rows)
-        out = torch.empty((len(rows), *self.shape), dtype=self.dtype)
-        bad: dict[int, str] = {}
+        samples = torch.empty((len(rows), *self.shape), dtype=self.dtype)
+        into, bad = samples.numpy(), dict[int, str]()
         for i, row in enumerate(rows.tolist()):
             try:
-                out[i] = torch.from_numpy(self._image(unit[row].as_py()))
-            except ValueError as error:
-                bad[row] = str(error)
+                into[i] = decode(io.BytesIO(encoded(unit[row])), self.cfg.mode, self.cfg.size)
+            except Exception as error:  # decoders raise anything on damaged images
+                bad[row] = f"its image cannot be read ({said(error)})"
         if bad:
             raise BadRowsError(bad)
-        return out
-
-    def _image(self, value: Any) -> np.ndarray:
-        image = decode(bytes_of(value), self.cfg.mode, self.cfg.size)
-        if image.shape != self.shape:
-            raise ValueError(
-                f"it is {image.shape[1]}x{image.shape[0]}, the first {self.shape[1]}x{self.shape[0]}: give --data.size"
-            )
-        return image.copy()
+        return samples
 
     def _arrays(self, unit: Any, rows: Tensor) -> Tensor:
         """Rows of a column of lists. Raises BadRowsError on those of another length, with missing values or NaN."""
@@ -71,6 +67,16 @@ class ColumnSource(UnitSource):
         if bad:
             raise BadRowsError(bad)
         return torch.from_numpy(values.astype(self.column.dtype)).view(len(rows), *self.shape)
+
+
+def encoded(value: Any) -> bytes:
+    """The encoded image in a cell. Raises ValueError if there is none."""
+    cell = value.as_py()
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    if not data:
+        path = cell.get("path") if isinstance(cell, dict) else None
+        raise ValueError(f"only its path {path} is in the file" if path else "there is none")
+    return bytes(data)
 
 
 def flattened(column: Any) -> tuple[np.ndarray, np.ndarray]:

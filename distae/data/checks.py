@@ -2,17 +2,19 @@
 
 from distae.config import TrainConfig
 from distae.config.data import ArrayConfig
+from distae.data.sampler import order_of
 from distae.data.splits import Split
 from distae.errors import UserError
 
 
 def check_data(cfg: TrainConfig, splits: dict[str, Split]) -> None:
-    """Raises UserError if the likelihood does not fit the values, or the training split is smaller than a batch."""
+    """Raises UserError if the likelihood or the order does not fit the data, or the training split is smaller than a batch."""
     train = splits["train"]
     if len(train) < cfg.global_batch_size:
         raise UserError(
             f"--global-batch-size {cfg.global_batch_size}: the training split has only {len(train)} samples; valid: at most that"
         )
+    order_of(cfg, train)  # raises on --data.shuffle
     if cfg.model.conditional:
         for split in splits.values():
             _check_labels(cfg, split)
@@ -22,7 +24,7 @@ def check_data(cfg: TrainConfig, splits: dict[str, Split]) -> None:
     for name, split in splits.items():
         if not len(split):
             continue
-        low, high = (bound / split.transform.scale for bound in split.bounds())
+        low, high = split.model_bounds()
         if low < 0 or high > 1:
             raise UserError(
                 f"--model.likelihood bernoulli needs data in [0, 1]; the {name} split of --data {cfg.data.name} has values in "

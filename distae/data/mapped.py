@@ -76,6 +76,7 @@ class Mapped(Source):
     def __init__(self, parts: Sequence[Part], shape: tuple[int, ...], dtype: torch.dtype, label: Tensor | None = None) -> None:
         """Parts whose samples all have this shape and type; `label` is `[N]` int64."""
         self.parts, self.shape, self.dtype, self.label = parts, shape, dtype, label
+        self.origin = str(parts[0].path if len(parts) == 1 else parts[0].path.parent) if all(p.stamp for p in parts) else ""
         self.ends = torch.tensor([len(p.rows) for p in parts]).cumsum(0)
         self.starts = [0, *self.ends.tolist()]
 

@@ -8,6 +8,8 @@ from distae.config.data.base import DataConfig
 from distae.config.data.digits import DigitsConfig
 from distae.config.data.torchvision import CIFAR10Config, FashionMNISTConfig, MNISTConfig, TorchvisionConfig
 from distae.config.data.array import ArrayConfig, StoredLayout
+from distae.config.data.table import TableConfig
+from distae.config.data.sparse import SparseConfig
 from distae.config.data.parquet import ParquetConfig
 from distae.config.data.hf import HFConfig
 from distae.config.data.stored import FILE_ERRORS
@@ -23,7 +25,9 @@ __all__ = [
     "HFConfig",
     "MNISTConfig",
     "ParquetConfig",
+    "SparseConfig",
     "StoredLayout",
+    "TableConfig",
     "TorchvisionConfig",
 ]
 

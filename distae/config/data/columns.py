@@ -1,6 +1,5 @@
 """What a table of samples holds: which column is the sample, which the label, of what shape and type. No torch."""
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +7,10 @@ from typing import Any, ClassVar, Literal
 
 from distae.config.data.array import StoredLayout
 from distae.config.data.base import DataConfig
+from distae.config.data.image_folder import CHANNELS
 from distae.config.fields import Count, Fraction, Joined, Positive
 from distae.errors import UserError
 
-MODES = {"RGB": 3, "L": 1, "RGBA": 4}
-"""Channels of images by Pillow's mode."""
 NUMBERS = {"uint8": "uint8", "halffloat": "float16", "float": "float32", "double": "float64"}
 """Types of values as they are read, by pyarrow's name; other integers and bools are read as float32."""
 
@@ -24,7 +22,7 @@ class Column:
     name: str
     kind: Literal["image", "array"]
     shape: tuple[int, ...]
-    """Of one sample as read: `[H, W]` or `[H, W, C]` of an image."""
+    """Of one sample as read: `[C, size, size]` of an image."""
     dtype: str
 
 
@@ -45,11 +43,10 @@ class ColumnsConfig(DataConfig):
     label: str | None = None
     """Column of the labels: integers from 0 on, or names; by default the only one that Hugging Face's
     metadata calls a class label."""
-    mode: Literal["RGB", "L", "RGBA"] = "RGB"
-    """What images become: colour, grey, or colour and alpha."""
-    size: Count | None = None
-    """Images are resized so that their shorter side has this number of pixels, and cut to a square around the centre. By default
-    they stay as they are, all of the size of the first."""
+    mode: Literal["RGB", "RGBA", "L", "F"] = "RGB"
+    """What all images are converted to: colour, colour and transparency, grey, or grey as floating point, which keeps 16 bits."""
+    size: Count = 64
+    """Side of images in pixels: the shorter side is resized to it, and a square cut out of the centre."""
     scale: Literal["auto"] | Positive = "auto"
     """The model's values are the stored ones divided by this. auto: 255 for images and uint8 arrays, else 1."""
     layout: Literal["channels_first", "channels_last"] = "channels_last"
@@ -72,11 +69,8 @@ class ColumnsConfig(DataConfig):
         """How the samples of the column are laid out."""
         if len(column.shape) == 2:
             return "no_channel"
-        return (
-            "channels_last"
-            if len(column.shape) == 3 and (column.kind == "image" or self.layout == "channels_last")
-            else "as_stored"
-        )
+        last = column.kind == "array" and self.layout == "channels_last"
+        return "channels_last" if last and len(column.shape) == 3 else "as_stored"
 
     def sets(self) -> dict[str, list[str]]:
         """Files by split: `train`, and `val` and `test` where the names or `--data.test` say so."""
@@ -99,7 +93,7 @@ class ColumnsConfig(DataConfig):
         if self.column:
             if self.column not in schema.names:
                 raise UserError(f"--data.column: {self.column!r} is not in {file}; it holds {', '.join(schema.names)}")
-            return self.column
+            return str(self.column)
         kinds = {field.name: kind_of_type(field.type) for field in schema}
         found = [n for n, k in kinds.items() if k == "image"] or [n for n, k in kinds.items() if k == "array"]
         if len(found) == 1:
@@ -155,16 +149,7 @@ def value_type(tp: Any) -> str:
     tp = getattr(tp, "storage_type", tp)
     while hasattr(tp, "value_type"):
         tp = tp.value_type
-    return NUMBERS.get(str(tp), "float32")
-
-
-def bytes_of(value: Any) -> bytes:
-    """The encoded image in a value of a column of images. Raises ValueError if there is none."""
-    data = value.get("bytes") if isinstance(value, dict) else value
-    if not data:
-        path = value.get("path") if isinstance(value, dict) else None
-        raise ValueError(f"the image is not in the file, only its path {path}" if path else "there is no image")
-    return bytes(data)
+    return str(NUMBERS.get(str(tp), "float32"))
 
 
 def _described(cfg: ColumnsConfig, file: str, schema: Any, name: str, first: Any) -> Column:
@@ -174,32 +159,17 @@ def _described(cfg: ColumnsConfig, file: str, schema: Any, name: str, first: Any
             f"--data.column: {name!r} of {file} is of type {schema.field(name).type}; images (bytes, or a struct of bytes) and "
             "lists of numbers are read"
         )
-    if kind == "image" and cfg.size:
-        return Column(name, kind, _image_shape(cfg, (cfg.size, cfg.size)), "uint8")
-    value = first(name)
+    if kind == "image":
+        return Column(name, kind, (CHANNELS[cfg.mode], cfg.size, cfg.size), "float32" if cfg.mode == "F" else "uint8")
     try:
-        if kind == "image":
-            return Column(name, kind, _image_shape(cfg, _height_and_width(bytes_of(value))), "uint8")
-        shape = _array_shape(value)
-    except (ValueError, OSError) as error:
+        shape = _array_shape(first(name))
+    except ValueError as error:
         raise UserError(f"--data.path: {file} row 0, column {name!r}: {error}") from error
     if len(shape) > 3 or 0 in shape:
         raise UserError(
             f"--data.column: {name!r} of {file} holds samples of shape {list(shape)}; valid are [D], [H, W] and [H, W, C]"
         )
     return Column(name, kind, shape, value_type(schema.field(name).type))
-
-
-def _image_shape(cfg: ColumnsConfig, size: tuple[int, int]) -> tuple[int, ...]:
-    channels = MODES[cfg.mode]
-    return size if channels == 1 else (*size, channels)
-
-
-def _height_and_width(data: bytes) -> tuple[int, int]:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
-        return image.height, image.width
 
 
 def _array_shape(value: Any) -> tuple[int, ...]:

@@ -127,7 +127,7 @@ def _range(cfg: ArrayConfig, setting: str, stored: Split) -> tuple[float, float,
         return 0.0, 0.0, False
     every = max(1, stored.nbytes // WHOLE_BYTES)
     low, high = math.inf, -math.inf
-    for block in stored.source.blocks(stored.rows, every):
+    for block in stored.source.blocks(None, every):
         least, most = map(float, block.aminmax())
         if not math.isfinite(least) or not math.isfinite(most):
             raise UserError(f"--data.{setting}: {getattr(cfg, setting)} holds NaN or infinite values{_where(stored)}")

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,9 +83,9 @@ class ParquetRows(ColumnSource):
     @functools.cache  # noqa: B019 - a source lives as long as the run
     def digest(self) -> str:
         """Of all bytes of a small set; of a large one of its footers, which hold each column's sizes and bounds, and of blocks."""
-        sizes = [asked(file, lambda file=file: size_of(file)) for file in self.files]
+        sizes = [asked(file, partial(size_of, file)) for file in self.files]
         with ThreadPoolExecutor(READERS) as pool:
-            parts = pool.map(lambda part: asked(part[0], lambda: read_part(*part)), self._parts(sizes))
+            parts = pool.map(lambda part: asked(part[0], partial(read_part, *part)), self._parts(sizes))
             digest = xxhash.xxh3_128()
             for part in parts:
                 digest.update(part)

@@ -1,5 +1,6 @@
 """A folder of `distae prepare` as one set."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,16 +22,12 @@ def load_prepared(cfg: ArrayConfig, manifest: Manifest) -> tuple[Split, Split] |
     rows = {name: sum(s.rows for s in shards) for name, shards in manifest.splits.items()}
     counts = ", ".join(f"{n} {name}" for name, n in rows.items())
     notes = (f"--data array: {cfg.path} was made by distae prepare: {counts} samples, memory-mapped{unread}",)
-    whole = _source(folder, manifest)
-    splits, start = {}, 0
-    for name, n in rows.items():
-        splits[name] = Split(whole, transform, torch.arange(start, start + n), notes if name == "train" else ())
-        start += n
+    sources = {name: _source(folder, manifest, shards) for name, shards in manifest.splits.items()}
+    splits = {name: Split(source, transform, notes=notes if name == "train" else ()) for name, source in sources.items()}
     return splits if "val" in splits else (splits["train"], splits["test"])
 
 
-def _source(folder: Path, manifest: Manifest) -> Mapped:
-    shards = [shard for split in manifest.splits.values() for shard in split]
+def _source(folder: Path, manifest: Manifest, shards: Sequence[Shard]) -> Mapped:
     arrays = [_arrays(folder, shard) for shard in shards]
     samples = [a[X] for a in arrays]
     if odd := next((s for s in samples[1:] if (s.shape[1:], s.dtype) != (samples[0].shape[1:], samples[0].dtype)), None):
