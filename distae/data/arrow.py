@@ -43,6 +43,13 @@ class ColumnSource(UnitSource):
         of_rows = b"" if rows is None else rows.numpy().tobytes()
         return xxhash.xxh3_128_hexdigest(self.digest().encode() + of_rows)
 
+    def read(self, rows: Tensor) -> Tensor:
+        try:
+            return super().read(rows)
+        except BadRowsError as error:
+            named = {row: (self.name_of(row), reason) for row, reason in error.reasons.items()}
+            raise BadRowsError({row: r if r.startswith(n) else f"{n}: {r}" for row, (n, r) in named.items()}) from error
+
     def decode(self, unit: Any, rows: Tensor) -> Tensor:
         if self.column.kind == "array":
             return self._arrays(unit, rows)

@@ -33,7 +33,7 @@ def decode(file: Path | BinaryIO, mode: str, side: int) -> NDArray[Any]:
     """
     with Image.open(file) as opened:
         _check(opened)
-        opened.draft("L" if mode == "L" else None, (2 * side, 2 * side))  # type: ignore[arg-type]
+        opened.draft("L" if mode == "L" else None, (2 * side, 2 * side))
         image = _in_mode(_upright(opened), mode)
         short, (width, height) = min(image.size), image.size
         left, top = (width - short) / 2, (height - short) / 2

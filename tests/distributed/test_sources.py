@@ -62,12 +62,8 @@ def in_units(folder: Path) -> dict[str, Any]:
 
 
 SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "array": array,
-    "shards": shards,
-    "parquet": parquet,
-    "hf": hf,
-    "in_units": in_units,
-}
+    "array": array, "shards": shards, "parquet": parquet, "hf": hf, "in_units": in_units,
+}  # fmt: skip
 """By name: makes files in a folder, and gives the settings `data` that read them."""
 
 

@@ -97,7 +97,7 @@ class ColumnsConfig(DataConfig):
         kinds = {field.name: kind_of_type(field.type) for field in schema}
         found = [n for n, k in kinds.items() if k == "image"] or [n for n, k in kinds.items() if k == "array"]
         if len(found) == 1:
-            return found[0]
+            return str(found[0])
         if not found:
             advice = f"; read it with --data table --data.path {file}" if "table" in DataConfig.choices() else ""
             raise UserError(f"--data.column: {file} has no column of images or lists of numbers, only {', '.join(kinds)}{advice}")
@@ -149,7 +149,7 @@ def value_type(tp: Any) -> str:
     tp = getattr(tp, "storage_type", tp)
     while hasattr(tp, "value_type"):
         tp = tp.value_type
-    return str(NUMBERS.get(str(tp), "float32"))
+    return NUMBERS.get(str(tp), "float32")
 
 
 def _described(cfg: ColumnsConfig, file: str, schema: Any, name: str, first: Any) -> Column:

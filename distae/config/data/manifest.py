@@ -44,7 +44,7 @@ class Manifest:
     transform: dict[str, Any]
     """From the stored values to the model's, and back."""
     splits: dict[str, list[Shard]]
-    """`train` and `test`, and `val` if the source says which samples are for validation."""
+    """Of `train`, `val` and `test`."""
     classes: list[str] = field(default_factory=list)
     """Names of the classes, by label."""
     labelled: bool = False
@@ -53,6 +53,9 @@ class Manifest:
     source: dict[str, Any] = field(default_factory=dict)
     """Settings of the source that the folder was made of."""
     unread: list[Unread] = field(default_factory=list)
+    """Samples of the source that are left out."""
+    key: str = ""
+    """Checksum of the data and how it is cut."""
     version: int = VERSION
 
 

@@ -156,3 +156,12 @@ def _tensor(path: Path, name: str, entry: Any, begins: int, size: int) -> Stored
     if begins + end > size:
         raise ValueError(f"it is truncated: {name} ends at byte {begins + end}, and it has {size}")
     return Stored(path, name, shape, dtype, itemsize, begins + start)
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The texts kept beside the tensors of a .safetensors file. Raises one of FILE_ERRORS if it is no whole one."""
+    for read in _safetensors(path).values():
+        read()
+    with path.open("rb") as file:
+        about = _safetensors_header(file, path.stat().st_size)[0].get("__metadata__")
+    return {str(k): str(v) for k, v in about.items()} if isinstance(about, dict) else {}

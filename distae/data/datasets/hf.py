@@ -13,7 +13,7 @@ from distae.config.data.columns import Column
 from distae.config.data.hf import HFConfig, batches
 from distae.data.arrow import ColumnSource, labels_of
 from distae.data.datasets.base import register_dataset
-from distae.data.datasets.tables import check_columns, splits_of
+from distae.data.datasets.in_columns import check_columns, splits_of
 from distae.data.mapped import stamp_of
 from distae.data.source import BLOCK_BYTES, WHOLE_BYTES
 from distae.data.splits import Split

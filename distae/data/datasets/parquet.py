@@ -16,7 +16,7 @@ from distae.config.data.remote import asked, may_pass, read_part, said, size_of
 from distae.data.arrow import ColumnSource, labels_of
 from distae.data.cache import Ahead, FileCache
 from distae.data.datasets.base import register_dataset
-from distae.data.datasets.tables import check_columns, splits_of
+from distae.data.datasets.in_columns import check_columns, splits_of
 from distae.data.splits import Split
 
 READERS = 8

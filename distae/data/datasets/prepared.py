@@ -15,7 +15,7 @@ from distae.data.transform import Transform
 from distae.errors import UserError
 
 
-def load_prepared(cfg: ArrayConfig, manifest: Manifest) -> tuple[Split, Split] | dict[str, Split]:
+def load_prepared(cfg: ArrayConfig, manifest: Manifest) -> dict[str, Split]:
     """Its splits. Raises UserError if a shard is missing, truncated or another one."""
     folder, transform = expanded(cfg.path, "--data.path"), Transform.from_json(manifest.transform)
     unread = f", {len(manifest.unread)} samples of the source could not be read" if manifest.unread else ""
@@ -23,8 +23,7 @@ def load_prepared(cfg: ArrayConfig, manifest: Manifest) -> tuple[Split, Split] |
     counts = ", ".join(f"{n} {name}" for name, n in rows.items())
     notes = (f"--data array: {cfg.path} was made by distae prepare: {counts} samples, memory-mapped{unread}",)
     sources = {name: _source(folder, manifest, shards) for name, shards in manifest.splits.items()}
-    splits = {name: Split(source, transform, notes=notes if name == "train" else ()) for name, source in sources.items()}
-    return splits if "val" in splits else (splits["train"], splits["test"])
+    return {name: Split(source, transform, notes=notes if name == "train" else ()) for name, source in sources.items()}
 
 
 def _source(folder: Path, manifest: Manifest, shards: Sequence[Shard]) -> Mapped:
