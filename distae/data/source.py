@@ -46,6 +46,10 @@ class Source(ABC):
     """Whether reading takes CPU time, so that worker threads should read ahead."""
     origin: str = ""
     """What the values are memory-mapped from, for people: `x.npy`; empty where they are in memory, or read in another way."""
+    left_out: Mapping[str, str] = {}
+    """What the source could not take in, by file, and why."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, by label; empty if they have none."""
     limits: tuple[float, float] | None = None
     """Bounds of the stored values that are known without reading them."""
     columns: Mapping[str, Any] = {}
