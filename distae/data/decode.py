@@ -24,8 +24,10 @@ def header(path: Path) -> tuple[str, int]:
         return image.mode, min(image.size)
 
 
-def decode(file: Path | BinaryIO, mode: str, side: int) -> NDArray[Any]:
+def decode(file: Path | BinaryIO, mode: str, side: int, part: float = 1.0) -> NDArray[Any]:
     """The central square of an image, resized to `side`: `[C, side, side]` uint8, or float32 for mode F.
+
+    The square's side is the image's shorter side times `part`.
 
     A JPEG is decoded at a half, a quarter or an eighth of its size where that is at least twice what is asked for (Pillow's draft
     mode). Bilinear with antialiasing, as torchvision's Resize. Turned upright by its EXIF tag; of an animation, the first frame;
@@ -33,11 +35,11 @@ def decode(file: Path | BinaryIO, mode: str, side: int) -> NDArray[Any]:
     """
     with Image.open(file) as opened:
         _check(opened)
-        opened.draft("L" if mode == "L" else None, (2 * side, 2 * side))
+        opened.draft("L" if mode == "L" else None, (2 * round(side / part),) * 2)
         image = _in_mode(_upright(opened), mode)
-        short, (width, height) = min(image.size), image.size
-        left, top = (width - short) / 2, (height - short) / 2
-        box = (left, top, left + short, top + short)
+        square_side, (width, height) = min(image.size) * part, image.size
+        left, top = (width - square_side) / 2, (height - square_side) / 2
+        box = (left, top, left + square_side, top + square_side)
         square = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box, reducing_gap=2.0))
     return square[None] if square.ndim == 2 else square.transpose(2, 0, 1)
 

@@ -66,10 +66,15 @@ class Loader:
         """Where the stored values are, and row numbers must be."""
         return self.split.device
 
-    def batch(self, rows: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
-        """Samples `[B, *shape]` and labels `[B]` of the rows `[B]` (int64, on `storage_device`)."""
+    def batch(self, rows: Tensor, noise: Noise, training: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Samples `[B, *shape]` and labels `[B]` of the rows `[B]` (int64, on `storage_device`); `training` augments them."""
         stored, label = self.reader.take(rows)
-        x = self.split.transform.apply(self._to_device(stored), self.dtype, self.memory_format)
+        stored, transform = self._to_device(stored), self.split.transform
+        if training and self.split.augment:
+            cut = self.split.augment.apply(transform.in_layout(stored), noise)
+            x = transform.rescale(cut, self.dtype, self.memory_format)
+        else:
+            x = transform.apply(stored, self.dtype, self.memory_format)
         if self.binarize == "threshold":
             x = (x > 0.5).to(self.dtype)
         elif self.binarize == "stochastic":

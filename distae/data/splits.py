@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from distae.data.augment import Augment
 from distae.data.runs import Runs
 from distae.data.source import Source, Tensors, checksum
 from distae.data.transform import Transform
@@ -33,6 +34,8 @@ class Split:
     """`[n]` int64, rows of `source` in this split; None is all of them, in order. Above TABLE_ROWS: as runs."""
     notes: tuple[str, ...] = ()
     """Notes on guesses, printed at the start of a run."""
+    augment: Augment | None = None
+    """What training does with these samples; evaluation sees them as they are."""
 
     @classmethod
     def of(

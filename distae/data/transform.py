@@ -11,7 +11,7 @@ import xxhash
 from torch import Tensor
 
 from distae.config.data import StoredLayout
-from distae.config.fields import Positive
+from distae.config.fields import Index, Positive
 from distae.data.columns import Columns, Scaled, check_columns
 from distae.errors import UserError
 
@@ -24,13 +24,19 @@ class Transform:
     """The model's values are the stored ones divided by this."""
     layout: StoredLayout = "as_stored"
     columns: tuple[Scaled, ...] = ()
-    """Of a table: then the two above are at their default."""
+    """Of a table: then the others are at their default."""
+    crop: Index = 0
+    """Side of the central square of an image that the model sees; 0: all of it. Training may see others: `Augment`."""
 
     def apply(self, x: Tensor, dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         """Stored samples `[B, *stored]` as the model's values `[B, *shape]`, floating point of `dtype`; `x` stays as it is."""
         if self.columns:
             return self._on(x.device).apply(x).to(dtype)
-        made = self.arrange(x).to(dtype, memory_format=memory_format)
+        return self.rescale(self.arrange(x), dtype, memory_format)
+
+    def rescale(self, x: Tensor, dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+        """Stored values in any layout as the model's values, floating point of `dtype`; `x` stays as it is."""
+        made = x.to(dtype, memory_format=memory_format)
         if self.scale == 1:
             return made
         return made.mul_(1 / self.scale) if x.dtype != dtype else made * (1 / self.scale)  # another dtype is a copy already
@@ -45,7 +51,15 @@ class Transform:
         return x.squeeze(1) if self.layout == "no_channel" else x
 
     def arrange(self, x: Tensor) -> Tensor:
-        """Stored samples `[B, *stored]` in the model's layout `[B, *shape]`, without a copy."""
+        """Stored samples `[B, *stored]` in the model's layout and size `[B, *shape]`, without a copy."""
+        x = self.in_layout(x)
+        if not self.crop:
+            return x
+        top, left = (x.shape[2] - self.crop) // 2, (x.shape[3] - self.crop) // 2
+        return x[:, :, top : top + self.crop, left : left + self.crop]
+
+    def in_layout(self, x: Tensor) -> Tensor:
+        """Stored samples `[B, *stored]` in the model's layout `[B, C, H, W]` or `[B, D]`, uncropped, without a copy."""
         if self.layout == "channels_last":
             return x.permute(0, 3, 1, 2)
         return x.unsqueeze(1) if self.layout == "no_channel" else x
@@ -66,8 +80,8 @@ class Transform:
         return self._devices[device]
 
     def to_json(self) -> dict[str, Any]:
-        """Without `columns` where there are none: they are newer than the files of other data."""
-        return {k: v for k, v in asdict(self).items() if k != "columns" or v}
+        """Without `columns` and `crop` where there are none: they are newer than the files of other data."""
+        return {k: v for k, v in asdict(self).items() if k not in ("columns", "crop") or v}
 
     def identity(self) -> dict[str, str | int | float | None]:
         """`to_json` in short: a checksum of the columns."""

@@ -8,6 +8,7 @@ from distae.config.data.base import DataConfig
 from distae.config.data.digits import DigitsConfig
 from distae.config.data.torchvision import CIFAR10Config, FashionMNISTConfig, MNISTConfig, TorchvisionConfig
 from distae.config.data.array import ArrayConfig, StoredLayout
+from distae.config.data.image_folder import ImageFolderConfig
 from distae.config.data.table import TableConfig
 from distae.config.data.sparse import SparseConfig
 from distae.config.data.parquet import ParquetConfig
@@ -23,6 +24,7 @@ __all__ = [
     "DigitsConfig",
     "FashionMNISTConfig",
     "HFConfig",
+    "ImageFolderConfig",
     "MNISTConfig",
     "ParquetConfig",
     "SparseConfig",
