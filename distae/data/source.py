@@ -14,13 +14,16 @@ BLOCK_BYTES = 16 << 20
 """Bytes read at once when all values are scanned."""
 WHOLE_BYTES = 4 << 30
 """Up to this size in bytes a split is compared by all values, beyond by sampled blocks."""
+SHOWN = 5
+"""Reasons in one message."""
 
 
 class BadRowsError(TrainingError):
     """Rows that cannot be read, and why."""
 
     def __init__(self, reasons: Mapping[int, str]) -> None:
-        super().__init__("; ".join(reasons.values()))
+        first = [*reasons.values()][:SHOWN]
+        super().__init__("; ".join(first) + (f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""))
         self.reasons = dict(reasons)
 
 

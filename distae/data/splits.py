@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from distae.data.augment import Augment
+from distae.data.bad_rows import BadRows
 from distae.data.runs import Runs
 from distae.data.source import Source, Tensors, checksum
 from distae.data.transform import Transform
@@ -36,6 +37,8 @@ class Split:
     """Notes on guesses, printed at the start of a run."""
     augment: Augment | None = None
     """What training does with these samples; evaluation sees them as they are."""
+    bad: BadRows | None = None
+    """Rows that cannot be read, which others then stand for; None: reading one raises BadRowsError."""
 
     @classmethod
     def of(
@@ -88,9 +91,16 @@ class Split:
 
     def read(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Copies of the stored samples `[B, *stored]` and labels `[B]` at these positions `[B]` (int64)."""
-        at = positions if self.rows is None else self.rows.index_select(0, positions)
-        label = None if self.source.label is None else self.source.label.index_select(0, at)
-        return self.source.read(at), label
+        at = self.rows_at(positions)
+        if self.bad is None:
+            stored = self.source.read(at)
+        else:
+            stored, at = self.bad.read(self.source, at, lambda number: int(self.rows_at(torch.tensor([number % len(self)]))))
+        return stored, None if self.source.label is None else self.source.label.index_select(0, at)
+
+    def rows_at(self, positions: Tensor) -> Tensor:
+        """Rows of the source `[B]` at these positions `[B]` (int64)."""
+        return positions if self.rows is None else self.rows.index_select(0, positions)
 
     def blocks(self) -> Iterator[Tensor]:
         """The stored values `[b, *stored]` in order, block by block: to scan all of them without a copy."""
@@ -119,12 +129,18 @@ class Split:
         found = torch.stack([torch.stack(values.aminmax()) for values in self.source.values(self._rows)]).aminmax()
         return float(found.min), float(found.max)
 
+    def model_values(self) -> Iterator[Tensor]:
+        """Tensors of any shape with every value that the model sees; of a sparse matrix, of zeros at most one."""
+        if self.transform.columns:
+            return (self.transform.apply(block, torch.float64) for block in self.blocks())
+        return (values if self.transform.scale == 1 else values / self.transform.scale for values in self.source.values(self._rows))
+
     def model_bounds(self) -> tuple[float, float]:
-        """The smallest and the largest value that the model sees; of a table, missing values aside."""
+        """The smallest and the largest value that the model sees; of a table, missing values aside. There must be samples."""
         if not self.transform.columns:
             low, high = self.bounds()
             return low / self.transform.scale, high / self.transform.scale
-        seen = [self.transform.apply(block, torch.float64) for block in self.blocks()]
+        seen = list(self.model_values())
         return min(float(x.nan_to_num(torch.inf).min()) for x in seen), max(float(x.nan_to_num(-torch.inf).max()) for x in seen)
 
     @cached_property

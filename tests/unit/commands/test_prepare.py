@@ -177,7 +177,7 @@ def test_other_sources(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["nowhere", "out"], "there is no file or folder nowhere, and no data set of that name; valid: digits"),
+        (["nowhere", "out"], "no file, folder or data set nowhere; valid names: digits"),
         (["x.txt", "out"], "x.txt looks like no data that is known; say which with --data: digits"),
         (["digits"], "distae prepare needs a source and a folder to write to"),
         (["digits", "out", "more"], "'more' is one word too many"),
