@@ -47,7 +47,7 @@ def guessed(source: str) -> str:
     matching = sorted(glob.glob(str(Path(first).expanduser()))) if not is_url(first) else [first]  # noqa: PTH207 - absolute patterns
     if not matching:
         raise UserError(
-            f"there is no file or folder {source}, and --data has no such name; valid: {', '.join(DataConfig.choices())}"
+            f"no file, folder or data set {source}; valid names: {', '.join(DataConfig.choices())}"
         )
     kind = "parquet" if is_url(first) else kind_of(Path(matching[0]))
     if kind is None:

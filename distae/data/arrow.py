@@ -57,7 +57,7 @@ class ColumnSource(UnitSource):
         into, bad = samples.numpy(), dict[int, str]()
         for i, row in enumerate(rows.tolist()):
             try:
-                into[i] = decode(io.BytesIO(encoded(unit[row])), self.cfg.mode, self.cfg.size)
+                into[i] = decode(io.BytesIO(encoded(unit[row])), self.cfg.mode, self.cfg.stored_side)
             except Exception as error:  # decoders raise anything on damaged images
                 bad[row] = f"its image cannot be read ({said(error)})"
         if bad:

@@ -14,8 +14,11 @@ from gate import Case
 from helpers import settings
 from PIL import Image
 
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError:  # the extra `data`
+    pa = None
 ROWS = 131
 """Divides by no batch and no number of ranks."""
 
@@ -78,8 +81,10 @@ def table(folder: Path) -> dict[str, Any]:
 LIKELIHOODS = {"table": "mixed", "sparse": "zinb"}
 """Of sources that are not images."""
 SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "array": array, "shards": shards, "parquet": parquet, "hf": hf, "in_units": in_units, "sparse": sparse, "table": table,
+    "array": array, "shards": shards, "in_units": in_units, "sparse": sparse, "table": table,
 }  # fmt: skip
+if pa:
+    SOURCES |= {"parquet": parquet, "hf": hf}
 """By name: makes files in a folder, and gives the settings `data` that read them."""
 
 
