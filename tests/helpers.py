@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from distae.commands import train
 from distae.commands.session import train_run
 from distae.config import TrainConfig, build, check
 from distae.config.models import ModelConfig
 from distae.data import Split, Transform
+from distae.runtime.environment import Environment
 from distae.runtime.outcome import Outcome
 from distae.runtime.run_dir import check_run_dir
 from distae.runtime.signals import StopRequest
@@ -115,6 +117,12 @@ def run(cfg: TrainConfig, run_dir: Path, stop: StopRequest | None = None) -> Out
     run_dir.mkdir(exist_ok=True)
     check_run_dir(replace(cfg, run_dir=str(run_dir)))
     return train_run(replace(cfg, run_dir=str(run_dir)), splits(), stop or StopRequest(), 1)
+
+
+def finished_run(cfg: TrainConfig, parent: Path) -> Path:
+    """The folder `parent/run` of a run by the command, of all settings as they are, data included."""
+    assert train.run(replace(cfg, run_dir=str(parent / "run")), Environment()).outcome == "done"
+    return parent / "run"
 
 
 def metrics(run_dir: Path) -> list[dict[str, float]]:

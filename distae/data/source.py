@@ -14,13 +14,16 @@ BLOCK_BYTES = 16 << 20
 """Bytes read at once when all values are scanned."""
 WHOLE_BYTES = 4 << 30
 """Up to this size in bytes a split is compared by all values, beyond by sampled blocks."""
+SHOWN = 5
+"""Reasons in one message."""
 
 
 class BadRowsError(TrainingError):
     """Rows that cannot be read, and why."""
 
     def __init__(self, reasons: Mapping[int, str]) -> None:
-        super().__init__("; ".join(reasons.values()))
+        first = [*reasons.values()][:SHOWN]
+        super().__init__("; ".join(first) + (f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""))
         self.reasons = dict(reasons)
 
 
@@ -43,6 +46,12 @@ class Source(ABC):
     """Whether reading takes CPU time, so that worker threads should read ahead."""
     origin: str = ""
     """What the values are memory-mapped from, for people: `x.npy`; empty where they are in memory, or read in another way."""
+    left_out: Mapping[str, str] = {}
+    """What the source could not take in, by file, and why."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, by label; empty if they have none."""
+    limits: tuple[float, float] | None = None
+    """Bounds of the stored values that are known without reading them."""
     columns: Mapping[str, Any] = {}
     """Split `[N]` that are kept aside by name: ids, file names, covariates."""
 
@@ -75,6 +84,24 @@ class Source(ABC):
         for start in range(0, n, step * every):
             part = slice(start, min(start + step, n))
             yield self.read(torch.arange(part.start, part.stop) if rows is None else rows[part])
+
+    def values(self, rows: Tensor | None) -> Iterator[Tensor]:
+        """Tensors of any shape with every value that these rows, or all, hold: to find the smallest, or a bad one."""
+        return self.blocks(rows)
+
+    def nbytes(self, rows: Tensor | None) -> int:
+        """Memory that these rows, or all, take."""
+        return (len(self) if rows is None else len(rows)) * self.row_bytes
+
+    def to(self, device: torch.device, rows: Tensor | None) -> "Source":
+        """These rows, or all, alone in the memory of `device`, without a copy of all on the host."""
+        n = len(self) if rows is None else len(rows)
+        copy, start = torch.empty((n, *self.shape), dtype=self.dtype, device=device), 0
+        for block in self.blocks(rows):
+            copy[start : start + len(block)] = block
+            start += len(block)
+        label = self.label if self.label is None or rows is None else self.label[rows]
+        return Tensors(copy, None if label is None else label.to(device))
 
     @property
     def row_bytes(self) -> int:

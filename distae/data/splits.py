@@ -7,6 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from distae.data.augment import Augment
+from distae.data.bad_rows import BadRows
 from distae.data.runs import Runs
 from distae.data.source import Source, Tensors, checksum
 from distae.data.transform import Transform
@@ -33,6 +35,10 @@ class Split:
     """`[n]` int64, rows of `source` in this split; None is all of them, in order. Above TABLE_ROWS: as runs."""
     notes: tuple[str, ...] = ()
     """Notes on guesses, printed at the start of a run."""
+    augment: Augment | None = None
+    """What training does with these samples; evaluation sees them as they are."""
+    bad: BadRows | None = None
+    """Rows that cannot be read, which others then stand for; None: reading one raises BadRowsError."""
 
     @classmethod
     def of(
@@ -56,7 +62,7 @@ class Split:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample, as the model sees it."""
-        return tuple(self.transform.arrange(torch.empty((1, *self.source.shape), device="meta")).shape[1:])
+        return self.transform.shape(self.source.shape)
 
     @property
     def device(self) -> torch.device:
@@ -81,13 +87,20 @@ class Split:
     @property
     def nbytes(self) -> int:
         """Of the stored values."""
-        return len(self) * self.source.row_bytes
+        return self.source.nbytes(self._rows)
 
     def read(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Copies of the stored samples `[B, *stored]` and labels `[B]` at these positions `[B]` (int64)."""
-        at = positions if self.rows is None else self.rows.index_select(0, positions)
-        label = None if self.source.label is None else self.source.label.index_select(0, at)
-        return self.source.read(at), label
+        at = self.rows_at(positions)
+        if self.bad is None:
+            stored = self.source.read(at)
+        else:
+            stored, at = self.bad.read(self.source, at, lambda number: int(self.rows_at(torch.tensor([number % len(self)]))))
+        return stored, None if self.source.label is None else self.source.label.index_select(0, at)
+
+    def rows_at(self, positions: Tensor) -> Tensor:
+        """Rows of the source `[B]` at these positions `[B]` (int64)."""
+        return positions if self.rows is None else self.rows.index_select(0, positions)
 
     def blocks(self) -> Iterator[Tensor]:
         """The stored values `[b, *stored]` in order, block by block: to scan all of them without a copy."""
@@ -107,9 +120,28 @@ class Split:
             yield label[part if self.rows is None else self.rows[part]]
 
     def bounds(self) -> tuple[float, float]:
-        """The smallest and the largest stored value; both NaN if one is NaN. There must be samples."""
-        found = torch.stack([torch.stack(block.aminmax()) for block in self.blocks()]).aminmax()
+        """The smallest and the largest stored value; both NaN if one is NaN. There must be samples.
+
+        Bounds that the source knows without reading hold them, and stand for them.
+        """
+        if self.source.limits:
+            return self.source.limits
+        found = torch.stack([torch.stack(values.aminmax()) for values in self.source.values(self._rows)]).aminmax()
         return float(found.min), float(found.max)
+
+    def model_values(self) -> Iterator[Tensor]:
+        """Tensors of any shape with every value that the model sees; of a sparse matrix, of zeros at most one."""
+        if self.transform.columns:
+            return (self.transform.apply(block, torch.float64) for block in self.blocks())
+        return (values if self.transform.scale == 1 else values / self.transform.scale for values in self.source.values(self._rows))
+
+    def model_bounds(self) -> tuple[float, float]:
+        """The smallest and the largest value that the model sees; of a table, missing values aside. There must be samples."""
+        if not self.transform.columns:
+            low, high = self.bounds()
+            return low / self.transform.scale, high / self.transform.scale
+        seen = list(self.model_values())
+        return min(float(x.nan_to_num(torch.inf).min()) for x in seen), max(float(x.nan_to_num(-torch.inf).max()) for x in seen)
 
     @cached_property
     def identity(self) -> Identity:
@@ -118,7 +150,7 @@ class Split:
             "samples": len(self),
             "shape": "x".join(map(str, self.source.shape)),
             "dtype": str(self.source.dtype).removeprefix("torch."),
-            **self.transform.to_json(),
+            **self.transform.identity(),
             "values": self.source.checksum(self._rows),
             "labels": None if self.source.label is None else checksum(self._label_blocks()),
         }
@@ -135,13 +167,7 @@ class Split:
 
     def to(self, device: torch.device) -> "Split":
         """These samples alone in the memory of `device`, without a copy of all on the host."""
-        copy = torch.empty((len(self), *self.source.shape), dtype=self.source.dtype, device=device)
-        start = 0
-        for block in self.blocks():
-            copy[start : start + len(block)] = block
-            start += len(block)
-        label = self.label
-        return replace(self, source=Tensors(copy, None if label is None else label.to(device)), rows=None)
+        return replace(self, source=self.source.to(device, self._rows), rows=None)
 
     def __len__(self) -> int:
         return len(self.source if self.rows is None else self.rows)

@@ -14,9 +14,11 @@ from distae.config import TrainConfig
 from distae.config.check import identity_settings
 from distae.config.optim import CosineConfig
 from distae.data import Identity, Transform
+from distae.data.bad_rows import State
 from distae.errors import TrainingError, UserError
 from distae.noise import ORDER
 from distae.runtime.files import decode
+from distae.runtime.run_dir import differences
 from distae.tracking import Extent
 from distae.training.accumulator import AccumulatorState
 from distae.training.optim import Plateau, load_optimizer_tensors, optimizer_tensors
@@ -64,6 +66,8 @@ class CheckpointMetadata:
     """`noise.ORDER` of the version that saved it; 1 if missing."""
     data: Identity | None = None
     """Identity of the training data; None in older checkpoints."""
+    bad_rows: State | None = None
+    """Samples that could not be read; None if there were none."""
 
 
 def state_dict(train_step: TrainStep) -> dict[str, Tensor]:
@@ -84,6 +88,7 @@ def checkpoint_metadata(
     total_steps: int,
     threads: int,
     data: Identity,
+    bad_rows: State | None,
 ) -> CheckpointMetadata:
     """Non-tensor state. Collective: called on all ranks together."""
     return CheckpointMetadata(
@@ -102,6 +107,7 @@ def checkpoint_metadata(
         transform=train_step.loader.split.transform,
         order=ORDER,
         data=data,
+        bad_rows=bad_rows,
     )
 
 
@@ -161,7 +167,7 @@ def compare(saved: CheckpointMetadata, cfg: TrainConfig, total_steps: int, threa
 
 def changed_data(saved: CheckpointMetadata, cfg: TrainConfig, data: Identity) -> str | None:
     """How the data differ from those at the save, as text; None if they are equal or the checkpoint does not record them."""
-    differ = dist.differences(saved.data, data, "there") if saved.data else ""
+    differ = differences(saved.data, data, "there") if saved.data else ""
     return f"{_source(cfg)}: the data differ from those of the checkpoint at step {saved.state.step}: {differ}" if differ else None
 
 

@@ -9,12 +9,13 @@ from distae import data
 from distae import distributed as dist
 from distae.config import TrainConfig
 from distae.data import GlobalBatchSampler, Loader, Reading, Split
+from distae.data.bad_rows import Skipped
 from distae.data.storage import in_words
 from distae.errors import TrainingError
 from distae.models import Autoencoder, build
 from distae.models.serialization import export
-from distae.runtime import outcome
 from distae.runtime.lock import RunLock
+from distae.runtime.run_dir import accept
 from distae.runtime.signals import StopRequest
 from distae.tracking import Tracker, describe_environment
 from distae.training.checkpointing import CheckpointManager
@@ -54,7 +55,8 @@ class Trainer:
         compiled = cfg.compile and why_not_compiled is None
         self.train_step = TrainStep(cfg, model, self.loaders["train"], schedule, compiled)
         self.state, self.tracker, self.stop = TrainState(), Tracker(), StopAgreement(stop)
-        self.logger = MetricsLogger(cfg, self.train_step, self.state, self.tracker, (self.sampler.steps_per_epoch, self.total))
+        steps = self.sampler.steps_per_epoch, self.total
+        self.logger = MetricsLogger(cfg, self.train_step, self.state, self.tracker, steps, Skipped(splits))
         self.validator = Validator(cfg, self.loaders, self.state, self.logger)
         self.lock, self.may_write = lock, lock.check if lock else lambda: None
         self.checkpoints = CheckpointManager(cfg, self.state, self.logger, threads, self.data, self.may_write)
@@ -81,7 +83,7 @@ class Trainer:
             return False
         self.restorer.check_order()
         if self.world.is_main:
-            (self.run_dir / outcome.FILE).unlink(missing_ok=True)
+            accept(self.cfg)
             environment = describe_environment(self.world.world_size, self.threads, str(self.world.device))
             self.tracker.open(self.cfg, rows, (self.state.step, self.total), environment, self.may_write)
             for note in self.restorer.notes:

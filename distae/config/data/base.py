@@ -30,6 +30,10 @@ class DataConfig(Variant):
     prefetch: Count = 4
     """Steps that they read ahead, in memory."""
 
+    on_error: Literal["raise", "skip"] = "raise"
+    """What happens with samples that cannot be read. raise: the run ends with their names; skip: training takes other samples in
+    their place, evaluation leaves them out, and the run says how many."""
+
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample, `[C, H, W]` or `[D]`. Raises UserError if a file says otherwise."""
         raise NotImplementedError

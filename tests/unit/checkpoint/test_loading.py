@@ -11,30 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import settings
+from helpers import finished_run, settings
 from safetensors.torch import load_file, save_file
 
 import distae
-from distae.commands import train
 from distae.errors import UserError
 from distae.models.serialization import export
-from distae.runtime.environment import Environment
 
 CFG = settings(data={"name": "digits", "limit": 96}, steps=2, save_every=2, eval_every=2)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("loading") / "run"
-    assert train.run(replace(CFG, run_dir=str(run_dir)), Environment()).outcome == "done"
-    return run_dir
-
-
-@pytest.fixture
-def run_dir(finished: Path, tmp_path: Path) -> Path:
-    """A copy, to be damaged."""
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
+    return finished_run(CFG, tmp_path_factory.mktemp("loading"))
 
 
 def refusal(path: Path | str) -> str:
@@ -83,6 +72,7 @@ def test_a_folder_of_before_has_no_checksum_and_loads(run_dir: Path) -> None:
     distae.load(run_dir)
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_of_the_weights_is_noticed(run_dir: Path) -> None:
     path = run_dir / "model" / "model.safetensors"
     data = path.read_bytes()

@@ -70,7 +70,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    "name", [n if n in ("ae_mnist_64", "vae_mnist") else pytest.param(n, marks=pytest.mark.slow) for n in SIZES]
+)
 def test_trains(name: str, root: Path, tmp_path: Path) -> None:
     cfg = recipe(name, "--data.root", str(root), "--data.limit", "300", "--steps", "2", "--tracking", "none", "--device", "cpu")
     outcome = train.run(replace(cfg, threads=1, eval_batch_size=100, run_dir=str(tmp_path / "run")), Environment())

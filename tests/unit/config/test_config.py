@@ -177,7 +177,7 @@ REFUSED = {
     "best metric": (["--best-metric", "val/fid"], r"--best-metric: unknown 'val/fid'; valid: val/loss, val/recon, val/kl, val/mse"),
     "nothing to watch": (["--data.val-fraction", "0", "--schedule", "plateau"], r"--data.val-fraction 0 leaves nothing"),
     "no scale": (["--model.learn-scale"], r"--model.learn-scale: the bernoulli likelihood has no scale; valid with gaussian"),
-    "no array": (["--data", "array"], r"--data.path: --data array needs the .npy or .npz file"),
+    "no array": (["--data", "array"], r"--data.path: --data array needs the .npy, .npz or .safetensors file"),
     "absent array": (["--data", "array", "--data.path", "no.npy"], r"--data.path: no file no.npy"),
     "absent run": (["--init-from", "no"], r"--init-from: no finished run in no \(model/model.safetensors is missing\)"),
     "absent file": (["--config", "no.toml"], r"--config: cannot read no.toml \(No such file or directory\)"),

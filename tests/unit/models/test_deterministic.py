@@ -16,6 +16,7 @@ def copy_of(model, name, **settings):
     return other
 
 
+@pytest.mark.slow
 def test_the_optimum_of_a_linear_autoencoder_is_pcas_subspace():
     x = data(200) * torch.tensor([5.0, 3.0, 2.0, 1.0, 1.0, 1.0])
     model = train(make("linear_ae", latent_dim=2), x, 1500, lr=0.03)

@@ -177,6 +177,7 @@ def test_iwae_with_many_samples_is_the_likelihood_of_a_linear_model():
     torch.testing.assert_close(run(model, x).per_sample["loss"], expected, rtol=0.01, atol=0.01)
 
 
+@pytest.mark.slow
 def test_more_samples_give_a_higher_bound_on_a_trained_model():
     x = data(64)
     model = train(make("vae", scale=0.1), x, 300)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -166,10 +167,19 @@ def test_a_gradient_alone_that_is_not_finite_is_named(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.01)])
-@pytest.mark.parametrize("model", ["ae", "vae"])
-@pytest.mark.parametrize("net", ["mlp", "conv"])
-def test_autocast_stays_near_single_precision(precision, tolerance, model, net, tmp_path):
+@pytest.mark.parametrize(
+    ("net", "model", "precision"),
+    [
+        ("conv", "vae", "bf16"),
+        ("mlp", "ae", "fp16"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in product(("mlp", "conv"), ("ae", "vae"), ("bf16", "fp16"))
+            if case not in {("conv", "vae", "bf16"), ("mlp", "ae", "fp16")}
+        ),
+    ],
+)
+def test_autocast_stays_near_single_precision(net, model, precision, tmp_path):
     """fp16 with its loss scaler. Likelihood and KL are summed in single precision."""
     runs = {}
     for kind in ("fp32", precision):
@@ -177,7 +187,7 @@ def test_autocast_stays_near_single_precision(precision, tolerance, model, net, 
         trainer = fitted(cfg, tmp_path / kind)
         assert {p.dtype for p in trainer.train_step.model.parameters()} == {torch.float32}
         runs[kind] = {k: v for row in metrics(tmp_path / kind) for k, v in row.items() if k in ("val/loss", "test/loss")}
-    assert runs[precision] == pytest.approx(runs["fp32"], rel=tolerance)
+    assert runs[precision] == pytest.approx(runs["fp32"], rel={"bf16": 0.02, "fp16": 0.01}[precision])
     assert runs[precision] != runs["fp32"]
 
 
@@ -249,6 +259,7 @@ def test_the_rate_drops_on_a_plateau(tmp_path):
     assert rates == pytest.approx([1, 1, 1, 0.5, 0.5, 0.25])
 
 
+@pytest.mark.slow
 def test_channels_last_changes_nothing_and_resumes_bit_for_bit(tmp_path):
     cfg = settings(model={"name": "vae"}, net={"name": "conv", "norm": "batch"}, steps=6, log_every=1, eval_every=6)
     last = replace(cfg, channels_last=True)
