@@ -75,7 +75,7 @@ def _write(split: Split, path: Path, workers: int) -> None:
 
 
 def _blocks(split: Split) -> Iterator[Tensor]:
-    """Consecutive positions, as many as are read at once."""
+    """Consecutive positions, some megabytes of samples at a time."""
     step = max(1, BLOCK_BYTES // split.source.row_bytes)
     return (torch.arange(start, min(start + step, len(split))) for start in range(0, len(split), step))
 
