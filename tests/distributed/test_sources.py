@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gate import Case
 from helpers import settings
+from PIL import Image
 
 ROWS = 131
 """Divides by no batch and no number of ranks."""
@@ -31,7 +32,20 @@ def in_units(folder: Path) -> dict[str, Any]:
     return {"name": "in_units", "path": str(folder / "units"), "shuffle": "windowed", "window": 1, "workers": 2}
 
 
-SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {"array": array, "in_units": in_units}
+def images(folder: Path) -> dict[str, Any]:
+    """Random crops and mirror images, by two threads, of files of which some are cut off and one is empty."""
+    for i, x in enumerate(pictures(shape=(12, 10, 3))):
+        (folder / "images" / f"class{i % 3}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x).save(folder / "images" / f"class{i % 3}" / f"{i:03}.png")
+    for i in (4, 5, 6, 7):
+        cut = folder / "images" / f"class{i % 3}" / f"{i:03}.png"
+        cut.write_bytes(cut.read_bytes()[:-60])
+    (folder / "images" / "class0" / "empty.png").touch()
+    augmented = {"size": 8, "crop": "random", "flip": True, "workers": 2, "mode": "L"}
+    return {"name": "image_folder", "path": str(folder / "images"), "on_error": "skip", **augmented}
+
+
+SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {"array": array, "in_units": in_units, "images": images}
 """By name: makes files in a folder, and gives the settings `data` that read them."""
 
 
