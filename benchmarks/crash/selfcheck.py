@@ -126,7 +126,13 @@ def _flips(folder: Path) -> list[tuple[str, bool]]:
 
 def _hostile(folder: Path, base: Path) -> list[tuple[str, bool]]:
     case = hostile.Case("planted", lambda place: None)
-    plants = {"slow": partial(_sleep, 1.5), "memory": _eat, "traceback": _raise, "exit code 0": None, "hangs": partial(_sleep, 60)}
+    plants: dict[str, Callable[[Path], Any] | None] = {
+        "slow": partial(_sleep, 1.5),
+        "memory": _eat,
+        "traceback": _raise,
+        "exit code 0": None,
+        "hangs": partial(_sleep, 60),
+    }
     with mock.patch.object(hostile, "PATIENCE", 4):
         return [
             (
