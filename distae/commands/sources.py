@@ -46,9 +46,7 @@ def guessed(source: str) -> str:
     first = source if _is_there(source) else source.split(",", maxsplit=1)[0]
     matching = sorted(glob.glob(str(Path(first).expanduser()))) if not is_url(first) else [first]  # noqa: PTH207 - absolute patterns
     if not matching:
-        raise UserError(
-            f"there is no file or folder {source}, and no data set of that name; valid: {', '.join(DataConfig.choices())}"
-        )
+        raise UserError(f"no file, folder or data set {source}; valid names: {', '.join(DataConfig.choices())}")
     kind = "parquet" if is_url(first) else kind_of(Path(matching[0]))
     if kind is None:
         raise UserError(f"{source} looks like no data that is known; say which with --data: {', '.join(DataConfig.choices())}")

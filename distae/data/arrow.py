@@ -41,7 +41,8 @@ class ColumnSource(UnitSource):
 
     def checksum(self, rows: Tensor | None) -> str:
         of_rows = b"" if rows is None else rows.numpy().tobytes()
-        return xxhash.xxh3_128_hexdigest(self.digest().encode() + of_rows)
+        read_as = f"{self.digest()} {self.column} {self.cfg.mode}"  # a decoded copy is known by this
+        return xxhash.xxh3_128_hexdigest(read_as.encode() + of_rows)
 
     def read(self, rows: Tensor) -> Tensor:
         try:
@@ -57,7 +58,7 @@ class ColumnSource(UnitSource):
         into, bad = samples.numpy(), dict[int, str]()
         for i, row in enumerate(rows.tolist()):
             try:
-                into[i] = decode(io.BytesIO(encoded(unit[row])), self.cfg.mode, self.cfg.size)
+                into[i] = decode(io.BytesIO(encoded(unit[row])), self.cfg.mode, self.cfg.stored_side)
             except Exception as error:  # decoders raise anything on damaged images
                 bad[row] = f"its image cannot be read ({said(error)})"
         if bad:

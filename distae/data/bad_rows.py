@@ -52,10 +52,9 @@ class BadRows:
             try:
                 return source.read(used), used
             except BadRowsError as error:
-                found = {row: reason[:LONGEST] for row, reason in error.reasons.items() if row not in self.known}
-                if not found:
-                    raise
-                self.known.update(found)
+                if not error.reasons.keys() & set(used.tolist()):
+                    raise  # none of them can be replaced
+                self.known.update({row: reason[:LONGEST] for row, reason in error.reasons.items()})
                 if len(self.known) > MOST:
                     raise TrainingError(f"more than {MOST} samples cannot be read, such as: {error}") from error
 

@@ -27,6 +27,7 @@ class DecodedCopy(Tensors):
     def __init__(self, x: Tensor, split: Split, path: Path) -> None:
         super().__init__(x, split.label, f"the decoded copy {path}")
         self.split, self.units = split, split.units
+        self.classes, self.left_out = split.source.classes, split.source.left_out
         self.columns = {k: v if split.rows is None else v[split.rows] for k, v in split.source.columns.items()}
 
     def name_of(self, row: int) -> str:

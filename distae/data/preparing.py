@@ -27,14 +27,14 @@ BLOCK = 8 << 20
 ALIGNED = 64
 """The values of a shard begin at a multiple of this number of bytes."""
 CODES = {name: code for code, (name, _) in SAFETENSORS.items()}
+Tensors = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Types and shapes by name."""
 Read = tuple[Tensor, list[int], list[Unread]]
 """Stored samples, their rows in the source, and those that could not be read."""
-Described = dict[str, tuple[torch.dtype, tuple[int, ...]]]
-"""Type and shape of tensors by name."""
 
 
 class Preparation:
-    """Writes splits to a folder. A shard gets its name once it is whole; the manifest comes last."""
+    """Writes splits to a folder. A shard gets its name once it is whole; the manifest lists them once all are."""
 
     def __init__(self, splits: dict[str, Split], folder: Path, shard_bytes: int, workers: int) -> None:
         self.splits, self.folder, self.workers = splits, folder, workers
@@ -50,9 +50,10 @@ class Preparation:
         if not self.folder.exists():
             return None
         manifest = manifest_in(self.folder)
-        if manifest and manifest.key == self.key:
+        mine = manifest is not None and manifest.key == self.key
+        if manifest and mine and manifest.splits:
             return manifest
-        names = sorted(p.name for p in self.folder.iterdir() if not p.name.startswith("."))
+        names = sorted(p.name for p in self.folder.iterdir() if not p.name.startswith(".") and not (mine and p.name == MANIFEST))
         other = next((n for n in names if not n.endswith(".safetensors") or self._kept(self.folder / n) is None), None)
         if other:
             raise UserError(f"{self.folder} holds {other}, which is of other data or settings: give another folder, or --force")
@@ -63,6 +64,7 @@ class Preparation:
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob(".*.writing"):
             left.unlink()
+        self._save(Manifest(**vars(about) | {"splits": {}, "key": self.key}))  # without splits it counts as unfinished
         shards: dict[str, list[Shard]] = {name: [] for name in self.splits}
         unread = [Unread(name, reason) for name, reason in self.splits["train"].source.left_out.items()]
         with ThreadPoolExecutor(self.workers, "distae-prepare", torch.set_num_threads, (1,)) as pool:
@@ -76,8 +78,11 @@ class Preparation:
                 shards[name].append(Shard(path.name, kept, path.stat().st_size))
                 unread += bad
         manifest = Manifest(**vars(about) | {"splits": shards, "unread": unread, "key": self.key})
-        write_whole(self.folder / MANIFEST, [msgspec.json.format(msgspec.json.encode(asdict(manifest)), indent=1)])
+        self._save(manifest)
         return manifest
+
+    def _save(self, manifest: Manifest) -> None:
+        write_whole(self.folder / MANIFEST, [msgspec.json.format(msgspec.json.encode(asdict(manifest)), indent=1)])
 
     def _plan(self) -> Iterator[tuple[str, int, range]]:
         """Split, number and positions of each shard; an empty split has one shard."""
@@ -106,7 +111,7 @@ class Preparation:
                 kept, unread = kept + good, unread + bad
                 done(len(good) + len(bad))
         label = split.source.label
-        tensors: Described = {} if label is None else {Y: (torch.int64, (len(kept),))}  # first, so that the samples stay aligned
+        tensors: Tensors = {} if label is None else {Y: (torch.int64, (len(kept),))}  # first, so that the samples stay aligned
         tensors[X] = (split.source.dtype, (len(kept), *split.source.shape))
         about = {"key": self.key, "rows": str(len(kept)), "unread": json.dumps([[u.file, u.reason] for u in unread])}
         labels = [] if label is None else [_bytes(label[torch.tensor(kept, dtype=torch.int64)])]
@@ -139,7 +144,7 @@ def _read(source: Source, rows: Tensor) -> Read:
             bad |= error.reasons
 
 
-def _header(tensors: Described, about: dict[str, str]) -> bytes:
+def _header(tensors: Tensors, about: dict[str, str]) -> bytes:
     """Of a .safetensors file with these tensors one after the other."""
     table: dict[str, Any] = {"__metadata__": about}
     end = 0

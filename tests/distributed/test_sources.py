@@ -14,8 +14,11 @@ from gate import Case
 from helpers import settings
 from PIL import Image
 
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError:  # the extra `data`
+    pa = None
 ROWS = 131
 """Divides by no batch and no number of ranks."""
 
@@ -75,11 +78,26 @@ def table(folder: Path) -> dict[str, Any]:
     return {"name": "table", "path": str(folder / "x.csv"), "missing": "mask", "label": "kind", "group": "who"}
 
 
+def images(folder: Path) -> dict[str, Any]:
+    """Random crops and mirror images, by two threads, of files of which some are cut off and one is empty."""
+    for i, x in enumerate(pictures(shape=(12, 10, 3))):
+        (folder / "images" / f"class{i % 3}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x).save(folder / "images" / f"class{i % 3}" / f"{i:03}.png")
+    for i in (4, 5, 6, 7):
+        cut = folder / "images" / f"class{i % 3}" / f"{i:03}.png"
+        cut.write_bytes(cut.read_bytes()[:-60])
+    (folder / "images" / "class0" / "empty.png").touch()
+    augmented = {"size": 8, "crop": "random", "flip": True, "workers": 2, "mode": "L"}
+    return {"name": "image_folder", "path": str(folder / "images"), "on_error": "skip", **augmented}
+
+
 LIKELIHOODS = {"table": "mixed", "sparse": "zinb"}
 """Of sources that are not images."""
 SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "array": array, "shards": shards, "parquet": parquet, "hf": hf, "in_units": in_units, "sparse": sparse, "table": table,
+    "array": array, "images": images, "shards": shards, "in_units": in_units, "sparse": sparse, "table": table,
 }  # fmt: skip
+if pa:
+    SOURCES |= {"parquet": parquet, "hf": hf}
 """By name: makes files in a folder, and gives the settings `data` that read them."""
 
 

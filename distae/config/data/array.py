@@ -87,6 +87,8 @@ class ArrayConfig(DataConfig):
         """Of a folder that `distae prepare` made; None for files. Raises UserError on settings that it already decides."""
         if not self.path or (manifest := manifest_in(expanded(self.path, "--data.path"))) is None:
             return None
+        if not manifest.splits:
+            raise UserError(f"--data.path: distae prepare did not finish {self.path}: run it again, it resumes")
         decided = {"key": None, "label_key": None, "scale": "auto", "layout": "auto", "test": ""}
         if given := next((k for k, default in decided.items() if getattr(self, k) != default), None):
             raise UserError(

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from distae.config.data.array import StoredLayout
 from distae.config.data.base import DataConfig
-from distae.config.data.image_folder import CHANNELS
-from distae.config.fields import Count, Fraction, Joined, Positive
+from distae.config.data.image_folder import CHANNELS, ImageSettings
+from distae.config.fields import Fraction, Joined, Positive
 from distae.errors import UserError
 
 NUMBERS = {"uint8": "uint8", "halffloat": "float16", "float": "float32", "double": "float64"}
@@ -27,7 +27,7 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColumnsConfig(DataConfig):
+class ColumnsConfig(ImageSettings):
     """What data sets in tables of images or arrays share."""
 
     unit: ClassVar[str]
@@ -45,8 +45,6 @@ class ColumnsConfig(DataConfig):
     metadata calls a class label."""
     mode: Literal["RGB", "RGBA", "L", "F"] = "RGB"
     """What all images are converted to: colour, colour and transparency, grey, or grey as floating point, which keeps 16 bits."""
-    size: Count = 64
-    """Side of images in pixels: the shorter side is resized to it, and a square cut out of the centre."""
     scale: Literal["auto"] | Positive = "auto"
     """The model's values are the stored ones divided by this. auto: 255 for images and uint8 arrays, else 1."""
     layout: Literal["channels_first", "channels_last"] = "channels_last"
@@ -57,6 +55,10 @@ class ColumnsConfig(DataConfig):
     def shape(self) -> tuple[int, ...]:
         column = self.described()
         stored = column.shape
+        if column.kind == "image":
+            return (CHANNELS[self.mode], self.size, self.size)
+        if self.flip or self.crop != "center":
+            raise UserError(f"--data.flip and --data.crop go with encoded images; column {column.name!r} holds arrays")
         match self.stored_layout(column):
             case "no_channel":
                 return (1, *stored)
@@ -160,7 +162,7 @@ def _described(cfg: ColumnsConfig, file: str, schema: Any, name: str, first: Any
             "lists of numbers are read"
         )
     if kind == "image":
-        return Column(name, kind, (CHANNELS[cfg.mode], cfg.size, cfg.size), "float32" if cfg.mode == "F" else "uint8")
+        return Column(name, kind, (CHANNELS[cfg.mode], cfg.stored_side, cfg.stored_side), "float32" if cfg.mode == "F" else "uint8")
     try:
         shape = _array_shape(first(name))
     except ValueError as error:

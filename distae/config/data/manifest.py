@@ -44,7 +44,7 @@ class Manifest:
     transform: dict[str, Any]
     """From the stored values to the model's, and back."""
     splits: dict[str, list[Shard]]
-    """Of `train`, `val` and `test`."""
+    """Of `train`, `val` and `test`; empty as long as the folder is not complete."""
     classes: list[str] = field(default_factory=list)
     """Names of the classes, by label."""
     labelled: bool = False

@@ -21,7 +21,7 @@ from distae.errors import UserError
 
 
 @register_dataset(HFConfig)
-def load(cfg: HFConfig) -> tuple[Split, Split] | dict[str, Split]:
+def load(cfg: HFConfig) -> dict[str, Split]:
     return splits_of(cfg, {name: _source(cfg, files) for name, files in cfg.sets().items()})
 
 

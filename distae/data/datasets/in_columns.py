@@ -1,10 +1,12 @@
 """What data sets in tables of images or arrays share: splits, the transform, and checks over all files."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from distae.config.data.columns import Column, ColumnsConfig, check_names
 from distae.data.arrow import ColumnSource
+from distae.data.augment import Augment
 from distae.data.splits import Split, hold_out
 from distae.data.transform import Transform
 from distae.errors import UserError
@@ -26,8 +28,9 @@ def check_columns(cfg: ColumnsConfig, files: Sequence[str], schemas: Sequence[An
     return column
 
 
-def splits_of(cfg: ColumnsConfig, sources: Mapping[str, ColumnSource]) -> tuple[Split, Split] | dict[str, Split]:
+def splits_of(cfg: ColumnsConfig, sources: Mapping[str, ColumnSource]) -> dict[str, Split]:
     """The splits of sources by split; what is missing is held out. Raises UserError if they hold different samples."""
+    cfg.shape()
     train = sources["train"]
     for name, source in sources.items():
         if not len(source):
@@ -37,13 +40,17 @@ def splits_of(cfg: ColumnsConfig, sources: Mapping[str, ColumnSource]) -> tuple[
         if train.classes and source.classes and source.classes != train.classes:
             raise UserError(f"--data.label: classes of {name} are {_few(source.classes)}, those of train {_few(train.classes)}")
     scale = (255.0 if train.dtype.itemsize == 1 else 1.0) if cfg.scale == "auto" else cfg.scale
-    transform = Transform(scale, cfg.stored_layout(train.column))
+    cut = cfg.size if train.column.kind == "image" and cfg.crop == "random" else 0
+    transform = Transform(scale, cfg.stored_layout(train.column), crop=cut)
     splits = {name: Split(source, transform) for name, source in sources.items()}
     splits["train"] = Split(train, transform, notes=(_seen(cfg, train),))
     if "test" not in splits:
-        rest, splits["test"] = hold_out(splits["train"], cfg.test_fraction)
-        splits["train"] = rest
-    return splits if "val" in splits else (splits["train"], splits["test"])
+        splits["train"], splits["test"] = hold_out(splits["train"], cfg.test_fraction)
+    if "val" not in splits:
+        splits["train"], splits["val"] = hold_out(splits["train"], cfg.val_fraction)
+    if cut or cfg.flip:  # of training samples alone, so that the splits are all made here
+        splits["train"] = replace(splits["train"], augment=Augment(cut, cfg.flip))
+    return splits
 
 
 def _seen(cfg: ColumnsConfig, source: ColumnSource) -> str:

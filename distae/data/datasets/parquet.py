@@ -26,7 +26,7 @@ BLOCK, BLOCKS = 1 << 20, 64
 
 
 @register_dataset(ParquetConfig)
-def load(cfg: ParquetConfig) -> tuple[Split, Split] | dict[str, Split]:
+def load(cfg: ParquetConfig) -> dict[str, Split]:
     return splits_of(cfg, {name: _source(cfg, files) for name, files in cfg.sets().items()})
 
 

@@ -1,6 +1,7 @@
 """Samples that cannot be read: what takes their place, that evaluation leaves them out, and that a resume knows them."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,13 @@ def test_a_substitute_follows_from_the_row_and_the_bad_ones_alone():
         assert values[0, 0] == label == once[1][row]  # labels are those of the substitutes
         assert (int(label) == row) == (row not in bad)
         assert int(label) not in bad
+
+
+def test_threads_that_find_the_same_row_at_once_agree():
+    split = damaged(200, set(range(0, 200, 2)))
+    with ThreadPoolExecutor(8) as pool:
+        parts = [*pool.map(lambda _: split.read(torch.arange(200))[1], range(16))]
+    assert all(torch.equal(part, parts[0]) for part in parts)
 
 
 def test_substitutes_are_of_the_split():

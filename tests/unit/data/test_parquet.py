@@ -140,16 +140,13 @@ def test_arrays_in_lists(kind, name, tmp_path):
 
 @KINDS
 def test_bad_rows_are_named(kind, tmp_path):
-    """No image, none that can be read, one of another size; lists of another length, NaN and missing values."""
+    """No image, none that can be read; lists of another length, NaN and missing values."""
     structs = images().column("image").to_pylist()
     structs[3]["bytes"], structs[14]["bytes"], structs[15] = None, b"\x89PNG no", None
     source = of(kind, MAKERS[kind][1](tmp_path / "set", pa.table({"image": structs})))["train"].source
     with pytest.raises(BadRowsError) as caught:
         source.read(torch.tensor([40, 2, 3, 14, 15]))
-    reasons = {
-        row: reason.removeprefix("its image cannot be read (").removesuffix(")").partition(" <")[0]
-        for row, reason in caught.value.reasons.items()
-    }
+    reasons = {row: reason.partition("read (")[2].rstrip(")").partition(" <")[0] for row, reason in caught.value.reasons.items()}
     assert reasons == {
         3: "only its path 3.png is in the file", 14: "cannot identify image file", 15: "there is none",
     }  # fmt: skip
@@ -160,7 +157,8 @@ def test_bad_rows_are_named(kind, tmp_path):
         source.read(torch.arange(60))
     other = "it has {} values, the first 2".format
     missing = "it has a value that is missing, NaN or infinite"
-    assert caught.value.reasons == {7: other(1), 8: missing, 9: missing, 30: other(0)}
+    reasons = {row: reason.rpartition(": ")[2] for row, reason in caught.value.reasons.items()}
+    assert reasons == {7: other(1), 8: missing, 9: missing, 30: other(0)}
 
 
 def refused(kind: str, path: Path, match: str, **changes: Any) -> None:
@@ -379,3 +377,16 @@ def test_one_download_for_many_readers(bucket):
 
 def test_both_kinds_are_chosen_by_name():
     assert {"parquet", "hf"} <= DataConfig.choices().keys()
+
+
+@KINDS
+def test_random_crops_and_mirror_images_are_of_training_alone(kind, tmp_path):
+    path = MAKERS[kind][1](tmp_path / "set")
+    sets = of(kind, path, size=7, crop="random", flip=True, test_fraction=0.2, val_fraction=0.2)
+    assert sets["train"].source.shape == (3, 8, 8)
+    assert MAKERS[kind][0](path=str(path), size=7, crop="random").shape() == sets["train"].shape == (3, 7, 7)
+    assert sets["train"].augment
+    assert sets["val"].augment is sets["test"].augment is None
+    refused(
+        kind, MAKERS[kind][1](tmp_path / "b", pa.table({"x": [[1.0]] * 60})), r"--data.flip .*column 'x' holds arrays", flip=True
+    )
