@@ -5,9 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from distae.runtime.run_dir import check_run_dir
 from distae.runtime.signals import StopRequest
 from distae.training.trainer import Trainer
 
+Result = TypeVar("Result")
 ROOT = Path(__file__).parent.parent
 WIDTHS = {"mlp": {"hidden": [16, 8]}, "conv": {"channels": [4, 8]}, "resnet": {"channels": [4, 8]}}
 SHIPPED = sorted(k for k, v in ModelConfig.choices().items() if v.__module__.startswith("distae."))
@@ -96,6 +98,16 @@ def fitted(cfg: TrainConfig, run_dir: Path, data: dict[str, Split] | None = None
     finally:
         trainer.tracker.close()
     return trainer
+
+
+def spy(function: Callable[..., Result], seen: Callable[..., object]) -> Callable[..., Result]:
+    """The function, whose arguments are given to `seen` first."""
+
+    def spied(*args: Any, **kwargs: Any) -> Result:
+        seen(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return spied
 
 
 class StopAt(StopRequest):

@@ -38,16 +38,16 @@ class DecodedCopy(Tensors):
         return super().checksum(rows) if rows is not None else str(self.split.identity["values"])
 
 
-def decoded(split: Split, workers: int) -> Split:
+def decoded(split: Split, settings: str, workers: int) -> Split:
     """The same samples from a decoded copy on this node, made by `workers` threads where there is none.
 
-    Raises OSError where it cannot be written, BadRowsError where a row cannot be read.
+    `settings` are those that decoding depends on. Raises OSError if it cannot be written, BadRowsError if a row cannot be read.
     """
     if not split.nbytes:
         return split
     folder = cache_folder("decoded")
-    parts = [str(split.identity[k]) for k in ("samples", "shape", "dtype", "values")]
-    path = folder / f"{xxhash.xxh3_128_hexdigest(repr(parts).encode())}.bin"
+    key = repr([settings, split.source.version, *(split.identity[k] for k in ("samples", "shape", "dtype", "values"))])
+    path = folder / f"{xxhash.xxh3_128_hexdigest(key.encode())}.bin"
     with FileLock(f"{path}.lock"):
         if not path.exists() or path.stat().st_size != split.nbytes:
             make_room(folder, split.nbytes, MOST_BYTES)

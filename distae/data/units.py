@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distae.data.source import BadRowsError, Source
+from distae.data.source import BadRowsError, Source, put_rows
 
 KEPT_BYTES = 256 << 20
 """Units of together so many bytes, as decoded, are kept of a source at least."""
@@ -43,7 +43,7 @@ class UnitSource(Source):
             here = (of_row == number).nonzero()[:, 0]
             first = int(self._ends[number] - self.units[number])
             try:
-                samples[here] = self.decode(self._unit(number, rows[here]), rows[here] - first)
+                put_rows(samples, here, self.decode(self._unit(number, rows[here]), rows[here] - first))
             except BadRowsError as error:
                 numbered_here = not isinstance(error, _UnitError)
                 bad |= {row + first * numbered_here: reason for row, reason in error.reasons.items()}

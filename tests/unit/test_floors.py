@@ -110,7 +110,9 @@ ALLOWED = {
 @pytest.mark.parametrize("path", TREES)
 def test_noise_is_the_only_source_of_randomness(path):
     for node in ast.walk(TREES[path]):
-        name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        if not isinstance(node, ast.Attribute):
+            continue
+        name = ast.unparse(node)
         drawn = FORBIDDEN.fullmatch(name) and not name.startswith(("noise.", "nn.init."))  # models are made in noise.initialising
         if drawn and not (path in ALLOWED and ALLOWED[path].fullmatch(name)):
             raise AssertionError(f"{path}:{node.lineno}: {name}")

@@ -128,6 +128,11 @@ def test_hostile_settings_end_in_a_second(run_dir: Path, changes: dict[str, Any]
     refusal(run_dir)
 
 
+def sparse_file(path: Path, size: int) -> None:
+    path.touch()
+    os.truncate(path, size)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("kind", ["fifo", "zero", "link out", "folder", "sparse", "missing", "empty"])
 def test_files_that_are_none_or_too_large(run_dir: Path, name: str, kind: str) -> None:
@@ -138,7 +143,7 @@ def test_files_that_are_none_or_too_large(run_dir: Path, name: str, kind: str) -
         "zero": lambda: path.symlink_to("/dev/zero"),
         "link out": lambda: path.symlink_to(run_dir / "aside"),
         "folder": path.mkdir,
-        "sparse": lambda: path.touch() or os.truncate(path, 200 << 30),
+        "sparse": lambda: sparse_file(path, 200 << 30),
         "missing": lambda: None,
         "empty": path.touch,
     }[kind]()

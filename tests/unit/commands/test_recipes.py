@@ -4,6 +4,7 @@ import gzip
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import ROOT, shared_data
@@ -49,7 +50,7 @@ def test_every_recipe_is_listed_here_and_says_what_it_is() -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_layers_are_the_published_ones(name: str) -> None:
     cfg = recipe(name)
-    model = build(cfg.model, cfg.net, cfg.data.shape())
+    model: Any = build(cfg.model, cfg.net, cfg.data.shape())
     *hidden, code = SIZES[name]
     assert widths(model.encoder) == [*hidden, model.latent_factor * code]
     assert widths(model.decoder) == [code, *reversed(hidden)]

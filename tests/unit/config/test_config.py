@@ -2,6 +2,7 @@
 
 import re
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,12 +29,12 @@ def given(*argv: str, toml: str | None = None, tmp_path=None, world_size: int = 
 def test_nothing_given_is_the_default_job():
     cfg = given()
     assert (cfg.model.name, cfg.net.name, cfg.data.name) == ("vae", "mlp", "digits")
-    assert re.fullmatch(r"runs/vae_digits_[0-9a-f]{8}", cfg.run_dir)
+    assert re.fullmatch(r"runs/vae_digits_[0-9a-f]{8}", str(cfg.run_dir))
 
 
 def test_the_command_line_wins_over_the_file(tmp_path):
     toml = 'epochs = 7\nseed = 5\n[model]\nname = "vae"\nbeta = 3\nlatent_dim = 9\n[net]\nhidden = [5, 4]'
-    cfg = given("--model.beta", "4", "--seed=6", "--seed", "8", "--net.hidden", "3", "2", toml=toml, tmp_path=tmp_path)
+    cfg: Any = given("--model.beta", "4", "--seed=6", "--seed", "8", "--net.hidden", "3", "2", toml=toml, tmp_path=tmp_path)
     assert (cfg.epochs, cfg.seed, cfg.model.beta, cfg.model.latent_dim, cfg.net.hidden) == (7, 8, 4, 9, (3, 2))
 
 
@@ -184,7 +185,7 @@ REFUSED = {
 }  # fmt: skip
 
 
-def refused(*argv: str, match: str, **how: object) -> None:
+def refused(*argv: str, match: str, **how: Any) -> None:
     with pytest.raises(UserError, match=match) as caught:
         given(*argv, **how)
     assert len(str(caught.value).splitlines()) <= 2

@@ -17,12 +17,12 @@ from distae.distributed.startup import Rendezvous
 from distae.errors import TrainingError, UserError
 from distae.runtime.environment import Environment
 
-Work = Callable[[int], tuple[Any, dict[str, Any]]]
+Work = Callable[[int], Any]
 
 
 def meet(work: Work, ranks: int = 3, timeout: float = 20.0) -> list[Any]:
     """What each rank's `work` gave, or what it raised."""
-    store, ends = td.HashStore(), [None] * ranks
+    store, ends = td.HashStore(), list[Any]([None] * ranks)
 
     def one(rank: int) -> None:
         try:
