@@ -151,7 +151,7 @@ REFUSED = {
     "removed setting": (["--noise", "per_rank"], r"--noise: 'per_rank' is no longer valid, .*: leave the setting out"),
     "unknown model": (["--model", "vea"], r"--model: unknown 'vea' \(did you mean 'vae'\?\); valid: ae, "),
     "unknown net": (["--net", "cnn"], r"--net: unknown 'cnn'; valid: mlp, (.*)conv, resnet"),
-    "unknown data": (["--data", "imagenet"], r"--data: unknown 'imagenet'; valid: digits, (.*)mnist, fashion"),
+    "unknown data": (["--data", "imagenet"], r"--data: unknown 'imagenet'.*; valid: digits, (.*)mnist, fashion"),
     "unknown option": (["--modle", "vae"], r"unknown option '--modle' \(did you mean '--model'\?\)"),
     "of another variant": (["--model", "ae", "--model.beta=2"], r"unknown option '--model.beta'.*; valid: --model.latent-dim"),
     "option of another net": (["--net.channels", "4"], r"unknown option '--net.channels'.*valid: --net.norm, .*--net.hidden"),
