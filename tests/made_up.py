@@ -19,6 +19,7 @@ class InUnitsConfig(DataConfig):
 
     name: ClassVar[str] = "in_units"
     path: str = ""
+    """Folder of the files."""
 
     def shape(self) -> tuple[int, ...]:
         return (1, 8, 8)

@@ -129,12 +129,18 @@ class Split:
         found = torch.stack([torch.stack(values.aminmax()) for values in self.source.values(self._rows)]).aminmax()
         return float(found.min), float(found.max)
 
+    def model_values(self) -> Iterator[Tensor]:
+        """Tensors of any shape with every value that the model sees; of a sparse matrix, of zeros at most one."""
+        if self.transform.columns:
+            return (self.transform.apply(block, torch.float64) for block in self.blocks())
+        return (values if self.transform.scale == 1 else values / self.transform.scale for values in self.source.values(self._rows))
+
     def model_bounds(self) -> tuple[float, float]:
-        """The smallest and the largest value that the model sees; of a table, missing values aside."""
+        """The smallest and the largest value that the model sees; of a table, missing values aside. There must be samples."""
         if not self.transform.columns:
             low, high = self.bounds()
             return low / self.transform.scale, high / self.transform.scale
-        seen = [self.transform.apply(block, torch.float64) for block in self.blocks()]
+        seen = list(self.model_values())
         return min(float(x.nan_to_num(torch.inf).min()) for x in seen), max(float(x.nan_to_num(-torch.inf).max()) for x in seen)
 
     @cached_property

@@ -14,8 +14,8 @@ from distae.data.storage import in_words
 from distae.errors import TrainingError
 from distae.models import Autoencoder, build
 from distae.models.serialization import export
-from distae.runtime import outcome
 from distae.runtime.lock import RunLock
+from distae.runtime.run_dir import accept
 from distae.runtime.signals import StopRequest
 from distae.tracking import Tracker, describe_environment
 from distae.training.checkpointing import CheckpointManager
@@ -83,7 +83,7 @@ class Trainer:
             return False
         self.restorer.check_order()
         if self.world.is_main:
-            (self.run_dir / outcome.FILE).unlink(missing_ok=True)
+            accept(self.cfg)
             environment = describe_environment(self.world.world_size, self.threads, str(self.world.device))
             self.tracker.open(self.cfg, rows, (self.state.step, self.total), environment, self.may_write)
             for note in self.restorer.notes:

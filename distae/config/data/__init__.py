@@ -10,12 +10,15 @@ from distae.config.data.torchvision import (
     CIFAR10Config, CIFAR100Config, EMNISTConfig, FashionMNISTConfig, KMNISTConfig, MNISTConfig, STL10Config,
     SVHNConfig, TorchvisionConfig,
 )  # fmt: skip
-from distae.config.data.array import FILE_ERRORS, ArrayConfig, StoredLayout
+from distae.config.data.array import ArrayConfig, StoredLayout
 from distae.config.data.image_folder import ImageFolderConfig
 from distae.config.data.celeba import CelebAConfig
 from distae.config.data.shapes import ShapesConfig
 from distae.config.data.table import TableConfig
 from distae.config.data.sparse import SparseConfig
+from distae.config.data.parquet import ParquetConfig
+from distae.config.data.hf import HFConfig
+from distae.config.data.stored import FILE_ERRORS
 # isort: on
 
 __all__ = [
@@ -28,9 +31,11 @@ __all__ = [
     "DigitsConfig",
     "EMNISTConfig",
     "FashionMNISTConfig",
+    "HFConfig",
     "ImageFolderConfig",
     "KMNISTConfig",
     "MNISTConfig",
+    "ParquetConfig",
     "STL10Config",
     "SVHNConfig",
     "ShapesConfig",

@@ -26,7 +26,7 @@ class TableConfig(DataConfig):
     label: str | None = None
     """Column of classes, texts or whole numbers, for conditional models and metrics; not a value that the model sees."""
     id: tuple[str, ...] = ()
-    """Columns kept aside: the model does not see them, and they come back with its output."""
+    """Columns kept aside: they stay with their rows, and the model does not see them."""
     drop: tuple[str, ...] = ()
     """Columns that are not read."""
     categorical: tuple[str, ...] = ()

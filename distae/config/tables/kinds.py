@@ -1,5 +1,6 @@
 """What the columns of a table are, and their cells as numbers. Names, kinds and categories are of all rows; statistics are not."""
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -109,7 +110,9 @@ def column(cells: Cells, name: str, option: str) -> Column:
     if name not in cells.columns:
         names = list(cells.columns)
         shown = ", ".join(names[:20]) + (f", … ({len(names)} in all)" if len(names) > 20 else "")
-        raise UserError(f"--data.{option}: no column {name!r} in {cells.name}; it has {shown}")
+        meant = [name.replace(",", " ")] if set(name.split(",")) <= set(names) else difflib.get_close_matches(name, names, 1)
+        hint = f" (did you mean {meant[0]!r}?)" if meant else ""
+        raise UserError(f"--data.{option}: no column {name!r}{hint} in {cells.name}; it has {shown}")
     return cells.columns[name]
 
 

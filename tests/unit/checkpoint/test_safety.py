@@ -8,13 +8,14 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, settings
+from helpers import ROOT, finished_run, settings
 from safetensors.torch import load_file, save_file
 
 import distae
@@ -89,16 +90,7 @@ EXPLOITS = [as_pickle, as_torch_save, as_npy, as_header_of_pickles, as_absurd_of
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of 2 steps and its one checkpoint."""
-    run_dir = tmp_path_factory.mktemp("safety") / "run"
-    assert train.run(replace(CFG, run_dir=str(run_dir)), Environment()).outcome == "done"
-    return run_dir
-
-
-@pytest.fixture
-def run_dir(finished, tmp_path):
-    """A copy, to be damaged."""
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
+    return finished_run(CFG, tmp_path_factory.mktemp("safety"))
 
 
 @pytest.fixture
@@ -156,7 +148,16 @@ def test_the_exploits_are_real(tmp_path):
 
 
 @pytest.mark.parametrize("exploit", EXPLOITS)
-@pytest.mark.parametrize(("name", "certified"), [(COMMIT, False), (STATE, False), (STATE, True), (SHARD, False), (SHARD, True)])
+@pytest.mark.parametrize(
+    ("name", "certified"),
+    [
+        (COMMIT, False),
+        pytest.param(STATE, False, marks=pytest.mark.slow),  # its checksum is enough to reject it
+        (STATE, True),
+        pytest.param(SHARD, False, marks=pytest.mark.slow),
+        (SHARD, True),
+    ],
+)
 def test_no_file_of_a_checkpoint_is_executed(run_dir, sentinel, capsys, exploit, name, certified):
     (checkpoint(run_dir) / name).write_bytes(exploit(sentinel))
     if certified:
@@ -253,6 +254,24 @@ def test_a_state_of_other_types_is_refused(run_dir, capsys, damage):
     assert run_tool(capsys, run_dir, "--export", "best", run_dir / "out")[0] in (0, 2)
     assert_refused(resume(run_dir), STATE)
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"seed": 3, "seed.a": 1}, "damaged: 'seed.a' is within a value"),
+        ({"model": 1, "model.name": "vae"}, "damaged: 'model.name' is within a value"),
+        ({"threads" + ".a" * 10**5: 1}, "is within a value, or too deep"),
+        ({f"x{i}": 1 for i in range(10**6)}, "at most 8388608 are expected"),
+    ],
+)
+def test_forged_settings_are_refused_within_a_second(run_dir, settings, why):
+    path = checkpoint(run_dir) / STATE
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"settings": settings}))
+    certify(run_dir)
+    began = time.process_time()
+    assert_refused(resume(run_dir), why)
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import metrics, settings, splits
+from helpers import finished_run, metrics, settings, splits
 
 import distae
 from distae.commands import checkpoint as tool
@@ -26,16 +26,7 @@ CFG = settings(data={"name": "digits", "limit": 96}, steps=4, save_every=2, eval
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 4 steps, its checkpoints of steps 2 and 4."""
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    assert train.run(replace(CFG, run_dir=str(run_dir)), Environment()).outcome == "done"
-    return run_dir
-
-
-@pytest.fixture
-def run_dir(finished: Path, tmp_path: Path) -> Path:
-    """A copy, to be damaged."""
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
+    return finished_run(CFG, tmp_path_factory.mktemp("whole"))
 
 
 def resume(run_dir: Path, **changes: Any) -> str:
@@ -71,7 +62,7 @@ def test_an_export_takes_the_settings_of_the_checkpoint_where_config_toml_is_gon
 def test_fresh_moves_a_run_without_config_toml_aside(run_dir: Path) -> None:
     (run_dir / "config.toml").unlink()
     open_run_dir(replace(CFG, run_dir=str(run_dir), fresh=True)).release()
-    assert [p.name for p in run_dir.iterdir()] == ["config.toml"]
+    assert not [*run_dir.iterdir()]
     (aside,) = run_dir.parent.glob("run.*")
     assert (aside / "checkpoints").is_dir()
 
@@ -123,6 +114,7 @@ def test_a_run_killed_before_its_first_save_begins_anew(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "checkpoints")
     shutil.rmtree(run_dir / "model")
     (run_dir / "outcome.json").unlink()
+    (run_dir / "saved").unlink()
     assert resume(run_dir) == "done"
 
 
@@ -165,7 +157,8 @@ def test_something_else_in_the_place_of_a_file_is_rejected(run_dir: Path, name: 
 def trainer_with_lock(run_dir: Path) -> tuple[Trainer, runlock.RunLock]:
     run_dir.mkdir(exist_ok=True)
     cfg = replace(CFG, run_dir=str(run_dir), steps=50, log_every=1, save_every=1000, eval_every=1000)
-    lock = open_run_dir(cfg)
+    lock = open_run_dir(cfg).lock
+    assert lock
     trainer = Trainer(cfg, splits(), StopRequest(), 1, lock)
     trainer.resume()
     return trainer, lock

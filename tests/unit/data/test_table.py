@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from sklearn.preprocessing import QuantileTransformer
 
 from distae.config.data import TableConfig
+from distae.config.tables import read
 from distae.data import Split, Transform, load
 from distae.data.datasets import splitting, table
 from distae.errors import UserError
@@ -92,7 +94,7 @@ def test_the_same_table_from_every_kind_of_file(tmp_path):
 
 
 def test_missing_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"x.parquet needs pyarrow, which is not installed: pip install 'distae\[data\]'"):
         TableConfig(path=str(tmp_path / "x.parquet")).shape()
@@ -213,7 +215,8 @@ def test_a_bad_table_is_named_by_file_row_and_column(name, tmp_path):
 
 
 SETTINGS = [
-    ({"label": "outcom"}, r"--data.label: no column 'outcom' in x.csv; it has id, colour"),
+    ({"label": "outcom"}, r"--data.label: no column 'outcom' \(did you mean 'outcome'\?\) in x.csv; it has id, colour"),
+    ({"id": ("age,sex",)}, r"no column 'age,sex' \(did you mean 'age sex'\?\)"),
     ({"id": ("nr",)}, r"--data.id: no column 'nr'"),
     ({"group": "ward"}, r"--data.group: no column 'ward'"),
     ({"drop": ("nr",)}, r"--data.drop: no column 'nr'"),
@@ -308,3 +311,32 @@ def test_a_transform_that_no_table_gives_is_rejected(change):
     assert Transform.from_json({"columns": [good]}).columns[0].name == "a"
     with pytest.raises(UserError, match="is not a transform of stored values"):
         Transform.from_json({"columns": [good | change, good]})
+
+
+SPELLINGS = {
+    "numbers": "a,b\n 1 ,+2\n.5,1e3\n-0,1E-400\n0x10,7.\n",
+    "missing": "a,b\nNA,?\n 1, nan \n,x\n",
+    "quotes": 'a,"b, c"\n"x ""y""",1\n"two\nlines",2\n',
+    "underscores": "a,b\n1_0,1\n2,2\n",
+    "blank lines, CRLF and a mark": "\ufeffa,b\r\n1,x\r\n\r\n2,y\r\n",
+    "wide numbers": "a,b\n0.1,123456789012345678\n0.30000000000000004,9007199254740993\n",
+    "words for numbers": "a,b\nTrue,inf\nfalse,Infinity\n",
+    "accents": "a,b\né,1\nß\u00a0,2\n",
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_csv_file_is_read_alike_with_and_without_pyarrow(name, tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow.csv")
+    path = tmp_path / "x.csv"
+    path.write_bytes(SPELLINGS[name].encode())
+    module = sys.modules["distae.config.tables.read"]
+    fast = read(path)
+    assert module._by_pyarrow(path, ",", [(0, "a"), (1, "b")]) is not None
+    monkeypatch.setattr(module, "_by_pyarrow", lambda *_: None)
+    slow = read(path)
+    assert list(fast.columns) == list(slow.columns)
+    for key, column in slow.columns.items():
+        assert fast.columns[key].kind == column.kind
+        assert fast.columns[key].missing.tolist() == column.missing.tolist()
+        np.testing.assert_array_equal(fast.columns[key].values, column.values)
