@@ -1,5 +1,7 @@
 """Shapes drawn from known factors."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -66,7 +68,7 @@ def test_binary_or_with_grey_edges():
 
 def test_factors_come_with_the_samples():
     splits = load(settings(samples=500, label="x"))
-    source = splits["train"].source
+    source: Any = splits["train"].source
     assert list(source.columns) == list(FACTORS)
     assert (source.columns["x"] == source.label.numpy()).all()
     assert splits["train"].shape == (1, 32, 32)
