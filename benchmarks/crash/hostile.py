@@ -43,8 +43,8 @@ def _measured(work: Callable[..., Any], args: tuple[Any, ...], out: Path) -> Any
     try:
         return work(*args)
     finally:
-        told = {"seconds": time.perf_counter() - began, "bytes": _memory("VmHWM") - before}
-        out.write_text(json.dumps(told))
+        report = {"seconds": time.perf_counter() - began, "bytes": _memory("VmHWM") - before}
+        out.write_text(json.dumps(report))
 
 
 def _memory(what: str, pid: int | str = "self") -> int:
@@ -56,7 +56,7 @@ def _memory(what: str, pid: int | str = "self") -> int:
 
 def attempt(name: str, case: Case, folder: Path, base: Path, plant: Plant | None = None) -> dict[str, Any]:
     """One hostile input and the answer to it."""
-    place, out, log = folder / re.sub(r"\W+", "-", name), folder / "told.json", folder / "case.log"
+    place, out, log = folder / re.sub(r"\W+", "-", name), folder / "report.json", folder / "case.log"
     shutil.copytree(base, place / "run")
     log.unlink(missing_ok=True)
     out.unlink(missing_ok=True)
@@ -69,21 +69,21 @@ def attempt(name: str, case: Case, folder: Path, base: Path, plant: Plant | None
         work = tool, (case.module, case.argv(place))
     process = fork(_measured, (*work, out), log, case.env)
     seconds, peak = _watch(process)
-    told = json.loads(out.read_text()) if out.exists() else {"seconds": seconds, "bytes": peak}
-    told |= {"name": name, "group": case.group, "code": process.exitcode, "text": text_of(log)}
-    told["problems"] = _problems(case, told, _content(place, case.intact) != before)
+    report = json.loads(out.read_text()) if out.exists() else {"seconds": seconds, "bytes": peak}
+    report |= {"name": name, "group": case.group, "code": process.exitcode, "text": text_of(log)}
+    report["problems"] = _problems(case, report, _content(place, case.intact) != before)
     shutil.rmtree(place, ignore_errors=True)
-    return told
+    return report
 
 
 def attempt_calmly(name: str, case: Case, folder: Path, base: Path, times: int = 3) -> dict[str, Any]:
     """Again where the answer was right but slow, which other work on the machine may be the cause of; the quickest counts."""
-    told = attempt(name, case, folder, base)
+    report = attempt(name, case, folder, base)
     for _ in range(times - 1):
-        if told["problems"] != ["slow"]:
+        if report["problems"] != ["slow"]:
             break
-        told = min(told, attempt(name, case, folder, base), key=lambda t: t["seconds"])
-    return told
+        report = min(report, attempt(name, case, folder, base), key=lambda t: t["seconds"])
+    return report
 
 
 def _content(place: Path, name: str) -> bytes | None:
@@ -104,13 +104,13 @@ def _watch(process: Any) -> tuple[float, int]:
     return time.monotonic() - began, peak
 
 
-def _problems(case: Case, told: dict[str, Any], changed: bool) -> list[str]:
-    text, trained = told["text"], told["code"] == 0 and 0 in case.codes
+def _problems(case: Case, report: dict[str, Any], changed: bool) -> list[str]:
+    text, trained = report["text"], report["code"] == 0 and 0 in case.codes
     found = {
-        "hangs" if told["seconds"] > PATIENCE - 1 else "slow": told["seconds"] > (PATIENCE - 1 if trained else SECONDS),
-        "memory": told["bytes"] > BYTES,
+        "hangs" if report["seconds"] > PATIENCE - 1 else "slow": report["seconds"] > (PATIENCE - 1 if trained else SECONDS),
+        "memory": report["bytes"] > BYTES,
         "traceback": "Traceback" in text,
-        f"exit code {told['code']}": told["code"] not in case.codes,
+        f"exit code {report['code']}": report["code"] not in case.codes,
         "no words": not WORDS.search(text),
         "another file was changed": changed,
         f"output has {case.wrong}": bool(case.wrong) and bool(re.search(case.wrong, text, re.MULTILINE)),
@@ -135,17 +135,17 @@ def tasks(count: int, seed: int, folder: Path) -> list[tuple[Any, ...]]:
 
 
 def summary(results: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    told = [t for part in results for t in part]
-    groups = {g: sum(t["group"] == g for t in told) for g in sorted({t["group"] for t in told})}
-    fine = [t for t in told if not t["problems"]]
+    report = [t for part in results for t in part]
+    groups = {g: sum(t["group"] == g for t in report) for g in sorted({t["group"] for t in report})}
+    fine = [t for t in report if not t["problems"]]
     return {
-        "count": len(told),
-        "faults": len(told) - len(fine),
+        "count": len(report),
+        "faults": len(report) - len(fine),
         "groups": groups,
         "slowest_seconds": round(max((t["seconds"] for t in fine), default=0), 2),
         "most_bytes": max((t["bytes"] for t in fine), default=0),
         "bad": [f"{t['group']}: {t['name']}: {', '.join(t['problems'])} ({t['seconds']:.2f} s, {t['bytes'] >> 20} MiB): "
-                f"{t['text'].strip()[-160:]}" for t in told if t["problems"]],
+                f"{t['text'].strip()[-160:]}" for t in report if t["problems"]],
     }  # fmt: skip
 
 
