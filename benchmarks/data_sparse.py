@@ -20,6 +20,7 @@ from scipy import sparse
 
 from distae.config.data import SparseConfig
 from distae.data import Loader, Split, Tensors, load
+from distae.noise import Noise
 
 
 def main() -> None:
@@ -68,7 +69,7 @@ def dropped(pages: np.memmap, path: str) -> None:
 
 def reader(split: Split, device: torch.device):
     loader = Loader(split, "none", device, torch.float32)
-    return lambda rows: loader.batch(rows.to(loader.storage_device), None)[0]
+    return lambda rows: loader.batch(rows.to(loader.storage_device), Noise.seeded(0, len(rows)))[0]
 
 
 def report(paths, cfg, compressed: int, dense: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from torch import Tensor
 
 from distae.commands import train
 from distae.commands.session import train_run
@@ -67,6 +68,23 @@ def images(n: int, seed: int) -> Split:
 def splits(train: int = 197, val: int = 50, test: int = 37) -> dict[str, Split]:
     """Sizes that divide by no batch and no number of ranks."""
     return {"train": images(train, 1), "val": images(val, 2), "test": images(test, 3)}
+
+
+def rows_of(split: Split) -> Tensor:
+    """The rows of its source that a split is, `[n]`."""
+    assert isinstance(split.rows, Tensor)
+    return split.rows
+
+
+def labels_of(split: Split) -> Tensor:
+    """The labels of a split, `[n]`."""
+    assert split.label is not None
+    return split.label
+
+
+def source_of(split: Split) -> Any:
+    """The source of a split, of whatever class."""
+    return split.source
 
 
 def shared_data(name: str) -> Path:

@@ -76,7 +76,7 @@ def attempt(name: str, case: Case, folder: Path, base: Path, plant: Plant | None
     elif case.argv:
         work = tool, (case.module, case.argv(place))
     process = fork(_measured, (*work, out), log, case.env)
-    report = _watch(process)
+    report: dict[str, Any] = {**_watch(process)}
     report |= json.loads(out.read_text()) if out.exists() else {}
     report |= {"seconds": max(report["cpu"], report["asleep"])}
     report |= {"name": name, "group": case.group, "code": process.exitcode, "text": text_of(log)}

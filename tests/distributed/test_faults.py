@@ -200,7 +200,7 @@ def _third_step_fails(rank: int) -> None:
             raise RuntimeError("planted")
         return step(self, number, rows)
 
-    TrainStep.__call__ = patched  # type: ignore[method-assign]
+    TrainStep.__call__ = patched  # type: ignore[method-assign, assignment]
 
 
 def test_a_smoke_that_fails_on_every_rank_leaves_nothing(tmp_path: Path) -> None:

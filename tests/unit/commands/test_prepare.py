@@ -3,15 +3,17 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import labels_of, source_of
 from PIL import Image
 
 from distae.commands import data as look
 from distae.commands import prepare
-from distae.config.data import ArrayConfig, DataConfig, ImageFolderConfig
+from distae.config.data import ArrayConfig, DataConfig, ImageFolderConfig, TableConfig
 from distae.config.data.manifest import manifest_in
 from distae.data import load, preparing
 from distae.errors import UserError
@@ -66,7 +68,7 @@ def test_images_become_shards_and_come_back(photos, tmp_path, monkeypatch, capsy
     sets = load(cfg)
     same(sets, load(ImageFolderConfig(path=str(photos), size=8)))
     assert cfg.shape() == (3, 8, 8)
-    assert all(part.stamp and part.rows.dtype == torch.uint8 for part in sets["train"].source.parts)
+    assert all(part.stamp and part.rows.dtype == torch.uint8 for part in source_of(sets["train"]).parts)
     assert "made by distae prepare: 32 train, 4 val, 4 test samples" in sets["train"].notes[0]
     with pytest.raises(UserError, match=r"--data.scale: .*out was made by distae prepare, which decided that: leave it out"):
         ArrayConfig(path=str(tmp_path / "out"), scale=2.0).shape()
@@ -77,7 +79,7 @@ def test_a_killed_preparation_is_resumed(photos, tmp_path, monkeypatch, capsys):
     rows_per_shard(monkeypatch, 10)
     written = preparing.write_whole
 
-    def killed(path: Path, parts: object) -> None:
+    def killed(path: Path, parts: Any) -> None:
         if path.name == "train-00002.safetensors":
             path.with_name(f".{path.name}.writing").write_bytes(b"half")
             raise KeyboardInterrupt
@@ -112,6 +114,7 @@ def test_what_cannot_be_read_is_left_out_and_reported(photos, tmp_path, monkeypa
     out = capsys.readouterr().out
     assert "2 could not be read and are left out" in out
     manifest = manifest_in(tmp_path / "out")
+    assert manifest
     assert {Path(u.file).name for u in manifest.unread} == {"00.png", "01.png"}
     assert all(u.reason for u in manifest.unread)
     assert sum(s.rows for split in manifest.splits.values() for s in split) == 38
@@ -164,14 +167,14 @@ def test_other_sources(tmp_path, monkeypatch):
     same(load(ArrayConfig(path="x_out")), load(ArrayConfig(path="x.npz", label_key="y")))
     Path("t.csv").write_text("a,b,kind\n" + "".join(f"{i},{i / 7},{'xyz'[i % 3]}\n" for i in range(60)))
     assert ran("t.csv", "t_out", "--data.label", "kind") == 0
-    table = DataConfig.choices()["table"](path="t.csv", label="kind")
+    table = TableConfig(path="t.csv", label="kind")
     prepared = ArrayConfig(path="t_out")
     assert (prepared.shape(), prepared.for_model()) == (table.shape(), table.for_model())
     split, source = load(prepared)["train"], load(table)["train"]
     at = torch.arange(len(source))
     seen = [s.transform.apply(s.read(at)[0], torch.float64) for s in (split, source)]
     assert torch.equal(*seen)
-    assert torch.equal(split.label, source.label)
+    assert torch.equal(labels_of(split), labels_of(source))
 
 
 @pytest.mark.parametrize(

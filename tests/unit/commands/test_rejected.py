@@ -61,7 +61,8 @@ def test_a_start_from_a_run_of_another_model(run_dir: Path, way: str, fresh: boo
     if fresh:
         shutil.copytree(run_dir, target)
     before = everything(run_dir.parent)
-    cfg = replace(CFG, **{way: str(run_dir)}, run_dir=str(target), model=OTHER, fresh=fresh)
+    start: dict[str, Any] = {way: str(run_dir)}
+    cfg = replace(CFG, **start, run_dir=str(target), model=OTHER, fresh=fresh)
     assert f"--{way.replace('_', '-')}: " in rejected(cfg)
     assert everything(run_dir.parent) == before
 

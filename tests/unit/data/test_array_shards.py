@@ -4,11 +4,12 @@ import json
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import settings
+from helpers import rows_of, settings, source_of
 from safetensors.torch import save_file
 
 from distae.config import TrainConfig, parse
@@ -22,7 +23,7 @@ from distae.errors import UserError
 X = np.random.default_rng(0).integers(0, 256, (50, 3, 6, 5)).astype(np.float32) / 255
 
 
-def whole(path: object, **changes: object) -> tuple[torch.Tensor, torch.Tensor | None]:
+def whole(path: object, **changes: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """All samples of a set in their order, and the labels."""
     train = load(ArrayConfig(path=str(path), val_fraction=0, test_fraction=0, **changes))["train"]
     return train.x, train.label
@@ -34,7 +35,8 @@ def write(path: Path, x: np.ndarray, y: np.ndarray | None = None, dtype: torch.d
         case ".npy":
             np.save(path, x)
         case ".npz":
-            np.savez(path, **{k: v.numpy() for k, v in tensors.items()})
+            arrays: dict[str, Any] = {k: v.numpy() for k, v in tensors.items()}
+            np.savez(path, **arrays)
         case _:
             save_file(tensors, path)
     return path
@@ -53,10 +55,11 @@ def test_shards_are_one_set_in_order(suffix, tmp_path):
     for path in (tmp_path, tmp_path / f"part*{suffix}", listed):
         x, label = whole(path, label_key=key)
         assert np.array_equal(x.numpy(), X)
+        assert label is not None
         assert label.tolist() == y.tolist()
     split = load(ArrayConfig(path=str(tmp_path), label_key=key))["train"]
     rows = torch.tensor([30, 2, 30, 0, 17])
-    assert np.array_equal(split.read(rows)[0].numpy(), X[split.rows[rows]])
+    assert np.array_equal(split.read(rows)[0].numpy(), X[rows_of(split)[rows]])
     assert split.source.name_of(20) == f"{tmp_path}/part1{suffix} row 0"
     assert split.source.units is None
     assert (
@@ -74,7 +77,7 @@ def test_safetensors_of_every_type_are_mapped(dtype, tmp_path):
         split = load(ArrayConfig(path=str(tmp_path / f"{name}.safetensors"), key="x", test_fraction=0, val_fraction=0))["train"]
         assert split.source.dtype == dtype
         assert torch.equal(split.x, x)
-        assert split.source.parts[0].stamp
+        assert source_of(split).parts[0].stamp
 
 
 def unaligned(path: Path, x: np.ndarray) -> Path:
@@ -95,8 +98,8 @@ def test_an_uncompressed_npz_is_mapped_and_a_compressed_one_is_read(tmp_path):
     np.save(tmp_path / "fortran.npy", np.asfortranarray(X))
     for name, mapped in (("stored.npz", True), ("packed.npz", False), ("fortran.npy", False)):
         split = load(ArrayConfig(path=str(tmp_path / name), label_key="y" if "z" in name else None, test_fraction=0))["train"]
-        assert np.array_equal(split.x.numpy(), X[split.rows])
-        assert bool(split.source.parts[0].stamp) == mapped
+        assert np.array_equal(split.x.numpy(), X[rows_of(split)])
+        assert bool(source_of(split).parts[0].stamp) == mapped
         assert ("memory-mapped" if mapped else "read into memory") in split.notes[-1]
 
 
@@ -223,7 +226,9 @@ def test_several_words_are_one_set(tmp_path):
     """What a shell makes of an unquoted glob, and the option given twice."""
 
     def path(*words: str) -> str:
-        return parse(TrainConfig, ["--data", "array", *words], {}, "").settings.data.path
+        cfg = parse(TrainConfig, ["--data", "array", *words], {}, "").settings.data
+        assert isinstance(cfg, ArrayConfig)
+        return cfg.path
 
     assert path("--data.path", "a.npy", "b.npy") == path("--data.path", "a.npy", "--data.path", "b.npy") == "a.npy,b.npy"
     assert path("--data.path=a.npy") == "a.npy"

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from helpers import labels_of, source_of
 from PIL import Image
 
 from distae.config.data import DataConfig, HFConfig, ParquetConfig, remote
@@ -69,7 +70,7 @@ def saved(folder: Path, table: Any = None, rows_per_batch: int = 10) -> Path:
     return folder
 
 
-MAKERS = {"parquet": (ParquetConfig, parquet), "hf": (HFConfig, saved)}
+MAKERS: dict[str, tuple[Any, Any]] = {"parquet": (ParquetConfig, parquet), "hf": (HFConfig, saved)}
 KINDS = pytest.mark.parametrize("kind", MAKERS)
 
 
@@ -83,15 +84,17 @@ def test_images_labels_and_classes(kind, tmp_path):
     split = of(kind, MAKERS[kind][1](tmp_path / "set"))["train"]
     assert MAKERS[kind][0](path=str(tmp_path / "set"), size=8).shape() == split.shape == (3, 8, 8)
     assert torch.equal(split.x, torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
-    assert split.label.tolist() == LABELS.tolist()
+    assert labels_of(split).tolist() == LABELS.tolist()
     assert split.source.classes == tuple(NAMES)
-    assert split.source.units.tolist() == [10, 10, 5, 10, 10, 10, 5]
+    assert source_of(split).units.tolist() == [10, 10, 5, 10, 10, 10, 5]
     assert split.source.name_of(27).endswith(("part-1.parquet row 2", "data-00001-of-00002.arrow row 2"))
     assert split.transform.scale == 255
     assert "60 images as RGB of uint8 [3, 8, 8] in column 'image', 7 " in split.notes[0]
     rows = torch.tensor([59, 3, 3, 30, 24, 25])
     assert torch.equal(split.read(rows)[0], torch.from_numpy(PIXELS)[rows].permute(0, 3, 1, 2))
-    assert torch.equal(split.read(rows)[1], torch.from_numpy(LABELS)[rows])
+    label = split.read(rows)[1]
+    assert label is not None
+    assert torch.equal(label, torch.from_numpy(LABELS)[rows])
 
 
 @KINDS
@@ -135,7 +138,7 @@ def test_arrays_in_lists(kind, name, tmp_path):
     expected = torch.from_numpy(PIXELS)
     expected = expected.permute(0, 3, 1, 2) if shape == (3, 8, 8) else expected.reshape(60, *shape)
     assert torch.equal(split.x, expected.to(split.source.dtype))
-    assert split.label.tolist() == LABELS.tolist()
+    assert labels_of(split).tolist() == LABELS.tolist()
 
 
 @KINDS
@@ -264,7 +267,7 @@ def test_the_datasets_library_itself(tmp_path):
     made.to_parquet(str(tmp_path / "x.parquet"), batch_size=20)
     sets = load(HFConfig(path=str(tmp_path / "hf"), column="image", size=8, val_fraction=0))
     assert torch.equal(torch.cat([sets["train"].x, sets["test"].x]), torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
-    assert torch.cat([sets["train"].label, sets["test"].label]).tolist() == LABELS.tolist()
+    assert torch.cat([labels_of(sets["train"]), labels_of(sets["test"])]).tolist() == LABELS.tolist()
     assert sets["train"].source.classes == tuple(NAMES)
     for cfg in (
         HFConfig(path=str(tmp_path / "hf/train"), column="grid"),
@@ -276,7 +279,7 @@ def test_the_datasets_library_itself(tmp_path):
         assert torch.equal(split.source.read(torch.arange(40)), torch.from_numpy(PIXELS[:40, ..., 0].copy()))
 
 
-class Flaky(MemoryFileSystem):
+class Flaky(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types
     """A bucket that answers some requests with 503."""
 
     protocol = "flaky"
@@ -329,7 +332,7 @@ def test_urls_are_read_through_a_cache_of_the_node(bucket, tmp_path):
     assert torch.equal(split.x, torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
     again = load(ParquetConfig(path=f"{bucket}/part-*.parquet", size=8, val_fraction=0, test_fraction=0))["train"]
     assert torch.equal(again.x, split.x)
-    for thread in (split.source.ahead.thread, again.source.ahead.thread):
+    for thread in (source_of(split).ahead.thread, source_of(again).ahead.thread):
         thread.join()
     assert Flaky.gets == 2
     assert sorted(p.suffix for p in (tmp_path / "cache/files").iterdir() if p.suffix != ".lock") == [".parquet"] * 2
@@ -339,14 +342,14 @@ def test_the_cache_is_filled_ahead_of_need_and_bounded(bucket, tmp_path):
     files = {p.name: p.stat().st_size for p in (tmp_path / "set").iterdir()}
     split = load(ParquetConfig(path=bucket, size=8))["train"]
     split.source.read(torch.tensor([0]))
-    split.source.ahead.thread.join()
+    source_of(split).ahead.thread.join()
     assert Flaky.gets == 2
     small = max(files.values()) * 1.1 / 1e9
     split = load(ParquetConfig(path=bucket, size=8, cache_gb=small, val_fraction=0, test_fraction=0))["train"]
     for path in (tmp_path / "cache/files").iterdir():
         path.unlink()
     assert torch.equal(split.x, torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
-    assert split.source.ahead.thread is None
+    assert source_of(split).ahead.thread is None
     assert sum(p.stat().st_size for p in (tmp_path / "cache/files").iterdir()) <= small * 1e9
 
 
@@ -371,7 +374,7 @@ def test_one_download_for_many_readers(bucket):
         thread.start()
     for thread in threads:
         thread.join()
-    split.source.ahead.thread.join()
+    source_of(split).ahead.thread.join()
     assert Flaky.gets == 2
 
 

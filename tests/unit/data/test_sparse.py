@@ -1,10 +1,12 @@
 """Sparse counts and interactions: against scipy, and what is wrong with a bad file."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import rows_of, source_of
 from scipy import sparse
 
 from distae.config.data import SparseConfig
@@ -52,11 +54,11 @@ def test_a_split_is_its_rows_wherever_it_is(tmp_path):
     at = torch.tensor([3, 0, 0, 39, 7])
     moved = split.to(torch.device("cpu"))
     assert isinstance(moved.source, Rows)
-    assert torch.equal(split.read(at)[0], DENSE[split.rows[at]])
-    assert torch.equal(moved.read(at)[0], DENSE[split.rows[at]])
-    assert torch.equal(torch.cat(list(split.blocks())), DENSE[split.rows])
-    assert split.bounds() == (0, float(DENSE[split.rows].max()))
-    assert split.nbytes == int((DENSE[split.rows] != 0).sum()) * 8 + 41 * 8
+    assert torch.equal(split.read(at)[0], DENSE[rows_of(split)[at]])
+    assert torch.equal(moved.read(at)[0], DENSE[rows_of(split)[at]])
+    assert torch.equal(torch.cat(list(split.blocks())), DENSE[rows_of(split)])
+    assert split.bounds() == (0, float(DENSE[rows_of(split)].max()))
+    assert split.nbytes == int((DENSE[rows_of(split)] != 0).sum()) * 8 + 41 * 8
     assert Loader(split, "none", torch.device("cpu"), torch.float64).batch(at, None)[0].dtype == torch.float64
 
 
@@ -88,7 +90,7 @@ def test_labels_and_batches_beside_the_matrix(tmp_path):
     np.savez(tmp_path / "x.npz", kind=names, batch=np.arange(N) // 25 + 5, short=np.arange(3), **members)
     path = str(tmp_path / "x.npz")
     sets = load(SparseConfig(path=path, label="kind", batch_key="batch"))
-    assert sets["train"].source.label.tolist() == [1, 0] * 25
+    assert source_of(sets["train"]).label.tolist() == [1, 0] * 25
     assert sets["train"].source.columns["batch"].tolist() == [0] * 25 + [1] * 25
     assert "label (2 classes: a, b)" in sets["train"].notes[0]
     with pytest.raises(UserError, match=r"--data.label: no 'y' in x.npz; it has kind, batch, short besides the matrix"):
@@ -112,10 +114,10 @@ def test_an_h5ad(form, tmp_path):
         file["obs/kind/categories"], file["obs/kind/codes"] = [b"T", b"B"], np.arange(N, dtype=np.int8) % 2
         file["obs/donor"] = [f"d{i % 3}".encode() for i in range(N)]
         file["obs/gap/categories"], file["obs/gap/codes"] = [b"T"], np.arange(N, dtype=np.int8) % 2 - 1
-    how = {"path": str(tmp_path / "x.h5ad"), "layer": "counts" if form == "layer" else None}
+    how: dict[str, Any] = {"path": str(tmp_path / "x.h5ad"), "layer": "counts" if form == "layer" else None}
     sets = load(SparseConfig(label="kind", batch_key="donor", **how))
     assert torch.equal(all_rows(sets), DENSE)
-    assert sets["train"].source.label.tolist() == [1, 0] * 25  # B is 0, T is 1
+    assert source_of(sets["train"]).label.tolist() == [1, 0] * 25  # B is 0, T is 1
     assert sets["train"].source.columns["donor"].tolist() == [i % 3 for i in range(N)]
     for key, message in {
         "age": r"--data.label: no column 'age' in obs of x.h5ad; it has donor, gap, kind",
@@ -127,7 +129,7 @@ def test_an_h5ad(form, tmp_path):
         load(SparseConfig(path=how["path"], layer="raw"))
 
 
-TRIPLES = {
+TRIPLES: dict[str, list[Any]] = {
     "user_id:token": [7, 7, 8, 8, 8, 9, 7], "item_id:token": list("abacdaa"), "rating:float": [5, 3, 4, 1, 5, 2, 1],
     "timestamp:float": list(range(7)),
 }  # fmt: skip
@@ -171,7 +173,7 @@ def test_interactions_that_do_not_do(changes, message, tmp_path):
         load(SparseConfig(**{"path": path, **changes}))
 
 
-GOOD = {"data": [1.0, 2.0], "indices": [0, 4], "indptr": [0, 1, 2], "shape": [2, 5], "format": b"csr"}
+GOOD: dict[str, Any] = {"data": [1.0, 2.0], "indices": [0, 4], "indptr": [0, 1, 2], "shape": [2, 5], "format": b"csr"}
 BAD = {
     "no matrix": ({"shape": None}, r"is not a sparse matrix: it has no 'shape', but data, .*scipy.sparse.save_npz"),
     "format": ({"format": b"coo"}, r"has format 'coo' and shape \[2, 5\]; valid are csr and csc; make one"),

@@ -5,10 +5,12 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import rows_of, source_of
 from sklearn.preprocessing import QuantileTransformer
 
 from distae.config.data import TableConfig
@@ -25,7 +27,7 @@ COLUMNS = {
     "income": RNG.lognormal(8, 1, N).round(1).tolist(), "sex": [("m", "f")[i // 2 % 2] for i in range(N)],
     "city": [f"city {i % 4}" for i in range(N)], "outcome": [("sick", "well", "well")[i % 3] for i in range(N)],
 }  # fmt: skip
-KNOWN = {"label": "outcome", "id": ("id",)}
+KNOWN: dict[str, Any] = {"label": "outcome", "id": ("id",)}
 
 
 def write(path: Path, columns: dict[str, list], delimiter: str = ",") -> str:
@@ -41,7 +43,7 @@ def seen(split: Split) -> torch.Tensor:
 
 def everything(sets: dict[str, Split]) -> torch.Tensor:
     """The source of a split, as stored."""
-    return sets["train"].source.x
+    return source_of(sets["train"]).x  # type: ignore[no-any-return]
 
 
 def test_what_the_columns_are(tmp_path):
@@ -56,15 +58,15 @@ def test_what_the_columns_are(tmp_path):
     assert sets["train"].notes == cfg.table().notes
     assert [c.name for c in sets["train"].transform.columns] == ["age", "income", "member", "sex", "colour", "city"]
     assert sets["test"].source.columns["id"].tolist() == COLUMNS["id"]
-    assert sets["test"].source.label.tolist() == [("sick", "well").index(y) for y in COLUMNS["outcome"]]
+    assert source_of(sets["test"]).label.tolist() == [("sick", "well").index(y) for y in COLUMNS["outcome"]]
     assert sets["test"].source.name_of(16) == "x.csv row 17"
     assert [len(sets[k]) for k in ("train", "val", "test")] == [49, 5, 6]
-    assert sorted(torch.cat([s.rows for s in sets.values()]).tolist()) == list(range(N))
+    assert sorted(torch.cat([rows_of(s) for s in sets.values()]).tolist()) == list(range(N))
 
 
 def test_what_the_model_sees_and_back(tmp_path):
     split = load(TableConfig(path=write(tmp_path / "x.csv", COLUMNS), **KNOWN))["train"]
-    x, rows = seen(split), split.rows.tolist()
+    x, rows = seen(split), rows_of(split).tolist()
     age = np.array(COLUMNS["age"])[rows]
     np.testing.assert_allclose(x[:, 0], (age - age.mean()) / age.std(), rtol=1e-12)
     assert x[:, 3].tolist() == [float(COLUMNS["sex"][i] == "m") for i in rows]
@@ -102,7 +104,7 @@ def test_missing_extra_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("normalize", ["standard", "minmax", "quantile", "none"])
 def test_normalisation_is_fitted_on_the_training_rows_alone(normalize, tmp_path):
-    rows = load(TableConfig(path=write(tmp_path / "x.csv", COLUMNS), **KNOWN))["train"].rows
+    rows = rows_of(load(TableConfig(path=write(tmp_path / "x.csv", COLUMNS), **KNOWN))["train"])
     others = sorted(set(range(N)) - set(rows.tolist()))
     spoilt = {**COLUMNS, "age": [1e6 if i in others else v for i, v in enumerate(COLUMNS["age"])]}
     files = {"a": COLUMNS, "b": spoilt}
@@ -271,15 +273,15 @@ def test_splits_by_column_group_and_time(tmp_path):
     when = [f"2024-{1 + i * 7 % 12:02}-{1 + i % 28:02}" for i in range(n)]
     columns = {"a": RNG.normal(size=n).tolist(), "part": [("train", "Valid", "test")[i % 3] for i in range(n)], "when": when}
     path = write(tmp_path / "x.csv", columns | {"who": [f"p{i // 4}" for i in range(n)]})
-    aside = {"drop": ("who", "when")}
+    aside: dict[str, Any] = {"drop": ("who", "when")}
     by_column = load(TableConfig(path=path, split="part", **aside))
-    assert [s.rows.tolist() for s in by_column.values()] == [list(range(i, n, 3)) for i in range(3)]
+    assert [rows_of(s).tolist() for s in by_column.values()] == [list(range(i, n, 3)) for i in range(3)]
     by_group = load(TableConfig(path=path, group="who", drop=("part", "when"), test_fraction=0.2, val_fraction=0.25))
-    groups = [{i // 4 for i in s.rows.tolist()} for s in by_group.values()]
+    groups = [{i // 4 for i in rows_of(s).tolist()} for s in by_group.values()]
     assert [len(g) for g in groups] == [6, 2, 2]
     assert len(set.union(*groups)) == 10
     by_time = load(TableConfig(path=path, time="when", drop=("part", "who"), test_fraction=0.25, val_fraction=0.2))
-    train, val, test = ([when[i] for i in s.rows.tolist()] for s in by_time.values())
+    train, val, test = ([when[i] for i in rows_of(s).tolist()] for s in by_time.values())
     assert max(train) <= min(val) <= max(val) <= min(test)
     assert [len(x) for x in (train, val, test)] == [24, 6, 10]
 
