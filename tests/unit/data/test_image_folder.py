@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from distae.config import TrainConfig, build
-from distae.data import Loader
+from distae.data import Loader, place
 from distae.data import image_index as indexing
 from distae.data import load as load_splits
 from distae.data.decode import decode
@@ -240,6 +240,16 @@ def test_unreadable_rows_are_named(tmp_path):
         source.read(torch.arange(4))
     assert found.value.reasons.keys() == {1, 2}
     assert "No such file" in found.value.reasons[2]
+
+
+def test_a_small_folder_is_decoded_before_training_and_names_what_is_broken(tmp_path):
+    root = folder_of(tmp_path / "x", [f"{i}.png" for i in range(8)])
+    (root / "1.png").write_bytes((root / "1.png").read_bytes()[:-30])
+    cfg = settings(root)
+    with pytest.raises(UserError, match=r"x/1.png cannot be read \(image file is truncated\);\n.*--data.on-error skip"):
+        place(cfg, load(cfg), 1)
+    skipping = settings(root, on_error="skip")
+    assert place(skipping, load(skipping), 1)["train"].source.decodes
 
 
 def test_reading_is_the_same_at_every_read_and_by_any_part(tmp_path):
