@@ -32,7 +32,7 @@ LARGEST_FILE = 1 << 30
 SAMPLED_FILES, SAMPLED_FOLDERS = 256, 4096
 """A cached list is compared with the disk by so many files and folders, evenly spaced."""
 SAMPLED_CONTENTS, SAMPLED_BYTES = 64, 1 << 20
-"""Of the first so many bytes of so many files, evenly spaced, the list has checksums."""
+"""Files, evenly spaced, of whose first bytes the list has checksums, and the number of those bytes."""
 KEPT = "data_index.npz"
 """In a run's folder: the list as the run began, for a resume after files vanished."""
 LARGEST_KEPT = 1 << 30

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distae.data.source import BadRowsError, Source
+from distae.data.source import BadRowsError, Source, put_rows
 
 KEPT_BYTES = 256 << 20
 """Units of together so many bytes, as decoded, are kept of a source at least."""
@@ -50,7 +50,7 @@ class UnitSource(Source):
             raise BadRowsError(bad)
         samples = torch.empty((len(rows), *self.shape), dtype=self.dtype)
         if parts:
-            samples[by_unit] = torch.cat(parts)
+            put_rows(samples, by_unit, torch.cat(parts))
         return samples
 
     @property
