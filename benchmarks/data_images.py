@@ -39,8 +39,8 @@ def decoder(files: list[Path], args: argparse.Namespace) -> Run:
     return lambda: sum(len(decode(file, "RGB", args.size)) // 3 for file in files)
 
 
-def distae(files: list[Path], args: argparse.Namespace) -> Run:
-    """Batches of floating point values from the loader, read ahead by threads."""
+def distae(files: list[Path], args: argparse.Namespace, stored: bool = False) -> Run:
+    """Batches from the loader, read ahead by threads: of floating point values, or `stored` as bytes, as a GPU takes them."""
     table = {"name": "image_folder", "path": args.folder, "size": args.size, "val_fraction": 0.0, "test_fraction": 0.0}
     split = load(build(TrainConfig, {"data": table}).data)["train"]
     reading = Reading("streamed", args.workers, 4, args.workers)
@@ -49,7 +49,8 @@ def distae(files: list[Path], args: argparse.Namespace) -> Run:
     def run() -> int:
         rows = [*torch.arange(len(split)).split(BATCH)]
         noise = Noise.seeded(0, BATCH)
-        return sum(len(loader.batch(mine, noise)[0]) for mine in loader.ahead(rows, lambda r: (r,)))
+        coming = loader.ahead(rows, lambda r: (r,))
+        return sum(len((loader.reader.take(mine) if stored else loader.batch(mine, noise))[0]) for mine in coming)
 
     return run
 
@@ -116,7 +117,17 @@ def litdata(files: list[Path], args: argparse.Namespace) -> Run:
     return lambda: sum(len(batch) for batch in loader)
 
 
-RIVALS = {"distae": distae, "torch DataLoader": torch_loader, "datasets": hf_datasets, "litdata": litdata}
+def as_stored(files: list[Path], args: argparse.Namespace) -> Run:
+    return distae(files, args, stored=True)
+
+
+RIVALS = {
+    "distae, bytes": as_stored,
+    "distae": distae,
+    "torch DataLoader": torch_loader,
+    "datasets": hf_datasets,
+    "litdata": litdata,
+}
 
 
 def prepared(files: list[Path], args: argparse.Namespace) -> Iterator[tuple[str, Run]]:

@@ -88,7 +88,7 @@ def _prepared(cfg: TrainConfig, env: Environment) -> "tuple[tuple[torch.device, 
     device = dist.pick_device(cfg.device, env)
     threads = dist.set_threads(cfg.threads, env)
     dist.set_tf32(cfg.tf32)
-    splits = data.load(cfg.data)
+    splits = data.load(cfg.data, None if cfg.fresh else Path(str(cfg.run_dir)))
     check_data(cfg, splits)
     splits = data.place(cfg.data, splits, threads)
     check_size(cfg, cfg.data.shape(), dist.memory_of(device))
@@ -124,6 +124,8 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, t
     folder, trainer = None, None
     try:
         folder = _open_folder(cfg)
+        if main and cfg.data.on_error == "skip":
+            splits["train"].source.remember(run_dir)
         trainer = Trainer(cfg, splits, stop, threads, folder.lock)
         todo = trainer.resume()
         if not todo and main:

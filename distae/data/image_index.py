@@ -15,20 +15,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
 from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from distae.data.decode import header
 from distae.errors import UserError
-from distae.runtime.files import write_atomically
+from distae.runtime.cache import cache_folder
+from distae.runtime.files import read_bytes, write_atomically
 
-VERSION = 1
+VERSION = 2
 """Of the cached form."""
 LARGEST_FILE = 1 << 30
 """Bytes of one image file; a larger one is no image to train on."""
 SAMPLED_FILES, SAMPLED_FOLDERS = 256, 4096
 """A cached list is compared with the disk by so many files and folders, evenly spaced."""
+SAMPLED_CONTENTS, SAMPLED_BYTES = 64, 1 << 20
+"""Files, evenly spaced, of whose first bytes the list has checksums, and the number of those bytes."""
+KEPT = "data_index.npz"
+"""In a run's folder: the list as the run began, for a resume after files vanished."""
+LARGEST_KEPT = 1 << 30
+"""Bytes of it."""
 HEADERS_AT_ONCE = 16
 """Threads that look at headers: they mostly wait for the disk."""
 CACHE_ERRORS = (OSError, ValueError, LookupError, zipfile.BadZipFile, EOFError)
@@ -67,6 +75,8 @@ class ImageIndex:
     """By row: why the file cannot be an image."""
     others: int
     """Files of other kinds, which are left out."""
+    contents: tuple[str, ...]
+    """Checksums of the starts of SAMPLED_CONTENTS files, evenly spaced, when they were looked at."""
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -112,6 +122,28 @@ def image_index(root: Path) -> ImageIndex:
         return index
 
 
+def kept_index(root: Path, run_dir: Path | None) -> tuple[ImageIndex | None, bool]:
+    """The list as the run began, if its folder has one of `root`, and whether it is still true."""
+    with contextlib.suppress(*CACHE_ERRORS):
+        if run_dir is not None:
+            index = _load(io.BytesIO(read_bytes(run_dir / KEPT, LARGEST_KEPT)), root.resolve())
+            return index, _still_true(index)
+    return None, False
+
+
+def keep_index(index: ImageIndex, run_dir: Path) -> None:
+    """Write it into a run's folder, unless there is one. Where that fails, a resume compares with the folder as it is then."""
+    if not (run_dir / KEPT).exists():
+        with contextlib.suppress(OSError):
+            write_atomically(run_dir / KEPT, _dump(index), durable=False)
+
+
+def _still_true(index: ImageIndex) -> bool:
+    with contextlib.suppress(OSError):
+        return _is_true(index)
+    return False
+
+
 def printable(name: str) -> str:
     """A file's name for a message, whatever bytes it is made of."""
     return name.encode("utf-8", "backslashreplace").decode()
@@ -120,12 +152,11 @@ def printable(name: str) -> str:
 def _cache_file(root: Path) -> Path | None:
     """DISTAE_CACHE, by default ~/.cache/distae; None where that cannot be written."""
     try:
-        base = os.environ.get("DISTAE_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "distae")  # noqa: PTH118
-        folder = Path(base).expanduser() / "images"
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = folder / f"{hashlib.blake2b(os.fsencode(root), digest_size=12).hexdigest()}.npz"
-        return kept if os.access(folder, os.W_OK) else None
-    except (OSError, RuntimeError):
+        folder = cache_folder("images")
+        if not os.access(folder, os.W_OK):
+            return None
+        return folder / f"{hashlib.blake2b(os.fsencode(root), digest_size=12).hexdigest()}.npz"
+    except OSError:
         return None
 
 
@@ -206,7 +237,16 @@ def _indexed(root: Path, found: list[Found], folders: dict[str, int], others: in
         modes,
         {row: why for row, (_, _, why) in enumerate(looks) if why},
         others,
+        tuple(_start_of(root / found[i].name) for i in _spread(len(found), SAMPLED_CONTENTS)),
     )
+
+
+def _start_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return xxhash.xxh3_128_hexdigest(file.read(SAMPLED_BYTES))
+    except OSError as error:
+        return why(error)
 
 
 def _look(path: Path, size: int) -> tuple[str, int, str]:
@@ -234,7 +274,7 @@ _ARRAYS = ("text", "ends", "sizes", "times", "folder", "mode", "short_side")
 
 
 def _dump(index: ImageIndex) -> bytes:
-    rest = {k: getattr(index, k) for k in ("folders", "folder_times", "modes", "others")}
+    rest = {k: getattr(index, k) for k in ("folders", "folder_times", "modes", "others", "contents")}
     rest |= {"version": VERSION, "root": str(index.root), "problems": list(index.problems.items())}
     data = io.BytesIO()
     header_ = np.frombuffer(json.dumps(rest).encode(), np.uint8)
@@ -242,8 +282,11 @@ def _dump(index: ImageIndex) -> bytes:
     return data.getvalue()
 
 
-def _load(file: Path, root: Path) -> ImageIndex:
+def _load(file: Path | io.BytesIO, root: Path) -> ImageIndex:
     """Raises one of CACHE_ERRORS on anything but what `_dump` makes of this folder."""
+    with zipfile.ZipFile(file) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("compressed, which _dump's are not")
     with np.load(file, allow_pickle=False) as members:
         rest: dict[str, Any] = json.loads(members["rest"].tobytes())
         fields: dict[str, Any] = {k: members[k] for k in _ARRAYS}

@@ -1,6 +1,7 @@
 """Image files as a source: decoded where they are read, in worker threads."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,13 +10,8 @@ from torch import Tensor
 
 from distae.config.data.image_folder import CHANNELS
 from distae.data.decode import decode
-from distae.data.image_index import ImageIndex, printable, why
+from distae.data.image_index import ImageIndex, keep_index, printable, why
 from distae.data.source import BadRowsError, Source
-
-SAMPLED = 64
-"""Files of a split whose contents are part of its identity, evenly spaced."""
-SAMPLED_BYTES = 1 << 20
-"""Of each of them, from its start."""
 
 
 class ImageFiles(Source):
@@ -60,18 +56,12 @@ class ImageFiles(Source):
         return xxhash.xxh3_128_hexdigest(self.index.times.tobytes())
 
     def checksum(self, rows: Tensor | None) -> str:
-        """Of the names and sizes of all files, of the row numbers, and of the contents of some of the rows."""
+        """Of the names and sizes of all files, of the contents of some, as they were looked at, and of the row numbers."""
         index, rows = self.index, torch.arange(len(self)) if rows is None else rows
-        digest = xxhash.xxh3_128(index.text.tobytes())
+        digest = xxhash.xxh3_128(index.text.tobytes() + repr(index.contents).encode())
         for part in (index.ends, index.sizes, rows.numpy()):
             digest.update(part.tobytes())
-        for at in range(0, len(rows), max(1, -(-len(rows) // SAMPLED))):
-            digest.update(self._start_of(int(rows[at])))
         return digest.hexdigest()
 
-    def _start_of(self, row: int) -> bytes:
-        try:
-            with self.index.path(row).open("rb") as file:
-                return file.read(SAMPLED_BYTES)
-        except OSError as error:
-            return why(error).encode()
+    def remember(self, run_dir: Path) -> None:
+        keep_index(self.index, run_dir)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,6 +69,9 @@ class Source(ABC):
     def name_of(self, row: int) -> str:
         """What a user knows the row by: a file, or a file and a row."""
         return f"row {row}"
+
+    def remember(self, run_dir: Path) -> None:  # noqa: B027
+        """Write what `datasets.load` needs to give the same rows after some have vanished; for --data.on-error skip."""
 
     @property
     def version(self) -> str:

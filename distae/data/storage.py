@@ -39,9 +39,13 @@ def place(cfg: DataConfig, splits: dict[str, Split], workers: int) -> dict[str, 
         _check_memory(size, here)
         return _decoded(cfg, splits, workers, size) if here == "streamed" else _touched(splits)
     if cfg.storage == "auto" and here == "streamed" and size <= SMALL_BYTES:
-        with contextlib.suppress(BadRowsError, UserError):  # streamed then, as the run says
+        with contextlib.suppress(_NoCopyError):  # streamed then, as the run says
             return _decoded(cfg, splits, workers, size)
     return splits
+
+
+class _NoCopyError(UserError):
+    """The samples can be read, but not kept decoded."""
 
 
 def _check_memory(size: int, here: str) -> None:
@@ -53,16 +57,18 @@ def _check_memory(size: int, here: str) -> None:
 
 def _decoded(cfg: DataConfig, splits: dict[str, Split], workers: int, size: int) -> dict[str, Split]:
     if cfg.on_error == "skip":  # a copy would hold the substitutes, and not say so
-        raise UserError("--data.storage resident: --data.on-error skip needs samples that are read in the run; valid: streamed")
+        raise _NoCopyError("--data.storage resident: --data.on-error skip needs samples that are read in the run; valid: streamed")
     if size > MOST_BYTES:
-        raise UserError(
+        raise _NoCopyError(
             f"--data.storage resident: {size / 1e9:.3g} GB decoded, at most {MOST_BYTES / 1e9:.3g} are kept; valid: streamed"
         )
     settings = repr(dataclasses.replace(cfg, storage="auto", workers="auto", prefetch=1, shuffle="auto", window=1))
     try:
         return {name: decoded(split, settings, workers) if streams(split.source) else split for name, split in splits.items()}
+    except BadRowsError as error:
+        raise UserError(f"--data {cfg.name}: {error};\nmend or remove them, or skip them with --data.on-error skip") from error
     except OSError as error:
-        raise UserError(f"--data.storage resident: the decoded copy cannot be written ({error}); set DISTAE_CACHE") from error
+        raise _NoCopyError(f"--data.storage resident: the decoded copy cannot be written ({error}); set DISTAE_CACHE") from error
 
 
 def _touched(splits: dict[str, Split]) -> dict[str, Split]:

@@ -1,7 +1,9 @@
 """How a data set is bound to its settings."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from distae.config.data import DataConfig
@@ -23,8 +25,23 @@ def register_dataset(*configs: type[DataConfig]) -> Callable[[L], L]:
     return _LOADERS.register(*configs)
 
 
-def load(cfg: DataConfig) -> dict[str, Split]:
-    """Splits `train`, `val` and `test`, on the CPU. Raises UserError if the files are missing or hold something else."""
+RUN_DIR: ContextVar[Path | None] = ContextVar("RUN_DIR", default=None)
+"""While data are loaded: the folder of a run that may have begun with `Source.remember`, under --data.on-error skip."""
+
+
+def load(cfg: DataConfig, run_dir: Path | None = None) -> dict[str, Split]:
+    """Splits `train`, `val` and `test`, on the CPU. Raises UserError if the files are missing or hold something else.
+
+    `run_dir` is the folder of the run that is to be resumed, if it is there: rows that it began with stay rows.
+    """
+    token = RUN_DIR.set(run_dir if cfg.on_error == "skip" else None)
+    try:
+        return _load(cfg)
+    finally:
+        RUN_DIR.reset(token)
+
+
+def _load(cfg: DataConfig) -> dict[str, Split]:
     if type(cfg) not in _LOADERS:
         raise UserError(f"--data {cfg.name}: no loader is bound to its settings by @register_dataset({type(cfg).__name__})")
     splits = _LOADERS[type(cfg)](cfg)

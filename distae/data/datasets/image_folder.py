@@ -14,22 +14,25 @@ from torch import Tensor
 from distae.config.data.image_folder import ImageFolderConfig, ImageSettings
 from distae.data.augment import Augment
 from distae.data.datasets import splitting
-from distae.data.datasets.base import register_dataset
+from distae.data.datasets.base import RUN_DIR, register_dataset
 from distae.data.datasets.splitting import NAMES, Rows
-from distae.data.image_index import ImageIndex, image_index, printable
+from distae.data.image_index import ImageIndex, image_index, kept_index, printable
 from distae.data.images import ImageFiles
 from distae.data.source import Source
 from distae.data.splits import Split
 from distae.data.transform import Transform
 from distae.errors import UserError
 
+CHANGED = "the folder has changed since the run began: its images are those of then, without what vanished (--data.on-error skip)"
 SHOWN = 5
 """Names in a message."""
 
 
 @register_dataset(ImageFolderConfig)
 def load(cfg: ImageFolderConfig) -> dict[str, Split]:
-    index = image_index(cfg.folder())
+    index, still_true = kept_index(cfg.folder(), RUN_DIR.get())
+    began = (CHANGED,) if index and not still_true else ()
+    index = index or image_index(cfg.folder())
     if not len(index):
         raise UserError(f"--data.path: {cfg.path} holds no images, and {index.others} other files; Pillow reads {_some_formats()}")
     folders = _Folders(cfg, index)
@@ -45,6 +48,7 @@ def load(cfg: ImageFolderConfig) -> dict[str, Split]:
     rows = {name: part[torch.from_numpy(good)[part]] for name, part in _split(cfg, index, folders, good).items()}
     if not len(rows["train"]):
         raise UserError(f"--data.path: {cfg.path} has no images for training")
+    notes += began
     source = ImageFiles(index, cfg.mode, cfg.stored_side, label, classes)
     return image_splits(cfg, source, rows, (*_found(cfg, index, good, classes), *notes))
 

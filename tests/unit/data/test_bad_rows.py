@@ -3,20 +3,25 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import fitted, metrics, settings, splits
+from PIL import Image
 from torch import Tensor
 
-from distae.data import Loader, Source, Split
+from distae.config import TrainConfig
+from distae.data import Loader, Source, Split, load
 from distae.data import bad_rows as module
 from distae.data.bad_rows import BadRows
 from distae.data.source import BadRowsError
 from distae.errors import TrainingError
 from distae.evaluation.exact import evaluate
 from distae.models import build
+from distae.training.step import TrainStep
 
 
 class Damaged(Source):
@@ -130,3 +135,48 @@ def test_a_row_that_was_bad_stays_so_after_a_resume(tmp_path):
 def test_raise_names_the_row_and_ends_the_run(tmp_path):
     with pytest.raises(TrainingError, match="file 70 is broken"):
         fitted(settings(steps=16), tmp_path / "run", data_of({"train": {70}}, skip=False))
+
+
+def test_files_that_vanish_or_change_during_a_run_leave_it_resumable(tmp_path, monkeypatch):
+    """Stopped after step 8, two files gone, resumed: as a run that goes on while they go."""
+    for part in ("straight", "parts"):
+        for i in range(60):
+            draw(tmp_path / part / f"{i:02}.png", i)
+    monkeypatch.setenv("DISTAE_CACHE", str(tmp_path / "cache"))
+
+    def job(part: str, steps: int) -> TrainConfig:
+        data = {"name": "image_folder", "path": str(tmp_path / part), "size": 8, "mode": "L", "on_error": "skip", "workers": 0}
+        return settings(steps=steps, data=data, eval_every=4)
+
+    def damage(part: str) -> None:
+        for i in range(0, 60, 5):
+            (tmp_path / part / f"{i:02}.png").unlink()
+            (tmp_path / part / f"{i + 1:02}.png").write_bytes(b"")
+
+    step = TrainStep.__call__
+
+    def damaging(self: TrainStep, number: int, rows: Tensor) -> None:
+        if number == 8 and self.cfg.run_dir == str(tmp_path / "a"):
+            damage("straight")
+        step(self, number, rows)
+
+    monkeypatch.setattr(TrainStep, "__call__", damaging)
+    straight = fitted(job("straight", 16), tmp_path / "a", load(job("straight", 16).data))
+    first = load(job("parts", 8).data)
+    (tmp_path / "b").mkdir()
+    first["train"].source.remember(tmp_path / "b")
+    fitted(job("parts", 8), tmp_path / "b", first)
+    damage("parts")
+    again = load(job("parts", 16).data, tmp_path / "b")
+    assert any("the folder has changed since the run began" in note for note in again["train"].notes)
+    resumed = fitted(job("parts", 16), tmp_path / "b", again)
+    for name, value in straight.train_step.model.state_dict().items():
+        assert torch.equal(value, resumed.train_step.model.state_dict()[name])
+    last = [{k: v for k, v in metrics(tmp_path / run)[-1].items() if k.startswith("test/")} for run in "ab"]
+    assert last[0] == last[1]
+    assert resumed.logger.skipped.counts("train")["skipped_rows"] > 5
+
+
+def draw(path: Path, seed: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)).save(path)

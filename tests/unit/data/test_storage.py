@@ -16,7 +16,7 @@ from made_up import InUnits, InUnitsConfig, write_units
 from torch import Tensor
 
 from distae.config.data import ArrayConfig, DigitsConfig
-from distae.data import BadRowsError, Split, identity, load, order_of, place
+from distae.data import Split, identity, load, order_of, place
 from distae.data.decoded import DecodedCopy, decoded
 from distae.errors import UserError
 from distae.runtime.cache import cache_folder, make_room
@@ -87,14 +87,14 @@ def test_a_larger_set_is_streamed_unless_asked_for(cfg):
     assert place(replace(cfg, storage="streamed"), splits, 2) is splits
 
 
-def test_what_cannot_be_decoded_is_streamed_or_said(cfg, tmp_path, monkeypatch):
+def test_what_cannot_be_decoded_is_named_streamed_or_said(cfg, tmp_path, monkeypatch):
     bad = np.zeros((40, 8, 8), np.uint8)
     bad[33] = 255
     splits = {"train": Split(InUnits(write_units(tmp_path / "bad", bad, [10] * 4)))}
     monkeypatch.setattr(splits["train"].source, "checksum", lambda rows: "known")
-    assert place(cfg, splits, 2) is splits
-    with pytest.raises(BadRowsError, match="row 3 of a file is bad"):
-        place(replace(cfg, storage="resident"), splits, 2)
+    for storage in ("auto", "resident"):
+        with pytest.raises(UserError, match="row 3 of a file is bad"):
+            place(replace(cfg, storage=storage), splits, 2)
     assert not list(cache_folder("decoded").glob("*.bin"))
     skipping = replace(cfg, on_error="skip")
     with pytest.raises(UserError, match=r"--data.storage resident: --data.on-error skip .*; valid: streamed"):
