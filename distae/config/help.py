@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from distae.config.fields import Field, fields_of
 from distae.config.weights import Ramp
 
-WIDTH, INDENT = 118, 36
+WIDTH, INDENT, LONGEST_METAVAR = 118, 36, 60
 
 
 def render(cls: type, switches: dict[str, str], prog: str, file: str = "config", chosen: Mapping[str, type] | None = None) -> str:

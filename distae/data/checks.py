@@ -32,7 +32,11 @@ def _check_support(cfg: TrainConfig, name: str, split: Split) -> None:
     if support == "unit":
         low, high = (bound / split.transform.scale for bound in split.bounds())
         if low < 0 or high > 1:
-            what = f"--model.likelihood {likelihood}" if TRAITS[likelihood].support == "unit" else "--data.binarize stochastic"
+            what = (
+                f"--model.likelihood {likelihood}"
+                if TRAITS[likelihood].support == "unit"
+                else "--data.binarize stochastic (bernoulli draws)"
+            )
             how = " (--data.scale)" if isinstance(cfg.data, ArrayConfig) else ""
             raise UserError(
                 f"{what} needs data in [0, 1]; {which} values in [{low:.4g}, {high:.4g}]: "

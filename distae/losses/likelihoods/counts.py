@@ -1,4 +1,4 @@
-"""Counts: integers from 0 on, such as molecules of a cell, words of a text, or what a user has watched."""
+"""Counts: integers from 0 on, such as molecules of a cell, words of a document, or what a user has watched."""
 
 import torch
 import torch.nn.functional as F

@@ -224,7 +224,10 @@ def sample_of(likelihood: str, shape: tuple[int, ...]) -> Tensor:
     return x if TRAITS[likelihood].support == "counts" else (x > 2).float()
 
 
-@pytest.mark.parametrize("variant", SHIPPED)
+QUICK = ("ae", "vae", "masked_ae", "vaegan")
+
+
+@pytest.mark.parametrize("variant", [v if v in QUICK else pytest.param(v, marks=pytest.mark.slow) for v in SHIPPED])
 def test_every_variant_takes_every_likelihood_or_says_why_not(variant: str) -> None:
     taken = 0
     for likelihood in TRAITS:
@@ -232,7 +235,7 @@ def test_every_variant_takes_every_likelihood_or_says_why_not(variant: str) -> N
         try:
             model = model_of(variant, likelihood, shape)
         except UserError as error:
-            assert "likelihood" in str(error) or (variant, shape) == ("msssim_vae", (64,))  # noqa: PT017
+            assert "likelihood" in str(error) or "shape" in str(error)  # noqa: PT017
             continue
         autoencoder = build(model, NET, shape)
         x, label = sample_of(likelihood, shape), torch.arange(6) % 10
