@@ -203,7 +203,7 @@ class SeenInput(nn.Module):
         seen, others = x[:, : self.channels], x[:, self.channels :]
         seen = seen.nan_to_num(0.0) if self.missing else seen
         if self.form == "log1p":
-            seen = seen.log1p()
+            seen = seen.clamp_min(0).log1p()  # noise of a corrupted input can be below -1
         elif self.form == "l2":
             seen = F.normalize(seen.flatten(1)).view_as(seen)
         out: Tensor = self.encoder(torch.cat([seen, others], 1) if others.shape[1] else seen, noise)

@@ -67,8 +67,19 @@ class ModelConfig(Variant):
             self._check_columns(shape)
         if self.likelihood == "logistic_mixture" and (len(shape) != 3 or shape[0] not in (1, 3)):
             raise UserError(f"--model.likelihood logistic_mixture: for images of 1 or 3 channels; the data has shape {list(shape)}")
-        if self.missing and self.likelihood == "logistic_mixture":
-            raise UserError("--model.likelihood logistic_mixture does not go with missing values: it is not a sum over values")
+        if self.missing and (why := self._needs_whole_samples(traits)):
+            raise UserError(f"--model.missing: the {self.likelihood} likelihood does not go with missing values: {why}")
+
+    def _needs_whole_samples(self, traits: Traits) -> str | None:
+        """Why no value of a sample may be missing, if so."""
+        if self.likelihood == "logistic_mixture":
+            return "the channels of a pixel depend on each other"
+        if traits.support == "onehot":
+            return "a sample is one category"
+        if traits.support == "counts" and (self.count_rate == "softmax" or self.likelihood == "multinomial"):
+            other = "" if self.likelihood == "multinomial" else "; valid with --model.count-rate exp"
+            return f"it takes the sample's total{other}"
+        return None
 
     def _check_columns(self, shape: tuple[int, ...]) -> None:
         found = [re.fullmatch(r"(numeric|binary|categorical):(\d{1,6})", c) for c in self.columns]
