@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from distae.config import TrainConfig
 from distae.config.check import shared_settings
 from distae.errors import DistaeError, TrainingError, UserError
+from distae.runtime import outcome
 from distae.runtime.environment import Environment
-from distae.runtime.files import in_words
+from distae.runtime.files import in_words, with_path
 from distae.runtime.lock import RunLock
-from distae.runtime.outcome import FILE, Outcome, read
-from distae.runtime.run_dir import check_run_dir, make_run_dir, open_run_dir
+from distae.runtime.outcome import Outcome
+from distae.runtime.run_dir import OpenRunDir, check_run_dir, make_run_dir, open_run_dir
 from distae.runtime.signals import StopRequest, listening
 
 if TYPE_CHECKING:
@@ -35,19 +36,30 @@ FAILURE_SECONDS = 60.0
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
-def run_in_turn(cfg: TrainConfig, env: Environment, runs: Iterable[TrainConfig]) -> Outcome:
+def run_in_turn(cfg: TrainConfig, env: Environment, runs: AbstractContextManager[list[TrainConfig]]) -> Outcome:
     """One run after the other in one process group; they share the device, threads and data of `cfg`, which is checked first.
 
-    `runs` is iterated inside the process group: a generator may broadcast.
+    `runs` is entered inside the process group: it may broadcast. A run that is not done is the last.
     """
-    run_dir = Path(str(cfg.run_dir))
+    run_dir, main = Path(str(cfg.run_dir)), env.rank == 0 and not cfg.fresh
+    if main and not env.restarts:
+        outcome.put_back(run_dir)
     check_run_dir(cfg)
-    end = read(run_dir)
+    end = outcome.read(run_dir)
     if end and end.outcome == "stopped" and not cfg.fresh:
         if env.restarts:
             return end  # torchrun restarts a run that stopped on purpose, as if it had crashed
-        if env.rank == 0:
-            (run_dir / FILE).unlink(missing_ok=True)  # else a restart would read the old one
+        if main:
+            outcome.set_aside(run_dir)
+    try:
+        return _run_together(cfg, env, runs)
+    except DistaeError:
+        if main and not env.restarts_left:
+            outcome.put_back(run_dir)
+        raise
+
+
+def _run_together(cfg: TrainConfig, env: Environment, runs: AbstractContextManager[list[TrainConfig]]) -> Outcome:
     with listening() as stop:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # one line for a lost rank, not 30 lines of C++ per rank
         from distae import distributed as dist
@@ -55,7 +67,15 @@ def run_in_turn(cfg: TrainConfig, env: Environment, runs: Iterable[TrainConfig])
         with dist.rendezvous(env, cfg.timeout) as meeting:
             device, threads, splits = meeting.prepare(lambda: _prepared(cfg, env))
             with dist.session(meeting, device):
-                return [train_run(c, splits, stop, threads) for c in runs][-1]
+                with runs as todo:
+                    for c in todo:
+                        end = train_run(c, splits, stop, threads)
+                        if end.outcome != "done":
+                            break
+                if end.outcome == "failed" and env.world_size > 1:
+                    # Other ranks, and threads of this one, may wait for a collective that never comes.
+                    os._exit(end.exit_code)
+                return end
 
 
 def _prepared(cfg: TrainConfig, env: Environment) -> "tuple[tuple[torch.device, int, dict[str, Split]], dict[str, Any]]":
@@ -100,10 +120,10 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, t
     from distae.training.trainer import Trainer
 
     run_dir, main = Path(str(cfg.run_dir)), dist.world().is_main
-    lock, trainer = None, None
+    folder, trainer = None, None
     try:
-        lock = _open_folder(cfg)
-        trainer = Trainer(cfg, splits, stop, threads, lock)
+        folder = _open_folder(cfg)
+        trainer = Trainer(cfg, splits, stop, threads, folder.lock)
         todo = trainer.resume()
         if not todo and main:
             more = "--steps" if cfg.steps else "--epochs"
@@ -115,36 +135,32 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, t
     except UserError:
         if trainer:
             trainer.tracker.close()  # a callback of a plugin may raise it when they are open
-        if lock:
-            lock.release()
+        if folder:
+            folder.withdraw()
         raise
     except Exception as error:
         with dist.ends_within(FAILURE_SECONDS, f"rank {dist.world().rank} could not shut down cleanly"):
             if trainer:
                 trainer.checkpoints.abandon()  # waits for a commit under way, on a disk that may not answer
             end = _failed(error, trainer, run_dir)
-    if lock:
-        _leave_folder(lock, end)
-    if end.outcome == "failed" and dist.world().world_size > 1:
-        # Other ranks, and threads of this one, may wait for a collective that never comes.
-        os._exit(end.exit_code)
+    if folder and folder.lock:
+        _leave_folder(folder.lock, end)
     return end
 
 
-def _open_folder(cfg: TrainConfig) -> RunLock | None:
+def _open_folder(cfg: TrainConfig) -> OpenRunDir:
     """Rank 0 locks the run folder; all ranks raise UserError if it is in use."""
     from distae import distributed as dist
 
-    lock, refusal = None, None
+    folder, refusal = None, None
     if dist.world().is_main:
         try:
-            lock = open_run_dir(cfg)
+            folder = open_run_dir(cfg)
         except UserError as error:
             refusal = str(error)
     if refusal := dist.broadcast(refusal):
         raise UserError(refusal)
-    make_run_dir(cfg)  # by all: nodes may not share it, or see rank 0's late
-    return lock
+    return folder or make_run_dir(cfg)  # by all: nodes may not share it, or see rank 0's late
 
 
 def _leave_folder(lock: RunLock, end: Outcome) -> None:
@@ -153,7 +169,7 @@ def _leave_folder(lock: RunLock, end: Outcome) -> None:
         lock.check()
         end.write()
     except (OSError, TrainingError) as error:
-        sys.stderr.write(f"distae: {FILE} could not be written ({in_words(error)})\n")
+        sys.stderr.write(f"distae: {outcome.FILE} could not be written ({in_words(error)})\n")
     lock.release()
 
 
@@ -166,7 +182,7 @@ def _failed(error: Exception, trainer: "Trainer | None", run_dir: Path) -> Outco
 
     disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
     expected = disk or isinstance(error, TrainingError)
-    own = str(error) if expected else f"{type(error).__name__}: {error}"
+    own = with_path(error) if expected else f"{type(error).__name__}: {error}"
     reason = dist.first_failure(error, own)
     if reason.endswith(own):
         reason = own if expected else reason

@@ -19,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous as connect
 from distae.errors import DistaeError, TrainingError, UserError
 from distae.runtime import signals
 from distae.runtime.environment import Environment
+from distae.runtime.run_dir import differences
 
 T = TypeVar("T")
 GRACE_SECONDS = 5.0
@@ -146,12 +147,6 @@ def _connect(env: Environment, timeout: float) -> Store:
     # Agents of several nodes count restarts differently and must not share it (slurm/torchrun.sbatch): then it is fresh by itself.
     start = env.restarts if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
     return td.PrefixStore(f"start_{start}", store)  # type: ignore[attr-defined]
-
-
-def differences(there: dict[str, Any], here: dict[str, Any], where: str) -> str:
-    """The differences of two identities as text; empty if they are equal."""
-    differ = [f"{k} is {there.get(k)} {where} and {here.get(k)} here" for k in there | here if there.get(k) != here.get(k)]
-    return "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
 
 
 @contextlib.contextmanager

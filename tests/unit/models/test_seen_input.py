@@ -99,10 +99,10 @@ def test_values_that_cannot_be_trained_on_are_found_before_training(
     [
         ([5.0, 0.5, 1.0, *PAD], False, None),
         ([5.0, 2.0, 1.0, *PAD], False, r"needs values in \[0, 1\]"),
-        ([5.0, 1.0, 0.0, *PAD], False, "needs one-hot samples"),
+        ([5.0, 1.0, 0.0, *PAD], False, "needs one-hot values"),
         ([math.nan, 1.0, 1.0, *PAD], False, "needs finite numbers"),
         ([math.nan, math.nan, *[math.nan] * 62], True, None),
-        ([0.0, 0.0, math.nan, *PAD], True, "needs one-hot samples"),
+        ([0.0, 0.0, math.nan, *PAD], True, "needs one-hot values"),
     ],
 )
 def test_each_column_of_a_table_has_its_values(row: list[float], missing: bool, message: str | None, monkeypatch) -> None:
