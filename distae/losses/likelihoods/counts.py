@@ -48,17 +48,17 @@ class Poisson(Counts):
 class NegativeBinomial(Counts):
     """Negative binomial counts of mean mu and inverse dispersion theta, variance mu + mu^2 / theta (Lopez 2018, eq. 3).
 
-    log theta is a parameter per feature, or an output of the decoder (--model.dispersion), bounded to (-10, 10).
+    log theta is a parameter per feature, one for all, or an output of the decoder (--model.dispersion), bounded to (-10, 10).
     """
 
     def __init__(self, cfg: ModelConfig, shape: tuple[int, ...] = ()) -> None:
         super().__init__(cfg, shape)
-        own = cfg.dispersion == "feature"
-        self.log_theta = nn.Parameter(torch.zeros(shape)) if own else None
+        own = cfg.dispersion != "cell"
+        self.log_theta = nn.Parameter(torch.zeros(shape if cfg.dispersion == "feature" else ())) if own else None
         self.factor = type(self).factor + (not own)
 
     def log_dispersion(self, raw: Tensor) -> Tensor:
-        """log theta, `[*shape]` or `[B, *shape]`."""
+        """log theta, `[*shape]`, `[]` or `[B, *shape]`."""
         return soft_bound(upcast(raw.chunk(self.factor, 1)[-1] if self.log_theta is None else self.log_theta))
 
     def log_prob(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -120,3 +120,22 @@ def test_an_autoencoder_of_a_table_with_missing_values_is_finite() -> None:
     for name in ("ae", "denoising_ae", "contractive_ae", "vae", "wae_gan", "hvae"):
         out = run(make(name, missing=True, **({"hidden": 8} if name == "hvae" else {})), x)
         assert out.loss.isfinite(), name
+
+
+def test_values_are_hidden_from_the_encoder_in_training_alone() -> None:
+    model, x = make("ae", likelihood="multinomial", input="l2", input_dropout=0.5), COUNTS.repeat(500, 1)
+    seen: list[Tensor] = []
+    model.encoder.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))  # type: ignore[union-attr, operator]
+    run(model, x)
+    run(model.eval(), x)
+    in_training, whole = seen
+    torch.testing.assert_close(whole, torch.nn.functional.normalize(x))
+    assert ((in_training == 0) | torch.isclose(in_training, 2 * whole)).all()
+    assert (in_training[x > 0] == 0).double().mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_one_dispersion_for_all_values() -> None:
+    model = make("ae", likelihood="nb", dispersion="constant")
+    assert model.likelihood.log_theta.shape == ()
+    run(model, COUNTS).loss.backward()
+    assert model.likelihood.log_theta.grad.isfinite()
