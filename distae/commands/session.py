@@ -90,6 +90,7 @@ def _prepared(cfg: TrainConfig, env: Environment) -> "tuple[tuple[torch.device, 
     dist.set_tf32(cfg.tf32)
     splits = data.load(cfg.data)
     check_data(cfg, splits)
+    splits = data.place(cfg.data, splits, threads)
     check_size(cfg, cfg.data.shape(), dist.memory_of(device))
     if env.world_size == 1:
         return (device, threads, splits), {}

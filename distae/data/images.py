@@ -31,6 +31,7 @@ class ImageFiles(Source):
         self.index, self.mode, self.side, self.part = index, mode, side, part
         self.shape, self.dtype = (CHANNELS[mode], side, side), torch.float32 if mode == "F" else torch.uint8
         self.label, self.classes, self.columns = label, tuple(classes), columns or {}
+        self.left_out = {printable(index.name(row)): str(reason) for row, reason in index.problems.items()}
         if mode != "F":
             self.limits = 0.0, 255.0
         elif "F" not in index.modes:

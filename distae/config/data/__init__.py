@@ -7,10 +7,13 @@ from distae.registry import import_all
 from distae.config.data.base import DataConfig
 from distae.config.data.digits import DigitsConfig
 from distae.config.data.torchvision import CIFAR10Config, FashionMNISTConfig, MNISTConfig, TorchvisionConfig
-from distae.config.data.array import FILE_ERRORS, ArrayConfig, StoredLayout
+from distae.config.data.array import ArrayConfig, StoredLayout
 from distae.config.data.image_folder import ImageFolderConfig
 from distae.config.data.table import TableConfig
 from distae.config.data.sparse import SparseConfig
+from distae.config.data.parquet import ParquetConfig
+from distae.config.data.hf import HFConfig
+from distae.config.data.stored import FILE_ERRORS
 # isort: on
 
 __all__ = [
@@ -20,8 +23,10 @@ __all__ = [
     "DataConfig",
     "DigitsConfig",
     "FashionMNISTConfig",
+    "HFConfig",
     "ImageFolderConfig",
     "MNISTConfig",
+    "ParquetConfig",
     "SparseConfig",
     "StoredLayout",
     "TableConfig",
