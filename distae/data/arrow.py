@@ -41,7 +41,8 @@ class ColumnSource(UnitSource):
 
     def checksum(self, rows: Tensor | None) -> str:
         of_rows = b"" if rows is None else rows.numpy().tobytes()
-        return xxhash.xxh3_128_hexdigest(self.digest().encode() + of_rows)
+        read_as = f"{self.digest()} {self.column} {self.cfg.mode}"  # a decoded copy is known by this
+        return xxhash.xxh3_128_hexdigest(read_as.encode() + of_rows)
 
     def read(self, rows: Tensor) -> Tensor:
         try:

@@ -10,13 +10,7 @@ import xxhash
 from filelock import FileLock
 
 from distae.config.data.remote import filesystem, is_url, retried
-
-FOLDER = "DISTAE_CACHE"
-"""Environment variable that names the folder; ~/.cache/distae without it."""
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get(FOLDER) or Path.home() / ".cache" / "distae")
+from distae.runtime.cache import cache_folder, make_room
 
 
 class FileCache:
@@ -24,7 +18,7 @@ class FileCache:
 
     def __init__(self, limit: int) -> None:
         """At most `limit` bytes, over all processes that share the folder."""
-        self.folder, self.limit = cache_folder() / "files", limit
+        self.limit = limit
         self.known: dict[str, tuple[str, int]] = {}
 
     def fetch(self, file: str) -> Path:
@@ -32,9 +26,8 @@ class FileCache:
         if not is_url(file):
             return Path(file)
         name, size = self._name(file)
-        path = self.folder / name
+        path = cache_folder("files") / name
         if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):
                 if not path.exists():
                     self._download(file, path, size)
@@ -59,23 +52,13 @@ class FileCache:
         fs, remote = filesystem(file)
         fresh = path.with_name(f".{path.name}.writing")
         try:
-            self._make_room(size)
+            make_room(path.parent, size, self.limit)
             retried(lambda: fs.get_file(remote, str(fresh)))
             if fresh.stat().st_size != size:
                 raise OSError(f"{file}: {fresh.stat().st_size} of {size} bytes arrived")
             fresh.rename(path)
         finally:
             fresh.unlink(missing_ok=True)
-
-    def _make_room(self, size: int) -> None:
-        """Remove copies used longest ago until `size` more bytes fit; a process that reads one keeps its open file."""
-        with FileLock(self.folder / "room.lock"):
-            copies = [(p, p.stat()) for p in self.folder.iterdir() if p.suffix != ".lock"]
-            left = sum(s.st_size for _, s in copies) + size - self.limit
-            for path, found in sorted(copies, key=lambda copy: copy[1].st_mtime):
-                if left > 0 and not path.name.startswith("."):
-                    path.unlink(missing_ok=True)
-                    left -= found.st_size
 
 
 class Ahead:

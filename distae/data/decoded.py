@@ -27,6 +27,7 @@ class DecodedCopy(Tensors):
     def __init__(self, x: Tensor, split: Split, path: Path) -> None:
         super().__init__(x, split.label, f"the decoded copy {path}")
         self.split, self.units = split, split.units
+        self.classes, self.left_out = split.source.classes, split.source.left_out
         self.columns = {k: v if split.rows is None else v[split.rows] for k, v in split.source.columns.items()}
 
     def name_of(self, row: int) -> str:
@@ -37,16 +38,16 @@ class DecodedCopy(Tensors):
         return super().checksum(rows) if rows is not None else str(self.split.identity["values"])
 
 
-def decoded(split: Split, workers: int) -> Split:
+def decoded(split: Split, settings: str, workers: int) -> Split:
     """The same samples from a decoded copy on this node, made by `workers` threads where there is none.
 
-    Raises OSError where it cannot be written, BadRowsError where a row cannot be read.
+    `settings` are those that decoding depends on. Raises OSError if it cannot be written, BadRowsError if a row cannot be read.
     """
     if not split.nbytes:
         return split
     folder = cache_folder("decoded")
-    parts = [str(split.identity[k]) for k in ("samples", "shape", "dtype", "values")]
-    path = folder / f"{xxhash.xxh3_128_hexdigest(repr(parts).encode())}.bin"
+    key = repr([settings, split.source.version, *(split.identity[k] for k in ("samples", "shape", "dtype", "values"))])
+    path = folder / f"{xxhash.xxh3_128_hexdigest(key.encode())}.bin"
     with FileLock(f"{path}.lock"):
         if not path.exists() or path.stat().st_size != split.nbytes:
             make_room(folder, split.nbytes, MOST_BYTES)

@@ -55,6 +55,10 @@ class ImageFiles(Source):
     def name_of(self, row: int) -> str:
         return printable(str(self.index.path(row)))
 
+    @property
+    def version(self) -> str:
+        return xxhash.xxh3_128_hexdigest(self.index.times.tobytes())
+
     def checksum(self, rows: Tensor | None) -> str:
         """Of the names and sizes of all files, of the row numbers, and of the contents of some of the rows."""
         index, rows = self.index, torch.arange(len(self)) if rows is None else rows

@@ -69,6 +69,11 @@ class Source(ABC):
         """What a user knows the row by: a file, or a file and a row."""
         return f"row {row}"
 
+    @property
+    def version(self) -> str:
+        """Of what the values are read from, such as times of files: a decoded copy of another version is not used."""
+        return ""
+
     def checksum(self, rows: Tensor | None) -> str:
         """Of the stored values of these rows, or of all: of all values up to `WHOLE_BYTES`, of sampled blocks beyond."""
         size = (len(self) if rows is None else len(rows)) * self.row_bytes

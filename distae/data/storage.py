@@ -1,6 +1,7 @@
 """Where the values of a data set are during a run: in memory, mapped from a file, or streamed from their source."""
 
 import contextlib
+import dataclasses
 import os
 from pathlib import Path
 
@@ -36,10 +37,10 @@ def place(cfg: DataConfig, splits: dict[str, Split], workers: int) -> dict[str, 
         raise UserError(f"--data.storage {cfg.storage}: --data {cfg.name} {what}; valid: {', '.join(VALID[here])}")
     if cfg.storage == "resident" and here != "resident":
         _check_memory(size, here)
-        return _decoded(splits, workers, size) if here == "streamed" else _touched(splits)
+        return _decoded(cfg, splits, workers, size) if here == "streamed" else _touched(splits)
     if cfg.storage == "auto" and here == "streamed" and size <= SMALL_BYTES:
         with contextlib.suppress(BadRowsError, UserError):  # streamed then, as the run says
-            return _decoded(splits, workers, size)
+            return _decoded(cfg, splits, workers, size)
     return splits
 
 
@@ -50,13 +51,16 @@ def _check_memory(size: int, here: str) -> None:
         )
 
 
-def _decoded(splits: dict[str, Split], workers: int, size: int) -> dict[str, Split]:
+def _decoded(cfg: DataConfig, splits: dict[str, Split], workers: int, size: int) -> dict[str, Split]:
+    if cfg.on_error == "skip":  # a copy would hold the substitutes, and not say so
+        raise UserError("--data.storage resident: --data.on-error skip needs samples that are read in the run; valid: streamed")
     if size > MOST_BYTES:
         raise UserError(
             f"--data.storage resident: {size / 1e9:.3g} GB decoded, at most {MOST_BYTES / 1e9:.3g} are kept; valid: streamed"
         )
+    settings = repr(dataclasses.replace(cfg, storage="auto", workers="auto", prefetch=1, shuffle="auto", window=1))
     try:
-        return {name: decoded(split, workers) if streams(split.source) else split for name, split in splits.items()}
+        return {name: decoded(split, settings, workers) if streams(split.source) else split for name, split in splits.items()}
     except OSError as error:
         raise UserError(f"--data.storage resident: the decoded copy cannot be written ({error}); set DISTAE_CACHE") from error
 

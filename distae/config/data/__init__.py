@@ -6,7 +6,10 @@ from distae.registry import import_all
 # isort: off
 from distae.config.data.base import DataConfig
 from distae.config.data.digits import DigitsConfig
-from distae.config.data.torchvision import CIFAR10Config, FashionMNISTConfig, MNISTConfig, TorchvisionConfig
+from distae.config.data.torchvision import (
+    CIFAR10Config, CIFAR100Config, CelebAConfig, EMNISTConfig, FashionMNISTConfig, KMNISTConfig, MNISTConfig, STL10Config,
+    SVHNConfig, TorchvisionConfig,
+)  # fmt: skip
 from distae.config.data.array import ArrayConfig, StoredLayout
 from distae.config.data.image_folder import ImageFolderConfig
 from distae.config.data.table import TableConfig
@@ -20,13 +23,19 @@ __all__ = [
     "FILE_ERRORS",
     "ArrayConfig",
     "CIFAR10Config",
+    "CIFAR100Config",
+    "CelebAConfig",
     "DataConfig",
     "DigitsConfig",
+    "EMNISTConfig",
     "FashionMNISTConfig",
     "HFConfig",
     "ImageFolderConfig",
+    "KMNISTConfig",
     "MNISTConfig",
     "ParquetConfig",
+    "STL10Config",
+    "SVHNConfig",
     "SparseConfig",
     "StoredLayout",
     "TableConfig",

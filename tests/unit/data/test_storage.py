@@ -48,13 +48,22 @@ def test_a_small_set_is_decoded_once_and_stays_the_same_data_in_the_same_order(c
     assert len(again["train"].source.opened) == before
 
 
+def test_a_copy_of_other_files_or_settings_is_not_used(cfg):
+    copies = set()
+    for version, data in [("", cfg), ("later", cfg), ("", replace(cfg, limit=100))]:
+        with mock.patch.object(InUnits, "version", version):
+            copies.add(place(data, load(data), 2)["train"].source.origin)
+    assert len(copies) == 3
+    assert place(replace(cfg, workers=3, window=2), load(cfg), 2)["train"].source.origin in copies
+
+
 def test_of_several_processes_one_decodes(cfg):
     splits = [load(cfg)["train"] for _ in range(3)]
     reads = []
     for split in splits:
         split.identity  # noqa: B018 - so that what follows is decoding alone
     with mock.patch.object(InUnits, "decode", lambda self, unit, rows: reads.append(len(rows)) or unit[rows]):
-        several = [threading.Thread(target=decoded, args=(split, 1)) for split in splits]
+        several = [threading.Thread(target=decoded, args=(split, "", 1)) for split in splits]
         for thread in several:
             thread.start()
         for thread in several:
@@ -79,6 +88,11 @@ def test_what_cannot_be_decoded_is_streamed_or_said(cfg, tmp_path, monkeypatch):
     with pytest.raises(BadRowsError, match="row 3 of a file is bad"):
         place(replace(cfg, storage="resident"), splits, 2)
     assert not list(cache_folder("decoded").glob("*.bin"))
+    skipping = replace(cfg, on_error="skip")
+    with pytest.raises(UserError, match=r"--data.storage resident: --data.on-error skip .*; valid: streamed"):
+        place(replace(skipping, storage="resident"), load(skipping), 2)
+    streamed = load(skipping)
+    assert place(skipping, streamed, 2) is streamed
     monkeypatch.setenv("DISTAE_CACHE", str(tmp_path / "bad" / "0000.npy"))
     splits = load(cfg)
     assert place(cfg, splits, 2) is splits
