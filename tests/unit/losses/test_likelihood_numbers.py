@@ -1,5 +1,7 @@
 """Likelihoods in single precision, and far from where networks start."""
 
+import math
+
 import pytest
 import torch
 
@@ -39,3 +41,26 @@ def test_a_mean_has_a_finite_gradient_at_extremes(name: str) -> None:
     assert mean.isfinite().all()
     assert raw.grad is not None
     assert raw.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("log_scale", [-6.0, -3.0, 0.0, 2.0])
+def test_the_mean_of_a_mixture_is_that_of_its_levels_where_components_lie_outside(log_scale: float) -> None:
+    """Their tails belong to the lowest and the highest level. To half a level, where a component is narrower than one."""
+    likelihood = build_likelihood(AEConfig(likelihood="logistic_mixture", mixtures=3), (1, 1, 1)).double()
+    raw = torch.tensor([[0.0, 0.5, -0.5, 3.0, -1.2, 0.1, *3 * [log_scale]]], dtype=torch.float64)[:, :, None, None]
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    p = torch.exp(-likelihood(raw.expand(256, -1, -1, -1), levels[:, None, None, None]))
+    assert p.sum().item() == pytest.approx(1, abs=1e-12)
+    assert likelihood.mean(raw).item() == pytest.approx((p * levels).sum().item(), abs=1 / 510)
+
+
+def test_the_mean_of_colours_is_that_of_each_colour_given_the_means_of_those_before() -> None:
+    """One component so narrow that it is where its mean is: green is 0.2 + tanh(1) * red, blue tanh(-1) * red + tanh(2) * green."""
+    likelihood = build_likelihood(AEConfig(likelihood="logistic_mixture", mixtures=1), (3, 1, 1)).double()
+    raw = torch.tensor([[0.0, 0.5, 0.2, 0.0, *3 * [-30.0], 1.0, -1.0, 2.0]], dtype=torch.float64)[:, :, None, None]
+    red = 0.5
+    green = 0.2 + math.tanh(1) * red
+    blue = math.tanh(-1) * red + math.tanh(2) * green
+    torch.testing.assert_close(
+        likelihood.mean(raw).flatten(), (torch.tensor([red, green, blue]).double() + 1) / 2, atol=1e-3, rtol=0
+    )

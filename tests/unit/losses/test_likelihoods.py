@@ -119,7 +119,7 @@ def test_counts_of_one_value_sum_to_one_and_have_that_mean(name: str, rate: str)
     raw = normal(1, *likelihood.raw_shape).expand(401, -1)
     counts = torch.arange(401, dtype=torch.float64)
     total = 7.0
-    likelihood.log_rate = lambda raw, x: likelihood.log_shares(raw) + (math.log(total) if rate == "softmax" else 0.0)  # type: ignore[assignment]
+    likelihood.log_rate = lambda raw, x: likelihood.log_shares(raw) + (math.log(total) if rate == "softmax" else 0.0)  # type: ignore[assignment,operator]
     p = torch.exp(-likelihood.per_value(raw, torch.stack([counts, total - counts], 1))[:, 0])
     assert p.sum().item() == pytest.approx(1, abs=1e-9)
     assert (p * counts).sum().item() == pytest.approx(likelihood.mean(raw)[0, 0].item(), rel=1e-9)
@@ -252,7 +252,7 @@ def test_every_variant_takes_every_likelihood_or_says_why_not(variant: str) -> N
 
 
 @pytest.mark.parametrize(("form", "expected"), [("log1p", COUNTS.log1p()), ("l2", torch.nn.functional.normalize(COUNTS))])
-def test_the_encoder_sees_another_form_of_x(form: str, expected: Tensor) -> None:
+def test_the_encoder_sees_another_form_of_x(form: Any, expected: Tensor) -> None:
     cfg = AEConfig(likelihood="poisson", latent_dim=3)
     plain = build(cfg, NET, (FEATURES,), dtype=torch.float64)
     other = build(dataclasses.replace(cfg, input=form), NET, (FEATURES,), dtype=torch.float64)

@@ -1,6 +1,7 @@
 """What the encoder sees of x: logarithms, unit vectors, samples with missing values; and the variants that look at x themselves."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -118,7 +119,8 @@ def test_an_autoencoder_of_a_table_with_missing_values_is_finite() -> None:
     x = COUNTS.clone()
     x[0, 1], x[2] = math.nan, math.nan
     for name in ("ae", "denoising_ae", "contractive_ae", "vae", "wae_gan", "hvae"):
-        out = run(make(name, missing=True, **({"hidden": 8} if name == "hvae" else {})), x)
+        further: dict[str, Any] = {"hidden": 8} if name == "hvae" else {}
+        out = run(make(name, missing=True, **further), x)
         assert out.loss.isfinite(), name
 
 
