@@ -61,6 +61,5 @@ def test_the_mean_of_colours_is_that_of_each_colour_given_the_means_of_those_bef
     red = 0.5
     green = 0.2 + math.tanh(1) * red
     blue = math.tanh(-1) * red + math.tanh(2) * green
-    torch.testing.assert_close(
-        likelihood.mean(raw).flatten(), (torch.tensor([red, green, blue]).double() + 1) / 2, atol=1e-3, rtol=0
-    )
+    expected = (torch.tensor([red, green, blue], dtype=torch.float64) + 1) / 2
+    torch.testing.assert_close(likelihood.mean(raw).flatten(), expected, atol=1e-3, rtol=0)
