@@ -106,9 +106,9 @@ def test_a_dry_run_shows_script_and_settings(no_slurm, tmp_path, capsys):
 )
 def test_mistakes_are_told_in_a_line(no_slurm, options, message, capsys):
     assert slurm.main(options) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.count("\n") <= 2
+    report = capsys.readouterr().err
+    assert message in report
+    assert report.count("\n") <= 2
 
 
 @pytest.mark.parametrize(
@@ -155,9 +155,9 @@ def test_rank_0_may_export_for_longer_than_slurm_waits_for_the_last_task(no_slur
 def test_unknown_keys_of_a_cluster_file_are_refused_with_the_valid_ones(tmp_path, capsys):
     (tmp_path / "c.toml").write_text('partiton = "gpu"\n')
     assert slurm.main(["--cluster", str(tmp_path / "c.toml"), "--"]) == 2
-    told = capsys.readouterr().err
-    assert "unknown key 'partiton' (did you mean 'partition'?)" in told
-    assert "gpus_per_node" in told
+    report = capsys.readouterr().err
+    assert "unknown key 'partiton' (did you mean 'partition'?)" in report
+    assert "gpus_per_node" in report
 
 
 def test_every_combination_of_a_grid_has_its_own_folder(tmp_path):

@@ -9,6 +9,7 @@ from helpers import settings
 
 from distae.commands import train
 from distae.errors import UserError
+from distae.models import size
 from distae.models.size import check_size
 from distae.runtime.environment import Environment
 
@@ -23,7 +24,10 @@ from distae.runtime.environment import Environment
         ({"net": {"name": "resnet", "blocks": 10**9}}, "deeper"),
     ],
 )
-def test_a_model_that_cannot_fit_is_refused_before_a_folder_is_made(tmp_path: Path, change: dict[str, Any], why: str) -> None:
+def test_a_model_that_cannot_fit_is_refused_before_a_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], why: str
+) -> None:
+    monkeypatch.setattr(size, "MOST_PARAMETERS", 2000)  # 100,000 take half a minute
     cfg = settings(data={"name": "digits", "limit": 96}, steps=2, **change)
     with pytest.raises(UserError, match=why):
         train.run(replace(cfg, run_dir=str(tmp_path / "run")), Environment())
