@@ -17,7 +17,10 @@ from distae.errors import UserError
 ADDED = frozenset(
     {"model.inverse_temperature"}
     | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "shuffle", "window")}
-    | {f"model.{name}" for name in ("count_rate", "dispersion", "total", "mixtures", "columns", "input", "missing")}
+    | {
+        f"model.{name}"
+        for name in ("count_rate", "dispersion", "total", "mixtures", "columns", "input", "input_dropout", "missing")
+    }
 )
 """Settings added after run folders had hashes: they count only off their default. Add every new setting here."""
 WANDB_MODES = ("online", "offline", "disabled", "dryrun")
@@ -120,6 +123,8 @@ def _check_choices(cfg: TrainConfig, world_size: int) -> None:
         raise UserError(f"--best-metric: unknown {cfg.best_metric!r}; valid: {', '.join(valid)}")
     if cfg.data.val_fraction == 0 and (cfg.early_stop.patience or cfg.schedule.name == "plateau"):
         raise UserError("--data.val-fraction 0 leaves nothing to evaluate: --early-stop.patience and --schedule plateau need it")
+    if cfg.model.missing and cfg.data.binarize != "none":
+        raise UserError(f"--data.binarize {cfg.data.binarize} does not go with missing values (--model.missing)")
     if cfg.compile and not cfg.model.compiles:
         raise UserError(f"--compile: {cfg.model.name} takes gradients of gradients, which torch.compile cannot; leave it out")
     if cfg.cuda_graphs and (not cfg.compile or cfg.device == "cpu"):

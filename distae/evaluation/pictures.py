@@ -34,11 +34,11 @@ def draw(model: Autoencoder, loader: Loader, folder: Path, step: int, seed: int,
 
 
 def _save(images: Tensor, path: Path) -> Path:
-    """`[N, C, H, W]` in [0, 1] as a grid of 16 columns, small images enlarged to at least 32 pixels a side."""
+    """`[N, C, H, W]` in [0, 1] as a grid of 16 columns, missing values as 0, small images enlarged to 32 pixels a side."""
     from torchvision.utils import save_image
 
     factor = max(1, 32 // images.shape[-1])
-    large = F.interpolate(images.float().clamp(0, 1).cpu(), scale_factor=factor, mode="nearest")
+    large = F.interpolate(images.float().nan_to_num(0.0).clamp(0, 1).cpu(), scale_factor=factor, mode="nearest")
     png = io.BytesIO()
     save_image(large, png, format="png", nrow=COLUMNS, pad_value=0.5)
     make_folder(path.parent)

@@ -191,21 +191,24 @@ class Autoencoder(nn.Module, ABC):
 
 
 class SeenInput(nn.Module):
-    """An encoder of another form of x: missing values (NaN) as 0, log(1 + x), or x scaled to length 1."""
+    """An encoder of another form of x: missing values (NaN) as 0, log(1 + x) or x scaled to length 1, some hidden in training."""
 
     def __init__(self, encoder: nn.Module, cfg: ModelConfig, channels: int) -> None:
         """`channels` of its input are x, the others (labels) stay as they are."""
         super().__init__()
         self.encoder, self.form, self.missing, self.channels = encoder, cfg.input, cfg.missing, channels
+        self.dropout = cfg.input_dropout
 
     def forward(self, x: Tensor, noise: Noise | None) -> Tensor:
         """`[B, outputs]` from `[B, C, ...]`."""
         seen, others = x[:, : self.channels], x[:, self.channels :]
         seen = seen.nan_to_num(0.0) if self.missing else seen
         if self.form == "log1p":
-            seen = seen.log1p()
+            seen = seen.clamp_min(0).log1p()  # noise of a corrupted input can be below -1
         elif self.form == "l2":
             seen = F.normalize(seen.flatten(1)).view_as(seen)
+        if self.training and self.dropout and noise:
+            seen = noise.dropout(seen, self.dropout)
         out: Tensor = self.encoder(torch.cat([seen, others], 1) if others.shape[1] else seen, noise)
         return out
 
@@ -219,7 +222,7 @@ class NetAutoencoder(Autoencoder):
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
         encoder = self.build_encoder()
-        self.encoder = encoder if cfg.input == "as_is" and not cfg.missing else SeenInput(encoder, cfg, shape[0])
+        self.encoder = SeenInput(encoder, cfg, shape[0]) if cfg.other_input else encoder
         self.decoder = self.build_decoder()
 
     def build_encoder(self) -> nn.Module:

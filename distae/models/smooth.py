@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from distae.config.models import ContractiveAEConfig, RAEGPConfig, RAEL2Config
 from distae.losses import upcast
 from distae.models.ae import AE
-from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, SeenInput, output, register
 from distae.nn.layers import ACTIVATIONS
 from distae.noise import Noise
 
@@ -27,7 +27,8 @@ def jacobian_norm(y: Tensor, x: Tensor, noise: Noise) -> Tensor:
 class ContractiveAE(AE):
     """Rifai et al. 2011, eq. 5: -log p(x|z) + weight * |dz/dx|_F^2.
 
-    With an encoder of one layer the norm is sum_j act'(a_j)^2 |W_j|^2 (eq. 7); otherwise it is estimated by `jacobian_norm`.
+    With an encoder of one layer that sees x as it is the norm is sum_j act'(a_j)^2 |W_j|^2 (eq. 7); otherwise it is estimated by
+    `jacobian_norm`.
     """
 
     cfg: ContractiveAEConfig
@@ -44,7 +45,7 @@ class ContractiveAE(AE):
     def contraction(self, x: Tensor, raw: Tensor, z: Tensor, noise: Noise) -> Tensor:
         """Squared Frobenius norm of dz/dx, `[B]`; `raw` `[B, latent_dim]` is z before its activation."""
         linear = [m for m in self.encoder.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-        if len(linear) > 1:
+        if len(linear) > 1 or isinstance(self.encoder, SeenInput):
             return jacobian_norm(z, x, noise)
         (slope,) = torch.autograd.grad(z.sum(), raw, create_graph=True)
         return (upcast(slope).square() * linear[0].weight.square().sum(1)).sum(1)

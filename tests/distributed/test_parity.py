@@ -31,8 +31,14 @@ def everything() -> Case:
     )  # fmt: skip
 
 
+def outputs() -> Case:
+    """Several outputs per value, and an encoder that sees another form of x, parts of it hidden."""
+    model = {"name": "vae", "likelihood": "gaussian_per_value", "input": "l2", "input_dropout": 0.2}
+    return Case(settings(model=model, net={"name": "conv", "dropout": 0.1}, precision="fp64"))
+
+
 CASES = {f"{m}-{net}-{norm}": exact(m, net, norm) for m in ALL_NETS for net in NETS for norm in NORMS}
-CASES |= {"everything": everything(), "rae_gp-conv-batch": exact("rae_gp", "conv", "batch")}
+CASES |= {"several-outputs": outputs(), "everything": everything(), "rae_gp-conv-batch": exact("rae_gp", "conv", "batch")}
 HALVED = {
     f"{m}-{net}-{norm}-accum2": exact(m, net, norm, grad_accum_steps=2)._replace(world_sizes=(1, 3))
     for m in ALL_NETS

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from distae.config.fields import Count, Positive, Variant
+from distae.config.fields import Count, Fraction, Positive, Variant
 from distae.config.names import TRAITS, LikelihoodName, Traits
 from distae.config.nets import NetConfig
 from distae.errors import UserError
@@ -35,8 +35,8 @@ class ModelConfig(Variant):
     """Learn that scale as one parameter shared by all values (Rybkin 2021, sigma-VAE)."""
     count_rate: Literal["softmax", "exp"] = "softmax"
     """Expected counts of poisson, nb and zinb: softmax of the decoder's output times the sample's total, or its exponential."""
-    dispersion: Literal["feature", "cell"] = "feature"
-    """Inverse dispersion of nb and zinb: a parameter for each value, or an output of the decoder."""
+    dispersion: Literal["feature", "cell", "constant"] = "feature"
+    """Inverse dispersion of nb and zinb: a parameter for each value, an output of the decoder, or one parameter."""
     total: Positive = 10000.0
     """Total of a sample of counts that is decoded or sampled without an input."""
     mixtures: Count = 10
@@ -46,6 +46,8 @@ class ModelConfig(Variant):
     fills it in."""
     input: Literal["as_is", "log1p", "l2"] = "as_is"
     """What the encoder sees of x: as_is, log(1 + x), or x scaled to length 1 (as Mult-VAE does)."""
+    input_dropout: Fraction = 0.0
+    """Probability that training hides a value of x from the encoder, the others scaled up (Mult-VAE has 0.5)."""
     missing: bool = False
     """Samples may lack values, which are NaN: 0 to the encoder, no part of the likelihood. --data.missing mask fills it in."""
 
@@ -53,6 +55,11 @@ class ModelConfig(Variant):
     def couples_samples(self) -> bool:
         """Whether a sample's loss depends on the others of its batch: then gradient accumulation is another objective."""
         return False
+
+    @property
+    def other_input(self) -> bool:
+        """Whether the encoder sees something else than x."""
+        return self.input != "as_is" or self.input_dropout > 0 or self.missing
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         """Raises UserError if settings conflict with each other, the data's shape or the network."""
@@ -67,8 +74,19 @@ class ModelConfig(Variant):
             self._check_columns(shape)
         if self.likelihood == "logistic_mixture" and (len(shape) != 3 or shape[0] not in (1, 3)):
             raise UserError(f"--model.likelihood logistic_mixture: for images of 1 or 3 channels; the data has shape {list(shape)}")
-        if self.missing and self.likelihood == "logistic_mixture":
-            raise UserError("--model.likelihood logistic_mixture does not go with missing values: it is not a sum over values")
+        if self.missing and (why := self._needs_whole_samples(traits)):
+            raise UserError(f"--model.missing: the {self.likelihood} likelihood does not go with missing values: {why}")
+
+    def _needs_whole_samples(self, traits: Traits) -> str | None:
+        """Why no value of a sample may be missing, if so."""
+        if self.likelihood == "logistic_mixture":
+            return "the channels of a pixel depend on each other"
+        if traits.support == "onehot":
+            return "a sample is one category"
+        if traits.support == "counts" and (self.count_rate == "softmax" or self.likelihood == "multinomial"):
+            other = "" if self.likelihood == "multinomial" else "; valid with --model.count-rate exp"
+            return f"it takes the sample's total{other}"
+        return None
 
     def _check_columns(self, shape: tuple[int, ...]) -> None:
         found = [re.fullmatch(r"(numeric|binary|categorical):(\d{1,6})", c) for c in self.columns]

@@ -88,8 +88,13 @@ def register_likelihood(
 
     `scaled` where it uses --model.scale; `support` says which values data may have (config/names.py), checked before training.
     """
-    TRAITS.setdefault(name, Traits(scaled, support))
-    return LIKELIHOODS.register(name)
+
+    def bind(likelihood: L) -> L:
+        plain = likelihood.factor == 1 and likelihood.raw_shape is Likelihood.raw_shape
+        TRAITS.setdefault(name, Traits(scaled, support, plain))
+        return LIKELIHOODS.register(name)(likelihood)
+
+    return bind
 
 
 def build_likelihood(cfg: ModelConfig, shape: tuple[int, ...] = ()) -> Likelihood:

@@ -29,10 +29,11 @@ class ContinuousBernoulli(Bernoulli):
     """A density over [0, 1]: C(p) p^x (1-p)^(1-x) (Loaiza-Ganem & Cunningham 2019, eq. 5-8); raw are the logits of p."""
 
     def mean(self, raw: Tensor) -> Tensor:
-        """1 / (1 - exp(-raw)) - 1 / raw, by its series where raw is small."""
+        """1 / (1 - exp(-raw)) - 1 / raw, by its series where raw is small; of |raw|, as exp(-raw) of others overflows."""
         raw = upcast(raw)
         small, safe = self._small(raw)
-        return torch.where(small, 0.5 + raw / 12 - raw**3 / 720, -1 / torch.expm1(-safe) - 1 / safe)
+        upper = -1 / torch.expm1(-safe.abs()) - 1 / safe.abs()
+        return torch.where(small, 0.5 + raw / 12 - raw**3 / 720, torch.where(raw > 0, upper, 1 - upper))
 
     def per_value(self, raw: Tensor, x: Tensor) -> Tensor:
         return super().per_value(raw, x) - self._log_normalizer(upcast(raw))

@@ -48,26 +48,25 @@ class Poisson(Counts):
 class NegativeBinomial(Counts):
     """Negative binomial counts of mean mu and inverse dispersion theta, variance mu + mu^2 / theta (Lopez 2018, eq. 3).
 
-    log theta is a parameter per feature, or an output of the decoder (--model.dispersion), bounded to (-10, 10).
+    log theta is a parameter per feature, one for all, or an output of the decoder (--model.dispersion), bounded to (-10, 10).
     """
 
     def __init__(self, cfg: ModelConfig, shape: tuple[int, ...] = ()) -> None:
         super().__init__(cfg, shape)
-        own = cfg.dispersion == "feature"
-        self.log_theta = nn.Parameter(torch.zeros(shape)) if own else None
+        own = cfg.dispersion != "cell"
+        self.log_theta = nn.Parameter(torch.zeros(shape if cfg.dispersion == "feature" else ())) if own else None
         self.factor = type(self).factor + (not own)
 
     def log_dispersion(self, raw: Tensor) -> Tensor:
-        """log theta, `[*shape]` or `[B, *shape]`."""
+        """log theta, `[*shape]`, `[]` or `[B, *shape]`."""
         return soft_bound(upcast(raw.chunk(self.factor, 1)[-1] if self.log_theta is None else self.log_theta))
 
     def log_prob(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """log NB(x) and log NB(0), each `[B, *shape]`."""
-        log_mu, log_theta = self.log_rate(raw, x), self.log_dispersion(raw)
-        theta, log_sum = log_theta.exp(), torch.logaddexp(log_mu, log_theta)
-        log_zero = theta * (log_theta - log_sum)
-        constant = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
-        return constant + log_zero + x * (log_mu - log_sum), log_zero
+        log_theta = self.log_dispersion(raw)
+        theta, odds = log_theta.exp(), self.log_rate(raw, x) - log_theta  # log mu / theta
+        log_zero = theta * F.logsigmoid(-odds)
+        return log_rising(theta, x) - torch.lgamma(x + 1) + log_zero + x * F.logsigmoid(odds), log_zero
 
     def per_value(self, raw: Tensor, x: Tensor) -> Tensor:
         return -self.log_prob(raw, upcast(x))[0]
@@ -106,6 +105,19 @@ class Multinomial(Counts):
         """log n! is shared by the values in equal parts."""
         x = upcast(x)
         return torch.lgamma(x + 1) - x * self.log_shares(raw) - torch.lgamma(_total(x) + 1) / x[0].numel()
+
+
+def log_rising(theta: Tensor, x: Tensor) -> Tensor:
+    """lgamma(theta + x) - lgamma(theta), by Stirling's series from theta = 16 on, where float32 loses the difference of the two."""
+    large = theta.clamp_min(16.0)
+    series = (large + x - 0.5) * torch.log1p(x / large) + x * (large.log() - 1) + _stirling(large + x) - _stirling(large)
+    return torch.where(theta < 16, torch.lgamma(theta + x) - torch.lgamma(theta), series)
+
+
+def _stirling(z: Tensor) -> Tensor:
+    """lgamma(z) - (z - 1/2) log z + z - log(2 pi) / 2, to 1e-11 for z >= 16 (Abramowitz & Stegun 1964, 6.1.41)."""
+    square = z.square()
+    return (1 / 12 - (1 / 360 - 1 / 1260 / square) / square) / z
 
 
 def _total(x: Tensor) -> Tensor:

@@ -36,10 +36,14 @@ class LogisticMixture(Likelihood):
         return (self.k * (3 if self.channels == 1 else 10), *self.shape[1:])
 
     def mean(self, raw: Tensor) -> Tensor:
-        """Weighted mean of the components', each within the range of the levels."""
-        logits, means, _, coefficients = self._parts(raw)
-        means = self._coupled(means, coefficients, None)
-        return ((torch.softmax(logits, 1)[:, :, None] * means).sum(1).clamp(-1, 1) + 1) / 2
+        """Weighted mean of the components', each with its tails cut off at the lowest and the highest level."""
+        logits, means, log_scales, coefficients = self._parts(raw)
+        clipped: list[Tensor] = []
+        for channel in range(self.channels):  # given the means of the channels before
+            before = torch.stack([*clipped, *means.unbind(2)[channel:]], 2)
+            own = self._coupled(means, coefficients, before)[:, :, channel]
+            clipped.append(_clipped_mean(own, torch.exp(log_scales[:, :, channel])))
+        return ((torch.softmax(logits, 1)[:, :, None] * torch.stack(clipped, 2)).sum(1) + 1) / 2
 
     def forward(self, raw: Tensor, x: Tensor) -> Tensor:
         logits, means, log_scales, coefficients = self._parts(raw)
@@ -55,15 +59,20 @@ class LogisticMixture(Likelihood):
         coefficients = torch.tanh(parts[:, 2]) if self.channels == 3 else None
         return logits, parts[:, 0], soft_bound(parts[:, 1], 7.0), coefficients
 
-    def _coupled(self, means: Tensor, coefficients: Tensor | None, x: Tensor | None) -> Tensor:
-        """The means `[B, K, C, H, W]` given the channels before in `x` `[B, 1, C, H, W]`, or given their means."""
+    def _coupled(self, means: Tensor, coefficients: Tensor | None, x: Tensor) -> Tensor:
+        """The means `[B, K, C, H, W]` given the channels before in `x` `[B, 1, C, H, W]`, or one for each component."""
         if coefficients is None:
             return means
         a, b, c = coefficients.unbind(2)
-        red = means[:, :, 0]
-        green = means[:, :, 1] + a * (red if x is None else x[:, :, 0])
-        blue = means[:, :, 2] + b * (red if x is None else x[:, :, 0]) + c * (green if x is None else x[:, :, 1])
-        return torch.stack([red, green, blue], 2)
+        red, green, _ = x.unbind(2)
+        shift = torch.stack([torch.zeros_like(a), a * red, b * red + c * green], 2)
+        return means + shift
+
+
+def _clipped_mean(mean: Tensor, scale: Tensor) -> Tensor:
+    """Mean of a logistic whose tails beyond -1 and 1 are moved there: the integral of 1 - F over [-1, 1], less 1."""
+    inside = scale * (F.softplus((mean + 1) / scale) - F.softplus((mean - 1) / scale))
+    return (inside - 1).clamp(-1, 1)
 
 
 def _log_probability(centred: Tensor, inverse: Tensor, x: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import ROOT, shared_data
+from PIL import Image
 from torch import nn
 
 from distae.commands import train
@@ -28,6 +30,14 @@ SIZES = {
 BATCHES = {"ae_mnist_64": 64, "ae_mnist_20": 32, "vae_mnist_10": 32, "ae_mnist_32_one_hidden": 128, "ae_mnist_32_deep": 256}
 
 
+def pictures(folder: Path) -> Path:
+    """150 made-up images in a folder."""
+    (folder / "faces").mkdir()
+    for number, x in enumerate(np.random.default_rng(0).integers(0, 256, (150, 20, 24, 3), dtype=np.uint8)):
+        Image.fromarray(x).save(folder / "faces" / f"{number}.png")
+    return folder / "faces"
+
+
 def recipe(name: str, *more: str) -> TrainConfig:
     return check(parse(TrainConfig, ["--config", str(ROOT / f"recipes/{name}.toml"), *more], {}, "test").settings, 1)
 
@@ -39,12 +49,12 @@ def widths(module: nn.Module) -> list[int]:
 
 def test_every_recipe_is_listed_here_and_says_what_it_is() -> None:
     files = sorted((ROOT / "recipes").glob("*.toml"))
-    assert [f.stem for f in files] == sorted(SIZES)
+    assert [f.stem for f in files] == sorted([*SIZES, "vae_faces"])
     for file in files:
-        dashed = "-".join(map(str, SIZES[file.stem]))
+        named = "-".join(map(str, SIZES[file.stem])) if file.stem in SIZES else "--data.path"
         first = file.read_text().partition("\n\n")[0]
         assert first.startswith("# ")
-        assert dashed in first
+        assert named in first
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -76,6 +86,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_trains(name: str, root: Path, tmp_path: Path) -> None:
     cfg = recipe(name, "--data.root", str(root), "--data.limit", "300", "--steps", "2", "--tracking", "none", "--device", "cpu")
+    outcome = train.run(replace(cfg, threads=1, eval_batch_size=100, run_dir=str(tmp_path / "run")), Environment())
+    assert (outcome.outcome, outcome.step) == ("done", 2)
+    assert list((tmp_path / "run" / "images").glob("test_reconstructions_*.png"))
+
+
+def test_faces_train(tmp_path: Path) -> None:
+    more = "--steps", "2", "--tracking", "none", "--device", "cpu", "--data.path", str(pictures(tmp_path))
+    cfg = recipe("vae_faces", *more, "--net.channels", "4", "8", "8", "8")  # a minute, else
+    assert cfg.data.shape() == (3, 64, 64)
     outcome = train.run(replace(cfg, threads=1, eval_batch_size=100, run_dir=str(tmp_path / "run")), Environment())
     assert (outcome.outcome, outcome.step) == ("done", 2)
     assert list((tmp_path / "run" / "images").glob("test_reconstructions_*.png"))

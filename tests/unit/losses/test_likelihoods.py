@@ -243,6 +243,7 @@ def test_every_variant_takes_every_likelihood_or_says_why_not(variant: str) -> N
             out = autoencoder(Batch(x, label, 0, None, 60), phase.name, Noise(0, ("t", phase.name), Rows(6), CPU))
             out.loss.backward()
             assert out.loss.isfinite(), (likelihood, phase.name)
+            assert all(p.grad.isfinite().all() for p in autoencoder.parameters() if p.grad is not None), (likelihood, phase.name)
         assert autoencoder.reconstruct(x, label).shape == x.shape
         if model.generative:
             assert autoencoder.sample(3, Noise(0, ("s",), Rows(3), CPU)).shape == (3, *shape)
