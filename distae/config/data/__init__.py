@@ -8,6 +8,7 @@ from distae.config.data.base import DataConfig
 from distae.config.data.digits import DigitsConfig
 from distae.config.data.torchvision import CIFAR10Config, FashionMNISTConfig, MNISTConfig, TorchvisionConfig
 from distae.config.data.array import FILE_ERRORS, ArrayConfig, StoredLayout
+from distae.config.data.memory import MemoryConfig
 # isort: on
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "DigitsConfig",
     "FashionMNISTConfig",
     "MNISTConfig",
+    "MemoryConfig",
     "StoredLayout",
     "TorchvisionConfig",
 ]
