@@ -19,7 +19,7 @@ from distae.config import TrainConfig, write_toml
 from distae.config.cli import parser_of
 from distae.errors import UserError
 from distae.runtime import console
-from distae.runtime.run_dir import check_run_dir, open_run_dir
+from distae.runtime.run_dir import accept, check_run_dir, open_run_dir
 
 from . import jobs, partitions, snapshot
 from .settings import SlurmConfig
@@ -92,7 +92,9 @@ def submit(plan: Submission, runs: Sequence[TrainConfig], with_snapshot: bool) -
     for cfg in runs:
         check_run_dir(cfg)
         if cfg.fresh:  # here: the job would move its own logs, and again at every requeue
-            open_run_dir(cfg).release()
+            folder = open_run_dir(cfg)
+            accept(cfg)
+            folder.release()
     if with_snapshot:
         plan = plan.running(snapshot.take(plan.folder.parent / "code", plan.job.snapshot_include, plan.plugin))
     return plan.submit([replace(cfg, fresh=False) for cfg in runs])

@@ -60,7 +60,8 @@ class Unharmed:
                 raise SystemExit(f"{way}: {self.ways[way][1].text[-2000:]}")
 
     def files(self) -> list[str]:
-        return sorted(str(p.relative_to(self.base)) for p in self.base.rglob("*") if p.is_file())
+        """Those with something to damage in them."""
+        return sorted(str(p.relative_to(self.base)) for p in self.base.rglob("*") if p.is_file() and p.stat().st_size)
 
     def go(self, way: str, run_dir: Path, plant: Plant | None = None) -> End:
         """Go on with a run folder in one of the ways; results lie in `out_of(way, run_dir)`."""

@@ -1,7 +1,12 @@
-"""Hostile inputs, each to be answered within 1 s and 1 GB beyond importing torch, in words, with exit code 1 or 2."""
+"""Hostile inputs, each to be answered within 1 s and 1 GB beyond importing torch, in words, with exit code 1 or 2.
+
+Seconds are those of the CPU (user and system, all threads and children), or those asleep where these are more: waiting for a
+core of a busy machine is neither, so that other work on it makes no false alarm.
+"""
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import time
@@ -13,8 +18,9 @@ from benchmarks.crash.flips import COMMON, Plant, load
 from benchmarks.crash.processes import finish, fork, kill, text_of, tool, train
 
 SECONDS, BYTES = 1.0, 1 << 30
-PATIENCE, MOST_BYTES = 8.0, 3 << 30
-"""Where the harness puts an end to it."""
+PATIENCE, MOST_BYTES = 40.0, 3 << 30
+"""Wall seconds, and bytes, at which the harness puts an end to it."""
+TICK = 1 / os.sysconf("SC_CLK_TCK")
 JOB = [*COMMON.split(), "--steps", "20"]
 WORDS = re.compile(r"[A-Za-z]{3,}")
 
@@ -34,16 +40,18 @@ class Case(NamedTuple):
     """A file beside the run that must not change."""
     wrong: str = ""
     """A pattern that must not be in the output."""
+    right: str = ""
+    """A pattern that must be in the output."""
 
 
 def _measured(work: Callable[..., Any], args: tuple[Any, ...], out: Path) -> Any:
-    """Do it in this process; its seconds and peak memory, beyond what it began with, go to `out`."""
+    """Do it in this process; its CPU seconds and peak memory, beyond what it began with, go to `out`."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
-    before, began = _memory("VmRSS"), time.perf_counter()
+    before, began = _memory("VmRSS"), sum(os.times()[:4])
     try:
         return work(*args)
     finally:
-        told = {"seconds": time.perf_counter() - began, "bytes": _memory("VmHWM") - before}
+        told = {"cpu": sum(os.times()[:4]) - began, "bytes": _memory("VmHWM") - before}
         out.write_text(json.dumps(told))
 
 
@@ -68,21 +76,12 @@ def attempt(name: str, case: Case, folder: Path, base: Path, plant: Plant | None
     elif case.argv:
         work = tool, (case.module, case.argv(place))
     process = fork(_measured, (*work, out), log, case.env)
-    seconds, peak = _watch(process)
-    told = json.loads(out.read_text()) if out.exists() else {"seconds": seconds, "bytes": peak}
+    told = _watch(process)
+    told |= json.loads(out.read_text()) if out.exists() else {}
+    told |= {"seconds": max(told["cpu"], told["asleep"])}
     told |= {"name": name, "group": case.group, "code": process.exitcode, "text": text_of(log)}
     told["problems"] = _problems(case, told, _content(place, case.intact) != before)
     shutil.rmtree(place, ignore_errors=True)
-    return told
-
-
-def attempt_calmly(name: str, case: Case, folder: Path, base: Path, times: int = 3) -> dict[str, Any]:
-    """Again where the answer was right but slow, which other work on the machine may be the cause of; the quickest counts."""
-    told = attempt(name, case, folder, base)
-    for _ in range(times - 1):
-        if told["problems"] != ["slow"]:
-            break
-        told = min(told, attempt(name, case, folder, base), key=lambda t: t["seconds"])
     return told
 
 
@@ -91,29 +90,44 @@ def _content(place: Path, name: str) -> bytes | None:
     return path.read_bytes() if name and path.is_file() else None
 
 
-def _watch(process: Any) -> tuple[float, int]:
-    """Wait, and end what takes too long or too much; seconds, and bytes beyond the first look."""
-    began, first, peak = time.monotonic(), _memory("VmRSS", process.pid), 0
+def _watch(process: Any) -> dict[str, float]:
+    """Wait, and end what takes too long or too much; its seconds by the wall clock, on a CPU and asleep, and its peak in bytes."""
+    began = before = time.monotonic()
+    first, told = _memory("VmRSS", process.pid), {"wall": 0.0, "cpu": 0.0, "asleep": 0.0, "bytes": 0.0}
     while process.exitcode is None:
-        peak = max(peak, _memory("VmRSS", process.pid) - first)
-        if time.monotonic() - began > PATIENCE or peak > MOST_BYTES:
+        state, told["cpu"] = _clock(process.pid) or ("", told["cpu"])
+        told["bytes"] = max(told["bytes"], _memory("VmRSS", process.pid) - first)
+        now = time.monotonic()
+        told["asleep"] += (now - before) * (state == "S")
+        told["wall"], before = now - began, now
+        if told["wall"] > PATIENCE or told["bytes"] > MOST_BYTES:
             kill([process])
             process.join()
             break
         time.sleep(0.004)
-    return time.monotonic() - began, peak
+    return told
+
+
+def _clock(pid: int) -> tuple[str, float] | None:
+    """The state of a process, S where it sleeps, and the CPU seconds that it took; None where it is gone."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        return fields[0], sum(map(int, fields[11:15])) * TICK
+    return None
 
 
 def _problems(case: Case, told: dict[str, Any], changed: bool) -> list[str]:
     text, trained = told["text"], told["code"] == 0 and 0 in case.codes
     found = {
-        "hangs" if told["seconds"] > PATIENCE - 1 else "slow": told["seconds"] > (PATIENCE - 1 if trained else SECONDS),
+        "hangs": told["wall"] > PATIENCE,
+        "slow": told["seconds"] > SECONDS and told["wall"] <= PATIENCE and not trained,
         "memory": told["bytes"] > BYTES,
         "traceback": "Traceback" in text,
         f"exit code {told['code']}": told["code"] not in case.codes,
         "no words": not WORDS.search(text),
         "another file was changed": changed,
         f"output has {case.wrong}": bool(case.wrong) and bool(re.search(case.wrong, text, re.MULTILINE)),
+        f"output lacks {case.right}": not re.search(case.right, text),
     }
     return [what for what, is_so in found.items() if is_so]
 
@@ -124,7 +138,7 @@ def batch(names: list[str], folder: Path) -> list[dict[str, Any]]:
     folder.mkdir(parents=True)
     base, table = folder / "base", cases()
     finish([*JOB, "--run-dir", str(base)], 1, base)
-    return [attempt_calmly(name, table[name], folder, base) for name in names]
+    return [attempt(name, table[name], folder, base) for name in names]
 
 
 def tasks(count: int, seed: int, folder: Path) -> list[tuple[Any, ...]]:
@@ -142,9 +156,11 @@ def summary(results: list[list[dict[str, Any]]]) -> dict[str, Any]:
         "count": len(told),
         "faults": len(told) - len(fine),
         "groups": groups,
-        "slowest_seconds": round(max((t["seconds"] for t in fine), default=0), 2),
+        "trained": sum(t["code"] == 0 for t in fine),
+        "slowest": {t["name"]: round(t["seconds"], 2) for t in sorted(told, key=lambda t: -t["seconds"])[:20] if t["code"]},
+        "slowest_seconds": round(max((t["seconds"] for t in fine if t["code"]), default=0), 2),
         "most_bytes": max((t["bytes"] for t in fine), default=0),
-        "bad": [f"{t['group']}: {t['name']}: {', '.join(t['problems'])} ({t['seconds']:.2f} s, {t['bytes'] >> 20} MiB): "
+        "bad": [f"{t['group']}: {t['name']}: {', '.join(t['problems'])} ({t['seconds']:.2f} s, {int(t['bytes']) >> 20} MiB): "
                 f"{t['text'].strip()[-160:]}" for t in told if t["problems"]],
     }  # fmt: skip
 
@@ -153,8 +169,9 @@ def rows(s: dict[str, Any]) -> list[tuple[str, str, str]]:
     groups = ", ".join(f"{n} {g}" for g, n in s["groups"].items())
     return [
         (
-            f"hostile inputs ({groups}): answered within 1 s and 1 GB beyond importing torch, in words, with code 1 or 2",
+            f"hostile inputs ({groups}): answered within 1 s (CPU, or asleep) and 1 GB beyond importing torch, in words",
             str(s["count"]),
-            f"{s['count'] - s['faults']} so, within {s['slowest_seconds']} s and {s['most_bytes'] >> 20} MiB; {s['faults']} not",
+            f"{s['count'] - s['faults']} so, within {s['slowest_seconds']} s and {int(s['most_bytes']) >> 20} MiB, "
+            f"with code 1 or 2 ({s['trained']} by a resume that says what it passed over, code 0); {s['faults']} not",
         )
     ]

@@ -214,11 +214,17 @@ def _forged() -> dict[str, Case]:
         "step 10^18": lambda s: s["state"].update(step=10**18),
         "a step of text": lambda s: s["state"].update(step="20"),
         "metrics of -1 bytes": lambda s: s.update(metrics_bytes=-1),
-        "metrics of 10^18 bytes": lambda s: s.update(metrics_bytes=10**18),
         "no window": lambda s: s.pop("window") and s,
         "a window of a million names": lambda s: s["window"].update(names=["x"] * 10**6),
         "other settings": lambda s: s["settings"].update({"optim.lr": 1.0}),
         "settings of text": lambda s: s.update(settings="x"),
+        "settings of a million names": lambda s: s["settings"].update({f"x{i}": 1 for i in range(10**6)}),
+        "a setting of 100,000 parts": lambda s: s["settings"].update({"model.latent_dim" + ".a" * 10**5: 1}),
+        "a variant of 100,000 parts": lambda s: s["settings"].update({"net.name" + ".a" * 10**5: 1}),
+        "a table and a value": lambda s: s.update(settings={"model": 1} | s["settings"]),
+        "a value and a table": lambda s: s["settings"].update({"seed.a": 1}),
+        "data of a million names": lambda s: s.update(data={f"x{i}": 1 for i in range(10**6)}),
+        "a window of a million sums": lambda s: s["window"].update(sums=[[0.0] * 10**6] * 2),
         "a scaler": lambda s: s.update(scaler={"scale": 1.0}),
     }
     commit: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -231,6 +237,9 @@ def _forged() -> dict[str, Case]:
         "a name of a NUL": lambda c: c["files"].update({"a\0b": {"size": 0, "xxh3": "0"}}),
     }
     found = {f"state.json: {k}": Case("forged checkpoints", _forge("state.json", v), _resume) for k, v in state.items()}
+    rows = _forge("state.json", lambda s: s.update(metrics_bytes=10**18))
+    words = "metrics.jsonl is damaged: .* bytes at this checkpoint are missing"
+    found["state.json: metrics of 10^18 bytes"] = Case("forged checkpoints", rows, _resume, codes=(0,), right=words)
     return found | {f"COMMIT: {k}": Case("forged checkpoints", _forge("COMMIT", v), _resume) for k, v in commit.items()}
 
 
@@ -249,6 +258,12 @@ def _texts() -> dict[str, Case]:
         "NaN": b"[optim]\nlr = nan",
         "a date": b"seed = 1979-05-27",
         "nested tables": b"[" + b".".join([b"a"] * 20_000) + b"]",
+        "a key of 100,000 parts": b".".join([b"a"] * 100_000) + b" = 1",
+        "a key of 100,000 quoted parts": b"x = {" + b".".join([b'"a\\""'] * 100_000) + b" = 1}",
+        "a million keys": b"".join(b"a%d=1\n" % i for i in range(10**6)),
+        "25,000 keys": b"".join(b"a%d=1\n" % i for i in range(25_000)),
+        "25,000 tables": b"".join(b"[a%d]\n" % i for i in range(25_000)),
+        "a million seeds": b"seed = [" + b"1," * 100_000 + b"]",
         "no such setting": b"sead = 1",
     }
     found = {}
@@ -258,7 +273,13 @@ def _texts() -> dict[str, Case]:
             found[f"--config: {name}"] = Case("settings", write("x.toml", data), argv)
         found[f"run's config.toml: {name}"] = Case("settings", write("run/config.toml", data), _resume)
     sync = lambda place: ["sync", str(place / "run")]  # noqa: E731
+    keys = json.dumps({f"x{i}": 1 for i in range(10**6)}).encode()
+    for name, data in {"a million keys": keys, "nested": b"[" * 10**6, "100,000 lines": b"{}\n" * 10**5}.items():
+        for file in ("outcome.json", "metrics.jsonl"):  # reported, or of no consequence
+            case = Case("settings", write(f"run/{file}", data), _resume, codes=(0, 1, 2))
+            found[f"resume: {name} in {file}"] = case
     for name, data in {
+        "a million keys": keys + b"\n",
         "a torn row between": b'{"step": 1}\n{"st\n{"step": 2}\n',
         "no JSON": b"hello\n",
         "a list": b"[1]\n",

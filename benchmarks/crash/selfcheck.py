@@ -57,6 +57,12 @@ def _sleep(seconds: float, run_dir: Path) -> Any:
     return _honest(run_dir)
 
 
+def _work(seconds: float, run_dir: Path) -> Any:
+    while time.process_time() < seconds:
+        pass
+    return _honest(run_dir)
+
+
 def _honest(run_dir: Path) -> Any:
     from distae.errors import UserError
 
@@ -126,14 +132,15 @@ def _flips(folder: Path) -> list[tuple[str, bool]]:
 
 def _hostile(folder: Path, base: Path) -> list[tuple[str, bool]]:
     case = hostile.Case("planted", lambda place: None)
-    plants = {"slow": partial(_sleep, 1.5), "memory": _eat, "traceback": _raise, "exit code 0": None, "hangs": partial(_sleep, 60)}
-    with mock.patch.object(hostile, "PATIENCE", 4):
+    plants = [("slow", partial(_sleep, 1.5)), ("slow", partial(_work, 1.5)), ("memory", _eat), ("traceback", _raise)]
+    plants += [("exit code 0", None), ("hangs", partial(_sleep, 60))]
+    with mock.patch.object(hostile, "PATIENCE", 6):
         return [
             (
                 f"an answer with: {problem}",
                 problem in hostile.attempt(problem, case, folder, base, partial(_load_by, plant))["problems"],
             )
-            for problem, plant in plants.items()
+            for problem, plant in plants
         ]
 
 

@@ -29,7 +29,7 @@ from distae.checkpoint.retention import (
 )
 from distae.checkpoint.shards import why_damaged
 from distae.errors import TrainingError
-from distae.runtime.files import read_bytes
+from distae.runtime.files import read_bytes, with_path
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ class CheckpointReader:
         try:
             work()
         except (OSError, TrainingError) as error:
-            complaint = str(error)
+            complaint = with_path(error)
         except CheckpointException as error:
             complaint = describe(error)
         return next((c for c in dist.gather(complaint, self.group) if c), None)
@@ -126,7 +126,7 @@ class CheckpointReader:
             try:
                 result = work()
             except (OSError, ValueError, TrainingError) as why:
-                error = str(why)
+                error = with_path(why)
         result, error = dist.broadcast((result, error))
         if error is not None:
             raise TrainingError(error)
@@ -197,8 +197,9 @@ def _targets(path: Path, metadata: Metadata, into: dict[str, Tensor], prefix: st
 
 
 def describe(error: CheckpointException) -> str:
-    """Without the traceback of each rank."""
-    return "; ".join(f"rank {r}: {e[0]}" for r, e in error.failures.items())
+    """Without the traceback of each rank; the rank is named where there are several."""
+    several = dist.world().world_size > 1
+    return "; ".join((f"rank {r}: " if several else "") + with_path(e[0]) for r, e in error.failures.items())
 
 
 @contextlib.contextmanager

@@ -43,6 +43,13 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class _Standing:
+    """The part of state.json that tells whether a checkpoint is usable, and which is the best."""
+
+    state: Progress
+
+
+@dataclass(frozen=True)
 class Summary:
     """The part of state.json that a listing needs."""
 
@@ -99,6 +106,14 @@ def summary_of(path: Path) -> Summary | None:
         return None
 
 
+def _progress_of(path: Path) -> Progress | None:
+    """Where the run stood; None if state.json is damaged. Nothing else of that file is made into objects."""
+    try:
+        return decode(read_bytes(path / STATE), _Standing).state
+    except (OSError, ValueError):
+        return None
+
+
 def why_invalid(path: Path) -> str | None:
     """Why a checkpoint is unusable, None if it is usable: all that `usable_manifest` checks."""
     try:
@@ -127,9 +142,9 @@ def usable_manifest(path: Path) -> Manifest:
         raise ValueError(f"it holds step {manifest.step}")
     if why := next(filter(None, (_why_bad(path / name, entry) for name, entry in manifest.files.items())), None):
         raise ValueError(why)
-    summary = summary_of(path)
-    if summary and summary.state.step not in (None, manifest.step):
-        raise ValueError(f"{STATE} is of step {summary.state.step}")
+    progress = _progress_of(path)
+    if progress and progress.step not in (None, manifest.step):
+        raise ValueError(f"{STATE} is of step {progress.step}")
     return manifest
 
 
@@ -152,7 +167,7 @@ def best_of(valid: list[Path], best_step: int | None) -> int | None:
     steps = {step_of(p) for p in valid}
     if best_step is None or best_step in steps:
         return best_step
-    former = (summary.state.best_step for summary in map(summary_of, valid) if summary)
+    former = (progress.best_step for progress in map(_progress_of, valid) if progress)
     return next((step for step in former if step in steps), None)
 
 

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from distae.checkpoint.retention import Entry
+from distae.runtime.files import in_words
 
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -80,6 +81,8 @@ def write_file(path: Path, blocks: list[Any]) -> Entry:
             _write(fd, buffer[: -(-used // mmap.PAGESIZE) * mmap.PAGESIZE])
         os.ftruncate(fd, size)
         os.fsync(fd)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a write does not name its file
     finally:
         os.close(fd)
     return {"size": size, "xxh3": digest.hexdigest()}
@@ -122,7 +125,7 @@ def why_damaged(folder: Path, files: dict[str, Entry]) -> str | None:
             if checksum(folder / name) != entry["xxh3"]:
                 return f"{name} is damaged (checksum mismatch)"
         except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+            return f"{name} cannot be read ({in_words(error)})"
     return None
 
 

@@ -29,7 +29,8 @@ from distae.checkpoint.retention import (
 from distae.checkpoint.shards import ShardWriter, write_file
 from distae.checkpoint.staging import Staging
 from distae.errors import TrainingError
-from distae.runtime.files import sync
+from distae.runtime.files import SMALL, sync
+from distae.runtime.run_dir import mark_saved
 
 
 class Job(NamedTuple):
@@ -126,6 +127,8 @@ class CheckpointStore(CheckpointReader):
             save(dict(job.tensors), storage_writer=writer, **self._kwargs())
 
     def _commit(self, job: Job, tmp_path: Path, files: dict[str, Any]) -> None:
+        if len(job.state) > SMALL:
+            raise TrainingError(f"{STATE} would have {len(job.state)} bytes, and could not be read again")
         files[STATE] = write_file(tmp_path / STATE, [job.state])
         write_file(tmp_path / COMMIT, [json.dumps({"step": job.step, "files": files}, indent=1).encode()])
         sync(tmp_path)
@@ -140,6 +143,7 @@ class CheckpointStore(CheckpointReader):
                 remove(final)
                 tmp_path.rename(final)
             sync(self.folder)
+            mark_saved(self.folder.parent)
             retain(self.folder, self.keep_latest_k, job.step, job.best_step)
 
     def recover(self) -> None:
@@ -159,6 +163,7 @@ class CheckpointStore(CheckpointReader):
         for left in self.folder.glob(".step_*.writing"):
             shutil.rmtree(left, ignore_errors=True)
         if found:
+            mark_saved(self.folder.parent)
             remove_remains(self.folder, found.step)
         notes = []
         for path in found.passed_over if found else []:
@@ -167,6 +172,11 @@ class CheckpointStore(CheckpointReader):
             except OSError as error:
                 notes.append(f"{path.name} cannot be set aside ({error.strerror})")
         return notes
+
+    def tidy(self, step: int, best_step: int | None) -> None:
+        """Delete what the save of `step` had still to delete when it was killed. For a run that resumes there."""
+        if dist.world().is_main:
+            retain(self.folder, self.keep_latest_k, step, best_step)
 
     def _kwargs(self) -> dict[str, Any]:
         return {"no_dist": True} if self.group is None else {"process_group": self.group}

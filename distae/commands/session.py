@@ -6,7 +6,9 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
@@ -15,11 +17,12 @@ from distae.config import TrainConfig
 from distae.config.check import shared_settings
 from distae.config.data import DataConfig
 from distae.errors import DistaeError, TrainingError, UserError
+from distae.runtime import outcome
 from distae.runtime.environment import Environment
-from distae.runtime.files import in_words
+from distae.runtime.files import in_words, with_path
 from distae.runtime.lock import RunLock
-from distae.runtime.outcome import FILE, Outcome, read
-from distae.runtime.run_dir import check_run_dir, make_run_dir, open_run_dir
+from distae.runtime.outcome import Outcome
+from distae.runtime.run_dir import OpenRunDir, check_run_dir, make_run_dir, open_run_dir
 from distae.runtime.signals import StopRequest, listening
 
 if TYPE_CHECKING:
@@ -36,38 +39,62 @@ FAILURE_SECONDS = 60.0
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
-Load = Callable[[DataConfig], "dict[str, Split]"]
+@dataclass(frozen=True)
+class Host:
+    """Whose process it is: ours, as here, or a program's that calls `distae.fit`."""
+
+    load: "Callable[[DataConfig], dict[str, Split]] | None" = None
+    """Gives the splits; by default those of the files."""
+    is_ours: bool = True
+    """Whether failures are printed, and a second Ctrl-C ends the process; otherwise a single process raises TrainingError."""
 
 
 def run_in_turn(
-    cfg: TrainConfig, env: Environment, runs: Iterable[TrainConfig], load: Load | None = None, stop: StopRequest | None = None
+    cfg: TrainConfig, env: Environment, runs: AbstractContextManager[list[TrainConfig]], host: Host | None = None
 ) -> Outcome:
     """One run after the other in one process group; they share the device, threads and data of `cfg`, which is checked first.
 
-    `runs` is iterated inside the process group: a generator may broadcast. `load` gives the splits, by default those of the files.
-    `stop` is of a caller that handles signals, and whose process this is: a single process then raises TrainingError where it
-    would report a failure.
+    `runs` is entered inside the process group: it may broadcast. A run that is not done is the last.
     """
-    run_dir = Path(str(cfg.run_dir))
+    run_dir, main = Path(str(cfg.run_dir)), env.rank == 0 and not cfg.fresh
+    if main and not env.restarts:
+        outcome.put_back(run_dir)
     check_run_dir(cfg)
-    end = read(run_dir)
+    end = outcome.read(run_dir)
     if end and end.outcome == "stopped" and not cfg.fresh:
         if env.restarts:
             return end  # torchrun restarts a run that stopped on purpose, as if it had crashed
-        if env.rank == 0:
-            (run_dir / FILE).unlink(missing_ok=True)  # else a restart would read the old one
-    with contextlib.nullcontext(stop) if stop else listening() as request:
+        if main:
+            outcome.set_aside(run_dir)
+    try:
+        return _run_together(cfg, env, runs, host or Host())
+    except DistaeError:
+        if main and not env.restarts_left:
+            outcome.put_back(run_dir)
+        raise
+
+
+def _run_together(cfg: TrainConfig, env: Environment, runs: AbstractContextManager[list[TrainConfig]], host: Host) -> Outcome:
+    with listening(exits=host.is_ours) as stop:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # one line for a lost rank, not 30 lines of C++ per rank
         from distae import distributed as dist
 
         with dist.rendezvous(env, cfg.timeout) as meeting:
-            device, threads, splits = meeting.prepare(lambda: _prepared(cfg, env, load))
+            device, threads, splits = meeting.prepare(lambda: _prepared(cfg, env, host))
             with dist.session(meeting, device):
-                return [train_run(c, splits, request, threads, raises=stop is not None) for c in runs][-1]
+                with runs as todo:
+                    for c in todo:
+                        end = train_run(c, splits, stop, threads, host.is_ours)
+                        if end.outcome != "done":
+                            break
+                if end.outcome == "failed" and env.world_size > 1:
+                    # Other ranks, and threads of this one, may wait for a collective that never comes.
+                    os._exit(end.exit_code)
+                return end
 
 
 def _prepared(
-    cfg: TrainConfig, env: Environment, load: Load | None
+    cfg: TrainConfig, env: Environment, host: Host
 ) -> "tuple[tuple[torch.device, int, dict[str, Split]], dict[str, Any]]":
     """Device, threads and data of this rank, and what must be equal on all ranks. Raises UserError."""
     from distae import data
@@ -78,7 +105,7 @@ def _prepared(
     device = dist.pick_device(cfg.device, env)
     threads = dist.set_threads(cfg.threads, env)
     dist.set_tf32(cfg.tf32)
-    splits = (load or data.load)(cfg.data)
+    splits = (host.load or data.load)(cfg.data)
     check_data(cfg, splits)
     check_size(cfg, cfg.data.shape(), dist.memory_of(device))
     if env.world_size == 1:
@@ -93,11 +120,11 @@ def refuse(error: DistaeError, env: Environment) -> int:
         who = f"rank {env.rank} ({platform.node()}): " if env.rank else ""
         sys.stderr.write(f"distae: {who}{error}\n")
     if env.world_size > 1 and not error.heard:
-        _tell_others(error, env)
+        tell_others(error, env)
     return 2 if isinstance(error, UserError) else 1
 
 
-def _tell_others(error: DistaeError, env: Environment) -> None:
+def tell_others(error: DistaeError, env: Environment) -> None:
     """Meet the others only to report the error: it may be on this rank's node alone, and they would wait for --timeout."""
     from distae import distributed as dist
 
@@ -105,18 +132,18 @@ def _tell_others(error: DistaeError, env: Environment) -> None:
         meeting.refuse(error)
 
 
-def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, threads: int, raises: bool = False) -> Outcome:
-    """Train in the current world, and write how the run ended. Raises UserError; with `raises`, a single process TrainingError."""
+def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, threads: int, is_ours: bool = True) -> Outcome:
+    """Train in the current world, and write how that ended. Raises UserError; TrainingError as `Host` says."""
     from distae import distributed as dist
     from distae.training.trainer import Trainer
 
-    run_dir, main, alone = Path(str(cfg.run_dir)), dist.world().is_main, raises and dist.world().world_size == 1
-    lock, trainer = None, None
+    run_dir, main, raises = Path(str(cfg.run_dir)), dist.world().is_main, not is_ours and dist.world().world_size == 1
+    folder, trainer = None, None
     try:
-        lock = _open_folder(cfg)
-        trainer = Trainer(cfg, splits, stop, threads, lock)
+        folder = _open_folder(cfg)
+        trainer = Trainer(cfg, splits, stop, threads, folder.lock)
         todo = trainer.resume()
-        if not todo and main and cfg.progress == "auto":
+        if not todo and main and is_ours:
             more = "--steps" if cfg.steps else "--epochs"
             sys.stderr.write(f"{run_dir} is complete at step {trainer.state.step}: give more {more} to continue, or --fresh\n")
         done = not todo or trainer.fit()
@@ -127,41 +154,37 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, t
         if trainer:
             trainer.tracker.close()  # a callback of a plugin may raise it when they are open
             trainer.checkpoints.abandon()
-        if lock:
-            lock.release()
+        if folder:
+            folder.withdraw()
         raise
     except Exception as error:
         late = f"rank {dist.world().rank} could not shut down cleanly"
-        with contextlib.nullcontext() if alone else dist.ends_within(FAILURE_SECONDS, late):
+        with contextlib.nullcontext() if raises else dist.ends_within(FAILURE_SECONDS, late):
             if trainer:
                 trainer.checkpoints.abandon()  # waits for a commit under way, on a disk that may not answer
-            end = _failed(error, trainer, run_dir, quiet=alone)
-        if alone:
-            if lock:
-                _leave_folder(lock, end)
+            end = _failed(error, trainer, run_dir, quiet=raises)
+        if raises:
+            if folder and folder.lock:
+                _leave_folder(folder.lock, end)
             raise TrainingError(end.reason.removeprefix("rank 0: ")) from error
-    if lock:
-        _leave_folder(lock, end)
-    if end.outcome == "failed" and dist.world().world_size > 1:
-        # Other ranks, and threads of this one, may wait for a collective that never comes.
-        os._exit(end.exit_code)
+    if folder and folder.lock:
+        _leave_folder(folder.lock, end)
     return end
 
 
-def _open_folder(cfg: TrainConfig) -> RunLock | None:
+def _open_folder(cfg: TrainConfig) -> OpenRunDir:
     """Rank 0 locks the run folder; all ranks raise UserError if it is in use."""
     from distae import distributed as dist
 
-    lock, refusal = None, None
+    folder, refusal = None, None
     if dist.world().is_main:
         try:
-            lock = open_run_dir(cfg)
+            folder = open_run_dir(cfg)
         except UserError as error:
             refusal = str(error)
     if refusal := dist.broadcast(refusal):
         raise UserError(refusal)
-    make_run_dir(cfg)  # by all: nodes may not share it, or see rank 0's late
-    return lock
+    return folder or make_run_dir(cfg)  # by all: nodes may not share it, or see rank 0's late
 
 
 def _leave_folder(lock: RunLock, end: Outcome) -> None:
@@ -170,7 +193,7 @@ def _leave_folder(lock: RunLock, end: Outcome) -> None:
         lock.check()
         end.write()
     except (OSError, TrainingError) as error:
-        sys.stderr.write(f"distae: {FILE} could not be written ({in_words(error)})\n")
+        sys.stderr.write(f"distae: {outcome.FILE} could not be written ({in_words(error)})\n")
     lock.release()
 
 
@@ -183,7 +206,7 @@ def _failed(error: Exception, trainer: "Trainer | None", run_dir: Path, quiet: b
 
     disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
     expected = disk or isinstance(error, TrainingError)
-    own = str(error) if expected else f"{type(error).__name__}: {error}"
+    own = with_path(error) if expected else f"{type(error).__name__}: {error}"
     reason = dist.first_failure(error, own)
     if reason.endswith(own):
         reason = own if expected else reason

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def run(cfg: TrainConfig, env: Environment) -> Outcome:
     `--fresh` is for the first start: a launcher that repeats the command resumes the run that it began.
     """
     cfg = replace(cfg, fresh=cfg.fresh and env.first_start)
-    return run_in_turn(cfg, env, [cfg])
+    return run_in_turn(cfg, env, nullcontext([cfg]))
 
 
 def smoke(cfg: TrainConfig, env: Environment) -> Outcome:
@@ -69,16 +70,17 @@ def smoke(cfg: TrainConfig, env: Environment) -> Outcome:
     return outcome
 
 
-def _smoke_runs(short: TrainConfig) -> Iterator[TrainConfig]:
-    """Both runs, in a folder that rank 0 makes, and removes when they are over."""
+@contextmanager
+def _smoke_runs(short: TrainConfig) -> Iterator[list[TrainConfig]]:
+    """Both runs, in a folder that rank 0 makes, and removes when they are over, however they end."""
     from distae import distributed as dist
 
     main, run_dir = dist.world().is_main, Path(str(short.run_dir)).absolute()
     parent = next(p for p in run_dir.parents if p.is_dir())
     folder = dist.broadcast(tempfile.mkdtemp(prefix=f"{run_dir.name}-", dir=parent) if main else None)
     try:
-        yield replace(short, steps=2, run_dir=folder, fresh=False)
-        yield replace(short, run_dir=folder, fresh=False)
+        both = replace(short, run_dir=folder, fresh=False)
+        yield [replace(both, steps=2), both]
     finally:
         if main:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # a rank that failed may still write there

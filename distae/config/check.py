@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from distae.config.fields import fields_of, leaves
-from distae.config.names import METRICS, SCALED
+from distae.config.names import METRICS
 from distae.config.nets import ConvConfig, MLPConfig, NetConfig, ResNetConfig
 from distae.config.train import MAY_CHANGE, OF_A_NODE, TrainConfig
 from distae.errors import UserError
 
-ADDED = frozenset({"model.inverse_temperature", "data.scale", "data.layout", "data.label_key"})
+ADDED = frozenset(
+    {"model.inverse_temperature"}
+    | {f"data.{name}" for name in ("scale", "layout", "label_key", "shuffle", "window")}
+    | {f"model.{name}" for name in ("count_rate", "dispersion", "total", "mixtures", "columns", "input", "missing")}
+)
 """Settings added after run folders had hashes: they count only off their default. Add every new setting here."""
 WANDB_MODES = ("online", "offline", "disabled", "dryrun")
 DEFAULT_EPOCHS = 100
@@ -32,6 +36,7 @@ def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
     _check_batch(cfg, world_size)
     _check_net(cfg.net, cfg.data.shape())
     _check_choices(cfg, world_size)
+    cfg.model.check_likelihood(cfg.data.shape())
     cfg.model.check(cfg.data.shape(), cfg.net)
     if cfg.name is not None and not re.fullmatch(r"\w[\w.+=,-]*", cfg.name):
         raise UserError(f"--name: {cfg.name!r} is not valid; expected letters, digits and _ . + = , -")
@@ -115,10 +120,6 @@ def _check_choices(cfg: TrainConfig, world_size: int) -> None:
         raise UserError(f"--best-metric: unknown {cfg.best_metric!r}; valid: {', '.join(valid)}")
     if cfg.data.val_fraction == 0 and (cfg.early_stop.patience or cfg.schedule.name == "plateau"):
         raise UserError("--data.val-fraction 0 leaves nothing to evaluate: --early-stop.patience and --schedule plateau need it")
-    if cfg.model.learn_scale and cfg.model.likelihood not in SCALED:
-        raise UserError(
-            f"--model.learn-scale: the {cfg.model.likelihood} likelihood has no scale; valid with {' and '.join(sorted(SCALED))}"
-        )
     if cfg.compile and not cfg.model.compiles:
         raise UserError(f"--compile: {cfg.model.name} takes gradients of gradients, which torch.compile cannot; leave it out")
     if cfg.cuda_graphs and (not cfg.compile or cfg.device == "cpu"):

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import math
 import sys
-import tomllib
 import types
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -18,13 +17,12 @@ import msgspec
 from distae.config import plugin, recipes
 from distae.config.fields import SMALLEST, Field, Variant, fields_of, to_dict
 from distae.config.help import render, render_short
+from distae.config.toml import LARGEST, parse_toml
 from distae.config.weights import Ramp
 from distae.errors import UserError
 
 T = TypeVar("T")
 Table = dict[str, Any]
-LARGEST_FILE = 16 << 20
-"""Bytes of a file of settings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,12 +250,12 @@ def read_toml(path: str | None, option: str = "config") -> Table:
     try:
         if file.exists() and not file.is_file():  # a FIFO is waited for without end, /dev/zero fills the memory
             raise UserError(f"--{option}: {path} is not a file")
-        if file.stat().st_size > LARGEST_FILE:
-            raise UserError(f"--{option}: {path} has {file.stat().st_size} bytes; at most {LARGEST_FILE} are expected")
-        return tomllib.loads(file.read_text())
+        if file.stat().st_size > LARGEST:
+            raise UserError(f"--{option}: {path} has {file.stat().st_size} bytes; at most {LARGEST} are expected")
+        return parse_toml(file.read_bytes())
     except OSError as error:
         raise UserError(f"--{option}: cannot read {path} ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # ValueError also for a number of 5,000 digits
+    except ValueError as error:  # also for a number of 5,000 digits
         raise UserError(f"--{option}: {path} is not valid TOML: {error}") from error
 
 

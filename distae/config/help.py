@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from distae.config.fields import Field, fields_of
 from distae.config.weights import Ramp
 
-WIDTH, INDENT = 118, 36
+WIDTH, INDENT, LONGEST_METAVAR = 118, 36, 60
 
 
 def render(cls: type, switches: dict[str, str], prog: str, file: str = "config", chosen: Mapping[str, type] | None = None) -> str:
@@ -88,9 +88,11 @@ def _rows(fields: Iterable[Field], prefix: str) -> list[str]:
     rows = []
     for field in fields:
         default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        flag = f"--{prefix}{field.name}".replace("_", "-")
+        flag, doc = f"--{prefix}{field.name}".replace("_", "-"), field.doc
         metavar = "" if field.type is bool else f" {_metavar(field.type)}"
-        rows += _row(flag + metavar, f"{field.doc} (default {'none' if default in (None, '') else default})")
+        if len(metavar) > LONGEST_METAVAR:
+            metavar, doc = " NAME", f"{doc} One of {', '.join(metavar.strip().split('|'))}."
+        rows += _row(flag + metavar, f"{doc} (default {'none' if default in (None, '') else default})")
     return rows
 
 

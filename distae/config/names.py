@@ -1,13 +1,39 @@
 """Valid names in settings, known before torch is imported; plugins add theirs when they are loaded."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 from distae.config.fields import OneOf
 from distae.registry import Registry
 
-LIKELIHOODS: Registry[str, Any] = Registry("likelihood", ("bernoulli", "gaussian", "laplace"))
-SCALED = {"gaussian", "laplace"}
-"""Likelihoods that have --model.scale and --model.learn-scale."""
+
+class Traits(NamedTuple):
+    """What is known of a likelihood before torch is imported."""
+
+    scaled: bool = False
+    """Whether it has --model.scale and --model.learn-scale."""
+    support: Literal["real", "unit", "counts", "onehot"] = "real"
+    """Values that data may have: any, those in [0, 1], integers from 0 on, or one 1 per sample and else 0."""
+    plain: bool = False
+    """Whether the decoder gives one output per value and values are independent: it then works for parts of a sample too."""
+
+
+TRAITS: dict[str, Traits] = {
+    "bernoulli": Traits(support="unit", plain=True),
+    "continuous_bernoulli": Traits(support="unit", plain=True),
+    "gaussian": Traits(scaled=True, plain=True),
+    "gaussian_per_value": Traits(),
+    "sigmoid_gaussian": Traits(scaled=True, support="unit", plain=True),
+    "laplace": Traits(scaled=True, plain=True),
+    "logistic_mixture": Traits(support="unit"),
+    "categorical": Traits(support="onehot"),
+    "mixed": Traits(scaled=True),
+    "poisson": Traits(support="counts"),
+    "nb": Traits(support="counts"),
+    "zinb": Traits(support="counts"),
+    "multinomial": Traits(support="counts"),
+}
+"""Of each likelihood."""
+LIKELIHOODS: Registry[str, Any] = Registry("likelihood", TRAITS)
 METRICS: Registry[str, Any] = Registry("metric", ("mse",))
 """Metrics that an evaluation reports besides the model's terms."""
 

@@ -140,8 +140,9 @@ class TrainConfig:
 MAY_CHANGE = frozenset(
     {"epochs", "steps", "grad_accum_steps", "log_every", "eval_every", "save_every", "name", "run_dir", "fresh", "export"}
     | {"tracking", "progress", "device", "threads", "timeout", "profile", "data.root"}
+    | {"data.storage", "data.workers", "data.prefetch", "data.on_error"}
     | {"allow_changed_data", "checkpoint.keep_latest_k", "checkpoint.mode", "checkpoint.mtbf_hours"}
 )
 """Settings that may change on a resume. All others define the result and are in the run folder's hash."""
-OF_A_NODE = frozenset({"data.root", "data.path", "threads", "fresh"})
-"""Settings that may differ between ranks: the node's path to the data, its cores, and --fresh, which is rank 0's."""
+OF_A_NODE = frozenset({"data.root", "data.path", "data.storage", "data.workers", "data.prefetch", "threads", "fresh"})
+"""Settings that may differ between ranks: the node's data and how it reads them, its cores, and --fresh, which is rank 0's."""

@@ -1,20 +1,59 @@
-"""Resident data: stored values on the device, batches by index, no per-sample Python."""
+"""Batches on the device: from values that are resident there, or that worker threads read ahead."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from distae.data.sampler import GlobalBatchSampler
 from distae.data.splits import Split
+from distae.data.storage import available_memory, streams
+from distae.data.streaming import ReadAhead
 from distae.noise import Noise
+
+T = TypeVar("T")
+COLD_READERS = 4
+"""Threads at least that read a file larger than the memory: they wait for the disk, not for a core."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How batches are read: numbers do not depend on it."""
+
+    storage: str = "auto"
+    """As `--data.storage`: which values may be copied to the device."""
+    workers: Literal["auto"] | int = 0
+    """Threads that read ahead; 0 reads when a batch is asked for."""
+    prefetch: int = 4
+    """Steps, or chunks of an evaluation, that are read ahead."""
+    threads: int = 1
+    """CPU threads of this process, of which `workers` auto starts as many."""
+
+    def workers_for(self, split: Split, device: torch.device) -> int:
+        """auto: none where a read is a copy from memory, which the CPU that also trains does no faster elsewhere."""
+        if split.device.type != "cpu" or self.workers != "auto":
+            return 0 if split.device.type != "cpu" else int(self.workers)
+        if streams(split.source):
+            return self.threads
+        if split.source.origin and split.nbytes > available_memory():
+            return max(COLD_READERS, self.threads)
+        return 0 if device.type == "cpu" else min(2, self.threads)
 
 
 class Loader:
     """Maps row numbers of one split to batches of floating point values on the device."""
 
-    def __init__(self, split: Split, binarize: str, device: torch.device, dtype: torch.dtype, channels_last: bool = False) -> None:
-        self.split = split.to(device) if device.type == "cuda" and _fits(split, device) else split
+    def __init__(
+        self, split: Split, binarize: str, device: torch.device, dtype: torch.dtype, channels_last: bool = False,
+        reading: Reading = Reading(),
+    ) -> None:  # fmt: skip
+        on_device = device.type == "cuda" and reading.storage in ("auto", "resident") and not streams(split.source)
+        self.split = split.to(device) if on_device and _fits(split, device) else split
+        self.prefetch, self.workers = reading.prefetch, reading.workers_for(self.split, device)
+        self.reader = ReadAhead(self.split, self.workers, device.type == "cuda")
         self.binarize, self.device, self.dtype = binarize, device, dtype
         images = channels_last and len(split.shape) == 3
         self.memory_format = torch.channels_last if images else torch.contiguous_format
@@ -27,15 +66,56 @@ class Loader:
         """Where the stored values are, and row numbers must be."""
         return self.split.device
 
-    def batch(self, rows: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
-        """Samples `[B, *shape]` and labels `[B]` of the rows `[B]` (int64, on `storage_device`)."""
-        stored, label = self.split.read(rows)
-        x = self.split.transform.apply(self._to_device(stored), self.dtype, self.memory_format)
+    def batch(self, rows: Tensor, noise: Noise, training: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Samples `[B, *shape]` and labels `[B]` of the rows `[B]` (int64, on `storage_device`); `training` augments them."""
+        stored, label = self.reader.take(rows)
+        stored, transform = self._to_device(stored), self.split.transform
+        if training and self.split.augment:
+            cut = self.split.augment.apply(transform.in_layout(stored), noise)
+            x = transform.rescale(cut, self.dtype, self.memory_format)
+        else:
+            x = transform.apply(stored, self.dtype, self.memory_format)
         if self.binarize == "threshold":
             x = (x > 0.5).to(self.dtype)
         elif self.binarize == "stochastic":
             x = noise.bernoulli(x)
         return x, None if label is None else self._to_device(label)
+
+    def ahead(self, items: Iterable[T], rows_of: Callable[[T], Iterable[Tensor]]) -> Iterator[T]:
+        """The same items, while worker threads read the rows of the next `prefetch` of them for `batch`."""
+        if not self.workers:
+            yield from items
+            return
+        coming: deque[T] = deque()
+        try:
+            for item in items:
+                coming.append(item)
+                for rows in rows_of(item):
+                    self.reader.expect(rows)
+                if len(coming) > self.prefetch:
+                    yield coming[0]
+                    coming.popleft()
+            while coming:
+                yield coming[0]
+                coming.popleft()
+        finally:
+            for item in coming:
+                for rows in rows_of(item):
+                    self.reader.forget(rows)
+
+    def close(self) -> None:
+        """End the worker threads, if there are any."""
+        self.reader.close()
+
+    @property
+    def where(self) -> str:
+        """Where the values are, for people."""
+        source, by = self.split.source, f", {self.workers} worker thread{'s' * (self.workers > 1)}" if self.workers else ""
+        if self.split.device.type != "cpu":
+            return "resident on the GPU"
+        if streams(source):
+            return f"streamed{by}"
+        return (f"mapped from {source.origin}" if source.origin else "resident in memory") + by
 
     def _to_device(self, x: Tensor) -> Tensor:
         """Copy to the device; from pinned memory the host does not wait."""

@@ -7,12 +7,20 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from distae.data.augment import Augment
+from distae.data.runs import Runs
 from distae.data.source import Source, Tensors, checksum
 from distae.data.transform import Transform
 from distae.noise import split_order
 
 Identity = dict[str, str | int | float | None]
 """What identifies the data, by name."""
+TABLE_ROWS = 10**8
+"""Above this number of samples nothing is kept of each of them: the order is computed as it is needed, hold-outs are of blocks."""
+LABELS = 1 << 20
+"""Labels that are looked at at once."""
+MANY_UNITS, BLOCKS = 1000, 10_000
+"""From this number of units on whole ones are held out; blocks of a split of more than TABLE_ROWS that has fewer."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +30,12 @@ class Split:
     source: Source
     transform: Transform = field(default_factory=Transform)
     """Transform from stored values to the model's."""
-    rows: Tensor | None = None
-    """`[n]` int64, rows of `source` in this split; None is all of them, in order."""
+    rows: Tensor | Runs | None = None
+    """`[n]` int64, rows of `source` in this split; None is all of them, in order. Above TABLE_ROWS: as runs."""
     notes: tuple[str, ...] = ()
     """Notes on guesses, printed at the start of a run."""
+    augment: Augment | None = None
+    """What training does with these samples; evaluation sees them as they are."""
 
     @classmethod
     def of(
@@ -42,22 +52,39 @@ class Split:
     @property
     def label(self) -> Tensor | None:
         """`[n]` int64."""
-        return self.source.label if self.source.label is None or self.rows is None else self.source.label[self.rows]
+        if self.source.label is None or self.rows is None:
+            return self.source.label
+        return self.source.label[self.rows if isinstance(self.rows, Tensor) else self.rows[:]]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample, as the model sees it."""
-        return tuple(self.transform.arrange(torch.empty((1, *self.source.shape), device="meta")).shape[1:])
+        return self.transform.shape(self.source.shape)
 
     @property
     def device(self) -> torch.device:
         """Where the stored values are, and row numbers must be."""
         return self.source.device
 
+    @cached_property
+    def units(self) -> Tensor | None:
+        """`[U]` int64, how many of these samples are in each unit of the source that has any.
+
+        None where the source is read row by row, or the samples are not in the order of its rows.
+        """
+        if self.source.units is None or self.rows is None:
+            return self.source.units
+        if isinstance(self.rows, Tensor) and bool((self.rows[1:] < self.rows[:-1]).any()):
+            return None
+        ends = self.source.units.cumsum(0)
+        below = self.rows.below(ends) if isinstance(self.rows, Runs) else torch.searchsorted(self.rows, ends)
+        sizes = below.diff(prepend=torch.zeros(1, dtype=torch.int64))
+        return sizes[sizes > 0]
+
     @property
     def nbytes(self) -> int:
         """Of the stored values."""
-        return len(self) * self.source.row_bytes
+        return self.source.nbytes(self._rows)
 
     def read(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Copies of the stored samples `[B, *stored]` and labels `[B]` at these positions `[B]` (int64)."""
@@ -67,12 +94,44 @@ class Split:
 
     def blocks(self) -> Iterator[Tensor]:
         """The stored values `[b, *stored]` in order, block by block: to scan all of them without a copy."""
-        return self.source.blocks(self.rows)
+        return self.source.blocks(self._rows)
+
+    @property
+    def _rows(self) -> Tensor | None:
+        """`rows`, for a source: it takes their `len` and parts, as of a tensor."""
+        return self.rows  # type: ignore[return-value]
+
+    def _label_blocks(self) -> Iterator[Tensor]:
+        """The labels in order, without a copy of all."""
+        label, n = self.source.label, len(self)
+        assert label is not None
+        for start in range(0, n, LABELS):
+            part = slice(start, min(start + LABELS, n))
+            yield label[part if self.rows is None else self.rows[part]]
 
     def bounds(self) -> tuple[float, float]:
-        """The smallest and the largest stored value; both NaN if one is NaN. There must be samples."""
-        found = torch.stack([torch.stack(block.aminmax()) for block in self.blocks()]).aminmax()
+        """The smallest and the largest stored value; both NaN if one is NaN. There must be samples.
+
+        Bounds that the source knows without reading hold them, and stand for them.
+        """
+        if self.source.limits:
+            return self.source.limits
+        found = torch.stack([torch.stack(values.aminmax()) for values in self.source.values(self._rows)]).aminmax()
         return float(found.min), float(found.max)
+
+    def model_values(self) -> Iterator[Tensor]:
+        """Tensors of any shape with every value that the model sees; of a sparse matrix, of zeros at most one."""
+        if self.transform.columns:
+            return (self.transform.apply(block, torch.float64) for block in self.blocks())
+        return (values if self.transform.scale == 1 else values / self.transform.scale for values in self.source.values(self._rows))
+
+    def model_bounds(self) -> tuple[float, float]:
+        """The smallest and the largest value that the model sees; of a table, missing values aside. There must be samples."""
+        if not self.transform.columns:
+            low, high = self.bounds()
+            return low / self.transform.scale, high / self.transform.scale
+        seen = list(self.model_values())
+        return min(float(x.nan_to_num(torch.inf).min()) for x in seen), max(float(x.nan_to_num(-torch.inf).max()) for x in seen)
 
     @cached_property
     def identity(self) -> Identity:
@@ -81,25 +140,24 @@ class Split:
             "samples": len(self),
             "shape": "x".join(map(str, self.source.shape)),
             "dtype": str(self.source.dtype).removeprefix("torch."),
-            **self.transform.to_json(),
-            "values": self.source.checksum(self.rows),
-            "labels": None if self.label is None else checksum([self.label]),
+            **self.transform.identity(),
+            "values": self.source.checksum(self._rows),
+            "labels": None if self.source.label is None else checksum(self._label_blocks()),
         }
 
     def take(self, rows: Tensor | slice) -> "Split":
         """Some of these samples: other row numbers, the same source."""
-        mine = torch.arange(len(self)) if self.rows is None else self.rows
+        mine = self.rows
+        if mine is None:
+            mine = torch.arange(len(self)) if len(self) <= TABLE_ROWS else Runs.of(len(self))
+        if isinstance(mine, Runs) and isinstance(rows, slice) and rows.step in (None, 1):
+            start, stop, _ = rows.indices(len(self))
+            return replace(self, rows=mine[rows] if stop - start <= TABLE_ROWS else mine.cut(start, stop))
         return replace(self, rows=mine[rows])
 
     def to(self, device: torch.device) -> "Split":
         """These samples alone in the memory of `device`, without a copy of all on the host."""
-        copy = torch.empty((len(self), *self.source.shape), dtype=self.source.dtype, device=device)
-        start = 0
-        for block in self.blocks():
-            copy[start : start + len(block)] = block
-            start += len(block)
-        label = self.label
-        return replace(self, source=Tensors(copy, None if label is None else label.to(device)), rows=None)
+        return replace(self, source=self.source.to(device, self._rows), rows=None)
 
     def __len__(self) -> int:
         return len(self.source if self.rows is None else self.rows)
@@ -115,7 +173,33 @@ SPLIT_SEED = 0
 
 
 def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
-    """The rest, and a random `fraction` of the samples, both in their order."""
+    """The rest, and a random `fraction` of the samples, both in their order.
+
+    Where the source has many units whole ones are held out, so that an evaluation does not read all of them; and blocks of rows
+    where there are more than TABLE_ROWS.
+    """
+    blocks = split.units
+    if blocks is None or len(blocks) < MANY_UNITS:
+        blocks = _even(len(split), BLOCKS) if len(split) > TABLE_ROWS else None
+    if blocks is not None:
+        return _hold_out_blocks(split, fraction, blocks)
     size = round(len(split) * fraction)
     order = split_order(len(split), SPLIT_SEED)
     return split.take(order[size:].sort().values), split.take(order[:size].sort().values)
+
+
+def _hold_out_blocks(split: Split, fraction: float, sizes: Tensor) -> tuple[Split, Split]:
+    """`hold_out` of whole blocks of consecutive samples, of `sizes` `[K]`."""
+    held = torch.zeros(len(sizes), dtype=torch.bool)
+    held[split_order(len(sizes), SPLIT_SEED)[: round(len(sizes) * fraction)]] = True
+    if len(split) <= TABLE_ROWS:
+        of_row = held.repeat_interleave(sizes)
+        return split.take((~of_row).nonzero()[:, 0]), split.take(of_row.nonzero()[:, 0])
+    mine, starts = split.rows if isinstance(split.rows, Runs) else Runs.of(len(split)), sizes.cumsum(0) - sizes
+    rest, chosen = (mine.blocks(starts[which], sizes[which]) for which in (~held, held))
+    return replace(split, rows=rest), replace(split, rows=chosen)
+
+
+def _even(n: int, parts: int) -> Tensor:
+    """Sizes `[parts]` of `n` that differ by at most 1."""
+    return torch.full((parts,), n // parts) + (torch.arange(parts) < n % parts)

@@ -20,6 +20,7 @@ from torch.distributed.rendezvous import rendezvous as connect
 from distae.errors import DistaeError, TrainingError, UserError
 from distae.runtime import signals
 from distae.runtime.environment import Environment
+from distae.runtime.run_dir import differences
 
 T = TypeVar("T")
 GRACE_SECONDS = 5.0
@@ -151,12 +152,6 @@ def _connect(env: Environment, timeout: float) -> Store:
 
 _meetings = itertools.count()
 """Ranks that train several models one after the other meet for each, at a store that may be the same."""
-
-
-def differences(there: dict[str, Any], here: dict[str, Any], where: str) -> str:
-    """The differences of two identities as text; empty if they are equal."""
-    differ = [f"{k} is {there.get(k)} {where} and {here.get(k)} here" for k in there | here if there.get(k) != here.get(k)]
-    return "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
 
 
 @contextlib.contextmanager

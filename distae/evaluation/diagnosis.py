@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distae import distributed as dist
 from distae.data import Loader
-from distae.evaluation.exact import eval_shard
+from distae.evaluation.exact import EvalShard, eval_shards
 from distae.losses import log_normal_pairs
 from distae.models import Autoencoder, Batch
 from distae.noise import Noise
@@ -30,8 +30,8 @@ def diagnose(model: Autoencoder, loader: Loader, chunk: int, seed: int) -> dict[
     model.eval()
     found: list[list[Tensor]] = []
     try:
-        for number, start in enumerate(range(0, min(len(loader), SAMPLES), chunk)):
-            found.append(_chunk(model, loader, number, start, chunk, seed))
+        for number, here in enumerate(eval_shards(loader, min(len(loader), SAMPLES), chunk)):
+            found.append(_chunk(model, loader, number, here, seed))
             if not found[0]:
                 return {}
     finally:
@@ -45,9 +45,8 @@ def diagnose(model: Autoencoder, loader: Loader, chunk: int, seed: int) -> dict[
     return metrics | {f"kl_dim/{i:03}": value for i, value in enumerate(kl[0].tolist() if kl else [])}
 
 
-def _chunk(model: Autoencoder, loader: Loader, number: int, start: int, chunk: int, seed: int) -> list[Tensor]:
+def _chunk(model: Autoencoder, loader: Loader, number: int, here: EvalShard, seed: int) -> list[Tensor]:
     """Sums over this rank's rows: their number, posterior means and squares, log q(z|x) - log q(z), and the KL by dimension."""
-    here = eval_shard(loader, start, chunk)
     noise = Noise(seed, ("diagnosis", number), here.rows, dist.world().device)
     x, label = loader.batch(here.samples, noise)
     codes = model.encode(x, label)

@@ -1,6 +1,6 @@
 """Exact evaluation: every sample once, with equal weights, the same numbers at every world size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -34,6 +34,12 @@ def eval_shard(loader: Loader, start: int, chunk: int) -> EvalShard:
     return EvalShard(rows, torch.where(valid_mask, start + number, 0), valid_mask.to(world.device))
 
 
+def eval_shards(loader: Loader, samples: int, chunk: int) -> Iterator[EvalShard]:
+    """This rank's share of each chunk of the first `samples`, in order; the coming ones are read ahead."""
+    shards = (eval_shard(loader, start, chunk) for start in range(0, samples, chunk))
+    return loader.ahead(shards, lambda shard: (shard.samples,))
+
+
 @torch.no_grad()
 def evaluate(
     model: Autoencoder, loader: Loader, chunk: int, seed: int, interrupted: Callable[[], bool] = lambda: False
@@ -47,10 +53,10 @@ def evaluate(
     model.eval()
     sums: dict[str, Tensor] = {}
     try:
-        for number, start in enumerate(range(0, len(loader), chunk)):
+        for number, here in enumerate(eval_shards(loader, len(loader), chunk)):
             if interrupted():
                 return None
-            for name, value in _chunk(model, loader, number, start, chunk, seed).items():
+            for name, value in _chunk(model, loader, number, here, seed).items():
                 sums[name] = sums[name] + value if name in sums else value
     finally:
         model.train(was_training)
@@ -58,9 +64,8 @@ def evaluate(
     return dict(zip(sums, (total / len(loader)).tolist(), strict=True))
 
 
-def _chunk(model: Autoencoder, loader: Loader, number: int, start: int, chunk: int, seed: int) -> dict[str, Tensor]:
+def _chunk(model: Autoencoder, loader: Loader, number: int, here: EvalShard, seed: int) -> dict[str, Tensor]:
     """Sums over this rank's rows of one chunk, in float64, of the terms of all phases."""
-    here = eval_shard(loader, start, chunk)
     weight = here.valid_mask.double()
     sums: dict[str, Tensor] = {}
     x, label = loader.batch(here.samples, Noise(seed, ("eval data", number), here.rows, weight.device))

@@ -26,5 +26,6 @@ def metrics_of(model: Autoencoder, batch: Batch, out: Output) -> dict[str, Tenso
 
 @register_metric("mse")
 def squared_error(model: Autoencoder, batch: Batch, out: Output) -> Tensor:
-    """(x - mean of p(x|z))^2, averaged over the values of a sample."""
-    return (batch.x - model.likelihood.mean(out.recon)).square().flatten(1).mean(1)
+    """(x - mean of p(x|z))^2, averaged over the values of a sample; over those that are not missing, 0 where all are."""
+    squares = (batch.x - model.likelihood.matched(model.likelihood.mean(out.recon), batch.x)).square().flatten(1)
+    return squares.nanmean(1).nan_to_num(0.0) if model.cfg.missing else squares.mean(1)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distae import deprecation
@@ -106,7 +107,7 @@ class Output(NamedTuple):
     per_batch: dict[str, Tensor]
     """Scalar terms that are not means over samples: the same on every rank."""
     recon: Tensor
-    """Decoder output `[B, *shape]`; `likelihood.mean` of it is the reconstruction."""
+    """Decoder output `[B, *raw_shape]`; `likelihood.mean` of it is the reconstruction."""
 
 
 def output(loss: Tensor, recon: Tensor, terms: dict[str, Tensor], objective: str = "loss") -> Output:
@@ -144,7 +145,7 @@ class Autoencoder(nn.Module, ABC):
         """`shape` is that of a sample: `(C, H, W)` of images, `(values,)` of tables."""
         super().__init__()
         self.cfg, self.net, self.shape = cfg, net, shape
-        self.likelihood = build_likelihood(cfg)
+        self.likelihood = build_likelihood(cfg, shape)
 
     @property
     @abstractmethod
@@ -167,8 +168,8 @@ class Autoencoder(nn.Module, ABC):
         """Mean of p(x|z) in the data's units: `[B, *shape]` from codes `[B, D]`, laid out as `code_shape`."""
 
     def reconstruct(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """`[B, *shape]` to the same: `decode(encode(x).z)`, unless the variant says otherwise."""
-        return self.decode(self.encode(x, label).z, label)
+        """`[B, *shape]` to the same: `decode(encode(x).z)`, of counts with the totals of `x`, unless the variant says otherwise."""
+        return self.likelihood.matched(self.decode(self.encode(x, label).z, label), x)
 
     def sample(self, n: int, noise: Noise) -> Tensor:
         """`n` samples from the model, `[n, *shape]`. Raises NotImplementedError where the variant has no prior."""
@@ -199,6 +200,26 @@ class Autoencoder(nn.Module, ABC):
         """
 
 
+class SeenInput(nn.Module):
+    """An encoder of another form of x: missing values (NaN) as 0, log(1 + x), or x scaled to length 1."""
+
+    def __init__(self, encoder: nn.Module, cfg: ModelConfig, channels: int) -> None:
+        """`channels` of its input are x, the others (labels) stay as they are."""
+        super().__init__()
+        self.encoder, self.form, self.missing, self.channels = encoder, cfg.input, cfg.missing, channels
+
+    def forward(self, x: Tensor, noise: Noise | None) -> Tensor:
+        """`[B, outputs]` from `[B, C, ...]`."""
+        seen, others = x[:, : self.channels], x[:, self.channels :]
+        seen = seen.nan_to_num(0.0) if self.missing else seen
+        if self.form == "log1p":
+            seen = seen.log1p()
+        elif self.form == "l2":
+            seen = F.normalize(seen.flatten(1)).view_as(seen)
+        out: Tensor = self.encoder(torch.cat([seen, others], 1) if others.shape[1] else seen, noise)
+        return out
+
+
 class NetAutoencoder(Autoencoder):
     """An encoder and a decoder made from the settings of the network. Override a builder to make another one in its place."""
 
@@ -207,7 +228,8 @@ class NetAutoencoder(Autoencoder):
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
-        self.encoder = self.build_encoder()
+        encoder = self.build_encoder()
+        self.encoder = encoder if cfg.input == "as_is" and not cfg.missing else SeenInput(encoder, cfg, shape[0])
         self.decoder = self.build_decoder()
 
     def build_encoder(self) -> nn.Module:
@@ -215,8 +237,8 @@ class NetAutoencoder(Autoencoder):
         return build_encoder(self.net, self.shape, self.latent_factor * self.cfg.latent_dim)
 
     def build_decoder(self) -> nn.Module:
-        """A module `(z [B, latent_dim], noise) -> [B, *shape]`, its outputs the parameters of the likelihood."""
-        return build_decoder(self.net, self.shape, self.cfg.latent_dim)
+        """A module `(z [B, latent_dim], noise) -> [B, *raw_shape]`, its outputs the parameters of the likelihood."""
+        return build_decoder(self.net, self.likelihood.raw_shape, self.cfg.latent_dim)
 
     @property
     def code_shape(self) -> tuple[int, ...]:

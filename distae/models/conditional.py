@@ -26,7 +26,7 @@ class CVAE(VAE):
         return build_encoder(self.net, (channels + self.cfg.classes, *sides), self.latent_factor * self.cfg.latent_dim)
 
     def build_decoder(self) -> nn.Module:
-        return build_decoder(self.net, self.shape, self.cfg.latent_dim + self.cfg.classes)
+        return build_decoder(self.net, self.likelihood.raw_shape, self.cfg.latent_dim + self.cfg.classes)
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         q = Posterior.draw(*self.posterior(self._labelled(batch.x, batch.label), noise), noise)

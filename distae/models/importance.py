@@ -33,7 +33,7 @@ class IWAE(GaussianAutoencoder):
         log_weights = log_standard_normal(z) - log_normal(z, mu[:, None], logvar[:, None]).sum(2) - nll
         loss = -self.objective(log_weights.view(-1, self.bounds, self.cfg.samples), phase)
         terms = {"recon": nll.mean(1), "kl": kl_standard_normal(mu, logvar)}
-        return self.report(loss, recon.view(-1, k, *self.shape)[:, 0], phase, terms)
+        return self.report(loss, recon.view(-1, k, *recon.shape[1:])[:, 0], phase, terms)
 
     def objective(self, log_weights: Tensor, phase: str) -> Tensor:
         """The bound to maximise, `[B]` from log importance weights `[B, bounds, samples]`."""

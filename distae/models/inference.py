@@ -11,7 +11,7 @@ from torch import Tensor
 from distae.data import Transform
 from distae.errors import UserError
 from distae.models.base import Autoencoder, Batch, Codes
-from distae.models.serialization import load_with_transform
+from distae.models.serialization import load_with_transform, stored_shape
 from distae.noise import Noise, Rows
 
 BATCH = 512
@@ -45,7 +45,7 @@ class Model:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample as given and returned."""
-        return tuple(self.transform.invert(torch.empty((1, *self.module.shape), device="meta")).shape[1:])
+        return stored_shape(self.transform, self.module.shape)
 
     @property
     def code_shape(self) -> tuple[int, ...]:
@@ -154,7 +154,9 @@ class Model:
 
     def _samples(self, x: Any) -> Given:
         given = _tensor(x, "x")
-        _check_shape(given.x, self.shape, "x")
+        fits = given.x.ndim > 1 and self.transform.crop and self.transform.shape(tuple(given.x.shape[1:])) == self.module.shape
+        if not fits:  # larger images are cropped
+            _check_shape(given.x, self.shape, "x")
         self._check_units(given.x)
         return given
 
@@ -176,8 +178,8 @@ class Model:
         for start in range(0, len(given.x), batch_size):
             rows = slice(start, start + batch_size)
             x = given.x[rows].to(self.device)
-            _check_finite(x, name, may_miss=name == "x" and getattr(self.module.cfg, "missing", False))
             values = self.transform.apply(x, self.dtype) if name == "x" else x.to(self.dtype)
+            _check_finite(values, name, start, may_miss=name == "x" and getattr(self.module.cfg, "missing", False))
             yield values, None if labels is None else labels[rows].to(self.device), start
 
     def _labels(self, label: Any, n: int) -> Tensor:
@@ -261,13 +263,11 @@ def _check_shape(x: Tensor, shape: tuple[int, ...], name: str) -> None:
     raise UserError(f"{name} has shape {list(x.shape)}; {expected}")
 
 
-def _check_finite(x: Tensor, name: str, may_miss: bool = False) -> None:
-    if not x.is_floating_point() or bool(x.isfinite().all()):
-        return
-    if may_miss and not bool(x.isinf().any()):
-        return
-    row = int((~x.flatten(1).isfinite()).any(1).nonzero()[0])
-    raise UserError(f"{name} holds NaN or infinite values, first in sample {row} of its batch; expected finite numbers")
+def _check_finite(x: Tensor, name: str, start: int, may_miss: bool) -> None:
+    bad = x.isinf() if may_miss else ~x.isfinite()
+    if bool(bad.any()):
+        row = start + int(bad.flatten(1).any(1).nonzero()[0])
+        raise UserError(f"{name} holds NaN or infinite values, first in sample {row}; expected finite numbers")
 
 
 def _joined(parts: Any, given: Given) -> Any:

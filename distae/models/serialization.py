@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import torch
 import xxhash
 from msgspec import Meta
@@ -24,7 +25,7 @@ from distae.config import TrainConfig, build, to_dict
 from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
 from distae.data import Identity, Transform
-from distae.errors import UserError
+from distae.errors import TrainingError, UserError
 from distae.models import base
 from distae.models.size import build_on_meta
 from distae.runtime import files
@@ -68,7 +69,10 @@ def export(
     about |= {"shape": list(cfg.data.shape()), "step": step, "transform": transform and transform.to_json()}
     about |= {"data_identity": data, "weights": {"size": path.stat().st_size, "xxh3": checksum(path)}}
     about["xxh3"] = _digest(about)
-    files.write_atomically(fresh / CONFIG, json.dumps(about, indent=1).encode() + b"\n")
+    text = json.dumps(about, indent=1).encode() + b"\n"
+    if len(text) > files.SMALL:
+        raise TrainingError(f"{CONFIG} of the model would have {len(text)} bytes, and could not be read again")
+    files.write_atomically(fresh / CONFIG, text)
     path.chmod((fresh / CONFIG).stat().st_mode)  # save_file makes it for its owner alone, whatever the umask
     files.sync(path)
     files.sync(fresh)
@@ -108,14 +112,21 @@ def load_with_transform(run_dir: str | Path) -> tuple[base.Autoencoder, Transfor
     return model, _transform(about, folder / CONFIG, tuple(about.shape))
 
 
+def stored_shape(transform: Transform, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of a sample in the data's own layout, of one that is `shape` to the model."""
+    if transform.columns:
+        return (len(transform.columns),)
+    return tuple(transform.invert(torch.empty((1, *shape), device="meta")).shape[1:])
+
+
 def _transform(about: About, path: Path, shape: tuple[int, ...]) -> Transform:
     """Raises UserError where config.json holds none that makes samples of this shape."""
     try:
         transform = Transform() if about.transform is None else Transform.from_json(about.transform)
-        made = transform.arrange(transform.invert(torch.empty((1, *shape), device="meta")))
+        made = transform.shape(stored_shape(transform, shape))
     except (UserError, RuntimeError, IndexError) as error:
         raise UserError(f"{path}: {error}") from error
-    if tuple(made.shape[1:]) != shape:
+    if made != shape:
         raise UserError(f"{path}: the transform does not make samples of shape {list(shape)}")
     return transform
 
@@ -149,8 +160,8 @@ def _model_folder(path: Path) -> Path:
 
 def _about(folder: Path) -> About:
     try:
-        data = files.read_bytes(folder / CONFIG)
-        about, values = files.decode(data, About), files.decode(data, dict[str, Any])
+        values = files.decode(files.read_bytes(folder / CONFIG), dict[str, Any])
+        about = msgspec.convert(values, About)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / CONFIG} is missing or damaged ({files.in_words(error)})") from error
     if about.xxh3 not in (None, _digest(values)):

@@ -24,7 +24,7 @@ class VampVAE(GaussianVAE):
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
-        self.raw_inputs = nn.Parameter(torch.empty(self.cfg.components, *shape))
+        self.raw_inputs = nn.Parameter(torch.empty(self.cfg.components, *self.likelihood.raw_shape))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

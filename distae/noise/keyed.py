@@ -34,8 +34,13 @@ _initialising = threading.RLock()
 
 
 def split_order(n: int, seed: int) -> Tensor:
-    """A fixed permutation of range(n), for splits: `[n]` int64 on the CPU."""
+    """A permutation of range(n) for splits, and for an epoch of a full shuffle: `[n]` int64 on the CPU."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def keyed_order(n: int, *key: str | int) -> Tensor:
+    """A permutation of range(n) that depends on the key alone: `[n]` int64 on the CPU."""
+    return split_order(n, seed_of(key))
 
 
 def rows_per_block(values_per_row: int) -> int:

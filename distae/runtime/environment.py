@@ -4,7 +4,7 @@ import os
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distae.errors import UserError
 
@@ -24,6 +24,8 @@ class Environment:
     """CPUs that the launcher gave to this process alone; None if the node's processes share them."""
     restarts: int = 0
     """How often the launcher has restarted this job after a crash."""
+    restarts_left: int = 0
+    """How often it would do so again."""
     requeues: int = 0
     """How often Slurm has requeued this job."""
 
@@ -55,8 +57,9 @@ def _torchrun(env: Mapping[str, str], requeues: int) -> Environment:
     if world_size > 1:
         _text(env, "MASTER_ADDR")
         _number(env, "MASTER_PORT", below=65536)
-    restarts = _number(env, "TORCHELASTIC_RESTART_COUNT", 0)
-    return Environment(rank, world_size, local_rank, local_world_size, "torchrun", restarts=restarts, requeues=requeues)
+    restarts, most = (_number(env, f"TORCHELASTIC_{name}", 0) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    place = Environment(rank, world_size, local_rank, local_world_size, "torchrun", requeues=requeues)
+    return replace(place, restarts=restarts, restarts_left=max(0, most - restarts))
 
 
 def _slurm(env: Mapping[str, str], requeues: int) -> Environment:

@@ -7,16 +7,17 @@ blocks forever, reading /dev/zero fills the memory, and writing through a link c
 import errno
 import os
 import stat
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
+from distae.config.toml import LARGEST, parse_toml
+
 T = TypeVar("T")
-SMALL = 16 << 20
-"""Bytes: no settings, state, outcome, lock or manifest is larger."""
+SMALL = 8 << 20
+"""Bytes: no settings, state, outcome, lock or manifest is larger. JSON of that size takes less than a second."""
 
 
 def decode(data: bytes, kind: type[T]) -> T:
@@ -60,10 +61,7 @@ def read_end(path: Path, limit: int) -> bytes:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Raises OSError as `read_bytes`, and ValueError where it is not valid TOML."""
-    try:
-        return tomllib.loads(read_bytes(path).decode())
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    return parse_toml(read_bytes(path, LARGEST))
 
 
 def open_append(path: Path) -> int:
@@ -126,9 +124,19 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def in_words(error: Exception) -> str:
+def in_words(error: BaseException) -> str:
     """An error of these functions without its number."""
-    return (isinstance(error, OSError) and error.strerror) or str(error)
+    if not isinstance(error, OSError):
+        return str(error)
+    return _WORDS.get(error.errno or 0) or error.strerror or str(error)
+
+
+def with_path(error: BaseException) -> str:
+    """The same with the file that it is about, if that is known: `Read-only file system: runs/a/metrics.jsonl`."""
+    return in_words(error) + (f": {error.filename}" if isinstance(error, OSError) and error.filename else "")
+
+
+_WORDS = {errno.ENOSPC: "No space left on device (disk full, or no inodes left)"}
 
 
 def why_unsafe(folder: Path, files: Iterable[str], folders: Iterable[str]) -> str | None:

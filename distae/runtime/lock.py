@@ -6,9 +6,11 @@ import fcntl
 import json
 import os
 import platform
+import re
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from distae.runtime.files import decode, in_words, read_bytes, write_atomically
 
 FILE = "lock"
 BEAT_SECONDS, STALE_SECONDS = 10.0, 60.0
+PLACE = ("host", "boot", "pid_namespace")
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -95,6 +98,7 @@ def acquire(run_dir: Path, sleep: Callable[[float], None] = time.sleep, clock: C
                     )
                 if _take_over(path, holder, mine):
                     break
+        _sweep(run_dir, mine)
         return RunLock(run_dir, str(mine["token"]))
     except OSError as error:
         raise UserError(f"--run-dir: the lock of {run_dir} cannot be taken: {in_words(error)}") from error
@@ -114,10 +118,25 @@ def _describe_self() -> dict[str, Any]:
 
 
 def _written(path: Path, mine: dict[str, Any]) -> Path:
-    """A complete lock file under a temporary name."""
-    fresh = path.with_name(f".{FILE}.{mine['token']}")
+    """A complete lock file under a temporary name, which tells whose it is."""
+    fresh = path.with_name(f".{FILE}.{_place(mine)}.{mine['pid']}.{mine['started']}.{mine['token']}")
     write_atomically(fresh, json.dumps(mine).encode())
     return fresh
+
+
+def _place(mine: dict[str, Any]) -> str:
+    """Host, boot and PID namespace: a process id means something within these."""
+    return f"{zlib.crc32(repr([mine[k] for k in PLACE]).encode()):08x}"
+
+
+def _sweep(run_dir: Path, mine: dict[str, Any]) -> None:
+    """Remove temporary files of starts that were killed here while they took the lock; of other places if they are stale."""
+    for path in (*run_dir.glob(f".{FILE}.*"), *run_dir.glob(f"..{FILE}.*.writing")):
+        found = re.search(rf"{FILE}\.(\w+)\.(\d+)\.(\d+)\.", path.name)
+        with contextlib.suppress(OSError):
+            gone = found and found[1] == _place(mine) and _start_time(int(found[2])) != found[3]
+            if gone or time.time() - path.lstat().st_mtime > STALE_SECONDS:
+                path.unlink()
 
 
 def _create(path: Path, mine: dict[str, Any]) -> bool:
@@ -170,7 +189,7 @@ def _holder(path: Path) -> dict[str, Any]:
 
 def _is_visible(holder: dict[str, Any], mine: dict[str, Any]) -> bool:
     """Whether the holder, if it ran, would be a process that this one sees: containers may share a host's name, not its pids."""
-    return isinstance(holder.get("pid"), int) and all(holder.get(k) == mine[k] for k in ("host", "boot", "pid_namespace"))
+    return isinstance(holder.get("pid"), int) and all(holder.get(k) == mine[k] for k in PLACE)
 
 
 def _is_gone(holder: dict[str, Any], mine: dict[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """How a run ended, for whoever started it: outcome.json and the exit code."""
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Literal
 
 from distae.runtime.files import decode, read_bytes, write_atomically
 
-FILE = "outcome.json"
+FILE, FORMER = "outcome.json", ".outcome.json.former"
+"""FORMER: that of an earlier launch, until this one is accepted."""
 EXIT_CODES = {"done": 0, "failed": 1, "stopped": 75}
 """stopped: after a valid save; rerun to resume. Invalid input exits with 2 and leaves no outcome."""
 
@@ -29,6 +31,7 @@ class Outcome:
 
     def write(self) -> None:
         write_atomically(Path(self.run_dir) / FILE, json.dumps(asdict(self)).encode() + b"\n")
+        (Path(self.run_dir) / FORMER).unlink(missing_ok=True)
 
 
 def read(run_dir: Path) -> Outcome | None:
@@ -37,3 +40,22 @@ def read(run_dir: Path) -> Outcome | None:
         return decode(read_bytes(run_dir / FILE), Outcome)
     except (OSError, ValueError):
         return None
+
+
+def set_aside(run_dir: Path) -> None:
+    """Hide how an earlier launch ended: a launcher's restart would take it for the end of this one."""
+    with contextlib.suppress(FileNotFoundError):
+        (run_dir / FILE).rename(run_dir / FORMER)
+
+
+def put_back(run_dir: Path) -> None:
+    """Undo `set_aside`: this launch was rejected, or was killed before it was accepted."""
+    if not (run_dir / FILE).exists():
+        with contextlib.suppress(FileNotFoundError):
+            (run_dir / FORMER).rename(run_dir / FILE)
+
+
+def forget(run_dir: Path) -> None:
+    """Remove how an earlier launch ended: this one is accepted."""
+    for name in (FILE, FORMER):
+        (run_dir / name).unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """The run folder: where it is, and whether it is writable, complete, and of the same settings."""
 
+import contextlib
 import itertools
 import os
 import re
@@ -12,13 +13,17 @@ from typing import Any
 
 from distae.config import TrainConfig, build, write_toml
 from distae.config.check import identity_settings
-from distae.errors import UserError
+from distae.errors import TrainingError, UserError
 from distae.runtime import files, outcome
 from distae.runtime.lock import RunLock, acquire
 
 CONFIG = "config.toml"
-FILES = (CONFIG, outcome.FILE, "metrics.jsonl", "log.txt", "wandb_id", "lock")
+SAVED = "saved"
+"""An empty file that is made once the run has a checkpoint: without one, it has lost them."""
+FILES = (CONFIG, outcome.FILE, outcome.FORMER, "metrics.jsonl", "log.txt", "wandb_id", "lock", SAVED)
 FOLDERS = ("images", "model", "profile")
+DEEPEST = 8
+"""Tables within each other in saved settings."""
 WRITTEN = ("metrics.jsonl", "log.txt")
 
 
@@ -49,15 +54,38 @@ def _steps_in(run_dir: Path) -> list[int]:
 
 def _check_unfinished(run_dir: Path) -> None:
     """Raises UserError if a run had checkpoints and has none now: it would start over and overwrite its own results."""
-    end = outcome.read(run_dir)
-    if (end is None or end.outcome == "failed") and not (run_dir / "model").exists():
+    end, has_model = outcome.read(run_dir), (run_dir / "model").exists()
+    ended = end is not None and end.outcome != "failed"
+    if not (ended or has_model or (run_dir / SAVED).exists()):
         return
-    takes = " (--init-from takes its model)" if (run_dir / "model").exists() else ""
-    how = f"{end.outcome} at step {end.step}" if end else "finished"
+    takes = " (--init-from takes its model)" if has_model else ""
+    how = f"{end.outcome} at step {end.step}" if end else "finished" if has_model else f"killed{_after(run_dir)}"
     raise UserError(
         f"--run-dir: {run_dir} holds a run ({how}) whose checkpoints were deleted: it cannot be resumed.\n"
         f"Give another --run-dir{takes}, or --fresh to rename that run's folder and start a new run"
     )
+
+
+def _after(run_dir: Path) -> str:
+    """The step of the last whole row of metrics.jsonl, as ` after step 4`; empty where none can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        *_, last, _ = files.read_end(run_dir / "metrics.jsonl", 1 << 16).split(b"\n")
+        return f" after step {files.decode(last, _Row).step}"
+    return ""
+
+
+def mark_saved(run_dir: Path) -> None:
+    """Note that the run has a checkpoint; where the disk does not let us, it is noted at the next."""
+    with contextlib.suppress(OSError):
+        if not os.path.lexists(run_dir / SAVED):
+            (run_dir / SAVED).touch()
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The part of a row of metrics.jsonl that says where it stands."""
+
+    step: int
 
 
 def _check_settings(cfg: TrainConfig, run_dir: Path) -> None:
@@ -70,9 +98,14 @@ def _check_settings(cfg: TrainConfig, run_dir: Path) -> None:
 
 def _differences(one: TrainConfig, other: TrainConfig) -> str:
     """Settings that define the result and differ, as text; empty if none does."""
-    there, here = identity_settings(one), identity_settings(other)
-    differ = [f"{k} is {there.get(k)} there and {here.get(k)} here" for k in there | here if there.get(k) != here.get(k)]
-    return "; ".join(differ[:4]) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
+    return differences(identity_settings(one), identity_settings(other), "there")
+
+
+def differences(there: dict[str, Any], here: dict[str, Any], where: str) -> str:
+    """The differences of two identities as text; empty if they are equal."""
+    differ = [k for k in there | here if there.get(k) != here.get(k)]
+    shown = [f"{k} is {there.get(k)} {where} and {here.get(k)} here" for k in differ[:4]]
+    return "; ".join(shown) + (f"; and {len(differ) - 4} more" if len(differ) > 4 else "")
 
 
 def settings_of(run_dir: Path, saved: dict[str, Any]) -> TrainConfig:
@@ -119,19 +152,21 @@ def _saved_settings(run_dir: Path) -> dict[str, Any]:
         for path in (run_dir / "checkpoints").glob(f"step_*{step}/state.json"):
             try:
                 return _nested(files.decode(files.read_bytes(path), _State).settings)
-            except (OSError, ValueError):
+            except (OSError, ValueError, UserError):
                 continue
     return {}
 
 
 def _nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """`{"model.name": x}` as `{"model": {"name": x}}`; None is left out, as in a TOML file."""
+    """`{"model.name": x}` as `{"model": {"name": x}}`; None is left out. Raises UserError if they are damaged."""
     table: dict[str, Any] = {}
     for dotted, value in settings.items():
-        *path, last = dotted.split(".")
+        *path, last = dotted.split(".", DEEPEST)
         inner = table
         for part in path:
             inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict) or "." in last:
+                raise UserError(f"the settings in the checkpoint are damaged: {dotted[:80]!r} is within a value, or too deep")
         if value is not None:
             inner[last] = value
     return table
@@ -151,45 +186,83 @@ def _check_writable(run_dir: Path) -> None:
         raise UserError(f"--run-dir: cannot write to {what} ({error.strerror}); give a writable folder") from error
 
 
-def make_run_dir(cfg: TrainConfig) -> None:
+@dataclass
+class OpenRunDir:
+    """A run folder as a start has opened it, and what to undo if that start is rejected."""
+
+    path: Path
+    made: list[Path]
+    """Folders that were not there before, the innermost first."""
+    lock: RunLock | None = None
+    """Rank 0's."""
+    aside: Path | None = None
+    """Where `--fresh` has moved the run that was there."""
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self.lock:
+            self.lock.release()
+
+    def withdraw(self) -> None:
+        """Release it, and leave everything as it was, unless the run has begun to write."""
+        self.release()
+        with contextlib.suppress(OSError):
+            if self.aside:
+                self.path.rmdir()
+                self.aside.rename(self.path)
+            for folder in self.made:
+                folder.rmdir()
+
+
+def make_run_dir(cfg: TrainConfig) -> OpenRunDir:
     """The run folder. Raises UserError if it cannot be made."""
+    path = Path(cfg.run_dir or ".").absolute()
+    made = [p for p in (path, *path.parents) if not p.exists()]
     try:
-        Path(cfg.run_dir or ".").mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--run-dir: cannot make {cfg.run_dir} ({error.strerror}); give a writable folder") from error
+    return OpenRunDir(Path(cfg.run_dir or "."), made)
 
 
-def open_run_dir(cfg: TrainConfig) -> RunLock:
-    """Lock the run folder, rename an existing one with `--fresh`, and write the settings to config.toml.
+def open_run_dir(cfg: TrainConfig) -> OpenRunDir:
+    """Make and lock the run folder, and rename an existing one with `--fresh`. Raises UserError if another process has it."""
+    folder = make_run_dir(cfg)
+    try:
+        folder.lock = acquire(folder.path)
+        if cfg.fresh and _holds_run(folder.path):
+            folder.lock.release()
+            folder.lock = None
+            folder.aside = _move_aside(folder.path)
+            folder.lock = acquire(folder.path)
+    except UserError:
+        folder.withdraw()
+        raise
+    return folder
 
-    Raises UserError if another process has the folder.
-    """
+
+def accept(cfg: TrainConfig) -> None:
+    """Write the settings of a start that will train, and remove how the last one ended. Raises TrainingError."""
     run_dir = Path(cfg.run_dir or ".")
-    make_run_dir(cfg)
-    lock = acquire(run_dir)
-    if cfg.fresh and _holds_run(run_dir):
-        lock.release()
-        _move_aside(run_dir)
-        lock = acquire(run_dir)
     if not (run_dir / CONFIG).exists() and _steps_in(run_dir):
         sys.stderr.write(f"distae: {run_dir / CONFIG} was missing; the settings are those of the newest checkpoint\n")
     try:
+        outcome.forget(run_dir)
         files.write_atomically(run_dir / CONFIG, write_toml(cfg).encode())
     except OSError as error:
-        lock.release()
-        raise UserError(f"--run-dir: cannot write to {run_dir / CONFIG}: {files.in_words(error)}") from error
-    return lock
+        raise TrainingError(f"--run-dir: cannot write to {run_dir / CONFIG}: {files.in_words(error)}") from error
 
 
 def _holds_run(run_dir: Path) -> bool:
     return any((run_dir / name).exists() for name in (CONFIG, outcome.FILE, "checkpoints", "model", "metrics.jsonl"))
 
 
-def _move_aside(run_dir: Path) -> None:
-    """Raises UserError where the folder above does not allow it."""
+def _move_aside(run_dir: Path) -> Path:
+    """Where the run is now. Raises UserError where the folder above does not allow it."""
     try:
-        run_dir.rename(_aside(run_dir))
+        aside = run_dir.rename(_aside(run_dir))
         run_dir.mkdir()
+        return aside
     except OSError as error:
         raise UserError(f"--fresh: the run in {run_dir} cannot be moved aside: {error.strerror}; give another --run-dir") from error
 

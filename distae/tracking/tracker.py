@@ -60,12 +60,12 @@ class Tracker:
         for sink in self.sinks:
             sink.row(row)
 
-    def sync(self) -> Extent | None:
-        """The state of metrics.jsonl, now durable; None if it cannot be written to."""
+    def sync(self) -> Extent | str:
+        """The state of metrics.jsonl, now durable; or why it cannot be written to."""
         try:
             return next((s.sync() for s in self.sinks if isinstance(s, Jsonl)), Extent())
-        except OSError:
-            return None
+        except OSError as error:
+            return f"metrics.jsonl cannot be written: {in_words(error)}"
 
     def image(self, name: str, path: Path, step: int) -> None:
         for sink in self.sinks:

@@ -16,6 +16,7 @@ from distae.errors import UserError
 from distae.runtime.files import in_words, read_bytes
 from distae.runtime.run_dir import read_settings
 from distae.tracking import wandb_identity
+from distae.tracking.jsonl import LONGEST_ROW
 
 FOLDER = "wandb_sync"
 LARGEST = 4 << 30
@@ -61,7 +62,7 @@ def _rows(run_dir: Path) -> list[dict[str, Any]]:
 def _row(line: bytes, number: int) -> dict[str, Any]:
     """Raises ValueError if the line is not a row of numbers with a step."""
     try:
-        row = json.loads(line)
+        row = json.loads(line) if len(line) <= LONGEST_ROW else {}
         if all(isinstance(value, int | float) for value in row.values()) and int(row["step"]) >= 0:
             return dict(row)
     except (ValueError, LookupError, AttributeError, OverflowError, RecursionError):

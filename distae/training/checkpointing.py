@@ -37,10 +37,13 @@ class CheckpointManager:
         hours = cfg.checkpoint.mtbf_hours or GPU_HOURS_PER_FAILURE / dist.world().world_size
         self.schedule = SaveSchedule(cfg.save_every, hours * 3600)
         self.saved_step: int | None = None
+        self.why_unsaved = ""
 
     def start(self) -> None:
-        """Start the schedule at the step where training starts."""
+        """Start the schedule at the step where training starts, and finish what the save of that step began."""
         self.schedule.start(self.state.step, time.perf_counter())
+        if self.saved_step is not None:
+            self.store.tidy(self.saved_step, self.state.best_step)
 
     def save_if_due(self, new_best: bool) -> None:
         if self.schedule.due(self.state.step) or new_best:
@@ -67,7 +70,9 @@ class CheckpointManager:
             if wait:
                 self._finish_pending()
                 if self.saved_step != self.state.step:
-                    raise TrainingError(f"the checkpoint of step {self.state.step} could not be saved; an older one remains")
+                    raise TrainingError(
+                        f"the checkpoint of step {self.state.step} could not be saved: {self.why_unsaved}; older ones are kept"
+                    )
 
     def load_model(self, step: int, model: Autoencoder) -> None:
         """Load the evaluated weights (averaged, with --ema) of a saved step. Raises TrainingError."""
@@ -89,8 +94,8 @@ class CheckpointManager:
     def _begin(self, started: float) -> None:
         self.logger.check_finite()
         rows = dist.broadcast(self.tracker.sync())
-        if rows is None:
-            self._report("metrics.jsonl cannot be written")
+        if isinstance(rows, str):
+            self._report(rows)
             return
         metadata = checkpoint_metadata(
             self.cfg, self.state, self.train_step, rows, self.logger.total_steps, self.threads, self.data
@@ -106,5 +111,5 @@ class CheckpointManager:
             self._report(error)
 
     def _report(self, why: str) -> None:
-        self.saved_step = None
+        self.saved_step, self.why_unsaved = None, why
         self.tracker.line(f"saving a checkpoint failed, the next interval tries again: {why}")

@@ -78,10 +78,10 @@ class RunRestorer:
     def _fork(self, source: Path) -> None:
         """Load another run's newest state; its best is not a checkpoint of this run. Raises UserError where it does not fit."""
         store = CheckpointReader(source / "checkpoints")
-        latest = store.newest()
-        if latest is None:
-            raise UserError(f"--fork-from: no checkpoint in {source}")
         try:
+            latest = store.newest()
+            if latest is None:
+                raise UserError(f"--fork-from: no checkpoint in {source}")
             saved = self._load(store, latest.step)
         except TrainingError as error:
             raise UserError(f"--fork-from: {error}") from error

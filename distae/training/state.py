@@ -17,6 +17,7 @@ from distae.data import Identity, Transform
 from distae.errors import TrainingError, UserError
 from distae.noise import ORDER
 from distae.runtime.files import decode
+from distae.runtime.run_dir import differences
 from distae.tracking import Extent
 from distae.training.accumulator import AccumulatorState
 from distae.training.optim import Plateau, load_optimizer_tensors, optimizer_tensors
@@ -161,7 +162,7 @@ def compare(saved: CheckpointMetadata, cfg: TrainConfig, total_steps: int, threa
 
 def changed_data(saved: CheckpointMetadata, cfg: TrainConfig, data: Identity) -> str | None:
     """How the data differ from those at the save, as text; None if they are equal or the checkpoint does not record them."""
-    differ = dist.differences(saved.data, data, "there") if saved.data else ""
+    differ = differences(saved.data, data, "there") if saved.data else ""
     return f"{_source(cfg)}: the data differ from those of the checkpoint at step {saved.state.step}: {differ}" if differ else None
 
 

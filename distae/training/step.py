@@ -124,7 +124,7 @@ class TrainStep:
     def _fetch(self, step: int, micro: int, rows: Tensor) -> Batch:
         """The micro-batch that all phases of the step see, its noise under a key of its own."""
         with self.timers["data"]:
-            x, label = self.loader.batch(rows, self._noise(("data", step), micro))
+            x, label = self.loader.batch(rows, self._noise(("data", step), micro), training=True)
         return Batch(x, label, step, None, len(self.loader))
 
     def _backward(self, phase: Phase, step: int, micro: int, batch: Batch) -> Output:

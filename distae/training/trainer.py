@@ -8,12 +8,13 @@ import torch
 from distae import data
 from distae import distributed as dist
 from distae.config import TrainConfig
-from distae.data import GlobalBatchSampler, Loader, Split
+from distae.data import GlobalBatchSampler, Loader, Reading, Split
+from distae.data.storage import in_words
 from distae.errors import TrainingError
 from distae.models import Autoencoder, build
 from distae.models.serialization import export
-from distae.runtime import outcome
 from distae.runtime.lock import RunLock
+from distae.runtime.run_dir import accept
 from distae.runtime.signals import StopRequest
 from distae.tracking import Tracker, describe_environment
 from distae.training.checkpointing import CheckpointManager
@@ -39,9 +40,12 @@ class Trainer:
         self.run_dir = Path(cfg.run_dir or ".")
         device, dtype = self.world.device, torch.float64 if cfg.precision == "fp64" else torch.float32
         self.data = data.identity(splits)
-        self.loaders = {k: Loader(v, cfg.data.binarize, device, dtype, cfg.channels_last) for k, v in splits.items()}
+        reading = Reading(cfg.data.storage, cfg.data.workers, cfg.data.prefetch, threads)
+        self.loaders = {k: Loader(v, cfg.data.binarize, device, dtype, cfg.channels_last, reading) for k, v in splits.items()}
         n, ranks = len(splits["train"]), (self.world.rank, self.world.world_size)
-        self.sampler = GlobalBatchSampler(n, cfg.global_batch_size, *ranks, cfg.grad_accum_steps, cfg.seed)
+        order = data.order_of(cfg, splits["train"])
+        self.sampler = GlobalBatchSampler(n, cfg.global_batch_size, *ranks, cfg.grad_accum_steps, cfg.seed, order)
+        splits["train"].source.units_kept = self.sampler.units_in_use
         self.total = cfg.steps or (cfg.epochs or 1) * self.sampler.steps_per_epoch
         schedule = Schedule(cfg.schedule, self.total, self.sampler.steps_per_epoch)
         to = {"memory_format": torch.channels_last} if cfg.channels_last else {}
@@ -55,7 +59,11 @@ class Trainer:
         self.lock, self.may_write = lock, lock.check if lock else lambda: None
         self.checkpoints = CheckpointManager(cfg, self.state, self.logger, threads, self.data, self.may_write)
         self.restorer = RunRestorer(cfg, self.train_step, self.state, self.checkpoints)
-        self.restorer.notes += [*splits["train"].notes, *filter(None, [why_not_compiled])]
+        self.restorer.notes += [
+            *splits["train"].notes,
+            f"data: {in_words(splits)}, {self.loaders['train'].where}",
+            *filter(None, [why_not_compiled]),
+        ]
         self.profile: Profile | None = None
 
     @property
@@ -73,7 +81,7 @@ class Trainer:
             return False
         self.restorer.check_order()
         if self.world.is_main:
-            (self.run_dir / outcome.FILE).unlink(missing_ok=True)
+            accept(self.cfg)
             environment = describe_environment(self.world.world_size, self.threads, str(self.world.device))
             self.tracker.open(self.cfg, rows, (self.state.step, self.total), environment, self.may_write)
             for note in self.restorer.notes:
@@ -83,12 +91,17 @@ class Trainer:
     def fit(self) -> bool:
         """Train to the end; or to an agreed stop, and then return False after a save."""
         self.logger.callbacks.on_start(self)
-        finished = self._loop()
+        try:
+            finished = self._loop()
+        finally:
+            for loader in self.loaders.values():
+                loader.close()
         self.logger.callbacks.on_end(finished)
         return finished
 
     def _loop(self) -> bool:
-        batches = data.steps(self.sampler, self.state.step, self.loaders["train"].storage_device)
+        loader = self.loaders["train"]
+        batches = loader.ahead(data.steps(self.sampler, self.state.step, loader.storage_device), iter)
         self.logger.start()
         self.checkpoints.start()
         if self.cfg.profile:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ import pytest
 from helpers import metrics, run, settings
 
 from benchmarks import crash
+from benchmarks.crash import processes
 from distae.checkpoint.retention import steps_in, why_invalid
 from distae.tracking import Tracker
 
@@ -72,7 +74,11 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(small_disk: Path, capsys
     cfg = settings(steps=20, save_every=4, log_every=1, eval_every=100, data={"val_fraction": 0})
     with at_row(2, fill), on_line("saving a checkpoint failed", ballast.unlink):
         assert run(cfg, run_dir).outcome == "done"
-    assert "saving a checkpoint failed" in capsys.readouterr().err
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "saving a checkpoint failed" in line]
+    assert "tries again: No space left on device (disk full, or no inodes left): /" in told
+    assert "/run/checkpoints/" in told
+    assert "Errno" not in told
+    assert "rank 0" not in told
     assert [r["step"] for r in metrics(run_dir) if "train/loss" in r] == list(range(1, 21))
     assert steps_in(run_dir / "checkpoints")[0] == 20
     assert not list((run_dir / "checkpoints").glob(".*"))
@@ -83,7 +89,7 @@ def test_a_disk_that_stays_full_ends_in_one_message(small_disk: Path, capsys: An
     (small_disk / "ballast").write_bytes(bytes(2020 << 10))
     end = run(settings(steps=8, save_every=4, eval_every=100), small_disk / "run")
     assert (end.outcome, end.exit_code) == ("failed", 1)
-    assert end.reason.startswith("the checkpoint of step 8 could not be saved")
+    assert re.match(r"the checkpoint of step 8 could not be saved: No space left on device \(disk full, .*: /.*/run/", end.reason)
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -181,3 +187,26 @@ def test_a_rank_that_raises_ends_all_with_its_error(tmp_path: Path) -> None:
     assert text.count("Traceback") == 1
     assert "failed: rank 2: ValueError: a bug on rank 2" in text
     assert json.loads((run_dir / "outcome.json").read_text())["reason"] == "rank 2: ValueError: a bug on rank 2"
+
+
+def _third_step_fails(rank: int) -> None:
+    """A plant: on every rank, as a bug would."""
+    from distae.training.step import TrainStep
+
+    step = TrainStep.__call__
+
+    def patched(self: TrainStep, number: int, rows: Any) -> Any:
+        if number == 2:
+            raise RuntimeError("planted")
+        return step(self, number, rows)
+
+    TrainStep.__call__ = patched  # type: ignore[method-assign]
+
+
+def test_a_smoke_that_fails_on_every_rank_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    argv = [*JOB.split(), "--smoke", "--run-dir", str(tmp_path / "runs" / "a")]
+    end = processes.run(argv, 2, tmp_path / "log", plant=_third_step_fails)
+    assert end.codes == [1, 1]
+    assert "RuntimeError: planted" in end.text
+    assert not [*(tmp_path / "runs").iterdir()]

@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT, metrics
 
 from distae.__main__ import main
-from distae.config.names import SCALED
+from distae.config.names import TRAITS
 from distae.registry import REGISTRIES, Registry
 from distae.training.trainer import Trainer
 from launch import backends
@@ -25,13 +25,14 @@ SMALL = "--steps 2 --data.limit 100 --global-batch-size 20 --eval-batch-size 50 
 @pytest.fixture
 def only_here():
     """Registries of names as they were before: a callback or a metric would be part of other tests' runs."""
-    before, scaled = {what: dict(registry) for what, registry in REGISTRIES.items()}, set(SCALED)
+    before, scaled = {what: dict(registry) for what, registry in REGISTRIES.items()}, dict(TRAITS)
     yield
     for what, registry in REGISTRIES.items():
         if all(isinstance(key, str) for key in registry):
             dict.clear(registry)
             dict.update(registry, before[what])
-    SCALED.intersection_update(scaled)
+    TRAITS.clear()
+    TRAITS.update(scaled)
 
 
 def command_of(what: str) -> list[str]:

@@ -8,6 +8,9 @@ from distae.config.data.base import DataConfig
 from distae.config.data.digits import DigitsConfig
 from distae.config.data.torchvision import CIFAR10Config, FashionMNISTConfig, MNISTConfig, TorchvisionConfig
 from distae.config.data.array import FILE_ERRORS, ArrayConfig, StoredLayout
+from distae.config.data.image_folder import ImageFolderConfig
+from distae.config.data.table import TableConfig
+from distae.config.data.sparse import SparseConfig
 from distae.config.data.memory import MemoryConfig
 # isort: on
 
@@ -18,9 +21,12 @@ __all__ = [
     "DataConfig",
     "DigitsConfig",
     "FashionMNISTConfig",
+    "ImageFolderConfig",
     "MNISTConfig",
     "MemoryConfig",
+    "SparseConfig",
     "StoredLayout",
+    "TableConfig",
     "TorchvisionConfig",
 ]
 

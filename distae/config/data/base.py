@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from distae.config.fields import Count, Fraction, Variant
+from distae.config.fields import Count, Fraction, Index, Variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,22 @@ class DataConfig(Variant):
     binarize: Literal["none", "threshold", "stochastic"] = "none"
     """none: values as they are, in [0, 1]; threshold: 1 above 0.5; stochastic: redrawn at every use with the value as
     probability (Burda 2016); evaluation uses fixed noise."""
+    shuffle: Literal["auto", "full", "windowed"] = "auto"
+    """full: one permutation of all samples; windowed: for samples that are read in units (row groups, shards), units are permuted,
+    and rows within windows of some units, so that each unit is read once. auto: windowed for more than 256 MB in units."""
+    window: Count = 4
+    """Units whose rows a windowed shuffle mixes at once, in each of its lanes."""
+    storage: Literal["auto", "resident", "mapped", "streamed"] = "auto"
+    """Where the values are in the run: resident in memory (on the GPU if they fit), mapped from their file, or streamed, that is
+    read and decoded as they are needed. auto chooses by their kind and size, and the run says which."""
+    workers: Literal["auto"] | Index = "auto"
+    """Threads per process that read ahead; results do not depend on it. auto: as many as --threads where reading takes time."""
+    prefetch: Count = 4
+    """Steps that they read ahead, in memory."""
+
+    on_error: Literal["raise", "skip"] = "raise"
+    """What happens with samples that cannot be read. raise: the run ends with their names; skip: training takes other samples in
+    their place, evaluation leaves them out, and the run says how many."""
 
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample, `[C, H, W]` or `[D]`. Raises UserError if a file says otherwise."""

@@ -7,6 +7,7 @@ from distae.config.fields import Count, Positive
 from distae.config.models.base import ModelConfig
 from distae.config.models.vae import GaussianConfig
 from distae.config.models.wasserstein import CodePriorConfig
+from distae.config.names import TRAITS, Traits
 from distae.config.nets import NetConfig
 from distae.config.weights import Weight
 from distae.errors import UserError
@@ -79,3 +80,6 @@ class VAEGANConfig(GaussianConfig):
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         if self.learn_scale:
             raise UserError("--model.learn-scale: vaegan has no likelihood whose scale could be learned")
+        if not TRAITS.get(self.likelihood, Traits(plain=True)).plain or self.missing:
+            plain = ", ".join(name for name, traits in TRAITS.items() if traits.plain)
+            raise UserError(f"--model vaegan compares whole samples: with --model.likelihood {plain}, and no missing values")

@@ -1,11 +1,13 @@
 """What the settings of all variants share."""
 
+import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from distae.config.fields import Count, Positive, Variant
-from distae.config.names import LikelihoodName
+from distae.config.names import TRAITS, LikelihoodName, Traits
 from distae.config.nets import NetConfig
+from distae.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +27,27 @@ class ModelConfig(Variant):
     """Size of the code z."""
     likelihood: LikelihoodName = "bernoulli"
     """p(x|z), summed over all values of a sample, in nats. bernoulli needs data in [0, 1] (grey values count as
-    probabilities unless --data.binarize); gaussian is the squared error in nats; laplace the absolute error (l1)."""
+    probabilities unless --data.binarize); gaussian is the squared error in nats; laplace the absolute error (l1).
+    docs/variants.md has all of them: for images, tables, counts."""
     scale: Positive = 1.0
-    """Standard deviation of the gaussian, or b of the laplace likelihood."""
+    """Standard deviation of the gaussian likelihoods, or b of the laplace likelihood."""
     learn_scale: bool = False
     """Learn that scale as one parameter shared by all values (Rybkin 2021, sigma-VAE)."""
+    count_rate: Literal["softmax", "exp"] = "softmax"
+    """Expected counts of poisson, nb and zinb: softmax of the decoder's output times the sample's total, or its exponential."""
+    dispersion: Literal["feature", "cell"] = "feature"
+    """Inverse dispersion of nb and zinb: a parameter for each value, or an output of the decoder."""
+    total: Positive = 10000.0
+    """Total of a sample of counts that is decoded or sampled without an input."""
+    mixtures: Count = 10
+    """Components of the logistic_mixture likelihood."""
+    columns: tuple[str, ...] = ()
+    """Kinds and numbers of a table's values, for the mixed likelihood, such as numeric:5 binary:2 categorical:3; --data table
+    fills it in."""
+    input: Literal["as_is", "log1p", "l2"] = "as_is"
+    """What the encoder sees of x: as_is, log(1 + x), or x scaled to length 1 (as Mult-VAE does)."""
+    missing: bool = False
+    """Samples may lack values, which are NaN: 0 to the encoder, no part of the likelihood. --data.missing mask fills it in."""
 
     @property
     def couples_samples(self) -> bool:
@@ -38,3 +56,25 @@ class ModelConfig(Variant):
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         """Raises UserError if settings conflict with each other, the data's shape or the network."""
+
+    def check_likelihood(self, shape: tuple[int, ...]) -> None:
+        """Raises UserError if the likelihood's settings conflict with each other or the data's shape."""
+        traits = TRAITS.get(self.likelihood, Traits())
+        if self.learn_scale and not traits.scaled:
+            valid = " and ".join(sorted(name for name, known in TRAITS.items() if known.scaled))
+            raise UserError(f"--model.learn-scale: the {self.likelihood} likelihood has no scale; valid with {valid}")
+        if self.likelihood == "mixed":
+            self._check_columns(shape)
+        if self.likelihood == "logistic_mixture" and (len(shape) != 3 or shape[0] not in (1, 3)):
+            raise UserError(f"--model.likelihood logistic_mixture: for images of 1 or 3 channels; the data has shape {list(shape)}")
+        if self.missing and self.likelihood == "logistic_mixture":
+            raise UserError("--model.likelihood logistic_mixture does not go with missing values: it is not a sum over values")
+
+    def _check_columns(self, shape: tuple[int, ...]) -> None:
+        found = [re.fullmatch(r"(numeric|binary|categorical):(\d{1,6})", c) for c in self.columns]
+        if not found or not all(found) or len(shape) != 1 or sum(int(m[2]) for m in found if m) != shape[0]:
+            raise UserError(
+                f"--model.columns: {' '.join(self.columns) or 'none'} for data of shape {list(shape)}; "
+                "valid: numeric:N, binary:N and categorical:N, one after the other, whose numbers sum to the values of a row; "
+                "--data table fills it in"
+            )

@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from distae.config.fields import SMALLEST, Count
 from distae.config.models.base import ModelConfig
+from distae.config.names import TRAITS, Traits
 from distae.config.nets import NetConfig
 from distae.errors import UserError
 
@@ -46,6 +47,9 @@ class MaskedAEConfig(ModelConfig):
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         if len(shape) != 3 or shape[1] % self.patch or shape[2] % self.patch or self.patches(shape) < 2:
             raise UserError(f"--model.patch {self.patch}: divides images into two or more; the data has shape {list(shape)}")
+        if not TRAITS.get(self.likelihood, Traits(plain=True)).plain or self.missing or self.input != "as_is":
+            plain = ", ".join(name for name, traits in TRAITS.items() if traits.plain)
+            raise UserError(f"--model masked_ae: with --model.likelihood {plain}, --model.input as_is and no missing values")
         for key, width in (("latent-dim", self.latent_dim), ("decoder-dim", self.decoder_dim)):
             if width % self.heads or width % 4:
                 raise UserError(f"--model.{key} {width}: a multiple of --model.heads {self.heads} and of 4")

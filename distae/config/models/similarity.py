@@ -28,5 +28,8 @@ class MSSSIMVAEConfig(VAEConfig):
             raise UserError(
                 f"--model.window {self.window}: odd, and at most a side of the images; the data has shape {list(shape)}"
             )
-        if self.likelihood != "bernoulli" or self.learn_scale:
-            raise UserError("--model.likelihood: msssim_vae compares images in [0, 1]; valid: bernoulli, whose mean is in [0, 1]")
+        if self.likelihood != "bernoulli" or self.learn_scale or self.missing:
+            raise UserError(
+                "--model.likelihood: msssim_vae compares images in [0, 1]; valid: bernoulli, whose mean is in [0, 1],"
+                " and no missing values"
+            )

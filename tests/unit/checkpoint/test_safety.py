@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,6 +254,24 @@ def test_a_state_of_other_types_is_refused(run_dir, capsys, damage):
     assert run_tool(capsys, run_dir, "--export", "best", run_dir / "out")[0] in (0, 2)
     assert_refused(resume(run_dir), STATE)
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"seed": 3, "seed.a": 1}, "damaged: 'seed.a' is within a value"),
+        ({"model": 1, "model.name": "vae"}, "damaged: 'model.name' is within a value"),
+        ({"threads" + ".a" * 10**5: 1}, "is within a value, or too deep"),
+        ({f"x{i}": 1 for i in range(10**6)}, "at most 8388608 are expected"),
+    ],
+)
+def test_forged_settings_are_refused_within_a_second(run_dir, settings, why):
+    path = checkpoint(run_dir) / STATE
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"settings": settings}))
+    certify(run_dir)
+    began = time.process_time()
+    assert_refused(resume(run_dir), why)
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A run that is resumed on other data than it was trained on says so, before a step is taken."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def start(cfg: TrainConfig, capsys: Any) -> tuple[Outcome, str]:
     from distae.runtime.environment import Environment
 
     cfg = replace(cfg, run_dir="run")
-    return run_in_turn(cfg, Environment(), [cfg]), capsys.readouterr().err
+    return run_in_turn(cfg, Environment(), nullcontext([cfg])), capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("samples", "words"), [(900, "train.samples is 162 there and 729 here"), (200, "train.values is ")])

@@ -21,7 +21,7 @@ from distae.models.size import check_size
 from distae.runtime import run_dir
 from distae.runtime.environment import Environment
 from distae.runtime.outcome import Outcome
-from distae.runtime.run_dir import check_run_dir, open_run_dir
+from distae.runtime.run_dir import accept, check_run_dir, open_run_dir
 from launch import status
 
 pytestmark = pytest.mark.slow
@@ -94,6 +94,7 @@ def test_a_run_that_cannot_be_moved_aside_is_refused_and_its_lock_given_back(tmp
     """As where a file system is mounted on it, or the folder above is another user's."""
     cfg = settings(run_dir=str(tmp_path / "run"), fresh=True)
     open_run_dir(replace(cfg, fresh=False)).release()
+    accept(cfg)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_dir, "_aside", lambda _: tmp_path / "not there" / "aside")
         with pytest.raises(UserError, match=r"--fresh: .* cannot be moved aside: No such file or directory"):

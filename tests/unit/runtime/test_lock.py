@@ -131,6 +131,27 @@ def test_a_damaged_file_is_taken_over_after_a_minute(tmp_path: Path) -> None:
     assert clock.now == 60
 
 
+@pytest.mark.spawn
+def test_what_a_start_left_that_was_killed_while_it_took_the_lock_is_removed(tmp_path: Path) -> None:
+    """Killed before and after its temporary file was whole; and by an earlier version, whose names say nothing."""
+    code = (
+        "import os, signal, sys; from pathlib import Path; from distae.runtime import files, lock\n"
+        "run_dir, step = Path(sys.argv[1]), sys.argv[2]\n"
+        "kill = lambda *args: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "setattr(*{'writing': (files.Path, 'rename'), 'linking': (os, 'link')}[step], kill)\n"
+        "lock.acquire(run_dir)"
+    )
+    for step in ("writing", "linking"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path), step], check=False)
+    assert len([*tmp_path.iterdir()]) == 2
+    for name, age in ((".lock.0123", 61), (".lock.4567", 0), (".my.lock.txt", 61)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    mine = runlock._written(tmp_path / "lock", runlock._describe_self())  # of a start that is under way
+    runlock.acquire(tmp_path).release()
+    assert {p.name for p in tmp_path.iterdir()} == {mine.name, ".lock.4567", ".my.lock.txt"}
+
+
 def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runlock, "BEAT_SECONDS", 0.01)
     lock = runlock.acquire(tmp_path)

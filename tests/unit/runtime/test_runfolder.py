@@ -7,7 +7,7 @@ import pytest
 from helpers import settings
 
 from distae.errors import UserError
-from distae.runtime.run_dir import check_run_dir, open_run_dir
+from distae.runtime.run_dir import accept, check_run_dir, open_run_dir
 
 
 def test_a_folder_that_cannot_be_written_is_refused():
@@ -15,12 +15,19 @@ def test_a_folder_that_cannot_be_written_is_refused():
         check_run_dir(replace(settings(), run_dir="/proc/distae"))
 
 
+def begin(cfg):
+    """What a start does up to its first step."""
+    folder = open_run_dir(cfg)
+    accept(cfg)
+    folder.release()
+
+
 @pytest.fixture
 def opened(tmp_path):
     """Settings of a run that was there before."""
     cfg = replace(settings(seed=3), run_dir=str(tmp_path / "run"))
     check_run_dir(cfg)
-    open_run_dir(cfg).release()
+    begin(cfg)
     return cfg
 
 
@@ -44,7 +51,7 @@ def test_many_differences_are_counted(opened):
 
 def test_fresh_moves_a_run_aside(opened, tmp_path):
     (tmp_path / "run" / "metrics.jsonl").write_text("{}")
-    open_run_dir(replace(opened, fresh=True)).release()
+    begin(replace(opened, fresh=True))
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.toml"]
     (aside,) = tmp_path.glob("run.*")
     assert (aside / "metrics.jsonl").read_text() == "{}"
@@ -53,7 +60,7 @@ def test_fresh_moves_a_run_aside(opened, tmp_path):
 def test_fresh_twice_in_a_second(opened, tmp_path, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda form: "then")
     for _ in range(3):
-        open_run_dir(replace(opened, fresh=True)).release()
+        begin(replace(opened, fresh=True))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.then", "run.then-2", "run.then-3"]
 
 

@@ -51,7 +51,16 @@ def test_no_run_is_said_in_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[1]", '{"step": "x"}', '{"loss": 1}', '{"step": 1, "x": [' + "[" * 100_000, '{"step": 1e999}']
+    "line",
+    [
+        "{",
+        "[1]",
+        '{"step": "x"}',
+        '{"loss": 1}',
+        '{"step": 1, "x": [' + "[" * 100_000,
+        '{"step": 1e999}',
+        f'{{"step": 1{" " * (1 << 20)}}}',
+    ],
 )
 def test_a_damaged_row_is_said_in_a_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": NaN}}\n{line}\n')

@@ -1,0 +1,15 @@
+"""Packages that only some uses need: the extras of pyproject.toml."""
+
+import importlib
+from types import ModuleType
+
+from distae.errors import UserError
+
+
+def needs(module: str, extra: str, what: str) -> ModuleType:
+    """The module, imported. Raises UserError that says how to install it; `what` needs it, such as `--data.path x.parquet`."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise UserError(f"{what} needs {package}, which is not installed: pip install 'distae[{extra}]'") from error

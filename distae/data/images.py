@@ -1,0 +1,72 @@
+"""Image files as a source: decoded where they are read, in worker threads."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from distae.config.data.image_folder import CHANNELS
+from distae.data.decode import decode
+from distae.data.image_index import ImageIndex, printable, why
+from distae.data.source import BadRowsError, Source
+
+SAMPLED = 64
+"""Files of a split whose contents are part of its identity, evenly spaced."""
+SAMPLED_BYTES = 1 << 20
+"""Of each of them, from its start."""
+
+
+class ImageFiles(Source):
+    """The files of an index, as central squares of `side` pixels. The same values at every read, whoever reads."""
+
+    decodes = True
+
+    def __init__(
+        self, index: ImageIndex, mode: str, side: int, label: Tensor | None = None, classes: Sequence[str] = (),
+        part: float = 1.0, columns: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """`label` `[N]` int64 are numbers of `classes`; `part` of the shorter side is kept."""
+        self.index, self.mode, self.side, self.part = index, mode, side, part
+        self.shape, self.dtype = (CHANNELS[mode], side, side), torch.float32 if mode == "F" else torch.uint8
+        self.label, self.classes, self.columns = label, tuple(classes), columns or {}
+        if mode != "F":
+            self.limits = 0.0, 255.0
+        elif "F" not in index.modes:
+            self.limits = 0.0, 1.0
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, rows: Tensor) -> Tensor:
+        samples = torch.empty((len(rows), *self.shape), dtype=self.dtype)
+        into, bad = samples.numpy(), dict[int, str]()
+        for i, row in enumerate(rows.tolist()):
+            try:
+                into[i] = decode(self.index.path(row), self.mode, self.side, self.part)
+            except Exception as error:  # decoders raise anything on damaged files
+                bad[row] = f"{self.name_of(row)} cannot be read ({why(error)})"
+        if bad:
+            raise BadRowsError(bad)
+        return samples
+
+    def name_of(self, row: int) -> str:
+        return printable(str(self.index.path(row)))
+
+    def checksum(self, rows: Tensor | None) -> str:
+        """Of the names and sizes of all files, of the row numbers, and of the contents of some of the rows."""
+        index, rows = self.index, torch.arange(len(self)) if rows is None else rows
+        digest = xxhash.xxh3_128(index.text.tobytes())
+        for part in (index.ends, index.sizes, rows.numpy()):
+            digest.update(part.tobytes())
+        for at in range(0, len(rows), max(1, -(-len(rows) // SAMPLED))):
+            digest.update(self._start_of(int(rows[at])))
+        return digest.hexdigest()
+
+    def _start_of(self, row: int) -> bytes:
+        try:
+            with self.index.path(row).open("rb") as file:
+                return file.read(SAMPLED_BYTES)
+        except OSError as error:
+            return why(error).encode()

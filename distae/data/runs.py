@@ -1,0 +1,51 @@
+"""Row numbers of a split of very many rows, in memory that does not grow with them."""
+
+import torch
+from torch import Tensor
+
+
+class Runs:
+    """Sorted row numbers as runs of consecutive ones. Indexing and `len` are those of the tensor `[n]` that it stands for."""
+
+    def __init__(self, starts: Tensor, sizes: Tensor) -> None:
+        """`[K]` int64 each: the first row of each run, and its number of rows, at least 1."""
+        self.starts, self.sizes = starts, sizes
+        self.ends = sizes.cumsum(0)
+        """Positions after the last row of each run."""
+
+    @classmethod
+    def of(cls, n: int) -> "Runs":
+        """All of `n` rows, at least 1."""
+        return cls(torch.tensor([0]), torch.tensor([n]))
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, at: Tensor | slice) -> Tensor:
+        """Row numbers at these positions, in as much memory as their number needs."""
+        if isinstance(at, slice):
+            at = torch.arange(*at.indices(len(self)))
+        run = torch.searchsorted(self.ends, at, right=True)
+        return at - (self.ends[run] - self.sizes[run]) + self.starts[run]
+
+    def index_select(self, dim: int, at: Tensor) -> Tensor:
+        return self[at]
+
+    def below(self, rows: Tensor) -> Tensor:
+        """How many of the row numbers are below each of `rows` `[B]`."""
+        before = torch.cat([torch.zeros(1, dtype=torch.int64), self.ends])
+        run = torch.searchsorted(self.starts, rows)  # runs that start below
+        last = (run - 1).clamp_min(0)
+        return torch.where(run > 0, before[last] + torch.minimum(rows - self.starts[last], self.sizes[last]), 0)
+
+    def cut(self, first: int, end: int) -> "Runs":
+        """Those from position `first` to before position `end`."""
+        befores = self.ends - self.sizes
+        low, high = befores.clamp_min(first), self.ends.clamp_max(end)
+        kept = high > low
+        return Runs((self.starts + low - befores)[kept], (high - low)[kept])
+
+    def blocks(self, starts: Tensor, sizes: Tensor) -> "Runs":
+        """Those at the positions of these blocks `[K]`, which are in order."""
+        parts = [self.cut(start, start + size) for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
+        return Runs(torch.cat([p.starts for p in parts]), torch.cat([p.sizes for p in parts]))

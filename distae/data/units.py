@@ -1,0 +1,106 @@
+"""Sources that are read in units, such as row groups or shards: the units read last are kept."""
+
+import functools
+import threading
+from abc import abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distae.data.source import BadRowsError, Source
+
+KEPT_BYTES = 256 << 20
+"""Units of together so many bytes, as decoded, are kept of a source at least."""
+
+
+class UnitSource(Source):
+    """A source whose rows are read in units. Subclasses set `shape`, `dtype` and `units`, and give the two methods below."""
+
+    units: Tensor
+
+    @abstractmethod
+    def read_unit(self, number: int) -> Any:
+        """What is kept of a unit in memory: best as it is stored, before decoding. From any thread.
+
+        Raises BadRowsError, its rows numbered as in the source; or OSError, which makes all rows of the unit bad ones.
+        """
+
+    @abstractmethod
+    def decode(self, unit: Any, rows: Tensor) -> Tensor:
+        """The samples `[B, *shape]` at the rows `[B]` of a unit, numbered from 0 in it. Raises BadRowsError, numbered alike."""
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self.units) else 0
+
+    def read(self, rows: Tensor) -> Tensor:
+        of_row = torch.searchsorted(self._ends, rows, right=True)
+        samples = torch.empty((len(rows), *self.shape), dtype=self.dtype)
+        bad: dict[int, str] = {}
+        for number in sorted({*of_row.tolist()}):
+            here = (of_row == number).nonzero()[:, 0]
+            first = int(self._ends[number] - self.units[number])
+            try:
+                samples[here] = self.decode(self._unit(number, rows[here]), rows[here] - first)
+            except BadRowsError as error:
+                numbered_here = not isinstance(error, _UnitError)
+                bad |= {row + first * numbered_here: reason for row, reason in error.reasons.items()}
+        if bad:
+            raise BadRowsError(bad)
+        return samples
+
+    @property
+    def units_read(self) -> int:
+        """How often a unit was read: more than their number where they do not stay long enough."""
+        return self._cache.reads
+
+    @functools.cached_property
+    def _ends(self) -> Tensor:
+        return self.units.cumsum(0)
+
+    @functools.cached_property
+    def _cache(self) -> "Kept":
+        per_unit = max(1, len(self) * self.row_bytes // max(1, len(self.units)))
+        return Kept(self.read_unit, max(8, KEPT_BYTES // per_unit))
+
+    def _unit(self, number: int, rows: Tensor) -> Any:
+        try:
+            return self._cache.get(number, self.units_kept)
+        except BadRowsError as error:
+            raise _UnitError(error.reasons) from error
+        except OSError as error:
+            raise _UnitError({row: f"{self.name_of(row)}: {error}" for row in rows.tolist()}) from error
+
+
+class _UnitError(BadRowsError):
+    """Rows that are numbered as in the source."""
+
+
+class Kept:
+    """The results of a function used last, each computed by one thread while others that want it wait."""
+
+    def __init__(self, read: Callable[[int], Any], least: int) -> None:
+        self.read, self.least, self.reads = read, least, 0
+        self.lock = threading.Lock()
+        self.futures: dict[int, Future[Any]] = {}
+        """By number, the one used last at the end."""
+
+    def get(self, number: int, most: int) -> Any:
+        """The result for a number; keeps `most` results. Raises what the function raises, and does not keep that."""
+        with self.lock:
+            known = self.futures.pop(number, None)
+            future: Future[Any] = known or Future()
+            self.futures[number] = future
+            while len(self.futures) > max(most, self.least):
+                self.futures.pop(next(iter(self.futures)))
+            self.reads += known is None
+        if known is None:
+            try:
+                future.set_result(self.read(number))
+            except BaseException as error:
+                with self.lock:
+                    self.futures.pop(number, None)
+                future.set_exception(error)
+        return future.result()
