@@ -1,6 +1,7 @@
 """Distributed training of autoencoders.
 
-model = distae.load("runs/a")   # a finished run
+run = distae.fit(x, model="vae", epochs=20)
+model = run.model               # or distae.load("runs/a"), of a finished run
 z = model.encode(x)             # x: arrays or tensors [N, ...] as the data has them
 y = model.decode(z)
 """
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distae.commands.fit import Run
     from distae.models.inference import Model
 
 __version__ = "0.2.0"
@@ -19,12 +21,26 @@ def __getattr__(name: str) -> Any:
         from distae.models.inference import Model
 
         return Model
+    if name == "Run":
+        from distae.commands.fit import Run
+
+        return Run
+    if name in ("UserError", "TrainingError"):
+        from distae import errors
+
+        return getattr(errors, name)
     if name != "dist":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from distae import deprecation, distributed
 
     deprecation.warn("distae.dist", "distae.distributed")
     return distributed
+
+
+def fit(x: Any, y: Any = None, *, validation: Any = None, test: Any = None, progress: bool = True, **settings: Any) -> "Run":
+    from distae.commands.fit import fit
+
+    return fit(x, y, validation=validation, test=test, progress=progress, **settings)
 
 
 def load(run_dir: str | Path) -> "Model":

@@ -57,7 +57,7 @@ def _resolved(key: str, known: list[str], groups: Mapping[str, Field]) -> str:
         raise UserError(f"{key!r} may be {' or '.join(found)}: give one of them, as in **{{{found[0]!r}: ...}}")
     if not found:
         short = {k.rpartition(".")[2] for k in known} | {a.replace("-", "_") for a in ALIASES} | {*groups}
-        hint = near(key, known) if "." in key else near(key, short)
+        hint = near(key, known) if "." in key else near(key, groups) or near(key, short)
         raise UserError(f"unknown setting {key!r}{hint}; `distae train --help all` lists all")
     return found[0]
 

@@ -68,6 +68,8 @@ def _may_handle() -> bool:
 def listening(exits: bool = True) -> Iterator[StopRequest]:
     """Record the signals in SIGNALS instead of dying from them; restore the old handlers at the end. In another thread, nothing.
 
+    Where the process is not ours to end (`exits`), a signal other than Ctrl-C then reaches the program that it was meant for.
+
     A StopRequest that is already in place (`launch.job`) is used: no signal is lost between the two.
     """
     if not _may_handle():
@@ -81,3 +83,5 @@ def listening(exits: bool = True) -> Iterator[StopRequest]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+    if request is not there and not exits and request.signum not in (0, signal.SIGINT):
+        signal.raise_signal(request.signum)
