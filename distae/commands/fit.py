@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import json
 import re
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -32,13 +34,18 @@ DEFAULTS = {"tracking": "none", "progress": "bar"}
 """What differs from the command line."""
 
 
+class TemporaryFolder:
+    """A folder that is removed with this object, or at the program's end; without tempfile's ResourceWarning."""
+
+    def __init__(self) -> None:
+        self.name = tempfile.mkdtemp(prefix="distae-")
+        self.remove = weakref.finalize(self, shutil.rmtree, self.name, ignore_errors=True)
+
+
 class Run:
-    """A run that `fit` has made: finished, or stopped after a save.
+    """A run that `fit` has made: finished, or stopped after a save. A temporary run folder is removed with the object."""
 
-    A temporary run folder is removed with the object; `model` and `history` are read before, and stay.
-    """
-
-    def __init__(self, settings: TrainConfig, load: Callable[[], dict[str, Split]], folder: "tempfile.TemporaryDirectory[str] | None"):
+    def __init__(self, settings: TrainConfig, load: Callable[[], dict[str, Split]], folder: TemporaryFolder | None) -> None:
         self.settings, self._load, self._folder = settings, load, folder
         self.outcome = Outcome("failed", 0, str(settings.run_dir))
 
@@ -108,12 +115,17 @@ class Run:
     @contextlib.contextmanager
     def _runs(self, env: Environment) -> Iterator[list[TrainConfig]]:
         """This run, in a folder that rank 0 makes where none was given; entered and left by all ranks together."""
-        if self._folder is None and self.settings.run_dir == _unused():
-            main = dist.world().is_main
-            self._folder = tempfile.TemporaryDirectory(prefix="distae-") if main else None
-            name = dist.broadcast(self._folder.name if self._folder else None)
+        made = None
+        if self.settings.run_dir == _unused():
+            made = self._folder = TemporaryFolder() if dist.world().is_main else None
+            name = dist.broadcast(made.name if made else None)
             self.settings = dataclasses.replace(self.settings, run_dir=name)
-        yield [self.settings]
+        try:
+            yield [self.settings]
+        except BaseException:
+            if made:
+                made.remove()
+            raise
         if env.world_size > 1:
             self._read_together()
 

@@ -25,7 +25,7 @@ BLOCK_ROWS, BLOCK_VALUES = 64, 32768
 def initialising(seed: int) -> Iterator[None]:
     """What is drawn inside comes from the CPU generator seeded with `seed`, whatever the device; its state is put back."""
     with _initialising, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         yield
 
 
