@@ -62,18 +62,18 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
 
     def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803 - scikit-learn's own name
         """Train on `X` `[N, n_features]`; `y` is ignored. Raises ValueError on invalid data, UserError on invalid parameters."""
-        X = validate_data(self, X, dtype=list(FLOATS))
+        checked = validate_data(self, X, dtype=list(FLOATS))
         if not 0 < self.contamination <= 0.5:
             raise UserError(f"contamination is {self.contamination!r}; expected a share above 0, at most 0.5")
-        run = fit(X, progress=False, **self._asked(X))
+        run = fit(checked, progress=False, **self._asked(checked))
         self.model_, self.history_ = run.model, run._rows
-        self.offset_ = float(np.quantile(self.score_samples(X), self.contamination))
+        self.offset_ = float(np.quantile(-np.asarray(self.model_.score(checked)), self.contamination))
         return self
 
     def transform(self, X: Any) -> Array:  # noqa: N803
         """Codes `[N, n_codes]` of `X` `[N, n_features]`."""
-        X = self._checked(X)
-        return np.asarray(self.model_.encode(X))
+        checked = self._checked(X)
+        return np.asarray(self.model_.encode(checked))
 
     def inverse_transform(self, Z: Any) -> Array:  # noqa: N803
         """Samples `[N, n_features]` of codes `Z` `[N, n_codes]`."""
@@ -82,8 +82,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
 
     def score_samples(self, X: Any) -> Array:  # noqa: N803
         """The negative mean squared error of the reconstruction of each sample, `[N]`: the lower, the more abnormal."""
-        X = self._checked(X)
-        return -np.asarray(self.model_.score(X))
+        checked = self._checked(X)
+        return -np.asarray(self.model_.score(checked))
 
     def score(self, X: Any, y: Any = None) -> float:  # noqa: N803
         """The mean of `score_samples`, for `GridSearchCV`."""
@@ -106,8 +106,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         """The settings of the run."""
         given = self.settings or {}
         own: dict[str, Any] = {
-            "latent_dim": self.latent_dim, "hidden": self.hidden, "likelihood": self.likelihood, "lr": self.lr, "epochs": self.epochs,
-            "batch_size": min(self.batch_size, len(X)), "device": self.device, "seed": self._seed(), "data.val_fraction": 0.0,
+            "latent_dim": self.latent_dim, "hidden": self.hidden, "likelihood": self.likelihood, "lr": self.lr,
+            "epochs": self.epochs, "batch_size": min(self.batch_size, len(X)), "device": self.device, "seed": self._seed(), "data.val_fraction": 0.0,
             "precision": "fp64" if X.dtype == np.float64 else "fp32",
         }  # fmt: skip
         own |= {} if self.model is None else {"model": self.model}

@@ -105,15 +105,13 @@ class Run:
         return run
 
     def _train(self, env: Environment) -> None:
-        """Train, on every rank, and read what others may remove: rank 0's temporary folder."""
+        """Train, on every rank."""
         with _program_settings():
-            host = Host(lambda _: self._load(), is_ours=False)
-            self.outcome = run_in_turn(self.settings, env, self._runs(env), host)
-        if self.outcome.outcome == "failed":
-            raise TrainingError(self.outcome.reason)
+            host = Host(lambda _: self._load(), self._read, is_ours=False)
+            self.outcome = run_in_turn(self.settings, env, self._runs(), host)
 
     @contextlib.contextmanager
-    def _runs(self, env: Environment) -> Iterator[list[TrainConfig]]:
+    def _runs(self) -> Iterator[list[TrainConfig]]:
         """This run, in a folder that rank 0 makes where none was given; entered and left by all ranks together."""
         made = None
         if self.settings.run_dir == _unused():
@@ -126,14 +124,14 @@ class Run:
             if made:
                 made.remove()
             raise
-        if env.world_size > 1:
-            self._read_together()
 
-    def _read_together(self) -> None:
+    def _read(self, end: Outcome) -> None:
+        """Keep the model and the rows as they are now: a temporary folder may be removed, and `resume` changes its files."""
+        self.outcome = end
         dist.broadcast(None)  # rank 0 has exported the model
         with contextlib.suppress(DistaeError, OSError):
             _ = self._rows, self.model
-        dist.gather(None)
+        dist.gather(None)  # before rank 0 may remove the folder
 
     def __repr__(self) -> str:
         loss = next((f", {k} {self.metrics[k]:.5g}" for k in ("val/loss", "train/loss") if k in self.metrics), "")

@@ -45,6 +45,8 @@ class Host:
 
     load: "Callable[[DataConfig], dict[str, Split]] | None" = None
     """Gives the splits; by default those of the files."""
+    after: "Callable[[Outcome], None] | None" = None
+    """Called by all ranks together at the end of a run that has not failed."""
     is_ours: bool = True
     """Whether failures are printed, and a second Ctrl-C ends the process; otherwise a single process raises TrainingError."""
 
@@ -87,6 +89,8 @@ def _run_together(cfg: TrainConfig, env: Environment, runs: AbstractContextManag
                         end = train_run(c, splits, stop, threads, host.is_ours)
                         if end.outcome != "done":
                             break
+                    if host.after and end.outcome != "failed":
+                        host.after(end)
                 if end.outcome == "failed" and env.world_size > 1:
                     # Other ranks, and threads of this one, may wait for a collective that never comes.
                     os._exit(end.exit_code)

@@ -25,9 +25,9 @@ def from_keywords(cls: type[T], given: Mapping[str, Any], base: Table | None = N
     for key, value in given.items():
         if key not in groups:
             put(table, _resolved(key, known, groups), _plain(value))
-    for rival, other in (getattr(cls, "exclusive", ()), getattr(cls, "exclusive", ())[::-1]):
-        if rival in given and other not in given:
-            table.pop(other, None)
+    rivals = [k for k in getattr(cls, "exclusive", ()) if k not in given]
+    for rival in rivals if any(k in given for k in getattr(cls, "exclusive", ())) else ():
+        table.pop(rival, None)  # of the base
     return build(cls, table)
 
 

@@ -127,8 +127,8 @@ class TrainConfig:
     tracking: Literal["wandb", "none"] = "wandb"
     """wandb also logs to Weights & Biases from rank 0; metrics.jsonl, log.txt and images are always written."""
     progress: Literal["auto", "bar", "none"] = "auto"
-    """auto: a progress bar and lines on a terminal, lines elsewhere; bar: a bar alone, also in a notebook; none: nothing. log.txt has
-    all lines."""
+    """auto: a progress bar and lines on a terminal, lines elsewhere; bar: a bar alone, also in a notebook; none: nothing.
+    log.txt has all lines."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU if there is one."""
     threads: Literal["auto"] | Count = "auto"

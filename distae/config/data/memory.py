@@ -38,5 +38,5 @@ class MemoryConfig(DataConfig):
         if not self.stored:
             raise UserError("--data memory: arrays in memory are given to distae.fit, in Python")
         if len(self.stored) > 3:
-            raise UserError(f"x has samples of shape {list(self.stored)}; valid are [N, D], [N, H, W], [N, C, H, W] and [N, H, W, C]")
+            raise UserError(f"x has samples of shape {list(self.stored)}; valid are [D], [H, W], [C, H, W] and [H, W, C]")
         return ArrayConfig(path="x", layout=self.layout).stored_layout((1, *self.stored))

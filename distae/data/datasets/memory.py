@@ -18,7 +18,7 @@ def load(cfg: MemoryConfig) -> tuple[Split, Split]:
 
 
 def in_memory(cfg: MemoryConfig, x: Tensor, label: Tensor | None, missing: bool) -> Split:
-    """A split of `x` `[N, *stored]`, uint8 or floating point. Raises UserError on infinite values, and NaN unless values may miss."""
+    """A split of `x` `[N, *stored]`, uint8 or floating point. Raises UserError on infinite values; on NaN unless `missing`."""
     split = Split.of(x, label)
     low, high = split.bounds()
     if not (math.isfinite(low) and math.isfinite(high)) and not (missing and not any(b.isinf().any() for b in split.blocks())):

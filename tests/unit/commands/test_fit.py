@@ -22,7 +22,8 @@ from distae.training.callbacks import Callbacks
 
 X = np.random.default_rng(0).random((120, 6))
 SMALL: dict[str, Any] = {
-    "steps": 6, "latent_dim": 3, "hidden": (8,), "batch_size": 32, "threads": 1, "device": "cpu", "progress": False, "precision": "fp64"
+    "steps": 6, "latent_dim": 3, "hidden": (8,), "batch_size": 32, "threads": 1, "device": "cpu", "progress": False,
+    "precision": "fp64",
 }  # fmt: skip
 
 
@@ -39,7 +40,7 @@ def test_it_is_the_run_of_the_command_line(run, tmp_path):
     }  # fmt: skip
     cfg = check(build(TrainConfig, table), 1)
     trained = fitted(cfg, tmp_path / "run", data_.load(cfg.data))
-    theirs = {k: v for k, v in trained.train_step.model.state_dict().items()}
+    theirs = trained.train_step.model.state_dict()
     assert all(torch.equal(v, theirs[k]) for k, v in run.model.module.state_dict().items())
 
 
@@ -75,7 +76,7 @@ def test_nothing_is_left_behind(monkeypatch, capfd, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
-    state, threads, (out, err) = torch.get_rng_state(), torch.get_num_threads(), capfd.readouterr()
+    state, threads, _ = torch.get_rng_state(), torch.get_num_threads(), capfd.readouterr()
     made = fit(X, **SMALL | {"threads": 2})
     assert made.run_dir.parent == tmp_path
     del made
@@ -208,7 +209,7 @@ def test_a_frame_is_a_table(tmp_path):
 WRONG = {
     "shape": (X[0], {}, "x has shape [6]; expected [N, D], [N, H, W], [N, C, H, W] or [N, H, W, C]"),
     "no samples": (X[:0], {}, "x has shape [0, 6]; expected"),
-    "dimensions": (np.zeros((2, 2, 2, 2, 2)), {}, "x has samples of shape [2, 2, 2, 2]; valid are"),
+    "dimensions": (np.zeros((2, 2, 2, 2, 2)), {}, "x has samples of shape [2, 2, 2, 2]; valid are [D]"),
     "NaN": (np.full((40, 6), np.nan), {}, "x holds NaN or infinite values"),
     "text": (np.array([["a"] * 6] * 40), {}, "x is of type <U1; expected integers or floating point numbers"),
     "channels": (np.zeros((40, 8, 8, 3), np.uint8), {}, "data.layout: x has shape [1, 8, 8, 3]: give channels_last for 8x8"),
