@@ -160,7 +160,7 @@ def write_raw(path: Path, tensors: dict[str, Tensor]) -> None:
     """The bytes and nothing else."""
     with path.open("wb", buffering=0) as file:
         for t in tensors.values():
-            view = memoryview(t.detach().reshape(-1).view(torch.uint8).numpy())
+            view = t.detach().reshape(-1).view(torch.uint8).numpy().data
             for start in range(0, len(view), PIECE):
                 file.write(view[start : start + PIECE])
         os.fsync(file.fileno())

@@ -16,12 +16,14 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from distae.data import Transform
 from distae.noise import Noise, Rows
 
 RANKS = (1, 4, 16, 64, 256, 1024)
@@ -41,7 +43,7 @@ def whole(rows: Rows, width: int) -> Tensor:
     return torch.randn(rows.count, width, generator=torch.Generator().manual_seed(1))
 
 
-def milliseconds(calls: list[Callable[[], Tensor]], rounds: int) -> list[float]:
+def milliseconds(calls: Sequence[Callable[[], Tensor]], rounds: int) -> list[float]:
     """Median CPU time of each call, taken in turns."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds + 1):
@@ -55,14 +57,14 @@ def milliseconds(calls: list[Callable[[], Tensor]], rounds: int) -> list[float]:
 def over_ranks(rounds: int) -> list[dict[str, float]]:
     """The last rank's time and MiB for a draw of its rows."""
     shares = [Rows(SHARE, (n - 1) * SHARE) for n in RANKS]
-    times = milliseconds([lambda rows=rows: draw(rows, WIDTH) for rows in shares], rounds)  # type: ignore[misc]
+    times = milliseconds([partial(draw, rows, WIDTH) for rows in shares], rounds)
     memory = [draw(rows, WIDTH).untyped_storage().nbytes() / 2**20 for rows in shares]
     return [{"ranks": n, "ms": ms, "mib": mib} for n, ms, mib in zip(RANKS, times, memory, strict=True)]
 
 
 def against_one_draw(rounds: int) -> list[dict[str, float]]:
     """Milliseconds by shape, as one draw and in blocks."""
-    calls = [(lambda f=f, n=n, w=w: f(Rows(n), w)) for n, w in SHAPES for f in (whole, draw)]  # type: ignore[misc]
+    calls = [partial(f, Rows(n), w) for n, w in SHAPES for f in (whole, draw)]
     times = milliseconds(calls, rounds)
     return [{"rows": n, "width": w, "one_ms": times[2 * i], "blocks_ms": times[2 * i + 1]} for i, (n, w) in enumerate(SHAPES)]
 
@@ -86,7 +88,7 @@ def _train(accum: int, results: "multiprocessing.Queue[tuple[int, int]]") -> Non
         ArrayConfig.shape = lambda self: (1, SIDE, SIDE)  # type: ignore[method-assign]
         cfg = check(build(TrainConfig, table | {"run_dir": str(Path(folder) / "run")}), 1)
         empty = Split.of(images[:0], None)
-        trainer = Trainer(cfg, {"train": Split.of(images, None, 1 / 255), "val": empty, "test": empty}, StopRequest(), 1)
+        trainer = Trainer(cfg, {"train": Split.of(images, None, Transform(255.0)), "val": empty, "test": empty}, StopRequest(), 1)
         before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         for step, rows in zip(range(STEPS), trainer.sampler, strict=False):
             trainer.train_step(step, rows)

@@ -53,7 +53,7 @@ class Job:
     @property
     def buckets(self) -> list[float]:
         """Bytes of fp32 gradients in the order in which the backward pass makes them ready."""
-        rest, sizes = 4 * self.parameters, []
+        rest, sizes = 4 * self.parameters, list[float]()
         while rest > 0:
             sizes.append(min(rest, (25 if sizes else 1) * MIB))
             rest -= sizes[-1]

@@ -21,6 +21,7 @@ from distae import distributed as dist
 from distae.commands import session
 from distae.config import TrainConfig, check, parse
 from distae.data import Loader, Split
+from distae.noise import Noise, Rows
 from distae.runtime.environment import Environment
 from distae.runtime.signals import StopRequest
 
@@ -40,7 +41,8 @@ def recipe(name: str, root: str, steps: int, run_dir: Path) -> TrainConfig:
 
 def with_outliers(split: Split, large: bool) -> Split:
     """The samples as numbers, the first one constant and the second one extreme."""
-    x, _ = Loader(split, "none", torch.device("cpu"), torch.float32).batch(torch.arange(len(split)), None)
+    unused = Noise(0, ("stability",), Rows(len(split)), torch.device("cpu"))  # nothing is binarised
+    x, _ = Loader(split, "none", torch.device("cpu"), torch.float32).batch(torch.arange(len(split)), unused)
     x[0] = 1.0
     x[1] = (torch.arange(x[1].numel()).view(x[1].shape) % 2) * (100.0 if large else 1.0)
     return Split.of(x, split.label)

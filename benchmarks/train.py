@@ -202,7 +202,11 @@ def evaluation(workload: Workload, stored: np.ndarray, rounds: int) -> dict[str,
         return clock.rate(len(x))
 
     alone = partial(evaluate, model, loader, CHUNK, 0)
-    ways = {"forward": forward, "evaluate": alone, "with_diagnosis": lambda: (alone(), diagnose(model, loader, CHUNK, 0))}
+    ways: dict[str, Callable[[], object]] = {
+        "forward": forward,
+        "evaluate": alone,
+        "with_diagnosis": lambda: (alone(), diagnose(model, loader, CHUNK, 0)),
+    }
     rates = interleave({name: partial(timed, way) for name, way in ways.items()}, rounds)
     return {name: ratios(rates[name], rates["forward"])["cpu"] for name in ("evaluate", "with_diagnosis")}
 

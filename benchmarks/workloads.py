@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pythae_net
@@ -272,7 +272,7 @@ def interleave(contestants: dict[str, Contestant], rounds: int) -> dict[str, lis
 
     A round before them is not counted; with 0 rounds it is all there is, which tells whether everything runs.
     """
-    names, found = [*contestants], {name: [] for name in contestants}
+    names, found = [*contestants], {name: list[Any]() for name in contestants}
     for number in range(rounds + 1):
         first = number % len(names)
         for name in names[first:] + names[:first]:

@@ -107,7 +107,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         given = self.settings or {}
         own: dict[str, Any] = {
             "latent_dim": self.latent_dim, "hidden": self.hidden, "likelihood": self.likelihood, "lr": self.lr,
-            "epochs": self.epochs, "batch_size": min(self.batch_size, len(X)), "device": self.device, "seed": self._seed(), "data.val_fraction": 0.0,
+            "epochs": self.epochs, "batch_size": min(self.batch_size, len(X)), "device": self.device, "seed": self._seed(),
+            "data.val_fraction": 0.0,
             "precision": "fp64" if X.dtype == np.float64 else "fp32",
         }  # fmt: skip
         own |= {} if self.model is None else {"model": self.model}

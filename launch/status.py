@@ -65,7 +65,7 @@ def report(run_dir: Path) -> Iterator[tuple[str, str]]:
         why = " ".join(filter(None, [end.signal and f"by {end.signal}", end.reason]))
         yield "outcome", f"{end.outcome} at step {end.step} {why}".strip()
     if list(run_dir.glob("wandb/offline-run-*")):
-        yield "W&B", f"offline; sync with python -m distae.tracking sync {run_dir}"
+        yield "W&B", f"offline; sync with distae sync {run_dir}"
 
 
 def _progress(run_dir: Path) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,9 @@
 """What all tests share: one thread per process, no W&B server, none of the launcher's variables, and the mark `unit`."""
 
 import os
+import shutil
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ UNIT = Path(__file__).parent / "unit"
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+os.environ["DISTAE_CACHE"] = str(Path(tempfile.gettempdir()) / f"distae_tests_{os.getuid()}")
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +23,19 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' own process is no rank of a job, whatever started it."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing is left in the user's cache, nor found there."""
+    os.environ["DISTAE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def run_dir(finished: Path, tmp_path: Path) -> Path:
+    """A copy, to be damaged, of the run folder that the module's fixture `finished` makes once."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

@@ -149,7 +149,7 @@ def assert_order(result: Result, cfg: TrainConfig, n: int = 197) -> None:
 
 def torch_order(n: int, batch: int, seed: int, steps: int) -> Tensor:
     """What torch's DistributedSampler and BatchSampler give one process in `steps` steps: `[steps, batch]`, each row sorted."""
-    sampler = DistributedSampler(range(n), 1, 0, shuffle=True, seed=seed, drop_last=True)  # type: ignore[arg-type]
+    sampler: DistributedSampler[int] = DistributedSampler(range(n), 1, 0, shuffle=True, seed=seed, drop_last=True)  # type: ignore[arg-type]
     rows: list[list[int]] = []
     while len(rows) < steps:
         sampler.set_epoch(len(rows) // (n // batch))

@@ -5,22 +5,26 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 
+from distae.commands import train
 from distae.commands.session import train_run
 from distae.config import TrainConfig, build, check
 from distae.config.models import ModelConfig
 from distae.data import Split, Transform
+from distae.runtime.environment import Environment
 from distae.runtime.outcome import Outcome
 from distae.runtime.run_dir import check_run_dir
 from distae.runtime.signals import StopRequest
 from distae.training.trainer import Trainer
 
+Result = TypeVar("Result")
 ROOT = Path(__file__).parent.parent
 WIDTHS = {"mlp": {"hidden": [16, 8]}, "conv": {"channels": [4, 8]}, "resnet": {"channels": [4, 8]}}
 SHIPPED = sorted(k for k, v in ModelConfig.choices().items() if v.__module__.startswith("distae."))
@@ -96,6 +100,16 @@ def fitted(cfg: TrainConfig, run_dir: Path, data: dict[str, Split] | None = None
     return trainer
 
 
+def spy(function: Callable[..., Result], seen: Callable[..., object]) -> Callable[..., Result]:
+    """The function, whose arguments are given to `seen` first."""
+
+    def spied(*args: Any, **kwargs: Any) -> Result:
+        seen(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return spied
+
+
 class StopAt(StopRequest):
     """Asks to stop when it is looked at for the n-th time: between two steps, or between two chunks of an evaluation."""
 
@@ -115,6 +129,12 @@ def run(cfg: TrainConfig, run_dir: Path, stop: StopRequest | None = None) -> Out
     run_dir.mkdir(exist_ok=True)
     check_run_dir(replace(cfg, run_dir=str(run_dir)))
     return train_run(replace(cfg, run_dir=str(run_dir)), splits(), stop or StopRequest(), 1)
+
+
+def finished_run(cfg: TrainConfig, parent: Path) -> Path:
+    """The folder `parent/run` of a run by the command, of all settings as they are, data included."""
+    assert train.run(replace(cfg, run_dir=str(parent / "run")), Environment()).outcome == "done"
+    return parent / "run"
 
 
 def metrics(run_dir: Path) -> list[dict[str, float]]:

@@ -24,9 +24,10 @@ SMALL: dict[str, dict[str, Any]] = {
 """What keeps a variant small, or within the 4 code dimensions of the gate."""
 
 
-def make(name: str, shape: tuple[int, ...] = (6,), layers: tuple[int, ...] = (8,), seed: int = 0, **settings: Any) -> Autoencoder:
-    """A variant in float64 with smooth activations: `make("vae", latent_dim=2)`."""
-    cfg = ModelConfig.choices()[name](**{"latent_dim": 3, "likelihood": "gaussian"} | settings)
+def make(name: str, shape: tuple[int, ...] = (6,), layers: tuple[int, ...] = (8,), seed: int = 0, **settings: Any) -> Any:
+    """A variant in float64 with smooth activations: `make("vae", latent_dim=2)`. Its class is known by name only."""
+    table: dict[str, Any] = {"latent_dim": 3, "likelihood": "gaussian"}
+    cfg = ModelConfig.choices()[name](**table | settings)
     return build(cfg, MLPConfig(hidden=layers, activation="tanh"), shape, seed, dtype=torch.float64)
 
 

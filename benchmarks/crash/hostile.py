@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.crash.flips import COMMON, Plant, load
-from benchmarks.crash.processes import finish, fork, kill, text_of, tool, train
+from benchmarks.crash.flips import COMMON, load
+from benchmarks.crash.processes import Plant, finish, fork, kill, text_of, tool, train
 
 SECONDS, BYTES = 1.0, 1 << 30
 PATIENCE, MOST_BYTES = 40.0, 3 << 30

@@ -143,7 +143,7 @@ def chain(reference: Reference, kills: int, seed: object, folder: Path) -> dict[
     """One run, killed up to so many times and then left to end, against the reference."""
     rng = random.Random(f"{seed} {reference.variant} {reference.ranks}")
     folder.mkdir(parents=True)
-    run_dir, lives, human = folder / "run", [], ""
+    run_dir, lives, human = folder / "run", list[dict[str, Any]](), ""
     argv = job(reference.variant, run_dir)
     while len(lives) < kills:
         told = life(argv, reference, run_dir, folder / "life.log", rng)
@@ -156,9 +156,9 @@ def chain(reference: Reference, kills: int, seed: object, folder: Path) -> dict[
             last_words = finish(argv, reference.ranks, run_dir).text
         except SystemExit as error:
             human = str(error)[-300:]
-    told = ["it did not end"] if human else differences(reference.run_dir, run_dir, "auto" not in reference.variant)
-    left = [d for d in told if d.startswith(MORE)] + leftovers(run_dir)
-    found = [d for d in told if not d.startswith(MORE)]
+    differing = ["it did not end"] if human else differences(reference.run_dir, run_dir, "auto" not in reference.variant)
+    left = [d for d in differing if d.startswith(MORE)] + leftovers(run_dir)
+    found = [d for d in differing if not d.startswith(MORE)]
     resumes = sum(life["resumed"] for life in lives) + (not human and "resumed at step" in last_words)
     if not found and not left:
         shutil.rmtree(folder)
@@ -171,7 +171,7 @@ def chain(reference: Reference, kills: int, seed: object, folder: Path) -> dict[
 def batch(variant: str, ranks: int, kills: int, seed: int, folder: Path) -> list[dict[str, Any]]:
     """Chains of one variant and number of ranks until there are so many kills."""
     folder.mkdir(parents=True)
-    reference, chains, done = Reference(variant, ranks, folder), [], 0
+    reference, chains, done = Reference(variant, ranks, folder), list[dict[str, Any]](), 0
     while done < kills and len(chains) < kills:
         chains.append(chain(reference, min(MOST_KILLS, kills - done), f"{seed} {len(chains)}", folder / f"chain-{len(chains)}"))
         done += len(chains[-1]["lives"])

@@ -132,6 +132,7 @@ def _flips(folder: Path) -> list[tuple[str, bool]]:
 
 def _hostile(folder: Path, base: Path) -> list[tuple[str, bool]]:
     case = hostile.Case("planted", lambda place: None)
+    plants: list[tuple[str, Callable[[Path], Any] | None]]
     plants = [("slow", partial(_sleep, 1.5)), ("slow", partial(_work, 1.5)), ("memory", _eat), ("traceback", _raise)]
     plants += [("exit code 0", None), ("hangs", partial(_sleep, 60))]
     with mock.patch.object(hostile, "PATIENCE", 6):

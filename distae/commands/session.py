@@ -111,6 +111,7 @@ def _prepared(
     dist.set_tf32(cfg.tf32)
     splits = (host.load or data.load)(cfg.data)
     check_data(cfg, splits)
+    splits = data.place(cfg.data, splits, threads)
     check_size(cfg, cfg.data.shape(), dist.memory_of(device))
     if env.world_size == 1:
         return (device, threads, splits), {}

@@ -288,6 +288,13 @@ class _Parser(argparse.ArgumentParser):
         return found
 
 
+class _Join(argparse.Action):
+    """Several words, and those of the same option given before, joined by commas."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, ",".join([*filter(None, [getattr(namespace, self.dest, "")]), *values]))
+
+
 def _parser(cls: type, table: Table, switches: dict[str, str], prog: str, file: str) -> _Parser:
     """Options of the chosen variants only."""
     parser = _Parser(prog=prog, allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS)
@@ -312,6 +319,8 @@ def _parser(cls: type, table: Table, switches: dict[str, str], prog: str, file: 
 def _add(parser: _Parser, field: Field, dotted: str) -> None:
     if field.type is bool:
         parser.add_argument(_flag(dotted), dest=dotted, action=argparse.BooleanOptionalAction)
+    elif field.is_joined:
+        parser.add_argument(_flag(dotted), dest=dotted, nargs="+", action=_Join)
     else:
         option = parser.add_argument(_flag(dotted), dest=dotted, nargs="*" if get_origin(field.type) is tuple else None)
         _complete(option, [str(v) for m in _members(field.type) if get_origin(m) is Literal for v in get_args(m)])

@@ -44,6 +44,14 @@ class OneOf:
 
 
 @dataclasses.dataclass(frozen=True)
+class SeveralWords:
+    """Annotates a string that may be given as several words, or repeatedly: they are joined by commas."""
+
+
+Joined = Annotated[str, SeveralWords()]
+
+
+@dataclasses.dataclass(frozen=True)
 class Field:
     """One field of a settings class, its type resolved and its doc read from under it."""
 
@@ -55,9 +63,16 @@ class Field:
     @property
     def type(self) -> Any:
         """The type as declared; for a name in a registry, the names registered so far."""
+        if self.is_joined:
+            return str
         if get_origin(self.declared) is Annotated and isinstance(names := get_args(self.declared)[1], OneOf):
             return Literal[names.registry.keys_known]
         return self.declared
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether it is a string of several words."""
+        return bool(self.declared == Joined)
 
     @property
     def is_variant(self) -> bool:

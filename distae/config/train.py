@@ -144,5 +144,5 @@ MAY_CHANGE = frozenset(
     | {"allow_changed_data", "checkpoint.keep_latest_k", "checkpoint.mode", "checkpoint.mtbf_hours"}
 )
 """Settings that may change on a resume. All others define the result and are in the run folder's hash."""
-OF_A_NODE = frozenset({"data.root", "data.path", "data.storage", "data.workers", "data.prefetch", "threads", "fresh"})
+OF_A_NODE = frozenset({"data.root", "data.path", "data.test", "data.storage", "data.workers", "data.prefetch", "threads", "fresh"})
 """Settings that may differ between ranks: the node's data and how it reads them, its cores, and --fresh, which is rank 0's."""

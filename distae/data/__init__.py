@@ -6,6 +6,7 @@ from distae.data.loader import Loader, Reading, steps
 from distae.data.sampler import GlobalBatchSampler, order_of
 from distae.data.source import BadRowsError, Source, Tensors
 from distae.data.splits import Identity, Split, hold_out, identity
+from distae.data.storage import place
 from distae.data.transform import Transform
 from distae.data.units import UnitSource
 
@@ -24,6 +25,7 @@ __all__ = [
     "identity",
     "load",
     "order_of",
+    "place",
     "register_dataset",
     "steps",
 ]

@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ def header(path: Path) -> tuple[str, int]:
         return image.mode, min(image.size)
 
 
-def decode(path: Path, mode: str, side: int, part: float = 1.0) -> NDArray[Any]:
+def decode(file: Path | BinaryIO, mode: str, side: int, part: float = 1.0) -> NDArray[Any]:
     """The central square of an image, resized to `side`: `[C, side, side]` uint8, or float32 for mode F.
 
     The square's side is the image's shorter side times `part`.
@@ -33,7 +33,7 @@ def decode(path: Path, mode: str, side: int, part: float = 1.0) -> NDArray[Any]:
     mode). Bilinear with antialiasing, as torchvision's Resize. Turned upright by its EXIF tag; of an animation, the first frame;
     transparency over white. Raises what Pillow raises, and ValueError.
     """
-    with Image.open(path) as opened:
+    with Image.open(file) as opened:
         _check(opened)
         opened.draft("L" if mode == "L" else None, (2 * round(side / part),) * 2)
         image = _in_mode(_upright(opened), mode)

@@ -31,6 +31,7 @@ class ImageFiles(Source):
         self.index, self.mode, self.side, self.part = index, mode, side, part
         self.shape, self.dtype = (CHANNELS[mode], side, side), torch.float32 if mode == "F" else torch.uint8
         self.label, self.classes, self.columns = label, tuple(classes), columns or {}
+        self.left_out = {printable(index.name(row)): str(reason) for row, reason in index.problems.items()}
         if mode != "F":
             self.limits = 0.0, 255.0
         elif "F" not in index.modes:
@@ -53,6 +54,10 @@ class ImageFiles(Source):
 
     def name_of(self, row: int) -> str:
         return printable(str(self.index.path(row)))
+
+    @property
+    def version(self) -> str:
+        return xxhash.xxh3_128_hexdigest(self.index.times.tobytes())
 
     def checksum(self, rows: Tensor | None) -> str:
         """Of the names and sizes of all files, of the row numbers, and of the contents of some of the rows."""

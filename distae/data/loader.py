@@ -69,6 +69,8 @@ class Loader:
     def batch(self, rows: Tensor, noise: Noise, training: bool = False) -> tuple[Tensor, Tensor | None]:
         """Samples `[B, *shape]` and labels `[B]` of the rows `[B]` (int64, on `storage_device`); `training` augments them."""
         stored, label = self.reader.take(rows)
+        if self.split.bad:
+            self.split.bad.meet(self.split.rows_at(rows))
         stored, transform = self._to_device(stored), self.split.transform
         if training and self.split.augment:
             cut = self.split.augment.apply(transform.in_layout(stored), noise)
@@ -80,6 +82,11 @@ class Loader:
         elif self.binarize == "stochastic":
             x = noise.bernoulli(x)
         return x, None if label is None else self._to_device(label)
+
+    def unreadable(self, rows: Tensor) -> Tensor | None:
+        """`[B]` bool on the device, for which of the rows of the last `batch` others stand; None if for none."""
+        bad = self.split.bad.among(self.split.rows_at(rows)) if self.split.bad else None
+        return None if bad is None else bad.to(self.device)
 
     def ahead(self, items: Iterable[T], rows_of: Callable[[T], Iterable[Tensor]]) -> Iterator[T]:
         """The same items, while worker threads read the rows of the next `prefetch` of them for `batch`."""

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
 from distae.config import TrainConfig
 from distae.data.splits import TABLE_ROWS, Split
@@ -62,8 +63,8 @@ class KeyedOrder:
         return 0
 
 
-class GlobalBatchSampler:
-    """An order in whole global batches, as tensors of this rank's row numbers.
+class GlobalBatchSampler(DistributedSampler[Tensor]):
+    """torch's DistributedSampler with drop_last in whole global batches, as tensors of this rank's row numbers; any order.
 
     The tail of an epoch that does not fill a global batch is dropped (a different one each epoch). Global batch g of an epoch is
     the same set of samples at every world size; of each of its micro-batches, rank r takes the r-th of world_size equal parts.
@@ -75,20 +76,18 @@ class GlobalBatchSampler:
         """`n` samples, at least one global batch of them; `global_batch_size` divides by world_size * micro_steps."""
         assert n >= global_batch_size
         assert global_batch_size % (world_size * micro_steps) == 0
+        super().__init__(range(n), world_size, rank, shuffle=True, seed=seed, drop_last=True)  # type: ignore[arg-type]
         self.order = order or full_order(n, global_batch_size, seed)
         self.steps_per_epoch = n // global_batch_size
         micro = global_batch_size // micro_steps
         share = micro // world_size
         self.places = [range(start, start + share) for start in range(rank * share, global_batch_size, micro)]
-        self.epoch = self.first_step = 0
+        self.first_step = 0
 
     def enter(self, step: int) -> None:
         """Go to optimizer step `step` of the run."""
         epoch, self.first_step = divmod(step, self.steps_per_epoch)
         self.set_epoch(epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def __iter__(self) -> Iterator[Tensor]:
         """One `[micro_steps, micro_batch]` int64 tensor per step left in the epoch."""

@@ -14,13 +14,16 @@ BLOCK_BYTES = 16 << 20
 """Bytes read at once when all values are scanned."""
 WHOLE_BYTES = 4 << 30
 """Up to this size in bytes a split is compared by all values, beyond by sampled blocks."""
+SHOWN = 5
+"""Reasons in one message."""
 
 
 class BadRowsError(TrainingError):
     """Rows that cannot be read, and why."""
 
     def __init__(self, reasons: Mapping[int, str]) -> None:
-        super().__init__("; ".join(reasons.values()))
+        first = [*reasons.values()][:SHOWN]
+        super().__init__("; ".join(first) + (f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""))
         self.reasons = dict(reasons)
 
 
@@ -43,6 +46,10 @@ class Source(ABC):
     """Whether reading takes CPU time, so that worker threads should read ahead."""
     origin: str = ""
     """What the values are memory-mapped from, for people: `x.npy`; empty where they are in memory, or read in another way."""
+    left_out: Mapping[str, str] = {}
+    """What the source could not take in, by file, and why."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, by label; empty if they have none."""
     limits: tuple[float, float] | None = None
     """Bounds of the stored values that are known without reading them."""
     columns: Mapping[str, Any] = {}
@@ -61,6 +68,11 @@ class Source(ABC):
     def name_of(self, row: int) -> str:
         """What a user knows the row by: a file, or a file and a row."""
         return f"row {row}"
+
+    @property
+    def version(self) -> str:
+        """Of what the values are read from, such as times of files: a decoded copy of another version is not used."""
+        return ""
 
     def checksum(self, rows: Tensor | None) -> str:
         """Of the stored values of these rows, or of all: of all values up to `WHOLE_BYTES`, of sampled blocks beyond."""

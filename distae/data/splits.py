@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from distae.data.augment import Augment
+from distae.data.bad_rows import BadRows
 from distae.data.runs import Runs
 from distae.data.source import Source, Tensors, checksum
 from distae.data.transform import Transform
@@ -36,6 +37,8 @@ class Split:
     """Notes on guesses, printed at the start of a run."""
     augment: Augment | None = None
     """What training does with these samples; evaluation sees them as they are."""
+    bad: BadRows | None = None
+    """Rows that cannot be read, which others then stand for; None: reading one raises BadRowsError."""
 
     @classmethod
     def of(
@@ -88,9 +91,16 @@ class Split:
 
     def read(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Copies of the stored samples `[B, *stored]` and labels `[B]` at these positions `[B]` (int64)."""
-        at = positions if self.rows is None else self.rows.index_select(0, positions)
-        label = None if self.source.label is None else self.source.label.index_select(0, at)
-        return self.source.read(at), label
+        at = self.rows_at(positions)
+        if self.bad is None:
+            stored = self.source.read(at)
+        else:
+            stored, at = self.bad.read(self.source, at, lambda number: int(self.rows_at(torch.tensor([number % len(self)]))))
+        return stored, None if self.source.label is None else self.source.label.index_select(0, at)
+
+    def rows_at(self, positions: Tensor) -> Tensor:
+        """Rows of the source `[B]` at these positions `[B]` (int64)."""
+        return positions if self.rows is None else self.rows.index_select(0, positions)
 
     def blocks(self) -> Iterator[Tensor]:
         """The stored values `[b, *stored]` in order, block by block: to scan all of them without a copy."""

@@ -1,15 +1,76 @@
 """Where the values of a data set are during a run: in memory, mapped from a file, or streamed from their source."""
 
+import contextlib
+import dataclasses
 import os
 from pathlib import Path
 
-from distae.data.source import Source
+from distae.config.data import DataConfig
+from distae.data.decoded import MOST_BYTES, decoded
+from distae.data.source import BadRowsError, Source
 from distae.data.splits import Split
+from distae.errors import UserError
+
+PAGE = 4096
+SMALL_BYTES = 256 << 20
+"""What would be streamed is decoded once and for all where it is not larger."""
+VALID = {"streamed": ("auto", "resident", "streamed"), "mapped": ("auto", "resident", "mapped"), "resident": ("auto", "resident")}
+"""What `--data.storage` may be, by where the values of the source are."""
 
 
 def streams(source: Source) -> bool:
     """Whether samples are read and decoded as they are needed, rather than copied from memory or a mapped file."""
-    return source.decodes or source.units is not None
+    return (source.decodes or source.units is not None) and not source.origin
+
+
+def place(cfg: DataConfig, splits: dict[str, Split], workers: int) -> dict[str, Split]:
+    """The same splits with their values where `--data.storage` asks for them; `workers` threads decode. The same data, also to
+    `data.identity`. Raises UserError if that is impossible.
+
+    Resident is one copy for all processes of a node: what is mapped is read into the page cache, what is streamed is decoded into a
+    file of the node's cache. A copy on the GPU, where it fits, is the loader's.
+    """
+    source, size = splits["train"].source, sum(split.nbytes for split in splits.values())
+    here = "streamed" if streams(source) else "mapped" if source.origin else "resident"
+    if cfg.storage not in VALID[here]:
+        what = {"streamed": "is read in parts", "mapped": "is a mapped file", "resident": "is in memory"}[here]
+        raise UserError(f"--data.storage {cfg.storage}: --data {cfg.name} {what}; valid: {', '.join(VALID[here])}")
+    if cfg.storage == "resident" and here != "resident":
+        _check_memory(size, here)
+        return _decoded(cfg, splits, workers, size) if here == "streamed" else _touched(splits)
+    if cfg.storage == "auto" and here == "streamed" and size <= SMALL_BYTES:
+        with contextlib.suppress(BadRowsError, UserError):  # streamed then, as the run says
+            return _decoded(cfg, splits, workers, size)
+    return splits
+
+
+def _check_memory(size: int, here: str) -> None:
+    if size > (free := available_memory()):
+        raise UserError(
+            f"--data.storage resident: the data take {size / 1e9:.3g} GB, and this node has {free / 1e9:.3g} GB free; valid: {here}"
+        )
+
+
+def _decoded(cfg: DataConfig, splits: dict[str, Split], workers: int, size: int) -> dict[str, Split]:
+    if cfg.on_error == "skip":  # a copy would hold the substitutes, and not say so
+        raise UserError("--data.storage resident: --data.on-error skip needs samples that are read in the run; valid: streamed")
+    if size > MOST_BYTES:
+        raise UserError(
+            f"--data.storage resident: {size / 1e9:.3g} GB decoded, at most {MOST_BYTES / 1e9:.3g} are kept; valid: streamed"
+        )
+    settings = repr(dataclasses.replace(cfg, storage="auto", workers="auto", prefetch=1, shuffle="auto", window=1))
+    try:
+        return {name: decoded(split, settings, workers) if streams(split.source) else split for name, split in splits.items()}
+    except OSError as error:
+        raise UserError(f"--data.storage resident: the decoded copy cannot be written ({error}); set DISTAE_CACHE") from error
+
+
+def _touched(splits: dict[str, Split]) -> dict[str, Split]:
+    """The same, after each page of their sources was read once."""
+    for source in {id(split.source): split.source for split in splits.values()}.values():
+        for block in source.blocks(None):
+            block.reshape(-1)[:: max(1, PAGE // block.element_size())].sum()
+    return splits
 
 
 def available_memory() -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distae import distributed as dist
 from distae.data import Loader
-from distae.evaluation.exact import EvalShard, eval_shards
+from distae.evaluation.exact import EvalShard, eval_shards, fetch
 from distae.losses import log_normal_pairs
 from distae.models import Autoencoder, Batch
 from distae.noise import Noise
@@ -48,7 +48,7 @@ def diagnose(model: Autoencoder, loader: Loader, chunk: int, seed: int) -> dict[
 def _chunk(model: Autoencoder, loader: Loader, number: int, here: EvalShard, seed: int) -> list[Tensor]:
     """Sums over this rank's rows: their number, posterior means and squares, log q(z|x) - log q(z), and the KL by dimension."""
     noise = Noise(seed, ("diagnosis", number), here.rows, dist.world().device)
-    x, label = loader.batch(here.samples, noise)
+    x, label, here = fetch(loader, here, noise)
     codes = model.encode(x, label)
     if codes.mu is None or codes.logvar is None:
         return []

@@ -40,14 +40,21 @@ def eval_shards(loader: Loader, samples: int, chunk: int) -> Iterator[EvalShard]
     return loader.ahead(shards, lambda shard: (shard.samples,))
 
 
+def fetch(loader: Loader, here: EvalShard, noise: Noise) -> tuple[Tensor, Tensor | None, EvalShard]:
+    """Samples and labels of a share, and the share without the samples that cannot be read."""
+    x, label = loader.batch(here.samples, noise)
+    bad = loader.unreadable(here.samples)
+    return x, label, here if bad is None else here._replace(valid_mask=here.valid_mask & ~bad)
+
+
 @torch.no_grad()
 def evaluate(
     model: Autoencoder, loader: Loader, chunk: int, seed: int, interrupted: Callable[[], bool] = lambda: False
 ) -> dict[str, float] | None:
-    """Means over all samples of `loader`: the model's terms in nats per sample, and every registered metric.
+    """Means over all samples of `loader` that can be read: the model's terms in nats per sample, and every registered metric.
 
-    Runs over fixed global chunks with noise keyed by chunk. All ranks make the same number of forward calls; missing rows
-    have weight 0. Returns None if `interrupted()` (called between chunks, by all ranks together) is true.
+    Runs over fixed global chunks with noise keyed by chunk. All ranks make the same number of forward calls; missing and
+    unreadable rows have weight 0. Returns None if `interrupted()` (called between chunks, by all ranks together) is true.
     """
     was_training = model.training
     model.eval()
@@ -60,15 +67,15 @@ def evaluate(
                 sums[name] = sums[name] + value if name in sums else value
     finally:
         model.train(was_training)
-    total = dist.all_reduce_(torch.stack(list(sums.values())))
-    return dict(zip(sums, (total / len(loader)).tolist(), strict=True))
+    *total, count = dist.all_reduce_(torch.stack(list(sums.values()))).tolist()
+    return {name: value / count for name, value in zip(sums, total, strict=False)}
 
 
 def _chunk(model: Autoencoder, loader: Loader, number: int, here: EvalShard, seed: int) -> dict[str, Tensor]:
-    """Sums over this rank's rows of one chunk, in float64, of the terms of all phases."""
+    """Sums over this rank's rows of one chunk, in float64, of the terms of all phases, and last the number of samples."""
+    x, label, here = fetch(loader, here, Noise(seed, ("eval data", number), here.rows, here.valid_mask.device))
     weight = here.valid_mask.double()
     sums: dict[str, Tensor] = {}
-    x, label = loader.batch(here.samples, Noise(seed, ("eval data", number), here.rows, weight.device))
     for phase in model.phases():
         noise = Noise(seed, ("eval", number, phase.name), here.rows, weight.device)
         batch = Batch(x, label, None, here.valid_mask, len(loader))
@@ -77,4 +84,4 @@ def _chunk(model: Autoencoder, loader: Loader, number: int, here: EvalShard, see
         terms = {name: (value.double() * weight).sum() for name, value in per_sample.items()}
         terms |= {name: value.double() * weight.sum() for name, value in out.per_batch.items()}
         sums |= {name: value for name, value in terms.items() if name not in sums}
-    return sums
+    return sums | {"": weight.sum()}

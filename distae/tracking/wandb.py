@@ -58,9 +58,7 @@ def _where(mode: str, run: Any, run_dir: Path) -> str:
         return f"W&B is online: {run.url}; WANDB_MODE=offline keeps the run here, {off}"
     if mode == "offline":
         why = "WANDB_MODE" if os.environ.get("WANDB_MODE") == mode else "no key or no network"
-        return (
-            f"W&B is offline ({why}): sync later with `python -m distae.tracking sync {run_dir}`; wandb login puts it online, {off}"
-        )
+        return f"W&B is offline ({why}): sync later with `distae sync {run_dir}`; wandb login puts it online, {off}"
     return f"W&B is off (WANDB_MODE={mode}); WANDB_MODE=online or offline turns it on"
 
 

@@ -93,12 +93,20 @@ class CheckpointManager:
 
     def _begin(self, started: float) -> None:
         self.logger.check_finite()
+        self.logger.count_skipped("train")
         rows = dist.broadcast(self.tracker.sync())
         if isinstance(rows, str):
             self._report(rows)
             return
         metadata = checkpoint_metadata(
-            self.cfg, self.state, self.train_step, rows, self.logger.total_steps, self.threads, self.data
+            self.cfg,
+            self.state,
+            self.train_step,
+            rows,
+            self.logger.total_steps,
+            self.threads,
+            self.data,
+            self.logger.skipped.state(),
         )
         self.store.save(self.state.step, state_dict(self.train_step), msgspec.json.encode(metadata), self.state.best_step)
         self.saved_step = self.state.step

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from distae import distributed as dist
 from distae.config import TrainConfig
+from distae.data.bad_rows import Skipped
 from distae.errors import TrainingError
 from distae.tracking import Tracker
 from distae.training.callbacks import Callbacks
@@ -21,9 +22,16 @@ class MetricsLogger:
     """Writes the rows of a run. All ranks call the same methods together; rank 0 has the sinks."""
 
     def __init__(
-        self, cfg: TrainConfig, train_step: TrainStep, state: TrainState, tracker: Tracker, steps: tuple[int, int]
+        self,
+        cfg: TrainConfig,
+        train_step: TrainStep,
+        state: TrainState,
+        tracker: Tracker,
+        steps: tuple[int, int],
+        skipped: Skipped,
     ) -> None:
         """`steps` of an epoch, and of the whole run."""
+        self.skipped = skipped
         self.cfg, self.train_step, self.state, self.tracker = cfg, train_step, state, tracker
         self.steps_per_epoch, self.total_steps = steps
         self.callbacks = Callbacks()
@@ -47,10 +55,16 @@ class MetricsLogger:
         """Write the means since the last row. Raises TrainingError at a non-finite term or gradient."""
         means, grad_norm = self.check_finite(), float(self.train_step.grad_norm)
         lr = self.cfg.optim.lr * self.train_step.schedule.factor(self.state.step - 1)
-        metrics = means | {"lr": lr, "grad_norm": grad_norm} | self._speed()
+        metrics = means | {"lr": lr, "grad_norm": grad_norm} | self.count_skipped("train") | self._speed()
         self.row(row := {f"train/{k}": v for k, v in metrics.items()})
         self.callbacks.on_log(row)
         self.train_step.window.clear()
+
+    def count_skipped(self, split: str) -> dict[str, float]:
+        """The metric of samples that could not be read, those of all ranks; reports new ones."""
+        for line in self.skipped.agree():
+            self.tracker.line(line)
+        return self.skipped.counts(split)
 
     def row(self, metrics: Mapping[str, float]) -> None:
         """Write one row, with where the run stands."""

@@ -73,6 +73,8 @@ class RunRestorer:
         changed = changed_data(saved, self.cfg, self.checkpoints.data)
         if changed and not self.cfg.allow_changed_data:
             raise UserError(f"{changed}.\nGive that data, another --run-dir, or --allow-changed-data to resume with this data")
+        if not changed:
+            self.checkpoints.logger.skipped.load(saved.bad_rows)
         self.notes += [f"{changed}; resumed with this data (--allow-changed-data)"] if changed else []
 
     def _fork(self, source: Path) -> None:
@@ -86,6 +88,8 @@ class RunRestorer:
         except TrainingError as error:
             raise UserError(f"--fork-from: {error}") from error
         changed = changed_data(saved, self.cfg, self.checkpoints.data)
+        if not changed:
+            self.checkpoints.logger.skipped.load(saved.bad_rows)
         self.state.best_value = self.state.best_step = None
         self.state.bad_evals = 0
         self.notes += [*latest.complaints, f"forked from {source} at step {latest.step}"]

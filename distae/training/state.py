@@ -14,6 +14,7 @@ from distae.config import TrainConfig
 from distae.config.check import identity_settings
 from distae.config.optim import CosineConfig
 from distae.data import Identity, Transform
+from distae.data.bad_rows import State
 from distae.errors import TrainingError, UserError
 from distae.noise import ORDER
 from distae.runtime.files import decode
@@ -65,6 +66,8 @@ class CheckpointMetadata:
     """`noise.ORDER` of the version that saved it; 1 if missing."""
     data: Identity | None = None
     """Identity of the training data; None in older checkpoints."""
+    bad_rows: State | None = None
+    """Samples that could not be read; None if there were none."""
 
 
 def state_dict(train_step: TrainStep) -> dict[str, Tensor]:
@@ -85,6 +88,7 @@ def checkpoint_metadata(
     total_steps: int,
     threads: int,
     data: Identity,
+    bad_rows: State | None,
 ) -> CheckpointMetadata:
     """Non-tensor state. Collective: called on all ranks together."""
     return CheckpointMetadata(
@@ -103,6 +107,7 @@ def checkpoint_metadata(
         transform=train_step.loader.split.transform,
         order=ORDER,
         data=data,
+        bad_rows=bad_rows,
     )
 
 

@@ -9,6 +9,7 @@ from distae import data
 from distae import distributed as dist
 from distae.config import TrainConfig
 from distae.data import GlobalBatchSampler, Loader, Reading, Split
+from distae.data.bad_rows import Skipped
 from distae.data.storage import in_words
 from distae.errors import TrainingError
 from distae.models import Autoencoder, build
@@ -54,7 +55,8 @@ class Trainer:
         compiled = cfg.compile and why_not_compiled is None
         self.train_step = TrainStep(cfg, model, self.loaders["train"], schedule, compiled)
         self.state, self.tracker, self.stop = TrainState(), Tracker(), StopAgreement(stop)
-        self.logger = MetricsLogger(cfg, self.train_step, self.state, self.tracker, (self.sampler.steps_per_epoch, self.total))
+        steps = self.sampler.steps_per_epoch, self.total
+        self.logger = MetricsLogger(cfg, self.train_step, self.state, self.tracker, steps, Skipped(splits))
         self.validator = Validator(cfg, self.loaders, self.state, self.logger)
         self.lock, self.may_write = lock, lock.check if lock else lambda: None
         self.checkpoints = CheckpointManager(cfg, self.state, self.logger, threads, self.data, self.may_write)

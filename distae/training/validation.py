@@ -53,7 +53,7 @@ class Validator:
             of_codes = None if metrics is None else diagnose(model, loader, cfg.eval_batch_size, cfg.seed)
         if metrics is None or of_codes is None:
             return None
-        self.logger.row({f"{split}/{k}": v for k, v in (metrics | of_codes).items()})
+        self.logger.row({f"{split}/{k}": v for k, v in (metrics | of_codes | self.logger.count_skipped(split)).items()})
         self.logger.callbacks.on_evaluate(split, metrics | of_codes)
         if split == "test":
             for line in warnings(metrics | of_codes, cfg.model.latent_dim):

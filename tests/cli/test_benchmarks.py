@@ -61,6 +61,11 @@ def test_two_processes(run_here):
     assert min(result["ae-32"]["samples_per_second"].values()) > 0
 
 
+def test_data(run_here):
+    result = run_here("data.py", "wait", "--rounds", "0", "--steps", "9", "--scale", "0.02")
+    assert 0 < result["wait"]["wait, units, 4 threads"][0] < 1
+
+
 def test_growth(run_here):
     result = run_here("growth.py", "--rounds", "0", "--points", "1", "--no-plot")
     assert [len(result[line]) for line in ("batch", "width", "depth", "images", "saves")] == [1] * 5

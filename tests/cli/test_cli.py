@@ -8,9 +8,10 @@ import resource
 import subprocess
 import sys
 import zipfile
+from typing import Any
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, spy
 
 from distae import __main__ as distae_main
 from distae import __version__
@@ -176,8 +177,8 @@ def test_completion_knows_the_commands_and_the_chosen_variant(line, there, absen
 
 
 def test_a_backend_is_chosen_by_name_either_way(monkeypatch):
-    asked = []
-    monkeypatch.setattr(BACKENDS["local"], "submit", lambda self, argv, prog: asked.append((argv, prog)) or 75)
+    asked: list[Any] = []
+    monkeypatch.setattr(BACKENDS["local"], "submit", spy(lambda *args: 75, lambda self, *args: asked.append(args)))
     assert main(["launch", "local", "--nproc", "2", "--", "--model", "ae"]) == 75
     assert main(["launch", "--backend", "local", "--nproc", "2", "--", "--model", "ae"]) == 75
     assert asked == [(["--nproc", "2", "--", "--model", "ae"], "distae launch local")] * 2

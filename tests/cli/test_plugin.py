@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import gate
 import pytest
@@ -71,7 +72,8 @@ def test_a_file_that_is_no_plugin_is_refused(tmp_path: Path, name: str, text: st
 
 def test_the_net_is_chosen_by_its_name(tmp_path: Path) -> None:
     cfg = parse(TrainConfig, ["--plugin", NET, "--net", "tanh_net", "--net.hidden", "5"], {}, "prog").settings
-    layers = build(cfg.model, cfg.net, (1, 8, 8)).encoder.layers
+    model: Any = build(cfg.model, cfg.net, (1, 8, 8))
+    layers = model.encoder.layers
     assert [type(layer).__name__ for layer in layers] == ["Flatten", "Linear", "Tanh", "Linear"]
     assert layers[1].out_features == 5
 

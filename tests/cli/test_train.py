@@ -186,7 +186,7 @@ def two(tmp_path_factory):
     wandb.setup().ensure_service()
     folder = tmp_path_factory.mktemp("two")
     away = {"WANDB_MODE": None, "WANDB_API_KEY": None, "HOME": str(folder)}
-    return start(*TINY, "--run-dir", "run", nproc=2, cwd=folder, **away), folder / "run"
+    return start(*TINY, "--run-dir", "run", nproc=2, cwd=folder, timeout=240, **away), folder / "run"
 
 
 def test_two_ranks_train_and_rank_0_writes(two):
@@ -205,7 +205,7 @@ def test_two_ranks_train_and_rank_0_writes(two):
 def test_without_a_key_one_line_says_how_to_sync(two):
     done, run_dir = two
     (line,) = [text for text in done.stderr.splitlines() if "W&B is offline" in text]
-    folder = re.search(r"W&B is offline \(no key or no network\): sync later with `python -m distae.tracking sync (.*)`", line)[1]
+    (folder,) = re.findall(r"W&B is offline \(no key or no network\): sync later with `distae sync (.*?)`", line)
     assert (run_dir.parent / folder).is_dir()
     assert len(list((run_dir / "wandb").glob("offline-run-*"))) == 1
 
@@ -270,7 +270,7 @@ def test_a_port_in_use_is_told(tmp_path):
         taken.listen()
         port = str(taken.getsockname()[1])
         rank = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        done = start(*TINY, "--tracking", "none", cwd=tmp_path, **rank)
+        done = start(*TINY, "--tracking", "none", nproc=0, cwd=tmp_path, timeout=240, **rank)
     assert done.returncode == 2, done.stderr
     told = [line for line in done.stderr.splitlines() if line.startswith("distae: ")]
     assert told == [
@@ -286,6 +286,7 @@ def test_a_run_says_where_it_is_and_why_it_ended_early_though_its_stdout_and_std
     command += ["--steps", "400", "--early-stop.min-delta", "1e9"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as job:
+        assert job.stdout
         job.stdout.readline()
         job.stdout.close()
         assert job.wait(200) == 0

@@ -145,7 +145,7 @@ def _die_in_third_save(rank: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return future
 
-    ShardWriter.write_data = patched  # type: ignore[method-assign]
+    mock.patch.object(ShardWriter, "write_data", patched).start()
 
 
 def test_a_rank_that_dies_in_the_middle_of_a_save(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def _raise_at_step_five(rank: int) -> None:
             raise ValueError("a bug on rank 2")
         step(self, number, rows)
 
-    TrainStep.__call__ = patched  # type: ignore[method-assign]
+    mock.patch.object(TrainStep, "__call__", patched).start()
 
 
 def test_a_rank_that_raises_ends_all_with_its_error(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """N ranks end where 1 rank ends, for every network and norm; and the gate sees planted bugs."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import gate
 import pytest
@@ -125,5 +126,5 @@ def test_compressed_gradients_are_rounded_and_give_up_parity(results, kind, roun
 def test_only_the_cases_of_the_chosen_tests_run(request):
     """What `-k "mlp and accum"` leaves."""
     chosen = [i for i in request.session.items if "test_accumulation_changes_nothing[vae-mlp-none]" in i.name] or pytest.skip("-k")
-    some = SimpleNamespace(session=SimpleNamespace(items=chosen), path=request.path, fixturename="results")
+    some: Any = SimpleNamespace(session=SimpleNamespace(items=chosen), path=request.path, fixturename="results")
     assert [*gate.asked_for(some, CASES | HALVED | PLANTED)] == ["vae-mlp-none", "vae-mlp-none-accum2"]

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,9 @@ class _Given:
         self.argv = argv
 
     def __call__(self, rank: int) -> None:
-        from distae.commands import train
-
+        train: Any = import_module("distae.commands.train")
         parse = train.parse
-        train.parse = lambda cls, argv, *rest: parse(cls, [*argv, *(self.argv if rank else ())], *rest)  # type: ignore[assignment]
+        train.parse = lambda cls, argv, *rest: parse(cls, [*argv, *(self.argv if rank else ())], *rest)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,7 @@ class _AtLoad:
         self.rank, self.signum = rank, signum
 
     def __call__(self, rank: int) -> None:
-        from distae import data
-
+        data: Any = import_module("distae.data")
         load = data.load
 
         def patched(*args: Any) -> Any:

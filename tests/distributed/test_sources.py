@@ -1,5 +1,6 @@
 """Every kind of data source: the same run on 1 to 3 ranks, after a stop, and after a stop on another number of ranks."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,13 @@ import pytest
 import scipy.sparse
 from gate import Case
 from helpers import settings
+from PIL import Image
 
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError:  # the extra `data`
+    pa = None
 ROWS = 131
 """Divides by no batch and no number of ranks."""
 
@@ -24,6 +31,32 @@ def pictures(n: int = ROWS, shape: tuple[int, ...] = (8, 8)) -> np.ndarray:
 def array(folder: Path) -> dict[str, Any]:
     np.savez(folder / "x.npz", x=pictures(), y=np.arange(ROWS) % 10)
     return {"name": "array", "path": str(folder / "x.npz"), "label_key": "y"}
+
+
+def shards(folder: Path) -> dict[str, Any]:
+    for i, part in enumerate(np.split(pictures(), [40, 41])):
+        np.save(folder / f"{i}.npy", part)
+    return {"name": "array", "path": str(folder)}
+
+
+def parquet(folder: Path) -> dict[str, Any]:
+    """Encoded images in row groups of 10, under the windowed shuffle."""
+    pq.write_table(encoded_images(), folder / "x.parquet", row_group_size=10)
+    return {"name": "parquet", "path": str(folder), "size": 8, "mode": "L", "label": "y", "shuffle": "windowed", "window": 1}
+
+
+def hf(folder: Path) -> dict[str, Any]:
+    with pa.OSFile(str(folder / "x.arrow"), "wb") as file, pa.ipc.new_stream(file, encoded_images().schema) as stream:
+        stream.write_table(encoded_images(), max_chunksize=10)
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "x.arrow"}]}')
+    return {"name": "hf", "path": str(folder), "size": 8, "mode": "L", "label": "y", "shuffle": "windowed", "window": 1}
+
+
+def encoded_images() -> Any:
+    files = [io.BytesIO() for _ in range(ROWS)]
+    for file, pixels in zip(files, pictures(), strict=True):
+        Image.fromarray(pixels).save(file, "png")
+    return pa.table({"image": [{"bytes": file.getvalue(), "path": ""} for file in files], "y": np.arange(ROWS) % 10})
 
 
 def in_units(folder: Path) -> dict[str, Any]:
@@ -45,9 +78,26 @@ def table(folder: Path) -> dict[str, Any]:
     return {"name": "table", "path": str(folder / "x.csv"), "missing": "mask", "label": "kind", "group": "who"}
 
 
+def images(folder: Path) -> dict[str, Any]:
+    """Random crops and mirror images, by two threads, of files of which some are cut off and one is empty."""
+    for i, x in enumerate(pictures(shape=(12, 10, 3))):
+        (folder / "images" / f"class{i % 3}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x).save(folder / "images" / f"class{i % 3}" / f"{i:03}.png")
+    for i in (4, 5, 6, 7):
+        cut = folder / "images" / f"class{i % 3}" / f"{i:03}.png"
+        cut.write_bytes(cut.read_bytes()[:-60])
+    (folder / "images" / "class0" / "empty.png").touch()
+    augmented = {"size": 8, "crop": "random", "flip": True, "workers": 2, "mode": "L"}
+    return {"name": "image_folder", "path": str(folder / "images"), "on_error": "skip", **augmented}
+
+
 LIKELIHOODS = {"table": "mixed", "sparse": "zinb"}
 """Of sources that are not images."""
-SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {"array": array, "in_units": in_units, "sparse": sparse, "table": table}
+SOURCES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "array": array, "images": images, "shards": shards, "in_units": in_units, "sparse": sparse, "table": table,
+}  # fmt: skip
+if pa:
+    SOURCES |= {"parquet": parquet, "hf": hf}
 """By name: makes files in a folder, and gives the settings `data` that read them."""
 
 

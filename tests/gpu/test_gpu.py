@@ -13,9 +13,9 @@ import pytest
 import torch
 import torch.distributed as td
 import torch.multiprocessing as mp
-from gate import timeless
 from helpers import SHIPPED, fitted, fresh_trainer, metrics, settings, splits
 
+from benchmarks.crash import timeless
 from distae import distributed as dist
 from distae import load
 from distae.commands.session import train_run
@@ -139,7 +139,7 @@ def _one_of_two(rank: int, port: int, cfg: TrainConfig) -> None:
     """A rank that shares the card: over gloo, as NCCL wants a card for each."""
     store = td.TCPStore("127.0.0.1", port, 2, rank == 0)
     td.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    background = td.new_group(backend="gloo")
+    background: Any = td.new_group(backend="gloo")
     with dist.use(dist.World(rank, 2, DEVICE, td.group.WORLD, td.group.WORLD, background)):
         train_run(cfg, splits(), StopRequest(), 1)
     td.destroy_process_group()

@@ -46,7 +46,7 @@ def end_a_session(how: str, folder: Path) -> tuple[dict[int, str], dict[int, str
     (folder / "test_ends.py").write_text(ENDS)
     if how == "fail":
         (folder / "fail").touch()
-    environment = os.environ | {"PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}", "PREFIX": prefix}
+    environment = os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parent}:{os.environ.get('PYTHONPATH', '')}", "PREFIX": prefix}
     # A background job of a shell, as a gate may be, has SIGINT ignored, and so would all that it starts.
     command = ["env", "--default-signal=INT", sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-p", "no:cacheprovider"]
     command.append("test_ends.py")

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT, metrics
+from helpers import ROOT, metrics, spy
 
 from distae.__main__ import main
 from distae.config.names import TRAITS
 from distae.registry import REGISTRIES, Registry
+from distae.runtime.backends import BACKENDS
 from distae.training.trainer import Trainer
-from launch import backends
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 SECTIONS = dict(re.findall(r"^## Add an? ([\w ]+)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL))
@@ -43,7 +43,7 @@ def command_of(what: str) -> list[str]:
 
 
 def test_every_registry_has_a_section_and_every_section_a_registry():
-    assert backends.register_backend  # importing the trainer and the launchers, all registries are there
+    assert BACKENDS  # importing the trainer and the launchers, all registries are there
     assert sorted(SECTIONS) == sorted(REGISTRIES)
 
 
@@ -59,8 +59,7 @@ def test_the_example_is_the_file(what):
 def test_the_command_trains_and_the_example_takes_part(what, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trained: list[Trainer] = []
-    close = Trainer.close
-    monkeypatch.setattr(Trainer, "close", lambda self: trained.append(self) or close(self))
+    monkeypatch.setattr(Trainer, "close", spy(Trainer.close, trained.append))
     monkeypatch.setattr("sys.path", [*sys.path])
     assert main([*command_of(what), *SMALL.split(), "--run-dir", "run"]) == 0
     shown: dict[str, Any] = {

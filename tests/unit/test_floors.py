@@ -2,6 +2,8 @@
 
 import ast
 import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,7 @@ def floor(name: str) -> int:
     return next(i for i, rooms in enumerate(FLOORS) if name in rooms)
 
 
+@cache
 def imported(path: str) -> list[tuple[str, int]]:
     """Every module that a file imports, anywhere in it, with the line; not what only type checkers read."""
     found = []
@@ -44,7 +47,7 @@ def imported(path: str) -> list[tuple[str, int]]:
     return found
 
 
-def walk(node: ast.AST):
+def walk(node: ast.AST) -> Iterator[ast.AST]:
     """Like ast.walk, without the bodies of `if TYPE_CHECKING`."""
     if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
         return
@@ -107,7 +110,9 @@ ALLOWED = {
 @pytest.mark.parametrize("path", TREES)
 def test_noise_is_the_only_source_of_randomness(path):
     for node in ast.walk(TREES[path]):
-        name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        if not isinstance(node, ast.Attribute):
+            continue
+        name = ast.unparse(node)
         drawn = FORBIDDEN.fullmatch(name) and not name.startswith(("noise.", "nn.init."))  # models are made in noise.initialising
         if drawn and not (path in ALLOWED and ALLOWED[path].fullmatch(name)):
             raise AssertionError(f"{path}:{node.lineno}: {name}")

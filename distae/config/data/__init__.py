@@ -6,24 +6,38 @@ from distae.registry import import_all
 # isort: off
 from distae.config.data.base import DataConfig
 from distae.config.data.digits import DigitsConfig
-from distae.config.data.torchvision import CIFAR10Config, FashionMNISTConfig, MNISTConfig, TorchvisionConfig
-from distae.config.data.array import FILE_ERRORS, ArrayConfig, StoredLayout
+from distae.config.data.torchvision import (
+    CIFAR10Config, CIFAR100Config, CelebAConfig, EMNISTConfig, FashionMNISTConfig, KMNISTConfig, MNISTConfig, STL10Config,
+    SVHNConfig, TorchvisionConfig,
+)  # fmt: skip
+from distae.config.data.array import ArrayConfig, StoredLayout
 from distae.config.data.image_folder import ImageFolderConfig
 from distae.config.data.table import TableConfig
 from distae.config.data.sparse import SparseConfig
 from distae.config.data.memory import MemoryConfig
+from distae.config.data.parquet import ParquetConfig
+from distae.config.data.hf import HFConfig
+from distae.config.data.stored import FILE_ERRORS
 # isort: on
 
 __all__ = [
     "FILE_ERRORS",
     "ArrayConfig",
     "CIFAR10Config",
+    "CIFAR100Config",
+    "CelebAConfig",
     "DataConfig",
     "DigitsConfig",
+    "EMNISTConfig",
     "FashionMNISTConfig",
+    "HFConfig",
     "ImageFolderConfig",
+    "KMNISTConfig",
     "MNISTConfig",
     "MemoryConfig",
+    "ParquetConfig",
+    "STL10Config",
+    "SVHNConfig",
     "SparseConfig",
     "StoredLayout",
     "TableConfig",

@@ -1,56 +1,41 @@
 """Settings of a user's own arrays, and what is known without reading them."""
 
-import io
-import os
-import tokenize
-import zipfile
-import zlib
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from distae.config.data.base import DataConfig
-from distae.config.fields import Fraction, Positive
+from distae.config.data.manifest import Manifest, manifest_in
+from distae.config.data.paths import ARRAYS, expanded, files_of, hint
+from distae.config.data.stored import FILE_ERRORS, Stored, arrays_in
+from distae.config.fields import Fraction, Joined, Positive
 from distae.errors import UserError
-
-FILE_ERRORS = (
-    ValueError, OSError, EOFError, LookupError, RuntimeError, MemoryError, NotImplementedError, SyntaxError,
-    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-"""What numpy and zipfile raise where a file is damaged, forged or encrypted."""
-LONGEST_HEADER = 64 << 10
-"""Largest header of an array in bytes; numpy's own have about 100."""
-MOST_COMPRESSED = 200
-"""Largest ratio of unpacked to packed size of an .npz file: deflate reaches 1,000, but only in a zip bomb."""
-
 
 StoredLayout = Literal["as_stored", "no_channel", "channels_last"]
 """Layout of samples in a file: as the model takes them (`[C, H, W]` or `[D]`), as `[H, W]`, or as `[H, W, C]`."""
 IMAGE_CHANNELS = (1, 3, 4)
 """Channels that images usually have: grey, RGB, RGBA."""
-CONVERSIONS = {
-    ".csv": "numpy.save('x.npy', numpy.loadtxt('{path}', delimiter=',', skiprows=1, dtype='float32'))",
-    ".tsv": "numpy.save('x.npy', numpy.loadtxt('{path}', skiprows=1, dtype='float32'))",
-    ".parquet": "numpy.save('x.npy', pandas.read_parquet('{path}').to_numpy('float32'))",
-    ".pt": "numpy.save('x.npy', torch.load('{path}', weights_only=True).numpy())",
-}
-"""How to convert a file of another kind to an array."""
+DTYPES = ("uint8", "float16", "bfloat16", "float32", "float64")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayConfig(DataConfig):
-    """Your own array in a .npy or .npz file, of uint8 or floating point: `[N, D]`, `[N, H, W]`, `[N, C, H, W]` or
-    `[N, H, W, C]`. A .npy file is memory-mapped, not copied: do not change it while a run uses it."""
+    """Your own arrays in .npy, .npz or .safetensors files, of uint8 or floating point: `[N, D]`, `[N, H, W]`, `[N, C, H, W]` or
+    `[N, H, W, C]`; or a folder of `distae prepare`. Files are memory-mapped, not copied, unless they are compressed: do not change
+    them while a run uses them."""
 
     name: ClassVar[str] = "array"
 
-    path: str = ""
-    """The .npy or .npz file."""
+    path: Joined = ""
+    """A .npy, .npz or .safetensors file, several that are one set (a list, a folder or a quoted glob), or a folder of
+    `distae prepare`."""
+    test: Joined = ""
+    """Files of the test split, as for --data.path; by default it is held out from --data.path."""
     key: str | None = None
-    """Name of the array inside a .npz file; optional if it holds one array besides the labels."""
+    """Name of the array inside .npz or .safetensors files; optional if they hold one array besides the labels."""
     label_key: str | None = None
-    """Name of the labels inside a .npz file: `[N]` integers from 0 on. Needed by conditional models."""
+    """Name of the labels inside .npz or .safetensors files, `[N]` integers from 0 on; or a .npy file of them. Needed by
+    conditional models."""
     scale: Literal["auto"] | Positive = "auto"
     """The model's values are the stored ones divided by this: 255 for bytes, 1 for values as they are. auto: 255 for uint8 with
     values above 1, else 1; the run says which."""
@@ -61,12 +46,15 @@ class ArrayConfig(DataConfig):
     """Share of the samples held out for the test split."""
 
     def shape(self) -> tuple[int, ...]:
-        shape, dtype = self.header()
-        if dtype not in ("uint8", "float16", "float32", "float64"):
-            raise UserError(f"--data.path: {self.path} holds {dtype}; valid are uint8, float16, float32 and float64")
+        if manifest := self.manifest():
+            return tuple(manifest.shape)
+        stored = self.stored(self.files()[0])
+        shape, dtype = stored.shape, stored.dtype
+        if dtype not in DTYPES:
+            raise UserError(f"--data.path: {stored} holds {dtype}; valid are {', '.join(DTYPES[:-1])} and {DTYPES[-1]}")
         if len(shape) not in (2, 3, 4) or min(shape) < 1:
             raise UserError(
-                f"--data.path: {self.path} has shape {list(shape)}; "
+                f"--data.path: {stored} has shape {list(shape)}; "
                 "valid are [N, D], [N, H, W] and [N, C, H, W], or [N, H, W, C] with --data.layout channels_last"
             )
         match self.stored_layout(shape):
@@ -76,6 +64,10 @@ class ArrayConfig(DataConfig):
                 return (shape[3], shape[1], shape[2])
             case _:
                 return shape[1:]
+
+    def for_model(self) -> dict[str, Any]:
+        manifest = self.manifest()
+        return {} if manifest is None else {k: tuple(v) if isinstance(v, list) else v for k, v in manifest.for_model.items()}
 
     def stored_layout(self, shape: tuple[int, ...]) -> StoredLayout:
         """Layout of the samples of a stored array of `shape`. Raises UserError if that needs `--data.layout`."""
@@ -91,78 +83,78 @@ class ArrayConfig(DataConfig):
             )
         return "channels_last" if self.layout == "channels_last" else "as_stored"
 
-    def header(self) -> tuple[tuple[int, ...], str]:
-        """Shape and dtype from the file's header, without reading the values."""
-        path = self.file()
-        try:
-            if path.suffix == ".npy":
-                with path.open("rb") as file:
-                    return _npy_header(file, path.stat().st_size)
-            with zipfile.ZipFile(path) as archive, archive.open(f"{self.npz_key()}.npy") as member:
-                size = archive.getinfo(member.name).file_size
-                if size > MOST_COMPRESSED * path.stat().st_size:
-                    raise ValueError(
-                        f"{member.name} takes {size} bytes, {size // path.stat().st_size} times the file: save it uncompressed"
-                    )
-                return _npy_header(member, size, member=True)
-        except FILE_ERRORS as error:
-            raise UserError(f"--data.path: {path} is not a .npy or .npz file of numbers ({error})") from error
+    def manifest(self) -> Manifest | None:
+        """Of a folder that `distae prepare` made; None for files. Raises UserError on settings that it already decides."""
+        if not self.path or (manifest := manifest_in(expanded(self.path, "--data.path"))) is None:
+            return None
+        if not manifest.splits:
+            raise UserError(f"--data.path: distae prepare did not finish {self.path}: run it again, it resumes")
+        decided = {"key": None, "label_key": None, "scale": "auto", "layout": "auto", "test": ""}
+        if given := next((k for k, default in decided.items() if getattr(self, k) != default), None):
+            raise UserError(
+                f"--data.{given.replace('_', '-')}: {self.path} was made by distae prepare, which decided that: leave it out"
+            )
+        return manifest
 
-    def file(self) -> Path:
-        """The file, `~` expanded. Raises UserError if there is none, or it has another type."""
-        if not self.path:
-            raise UserError("--data.path: --data array needs the .npy or .npz file; make one of an array x: numpy.save('x.npy', x)")
-        try:
-            path = Path(self.path).expanduser()
-        except RuntimeError as error:
-            raise UserError(f"--data.path: {self.path} names no user's home folder") from error
-        if path.is_dir():
+    def files(self, setting: Literal["path", "test"] = "path") -> list[Path]:
+        """The files of the training or the test set. Raises UserError if there are none, or they are of another type."""
+        text, flag = getattr(self, setting), f"--data.{setting}"
+        if not text:
             raise UserError(
-                f"--data.path: {path} is a folder, a .npy or .npz file is needed; of images of one size, for example:\n"
-                "numpy.save('x.npy', [numpy.array(PIL.Image.open(f)) for f in files]), and --data.layout channels_last for colour"
+                f"{flag}: --data array needs the .npy, .npz or .safetensors file; make one of an array x: numpy.save('x.npy', x)"
             )
+        files = files_of(text, flag, ARRAYS)
+        for path in files:
+            if path.suffix not in ARRAYS:
+                raise UserError(f"{flag}: {path} is not a .npy, .npz or .safetensors file{hint(path, flag) or _conversion(path)}")
+            if self.label_key and path.suffix == ".npy" and not self.label_file():
+                raise UserError(
+                    f"--data.label-key: a .npy file has no labels; make a .npz: numpy.savez('x.npz', x=x, {self.label_key}=y), "
+                    "or give a .npy file of the labels"
+                )
+        return files
+
+    def label_file(self) -> Path | None:
+        """The .npy file of the labels; None if they are in the files of the samples, or there are none."""
+        if not self.label_key or not self.label_key.endswith(".npy"):
+            return None
+        path = expanded(self.label_key, "--data.label-key")
         if not path.is_file():
-            raise UserError(f"--data.path: no file {path}")
-        if advice := CONVERSIONS.get(path.suffix.lower()):
-            raise UserError(f"--data.path: {path} is not a .npy or .npz file; make one:\n{advice.format(path=path)}")
-        if self.label_key and path.suffix == ".npy":
-            raise UserError(
-                f"--data.label-key: a .npy file has no labels; make a .npz: numpy.savez('x.npz', x=x, {self.label_key}=y)"
-            )
+            raise UserError(f"--data.label-key: no file {path}")
         return path
 
-    def npz_key(self) -> str:
+    def stored(self, path: Path) -> Stored:
+        """Where the samples of a file are. Raises UserError if it is damaged, or does not say which array it is."""
+        return self._in_file(path, lambda names: self._key(path, names))
+
+    def stored_labels(self, path: Path) -> Stored:
+        """Where the labels are that `--data.label-key` names."""
+        return self._in_file(path, lambda names: "" if path.suffix == ".npy" else str(self.label_key))
+
+    def _in_file(self, path: Path, choose: Any) -> Stored:
+        try:
+            arrays = arrays_in(path)
+            key = choose([*arrays])
+            return arrays[key]()
+        except FILE_ERRORS as error:
+            raise UserError(f"--data.path: {path} is not a .npy, .npz or .safetensors file of numbers ({error})") from error
+
+    def _key(self, path: Path, names: list[str]) -> str:
         """The name of the one array besides the labels, or of the one asked for."""
-        names = self._npz_names()
-        if self.label_key and self.label_key not in names:
-            raise UserError(f"--data.label-key: {self.label_key!r} is not in {self.path}; it holds {', '.join(names)}")
-        others = [n for n in names if n != self.label_key]
+        if path.suffix == ".npy":
+            return ""
+        inside = None if self.label_file() else self.label_key
+        if inside and inside not in names:
+            raise UserError(f"--data.label-key: {inside!r} is not in {path}; it holds {', '.join(names)}")
+        others = [n for n in names if n != inside]
         key = self.key or (others[0] if len(others) == 1 else None)
         if key not in names:
-            raise UserError(f"--data.key: {self.key!r} is not in {self.path}; it holds {', '.join(names)}")
+            raise UserError(f"--data.key: {self.key!r} is not in {path}; it holds {', '.join(names)}")
         return key
 
-    def _npz_names(self) -> list[str]:
-        with zipfile.ZipFile(self.file()) as archive:
-            return [n.removesuffix(".npy") for n in archive.namelist()]
 
-
-def _npy_header(file: Any, size: int, member: bool = False) -> tuple[tuple[int, ...], str]:
-    """Raises ValueError if the array that it announces is larger than the `size` bytes of the file.
-
-    `member` of an archive: also where it is larger than the memory; other files are mapped.
-    """
-    from numpy.lib import format as npy
-
-    head = io.BytesIO(file.read(LONGEST_HEADER))
-    version = npy.read_magic(head)
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, _, dtype = read(head)
-    needed, memory = head.tell() + prod(shape) * dtype.itemsize, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if any(n < 0 for n in shape):
-        raise ValueError(f"its header announces shape {list(shape)}")
-    if not dtype.hasobject and needed > size:
-        raise ValueError(f"it is truncated: shape {list(shape)} of {dtype.name} takes {needed} bytes, and it has {size}")
-    if needed > memory and member:
-        raise ValueError(f"it takes {needed} bytes; this machine has {memory}")
-    return shape, dtype.name
+def _conversion(path: Path) -> str:
+    """How to make an array of a file that no `--data` reads."""
+    if path.suffix.lower() not in (".pt", ".pth"):
+        return ""
+    return f"; make one:\nnumpy.save('x.npy', torch.load('{path}', weights_only=True).numpy())"

@@ -1,9 +1,10 @@
 """Settings of the sets that torchvision downloads and checks."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from distae.config.data.base import DataConfig
+from distae.config.data.image_folder import ImageSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +43,75 @@ class CIFAR10Config(TorchvisionConfig):
 
     def shape(self) -> tuple[int, ...]:
         return (3, 32, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KMNISTConfig(TorchvisionConfig):
+    """Kuzushiji-MNIST, 60,000 + 10,000 handwritten Japanese characters of 10 classes, 28x28 (Clanuwat 2018)."""
+
+    name: ClassVar[str] = "kmnist"
+
+    def shape(self) -> tuple[int, ...]:
+        return (1, 28, 28)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMNISTConfig(TorchvisionConfig):
+    """EMNIST, handwritten letters and digits, 28x28, turned upright (Cohen 2017)."""
+
+    name: ClassVar[str] = "emnist"
+
+    split: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"] = "balanced"
+    """Which of its sets: balanced has 112,800 + 18,800 images of 47 classes; the classes of letters are counted from 0."""
+
+    def shape(self) -> tuple[int, ...]:
+        return (1, 28, 28)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CIFAR100Config(TorchvisionConfig):
+    """CIFAR-100, 50,000 + 10,000 colour images of 100 classes, 32x32."""
+
+    name: ClassVar[str] = "cifar100"
+
+    def shape(self) -> tuple[int, ...]:
+        return (3, 32, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SVHNConfig(TorchvisionConfig):
+    """Street View House Numbers, 73,257 + 26,032 colour images of digits, 32x32 (Netzer 2011)."""
+
+    name: ClassVar[str] = "svhn"
+
+    def shape(self) -> tuple[int, ...]:
+        return (3, 32, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class STL10Config(TorchvisionConfig):
+    """STL-10, 5,000 + 8,000 colour images of 10 classes, 96x96, and 100,000 without a class (Coates 2011)."""
+
+    name: ClassVar[str] = "stl10"
+
+    unlabeled: bool = False
+    """Whether to train on those without a class too; then there are no labels."""
+
+    def shape(self) -> tuple[int, ...]:
+        return (3, 96, 96)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CelebAConfig(ImageSettings):
+    """CelebA, 202,599 faces, aligned, with its own splits (Liu 2015): the central 148x148 pixels of 178x218, as is usual for
+    autoencoders, resized to --data.size. The files are decoded as they are needed."""
+
+    name: ClassVar[str] = "celeba"
+
+    root: str = "data"
+    """Folder that `celeba` is in, or is downloaded to; in it `img_align_celeba` and list_eval_partition.txt."""
+    attribute: str | None = None
+    """Attribute that is the label, 0 or 1, such as Smiling; it needs list_attr_celeba.txt."""
+
+    def shape(self) -> tuple[int, ...]:
+        return (3, self.size, self.size)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distae.config.data.array import FILE_ERRORS
+from distae.config.data.stored import FILE_ERRORS
 from distae.config.sparse.matrix import Matrix, check_arrays, check_memory, classes_of
 from distae.config.tables.read import Column, of_objects
 from distae.errors import UserError

@@ -1,77 +1,178 @@
-"""A user's own .npy or .npz file."""
+"""A user's own arrays: .npy, .npz and .safetensors files, one or many, and folders of `distae prepare`."""
 
 import math
-import warnings
-from typing import Any
+import zlib
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distae.config.data import FILE_ERRORS, ArrayConfig
+from distae.config.data.stored import Stored
 from distae.data.datasets.base import register_dataset
-from distae.data.source import Tensors
+from distae.data.datasets.prepared import load_prepared
+from distae.data.mapped import Mapped, Part, dtype_of, mapped, tensor_of
+from distae.data.source import BLOCK_BYTES, WHOLE_BYTES
 from distae.data.splits import Split, hold_out
 from distae.data.transform import Transform
 from distae.errors import UserError
 
 
 @register_dataset(ArrayConfig)
-def load(cfg: ArrayConfig) -> tuple[Split, Split]:
+def load(cfg: ArrayConfig) -> tuple[Split, Split] | dict[str, Split]:
     cfg.shape()
-    try:
-        x, label = _read(cfg)
-    except FILE_ERRORS as error:
-        raise UserError(f"--data.path: {cfg.path} is damaged ({error})") from error
-    if label is not None and len(label) != len(x):
-        raise UserError(f"--data.label-key: {cfg.label_key!r} has {len(label)} labels for {len(x)} samples")
-    source = Tensors(_tensor(x), label)
+    if manifest := cfg.manifest():
+        return load_prepared(cfg, manifest)
+    source = _source(cfg, "path")
     scale, notes = _scale(cfg, Split(source))
-    transform = Transform(scale, cfg.stored_layout(x.shape))
-    return hold_out(Split(source, transform, notes=notes), cfg.test_fraction)
+    transform = Transform(scale, cfg.stored_layout((len(source), *source.shape)))
+    train = Split(source, transform, notes=notes)
+    if not cfg.test:
+        return hold_out(train, cfg.test_fraction)
+    test = _source(cfg, "test")
+    if (test.shape, test.dtype) != (source.shape, source.dtype):
+        raise UserError(f"--data.test: {cfg.test} holds {_row(test)} per sample, --data.path {cfg.path} {_row(source)}")
+    _range(cfg, "test", Split(test))
+    return train, Split(test, transform)
 
 
-def _read(cfg: ArrayConfig) -> tuple[np.ndarray, Tensor | None]:
-    """The samples, memory-mapped from a .npy file, and the labels `[N]`, if asked for."""
-    path = cfg.file()
-    if path.suffix == ".npy":
-        return np.load(path, mmap_mode="r", allow_pickle=False), None
-    with np.load(path, allow_pickle=False) as members:
-        return members[cfg.npz_key()], _labels(cfg, members)
+def _source(cfg: ArrayConfig, setting: Literal["path", "test"]) -> Mapped:
+    """All files of a setting as one source. Raises UserError where they do not belong together."""
+    files = cfg.files(setting)
+    stored = [cfg.stored(path) for path in files]
+    first = stored[0]
+    for other in stored[1:]:
+        if (other.shape[1:], other.dtype) != (first.shape[1:], first.dtype):
+            raise UserError(
+                f"--data.{setting}: {other} holds {other.dtype} {list(other.shape)}, and {first} holds {first.dtype} "
+                f"{list(first.shape)}: files of one set need one type and one shape per sample"
+            )
+    label = _labels(cfg, files, stored)
+    return Mapped([_part(s) for s in stored], first.shape[1:], dtype_of(first), label)
 
 
-def _tensor(x: np.ndarray) -> Tensor:
-    """The array's own memory as a tensor; a copy only if torch, or reading by rows, needs another byte order or layout."""
-    x = np.require(x, x.dtype.newbyteorder("="), "C")
-    with warnings.catch_warnings():
-        # Nothing writes to it; a writable private map fails if the file is larger than the memory.
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(x)
+def _part(stored: Stored) -> Part:
+    """Mapped if possible. Raises UserError if the file is damaged."""
+    try:
+        if stored.offset is not None:
+            part = mapped(stored)
+            _check_crc(stored)
+            return part
+        return Part(stored.path, tensor_of(_values(stored)), None)
+    except FILE_ERRORS as error:
+        raise UserError(f"--data.path: {stored.path} is damaged ({error})") from error
+
+
+def _values(stored: Stored) -> np.ndarray:
+    """All values of an array in memory, as numpy reads them."""
+    if stored.path.suffix == ".safetensors":
+        return np.fromfile(stored.path, stored.dtype, math.prod(stored.shape), offset=stored.offset or 0).reshape(stored.shape)
+    if stored.path.suffix == ".npy":
+        return np.load(stored.path, allow_pickle=False)  # type: ignore[no-any-return]
+    with np.load(stored.path, allow_pickle=False) as members:
+        return members[stored.name]  # type: ignore[no-any-return]
+
+
+def _check_crc(stored: Stored) -> None:
+    """Raises ValueError if a member of a .npz file is damaged; those beyond `WHOLE_BYTES` are not read for that."""
+    if stored.crc is None or stored.offset is None:
+        return
+    left, crc = stored.offset - stored.begins + stored.shape[0] * stored.row_bytes, 0
+    if left > WHOLE_BYTES:
+        return
+    with stored.path.open("rb") as file:
+        file.seek(stored.begins)
+        while left and (block := file.read(min(left, BLOCK_BYTES))):
+            crc, left = zlib.crc32(block, crc), left - len(block)
+    if crc != stored.crc:
+        raise ValueError(f"Bad CRC-32 of {stored.name!r}")
+
+
+def _row(source: Mapped) -> str:
+    return f"{str(source.dtype).removeprefix('torch.')} {list(source.shape)}"
 
 
 def _scale(cfg: ArrayConfig, stored: Split) -> tuple[float, tuple[str, ...]]:
-    """The divisor of stored values, and a note if it is a guess. Raises UserError on NaN and infinite values."""
-    low, high = stored.bounds() if len(stored) else (0.0, 0.0)
-    if not math.isfinite(low) or not math.isfinite(high):
-        raise UserError(f"--data.path: {cfg.path} holds NaN or infinite values")
+    """The divisor of stored values, and notes on guesses and on what the files hold. Raises UserError on NaN and infinity."""
+    low, high, sampled = _range(cfg, "path", stored)
+    seen = (_seen(cfg, stored, low, high, sampled),)
     if cfg.scale != "auto":
-        return cfg.scale, ()
+        return cfg.scale, seen
     if stored.source.dtype != torch.uint8:
-        return 1.0, ()
+        return 1.0, seen
+    holds = f"--data.scale auto: {cfg.path} holds uint8 values up to {high:.0f}"
     if high <= 1:
-        return 1.0, (f"--data.scale auto: {cfg.path} holds uint8 values up to {high:.0f}, taken as they are (as --data.scale 1)",)
-    return 255.0, (f"--data.scale auto: {cfg.path} holds uint8 values up to {high:.0f}, divided by 255 (as --data.scale 255)",)
+        return 1.0, (f"{holds}, taken as they are (as --data.scale 1)", *seen)
+    return 255.0, (f"{holds}, divided by 255 (as --data.scale 255)", *seen)
 
 
-def _labels(cfg: ArrayConfig, members: Any) -> Tensor | None:
+def _seen(cfg: ArrayConfig, stored: Split, low: float, high: float, sampled: bool) -> str:
+    """What was found, as a note."""
+    source = stored.source
+    assert isinstance(source, Mapped)
+    files = f"{len(source.parts)} files" if len(source.parts) > 1 else "1 file"
+    storage = "memory-mapped" if all(p.stamp for p in source.parts) else "read into memory"
+    layout = {"no_channel": "[H, W]", "channels_last": "[H, W, C]"}.get(cfg.stored_layout((1, *source.shape)))
+    layout = layout or ("[C, H, W]" if len(source.shape) == 3 else "[D]")
+    looked = " in the blocks looked at" if sampled else ""
+    values = f"{files} {storage}, from {low:.4g} to {high:.4g}{looked}"
+    return f"--data array: {len(source)} samples of {_row(source)}, taken as {layout}, {values}"
+
+
+def _range(cfg: ArrayConfig, setting: str, stored: Split) -> tuple[float, float, bool]:
+    """The smallest and the largest value, and whether only sampled blocks were read. Raises UserError on NaN or infinite values."""
+    if not len(stored):
+        return 0.0, 0.0, False
+    every = max(1, stored.nbytes // WHOLE_BYTES)
+    low, high = math.inf, -math.inf
+    for block in stored.source.blocks(None, every):
+        least, most = map(float, block.aminmax())
+        if not math.isfinite(least) or not math.isfinite(most):
+            raise UserError(f"--data.{setting}: {getattr(cfg, setting)} holds NaN or infinite values{_where(stored)}")
+        low, high = min(low, least), max(high, most)
+    return low, high, every > 1
+
+
+def _where(stored: Split) -> str:
+    """The first sample that has a value that is not finite."""
+    start = 0
+    for block in stored.blocks():
+        bad = (~block.isfinite()).flatten(1).any(1)
+        if bad.any():
+            return f": {stored.source.name_of(start + int(bad.int().argmax()))} is the first"
+        start += len(block)
+    return ""
+
+
+def _labels(cfg: ArrayConfig, files: list[Path], samples: list[Stored]) -> Tensor | None:
     """The labels `[N]` int64, if asked for. Raises UserError if they are not valid labels."""
     if not cfg.label_key:
         return None
-    y = members[cfg.label_key]
+    own = cfg.label_file()
+    if own is None:
+        return torch.cat([_checked(cfg, s, x.shape[0]) for s, x in zip(map(cfg.stored_labels, files), samples, strict=True)])
+    return _checked(cfg, cfg.stored_labels(own), sum(x.shape[0] for x in samples))
+
+
+def _checked(cfg: ArrayConfig, stored: Stored, n: int) -> Tensor:
+    try:
+        y = _values(stored)
+    except FILE_ERRORS as error:
+        raise UserError(f"--data.label-key: {stored.path} is damaged ({error})") from error
     if y.ndim != 1 or y.dtype.kind not in "iu" or (y.size and (y.min() < 0 or y.max() > 2**31)):
         within = f" from {y.min()} to {y.max()}" if y.size and y.dtype.kind in "iuf" else ""
         raise UserError(
             f"--data.label-key: {cfg.label_key!r} is {y.dtype} {list(y.shape)}{within}; valid are [N] integers from 0 on, "
-            f"one per sample; {cfg.path} holds {', '.join(members.files)}"
+            f"one per sample; {stored.path} holds {', '.join(_names(stored))}"
         )
+    if len(y) != n:
+        raise UserError(f"--data.label-key: {cfg.label_key!r} has {len(y)} labels for {n} samples")
     return torch.from_numpy(y.astype(np.int64))
+
+
+def _names(stored: Stored) -> list[str]:
+    from distae.config.data.stored import arrays_in
+
+    return [name or "one array" for name in arrays_in(stored.path)]

@@ -1,9 +1,11 @@
 """How a data set is bound to its settings."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from distae.config.data import DataConfig
+from distae.data.bad_rows import BadRows
 from distae.data.splits import Split, hold_out
 from distae.errors import UserError
 from distae.registry import Registry
@@ -29,4 +31,6 @@ def load(cfg: DataConfig) -> dict[str, Split]:
     if not isinstance(splits, dict):
         train, val = hold_out(splits[0], cfg.val_fraction)
         splits = {"train": train, "val": val, "test": splits[1]}
+    if cfg.on_error == "skip":
+        splits = {k: replace(v, bad=BadRows()) for k, v in splits.items()}
     return {k: v.take(slice(cfg.limit)) for k, v in splits.items()}

@@ -45,7 +45,7 @@ def load(cfg: ImageFolderConfig) -> dict[str, Split]:
     rows = {name: part[torch.from_numpy(good)[part]] for name, part in _split(cfg, index, folders, good).items()}
     if not len(rows["train"]):
         raise UserError(f"--data.path: {cfg.path} has no images for training")
-    source = ImageFiles(index, cfg.mode, cfg.stored_side, label, classes, columns={"class": classes})
+    source = ImageFiles(index, cfg.mode, cfg.stored_side, label, classes)
     return image_splits(cfg, source, rows, (*_found(cfg, index, good, classes), *notes))
 
 

@@ -83,7 +83,8 @@ def test_staging_takes_the_bytes_of_the_tensors_and_no_more(monkeypatch: pytest.
     class OnGPU(Tensor):
         is_cuda = True
 
-    tensors = {f"t{i}": torch.empty(n, dtype=torch.uint8).as_subclass(OnGPU) for i, n in enumerate((65_536 + 100, 16_384, 3))}
+    sizes = (65_536 + 100, 16_384, 3)
+    tensors: dict[str, Tensor] = {f"t{i}": torch.empty(n, dtype=torch.uint8).as_subclass(OnGPU) for i, n in enumerate(sizes)}
     monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
     stage = staging.Staging(tensors)
     buffers = stage.buffers

@@ -11,30 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import settings
+from helpers import finished_run, settings
 from safetensors.torch import load_file, save_file
 
 import distae
-from distae.commands import train
 from distae.errors import UserError
 from distae.models.serialization import export
-from distae.runtime.environment import Environment
 
 CFG = settings(data={"name": "digits", "limit": 96}, steps=2, save_every=2, eval_every=2)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("loading") / "run"
-    assert train.run(replace(CFG, run_dir=str(run_dir)), Environment()).outcome == "done"
-    return run_dir
-
-
-@pytest.fixture
-def run_dir(finished: Path, tmp_path: Path) -> Path:
-    """A copy, to be damaged."""
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
+    return finished_run(CFG, tmp_path_factory.mktemp("loading"))
 
 
 def refusal(path: Path | str) -> str:
@@ -83,6 +72,7 @@ def test_a_folder_of_before_has_no_checksum_and_loads(run_dir: Path) -> None:
     distae.load(run_dir)
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_of_the_weights_is_noticed(run_dir: Path) -> None:
     path = run_dir / "model" / "model.safetensors"
     data = path.read_bytes()
@@ -138,6 +128,11 @@ def test_hostile_settings_end_in_a_second(run_dir: Path, changes: dict[str, Any]
     refusal(run_dir)
 
 
+def sparse_file(path: Path, size: int) -> None:
+    path.touch()
+    os.truncate(path, size)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("kind", ["fifo", "zero", "link out", "folder", "sparse", "missing", "empty"])
 def test_files_that_are_none_or_too_large(run_dir: Path, name: str, kind: str) -> None:
@@ -148,7 +143,7 @@ def test_files_that_are_none_or_too_large(run_dir: Path, name: str, kind: str) -
         "zero": lambda: path.symlink_to("/dev/zero"),
         "link out": lambda: path.symlink_to(run_dir / "aside"),
         "folder": path.mkdir,
-        "sparse": lambda: path.touch() or os.truncate(path, 200 << 30),
+        "sparse": lambda: sparse_file(path, 200 << 30),
         "missing": lambda: None,
         "empty": path.touch,
     }[kind]()

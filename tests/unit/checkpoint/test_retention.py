@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import run, settings
 
-from distae.checkpoint import CheckpointStore, store
+from distae.checkpoint import CheckpointStore, retention, shards, store
 from distae.checkpoint.retention import COMMIT, STATE, name_of, steps_in
 from distae.commands.checkpoint import main
 from distae.errors import TrainingError
@@ -272,7 +272,7 @@ def test_a_run_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
 
 def test_a_failed_run_commits_nothing_once_it_let_its_folder_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A save is held up until the run, which failed meanwhile, has released its lock: the next one may be at work in the folder."""
-    released, failed, release, write = threading.Event(), [], RunLock.release, store.write_file
+    released, failed, release, write = threading.Event(), [], RunLock.release, shards.write_file
 
     def held_up(path: Path, blocks: list[Any]) -> Any:
         assert released.wait(20)
@@ -301,10 +301,9 @@ def test_a_damaged_best_is_not_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A flipped byte in its weights: the last model is exported, and that is said."""
-    retain = store.retain
 
     def flip_best(folder: Path, keep: int, committed: int, best: int | None) -> None:
-        retain(folder, keep, committed, best)
+        retention.retain(folder, keep, committed, best)
         if committed == 20:
             assert best is not None
             flip(folder, best)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import metrics, settings, splits
+from helpers import finished_run, metrics, settings, splits
 
 import distae
 from distae.commands import checkpoint as tool
@@ -26,16 +26,7 @@ CFG = settings(data={"name": "digits", "limit": 96}, steps=4, save_every=2, eval
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 4 steps, its checkpoints of steps 2 and 4."""
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    assert train.run(replace(CFG, run_dir=str(run_dir)), Environment()).outcome == "done"
-    return run_dir
-
-
-@pytest.fixture
-def run_dir(finished: Path, tmp_path: Path) -> Path:
-    """A copy, to be damaged."""
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
+    return finished_run(CFG, tmp_path_factory.mktemp("whole"))
 
 
 def resume(run_dir: Path, **changes: Any) -> str:

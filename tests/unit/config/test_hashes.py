@@ -1,5 +1,7 @@
 """Run folders keep their names: the hashes of the recipes and of some command lines, as they were when recorded."""
 
+from typing import Any
+
 import pytest
 from helpers import ROOT
 
@@ -35,7 +37,7 @@ def test_a_recipe_keeps_its_hash(name):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_keeps_its_hash(name):
-    table = {"model": {"name": name}}
+    table: dict[str, Any] = {"model": {"name": name}}
     assert fingerprint(check(build(TrainConfig, table), 1)) == VARIANTS[name]
     table |= {"seed": 7, "net": {"name": "mlp", "norm": "batch"}, "grad_accum_steps": 2}
     assert fingerprint(check(build(TrainConfig, table), 1)) == CHANGED[name]

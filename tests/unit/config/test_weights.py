@@ -1,5 +1,7 @@
 """Weights that change over training, and how they are written."""
 
+from typing import Any
+
 import pytest
 
 from distae.config import TrainConfig, parse, write_toml
@@ -8,7 +10,8 @@ from distae.errors import UserError
 
 
 def beta(*argv, tmp_path=None):
-    return parse(TrainConfig, argv, {}, "prog").settings.model.beta
+    model: Any = parse(TrainConfig, argv, {}, "prog").settings.model
+    return model.beta
 
 
 @pytest.mark.parametrize(
@@ -28,7 +31,7 @@ def test_a_number_does_not_change():
 
 
 def test_command_line_and_file_give_the_same_weight(tmp_path):
-    cfg = parse(TrainConfig, ["--model.beta", "0:1@100"], {}, "prog").settings
+    cfg: Any = parse(TrainConfig, ["--model.beta", "0:1@100"], {}, "prog").settings
     assert isinstance(cfg.model.beta, Ramp)
     (tmp_path / "a.toml").write_text(write_toml(cfg))
     assert parse(TrainConfig, ["--config", str(tmp_path / "a.toml")], {}, "prog").settings == cfg

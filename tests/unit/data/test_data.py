@@ -156,7 +156,7 @@ def test_an_npz_of_one_array_needs_no_key(tmp_path):
 
 
 BAD = {
-    "int.npy": (np.zeros((9, 5), np.int32), r"int.npy holds int32; valid are uint8, float16, float32 and float64"),
+    "int.npy": (np.zeros((9, 5), np.int32), r"int.npy holds int32; valid are uint8, float16, bfloat16, float32 and float64"),
     "flat.npy": (np.zeros(9, np.float32), r"flat.npy has shape \[9\]; valid are \[N, D\], \[N, H, W\] and \[N, C, H, W\]"),
     "video.npy": (np.zeros((2, 2, 2, 2, 2), np.float32), r"has shape \[2, 2, 2, 2, 2\]; valid are \[N, D\]"),
     "objects.npy": (np.array([[{}]]), r"objects.npy holds object; valid are"),
@@ -173,25 +173,25 @@ def test_an_array_that_does_not_do_is_refused_by_its_header(name, tmp_path):
 def test_a_file_that_is_no_array(tmp_path):
     for name in ("text.npy", "text.npz"):
         (tmp_path / name).write_text("hello")
-        with pytest.raises(UserError, match=rf"--data.path: .*{name} is not a .npy or .npz file"):
+        with pytest.raises(UserError, match=rf"--data.path: .*{name} is not a .npy, .npz or .safetensors file"):
             ArrayConfig(path=str(tmp_path / name)).shape()
     with pytest.raises(UserError, match=r"--data.path: no file .*absent.npy"):
         ArrayConfig(path=str(tmp_path / "absent.npy")).shape()
-    with pytest.raises(UserError, match=r"--data.path: --data array needs the .npy or .npz file; .*numpy.save\('x.npy', x\)"):
-        ArrayConfig().shape()
-    with pytest.raises(UserError, match=r"--data.path: .* is a folder.*\n.*numpy.save\('x.npy'"):
-        ArrayConfig(path=str(tmp_path)).shape()
-
-
-@pytest.mark.parametrize(
-    ("name", "advice"), [("a.csv", "numpy.loadtxt"), ("a.parquet", "pandas.read_parquet"), ("a.pt", "torch.load")]
-)
-def test_a_file_of_another_kind_is_refused_with_how_to_convert_it(name, advice, tmp_path):
-    (tmp_path / name).write_text("x,y\n1,2\n")
     with pytest.raises(
-        UserError, match=rf"--data.path: .*{name} is not a .npy or .npz file; make one:\n.*'x.npy', {advice}\('.*{name}'"
+        UserError, match=r"--data.path: --data array needs the .npy, .npz or .safetensors file; .*numpy.save\('x.npy', x\)"
     ):
-        ArrayConfig(path=str(tmp_path / name)).shape()
+        ArrayConfig().shape()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"--data.path: .* is a folder without .npy, .npz or .safetensors files$"):
+        ArrayConfig(path=str(tmp_path / "empty")).shape()
+
+
+def test_a_file_that_nothing_reads_is_refused_with_how_to_convert_it(tmp_path):
+    (tmp_path / "a.pt").write_text("x,y\n1,2\n")
+    with pytest.raises(
+        UserError, match=r"a.pt is not a .npy, .npz or .safetensors file; make one:\n.*'x.npy', torch.load\('.*a.pt'"
+    ):
+        ArrayConfig(path=str(tmp_path / "a.pt")).shape()
 
 
 def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
@@ -236,7 +236,8 @@ def test_what_stored_values_are_divided_by(largest, dtype, changes, divisor, not
     stored = (np.arange(100 * 4).reshape(100, 4) % (largest + 1)).astype(dtype)
     train = of_file(tmp_path / "x.npy", stored, test_fraction=0, **changes)["train"]
     torch.testing.assert_close(batch(train), torch.from_numpy(stored).double() / divisor, rtol=1e-15, atol=0)
-    assert len(train.notes) == (note is not None)
+    assert len(train.notes) == 1 + (note is not None)
+    assert "100 samples" in train.notes[-1]
     assert note is None or re.fullmatch(rf"--data.scale auto: .*x.npy holds {note}.*", train.notes[0])
 
 
@@ -444,8 +445,11 @@ HOSTILE = {
     "huge.npy": (_npy((2**40, 16), b"\0" * 1000), "it is truncated"),
     "wide.npy": (_npy((10, 0)), r"has shape \[10, 0\]"),
     "objects.npy": (_npy((10, 5), b"\0" * 1000, "|O"), "holds object"),
-    "short.npy": (_npy((10, 5))[:20], "is not a .npy or .npz file"),
-    "long_header.npy": (b"\x93NUMPY\x02\x00" + (2**32 - 1).to_bytes(4, "little") + b"{", "is not a .npy or .npz file"),
+    "short.npy": (_npy((10, 5))[:20], "is not a .npy, .npz or .safetensors file"),
+    "long_header.npy": (
+        b"\x93NUMPY\x02\x00" + (2**32 - 1).to_bytes(4, "little") + b"{",
+        "is not a .npy, .npz or .safetensors file",
+    ),
 }
 
 
@@ -493,5 +497,5 @@ def test_archives_and_headers_that_are_no_arrays(tmp_path):
         archive.writestr("readme.txt", "no array")
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + (200).to_bytes(2, "little") + b"(" * 200)
     for name in ("x.npz", "x.npy"):
-        with pytest.raises(UserError, match=r"is not a .npy or .npz file of numbers"):
+        with pytest.raises(UserError, match=r"is not a .npy, .npz or .safetensors file of numbers"):
             ArrayConfig(path=str(tmp_path / name)).shape()

@@ -145,7 +145,7 @@ def test_interactions(tmp_path):
     assert all_rows(load(cfg)).tolist() == [[6, 3, 0, 0], [4, 0, 1, 5], [2, 0, 0, 0]]
     assert load(cfg)["train"].notes[0] == "sparse: x.inter, 7 of 7 rows kept: 3 users, 4 items"
     assert load(cfg)["train"].source.columns["user"].tolist() == ["7", "8", "9"]
-    kept = SparseConfig(path=path, user="user_id", item="item_id:token", rating="rating", min_rating=2, min_items=2, binary=True)
+    kept = SparseConfig(path=path, user="user_id", item="item_id:token", rating="rating", min_rating=3, min_items=2, binary=True)
     assert all_rows(load(kept)).tolist() == [[1, 1, 0], [1, 0, 1]]
     assert load(kept)["train"].notes[0] == "sparse: x.inter, 4 of 7 rows kept: 2 users, 3 items"
     unrated = {k: v for k, v in TRIPLES.items() if not k.startswith("rating")}

@@ -38,7 +38,7 @@ def test_a_phase_sends_the_gradients_of_its_own_parameters_only(variant, tmp_pat
         return allreduce_hook(group, bucket)
 
     def hooked(model: Any, *settings: Any) -> Any:
-        wrapped = parallelize(model, *settings)
+        wrapped: Any = parallelize(model, *settings)
         wrapped.register_comm_hook(dist.world().group, hook)
         return wrapped
 

@@ -17,12 +17,12 @@ from distae.distributed.startup import Rendezvous
 from distae.errors import TrainingError, UserError
 from distae.runtime.environment import Environment
 
-Work = Callable[[int], tuple[Any, dict[str, Any]]]
+Work = Callable[[int], Any]
 
 
 def meet(work: Work, ranks: int = 3, timeout: float = 20.0) -> list[Any]:
     """What each rank's `work` gave, or what it raised."""
-    store, ends = td.HashStore(), [None] * ranks
+    store, ends = td.HashStore(), list[Any]([None] * ranks)
 
     def one(rank: int) -> None:
         try:
@@ -77,7 +77,7 @@ def test_a_rank_that_fails_in_another_way_is_heard_too() -> None:
 
 def test_a_rank_that_never_comes_is_named() -> None:
     """Killed while it loads its data."""
-    ends = meet(lambda rank: time.sleep(4) if rank == 1 else (None, {}), timeout=1.0)
+    ends = meet(lambda rank: time.sleep(2) if rank == 1 else (None, {}), timeout=1.0)
     for end in said([ends[0], ends[2]], TrainingError):
         assert end.endswith("lost contact with rank 1: not ready within 1 s (--timeout)")
 

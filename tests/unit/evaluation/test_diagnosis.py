@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from helpers import images
-from variants import make
+from variants import make, noise
 
 from distae.data import Loader
 from distae.evaluation.diagnosis import diagnose, warnings
@@ -18,7 +18,7 @@ LOADER = Loader(images(50, 4), "none", CPU, torch.float64)
 def coded(mu, logvar):
     """A VAE that gives sample i of 50 the posterior i."""
     model = make("vae", shape=(1, 8, 8), latent_dim=mu.shape[1])
-    known = LOADER.batch(torch.arange(50), None)[0].flatten(1)
+    known = LOADER.batch(torch.arange(50), noise(50))[0].flatten(1)
 
     def encode(x, label=None):
         row = (x.flatten(1)[:, None] == known).all(2).int().argmax(1)

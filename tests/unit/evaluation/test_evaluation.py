@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import fitted, images, metrics, settings
+from helpers import fitted, images, metrics, settings, spy
 from PIL import Image
 
 from distae import distributed as dist
@@ -54,22 +54,23 @@ def test_ranks_add_up_to_the_whole(world_size, monkeypatch):
     """Each rank's own sums, added up here: all make the same number of forward calls, padded rows weigh nothing."""
     made, loader = pieces("vae")
     whole = evaluate(made, loader, 20, seed=0)
+    assert whole
     calls: list[list[int]] = []
     forward = type(made).forward
-    monkeypatch.setattr(type(made), "forward", lambda self, b, *rest: (calls[-1].append(len(b.x)), forward(self, b, *rest))[1])
+    monkeypatch.setattr(type(made), "forward", spy(forward, lambda self, b, *rest: calls[-1].append(len(b.x))))
     parts = []
     for rank in range(world_size):
         calls.append([])
         with dist.use(dist.World(rank, world_size, CPU)):
-            parts.append(evaluate(made, loader, 20, seed=0))
+            parts.append(evaluate(made, loader, 20, seed=0) or {})
     assert {k: sum(p[k] for p in parts) for k in whole} == pytest.approx(whole, rel=1e-12)
     assert calls == [[math.ceil(n / world_size) for n in (20, 20, 10)]] * world_size
 
 
 def test_a_chunk_is_fetched_once_for_all_phases(monkeypatch):
     made, loader = pieces("aae")
-    fetched, fetch = [], loader.batch
-    monkeypatch.setattr(loader, "batch", lambda rows, noise: fetched.append(rows) or fetch(rows, noise))
+    fetched: list[torch.Tensor] = []
+    monkeypatch.setattr(loader, "batch", spy(loader.batch, lambda rows, noise: fetched.append(rows)))
     evaluate(made, loader, 20, seed=0)
     assert torch.equal(torch.cat(fetched), torch.arange(50))
 
@@ -104,6 +105,7 @@ def test_data_that_are_no_images_have_no_pictures(tmp_path):
 
 def test_the_average_is_what_is_evaluated_and_exported(tmp_path):
     trainer = fitted(settings(ema=0.9, steps=8), tmp_path)
+    assert trainer.train_step.ema
     ema, model = trainer.train_step.ema.model, trainer.train_step.model
     assert not torch.equal(next(ema.parameters()), next(model.parameters()))
     found = {k.removeprefix("val/"): v for k, v in metrics(tmp_path)[-2].items() if k.startswith("val/")}

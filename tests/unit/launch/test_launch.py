@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -227,11 +228,12 @@ def test_every_combination_of_a_grid_has_its_own_folder(tmp_path):
     one = settings.SlurmConfig(gpus_per_node=0)
     base, runs, _ = sweep.expand(["model.beta=1,4", "net.hidden=8 4,16"], ["--run-dir", str(tmp_path)], one)
     assert base == tmp_path
-    assert [(cfg.model.beta, cfg.net.hidden) for cfg in runs] == [(1, (8, 4)), (1, (16,)), (4, (8, 4)), (4, (16,))]
+    tables: list[Any] = [*runs]
+    assert [(cfg.model.beta, cfg.net.hidden) for cfg in tables] == [(1, (8, 4)), (1, (16,)), (4, (8, 4)), (4, (16,))]
     assert runs[0].run_dir == str(tmp_path / "model.beta=1,net.hidden=8 4")
     base, runs, _ = sweep.expand(["optim.lr=1e-3,1e-4"], [], one)
     assert base.name.startswith("sweep_vae_digits_")
-    assert {Path(cfg.run_dir).parent for cfg in runs} == {base}
+    assert {Path(str(cfg.run_dir)).parent for cfg in runs} == {base}
     for bad in ("", "model.beta", "model.beta=1,,2"):
         with pytest.raises(UserError, match="--grid"):
             sweep.expand([bad], [], one)
@@ -292,6 +294,7 @@ def test_the_job_loads_the_snapshots_copy_of_a_plugin(plugin_file, tmp_path, mon
     plugin.load(str(plugin_file))
     plan = submit.Submission(settings.SlurmConfig(gpus_per_node=0, time="5"), tmp_path / "run" / "slurm", "run", str(plugin_file))
     plan = plan.running(snapshot.take(tmp_path / "run" / "code", [], plan.plugin))
+    assert plan.code
     assert plan.plugin == str(plan.code / "plugin" / "plugin_of_launch.py")
     assert {p.name for p in (plan.code / "plugin").iterdir()} == {"plugin_of_launch.py", "plugin_helper"}
     (plugin_file.parent / "plugin_helper" / "words.py").write_text("WORD = 'now'\n")
@@ -467,7 +470,7 @@ def test_status_tells_how_a_run_without_network_is_synced(tmp_path, capsys):
     Outcome("stopped", 3, str(tmp_path), signal="SIGTERM").write()
     assert status.main([str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert f"python -m distae.tracking sync {tmp_path}" in shown
+    assert f"distae sync {tmp_path}" in shown
     assert "step 3 epoch 0.50 train/loss=2.5\n" in shown  # and not each dimension's
     assert "stopped at step 3 by SIGTERM" in shown
     assert status.main([str(tmp_path / "nothing")]) == 2

@@ -1,5 +1,8 @@
 """Likelihoods and divergences against torch.distributions."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch.distributions import Bernoulli, Laplace, Normal, kl_divergence
@@ -9,7 +12,7 @@ from distae.losses import build_likelihood, kl_standard_normal, log_normal_pairs
 
 RAW = torch.linspace(-4, 4, 2 * 3 * 5).view(2, 3, 5)
 X = torch.linspace(0, 1, 2 * 3 * 5).flip(0).view(2, 3, 5)
-FAMILIES = {
+FAMILIES: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
     "bernoulli": lambda raw, scale: Bernoulli(logits=raw, validate_args=False),
     "gaussian": Normal,
     "laplace": Laplace,
@@ -48,6 +51,7 @@ def test_a_learned_scale_gets_the_gradient_of_torch(kind):
     torch.testing.assert_close(nll, expected)
     nll.sum().backward()
     expected.sum().backward()
+    assert likelihood.log_scale is not None
     torch.testing.assert_close(likelihood.log_scale.grad, log_scale.grad)
 
 

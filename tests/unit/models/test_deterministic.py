@@ -1,5 +1,7 @@
 """Deterministic variants against PCA, Jacobians and limits."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.distributions import Bernoulli, kl_divergence
@@ -16,9 +18,10 @@ def copy_of(model, name, **settings):
     return other
 
 
+@pytest.mark.slow
 def test_the_optimum_of_a_linear_autoencoder_is_pcas_subspace():
     x = data(200) * torch.tensor([5.0, 3.0, 2.0, 1.0, 1.0, 1.0])
-    model = train(make("linear_ae", latent_dim=2), x, 1500, lr=0.03)
+    model: Any = train(make("linear_ae", latent_dim=2), x, 1500, lr=0.03)
     components = torch.linalg.svd(x - x.mean(0), full_matrices=False).Vh[:2]
     basis, _ = torch.linalg.qr(model.decoder.layers[0].weight)
     torch.testing.assert_close(basis @ basis.T, components.T @ components, atol=1e-3, rtol=0)

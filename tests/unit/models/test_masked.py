@@ -1,12 +1,14 @@
 """The masked autoencoder: what it sees, what it is judged on, and its patches and attention against torch's own."""
 
+from typing import Any
+
 import pytest
 import torch
 from variants import data, make, run
 
 from distae.nn.networks.vit import Block, patchify, positions, unpatchify
 
-SETTINGS = {"shape": (1, 8, 8), "latent_dim": 8, "decoder_dim": 8, "patch": 2, "heads": 2, "depth": 1}
+SETTINGS: dict[str, Any] = {"shape": (1, 8, 8), "latent_dim": 8, "decoder_dim": 8, "patch": 2, "heads": 2, "depth": 1}
 
 
 def test_patches_are_squares_of_the_image_and_go_back():

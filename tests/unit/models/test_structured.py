@@ -227,8 +227,8 @@ def test_structural_similarity_is_that_of_brute_force_at_each_scale():
     share = SCALE_WEIGHTS[0] / sum(SCALE_WEIGHTS[:2])
     for i, found in enumerate(ms_ssim(x, y, 5).tolist()):
         a, b = (t[i, 0].numpy() for t in (x, y))
-        half = [t.reshape(6, 2, 6, 2).mean((1, 3)) for t in (a, b)]
-        expected = brute_force(a, b, 5)[1] ** share * brute_force(*half, 5)[0] ** (1 - share)
+        half_a, half_b = (t.reshape(6, 2, 6, 2).mean((1, 3)) for t in (a, b))
+        expected = brute_force(a, b, 5)[1] ** share * brute_force(half_a, half_b, 5)[0] ** (1 - share)
         assert found == pytest.approx(expected, rel=1e-9)
 
 

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -18,8 +18,17 @@ from distae.nn import build_decoder, build_encoder
 from distae.nn.layers import ACTIVATIONS
 from distae.nn.norms import BatchNorm
 
-SHAPES = {"mlp": [(7,), (1, 8, 8), (3, 5, 9)], "conv": [(1, 8, 8), (3, 4, 12)], "resnet": [(1, 8, 8), (3, 12, 4)]}
+SHAPES: dict[str, list[tuple[int, ...]]] = {
+    "mlp": [(7,), (1, 8, 8), (3, 5, 9)],
+    "conv": [(1, 8, 8), (3, 4, 12)],
+    "resnet": [(1, 8, 8), (3, 12, 4)],
+}
 CASES = [(net, shape, norm) for net in SHAPES for shape in SHAPES[net] for norm in ("none", "batch", "group", "layer")]
+
+
+def grad(x: torch.Tensor) -> torch.Tensor:
+    assert x.grad is not None
+    return x.grad
 
 
 @pytest.mark.parametrize(("net", "shape", "norm"), CASES)
@@ -65,7 +74,7 @@ def test_no_bias_directly_before_a_batch_norm(net):
     torch.manual_seed(0)
     encoder, decoder = (build(cfg, (1, 8, 8), 4).double() for build in (build_encoder, build_decoder))
     decoder(encoder(torch.rand(16, 1, 8, 8).double(), None) ** 2, None).pow(3).sum().backward()
-    grads = [p.grad.abs().max() for p in (*encoder.parameters(), *decoder.parameters())]
+    grads = [grad(p).abs().max() for p in (*encoder.parameters(), *decoder.parameters())]
     assert min(grads) > 1e-9 * max(grads)
 
 
@@ -106,7 +115,7 @@ def test_batch_norm_is_torchs_over_the_rows_of_all_ranks(shape, ranks, dtype, mo
     layout = torch.channels_last if shape == "channels last" else torch.contiguous_format
     shape = (6, 3, 4, 5) if shape == "channels last" else shape
     theirs, mine = (nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d)(3), [BatchNorm(3) for _ in range(ranks)]
-    rounding = {} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 1e-3}
+    rounding: dict[str, Any] = {} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 1e-3}
     torch.manual_seed(0)
     for _ in range(3):
         xs = [(torch.randn(shape) * 3 + 5 * rank).to(dtype, memory_format=layout).requires_grad_() for rank in range(ranks)]
@@ -123,9 +132,9 @@ def test_batch_norm_is_torchs_over_the_rows_of_all_ranks(shape, ranks, dtype, mo
         expected = theirs(x)
         (expected * torch.cat(slopes)).sum().backward()
         torch.testing.assert_close(torch.cat(outs), expected)
-        torch.testing.assert_close(torch.cat([x.grad for x in xs]), x.grad, **rounding)
+        torch.testing.assert_close(torch.cat([grad(x) for x in xs]), grad(x), **rounding)
         for name, p in theirs.named_parameters():
-            torch.testing.assert_close(sum(m.get_parameter(name).grad for m in mine), p.grad, **rounding)
+            torch.testing.assert_close(sum(grad(m.get_parameter(name)) for m in mine), grad(p), **rounding)
         for each in mine:
             torch.testing.assert_close(each.running_mean, theirs.running_mean)
             torch.testing.assert_close(each.running_var, theirs.running_var)

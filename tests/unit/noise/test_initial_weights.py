@@ -32,17 +32,17 @@ def test_a_layer_more_changes_no_other():
 
 def test_the_seed_and_the_name_count():
     assert not torch.equal(made(0)["encoder.layers.1.layer.weight"], made(1)["encoder.layers.1.layer.weight"])
-    layers = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9))
-    reset_parameters(layers, 0)
-    assert not torch.equal(layers[0].weight, layers[1].weight)
-    assert not torch.equal(layers[0].weight[0], layers[0].bias)
+    first, second = nn.Linear(9, 9), nn.Linear(9, 9)
+    reset_parameters(nn.Sequential(first, second), 0)
+    assert not torch.equal(first.weight, second.weight)
+    assert not torch.equal(first.weight[0], first.bias)
 
 
 def test_torchs_own_distributions_are_kept():
     layer = nn.Conv2d(40, 50, 3)
     reset_parameters(layer, 0)
     bound = (40 * 9) ** -0.5
-    for tensor in (layer.weight, layer.bias):
+    for tensor in layer.parameters():
         assert tensor.abs().max() <= bound
     assert float(layer.weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.02)
 

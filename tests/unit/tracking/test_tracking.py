@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import wandb
-from helpers import fitted, metrics, settings, splits
+from helpers import fitted, metrics, settings, splits, spy
 
 from distae import distributed as dist
 from distae.runtime.signals import StopRequest
@@ -128,7 +128,7 @@ def test_a_line_is_for_people():
     ("mode", "variable", "said"),
     [
         ("online", None, "W&B is online: https://wandb.example/r; WANDB_MODE=offline keeps the run here, --tracking none"),
-        ("offline", None, "W&B is offline (no key or no network): sync later with `python -m distae.tracking sync run`; wandb"),
+        ("offline", None, "W&B is offline (no key or no network): sync later with `distae sync run`; wandb"),
         ("offline", "offline", "W&B is offline (WANDB_MODE): sync later"),
         ("disabled", "disabled", "W&B is off (WANDB_MODE=disabled); WANDB_MODE=online or offline turns it on"),
     ],
@@ -152,7 +152,7 @@ class FakeWandb:
 
 class NoSocket:
     def __init__(self, answers: bool) -> None:
-        self.answers, self.asked = answers, []
+        self.answers, self.asked = answers, list[tuple[tuple[str, int], float]]()
 
     def __call__(self, address: tuple[str, int], timeout: float) -> socket.socket:
         self.asked.append((address, timeout))
@@ -209,7 +209,7 @@ class OnlineRun:
     url = "https://wandb.example/r"
 
     def __init__(self) -> None:
-        self.steps: list[int] = []
+        self.steps: list[float] = []
 
     def log(self, row: dict[str, float]) -> None:
         self.steps += [row["step"]] if "train/loss" in row else []
@@ -223,9 +223,9 @@ class OnlineRun:
 
 def test_online_one_run_goes_on_over_restarts(tmp_path, monkeypatch):
     """With the id that it had, at the step after its checkpoint's."""
-    run, asked = OnlineRun(), []
+    run, asked = OnlineRun(), list[tuple[str, str, str]]()
     monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setattr(wandb, "init", lambda **how: asked.append((how["mode"], how["resume"], how["id"])) or run)
+    monkeypatch.setattr(wandb, "init", spy(lambda **how: run, lambda **how: asked.append((how["mode"], how["resume"], how["id"]))))
     for steps in (3, 7):
         fitted(settings(tracking="wandb", steps=steps, log_every=1), tmp_path / "run")
     assert asked == 2 * [("online", "allow", (tmp_path / "run" / "wandb_id").read_text())]

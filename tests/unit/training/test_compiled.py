@@ -3,6 +3,7 @@
 import functools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gate
 import pytest
@@ -13,7 +14,7 @@ from distae.config.models import ModelConfig
 from distae.noise import Noise, NoiseRecorder, Rows, replay
 from distae.train import main
 
-TRACED = {
+TRACED: dict[str, dict[str, Any]] = {
     "ramp": {"model": {"name": "vae", "beta": "0:1@3"}, "grad_accum_steps": 2, "ema": 0.5},
     "times": {"model": {"name": "piwae"}},
     "permutation": {"model": {"name": "factor_vae"}},

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -119,7 +120,8 @@ def test_adam_is_torchs_fused_one_bit_for_bit(name):
     for step in range(12):
         x = torch.randn(6, 3)
         used = [m for m in range(3) if (step + m) % 3]
-        for models, opt in ((mine, optimizer), (theirs, expected)):
+        pairs: list[tuple[Any, Any]] = [(mine, optimizer), (theirs, expected)]
+        for models, opt in pairs:
             for group in opt.param_groups:
                 group["lr"] = 0.05 / (1 + step)
             opt.zero_grad()
@@ -134,6 +136,7 @@ def test_adam_is_torchs_fused_one_bit_for_bit(name):
 def test_a_masked_first_step_of_sgd_leaves_no_trace():
     """As fp16's first step often is. torch would go on from momentum that was never written."""
     masked, never = (nn.Parameter(torch.ones(64, 64)) for _ in range(2))
+    first: Any  # torch reads `found_inf` without declaring it
     first, second = (make_optimizer(OptimConfig(name="sgd", momentum=0.9, lr=0.1), [p]) for p in (masked, never))
     masked.grad = torch.full_like(masked, math.inf)
     first.found_inf = torch.ones(())
@@ -162,7 +165,7 @@ def test_an_optimizer_goes_on_from_its_tensors(name):
     advance(whole, make_optimizer(cfg, list(whole.parameters())), 5)
     first = make_optimizer(cfg, list(half.parameters()))
     advance(half, first, 2)
-    names = {p: n for n, p in half.named_parameters()}
+    names: dict[torch.Tensor, str] = {p: n for n, p in half.named_parameters()}
     second = make_optimizer(cfg, list(half.parameters()))
     load_optimizer_tensors(second, names, {k: v.clone() for k, v in optimizer_tensors(first, names).items()})
     advance(half, second, 3)

@@ -28,12 +28,14 @@ def ranges(path) -> Counter[str]:
     return Counter(e["name"] for e in events if e.get("cat") == "user_annotation")
 
 
+@pytest.mark.slow
 def test_a_slow_log_lowers_the_rate_and_a_slow_evaluation_does_not(tmp_path):
     trainer = fresh_trainer(settings(log_every=2, eval_every=2, steps=12), tmp_path)
-    trainer.tracker.row = mock.Mock(side_effect=lambda row: time.sleep(0.03 if "train/loss" in row else 0.3))
-    trainer.fit()
+    slow = mock.Mock(side_effect=lambda row: time.sleep(0.03 if "train/loss" in row else 0.3))
+    with mock.patch.object(trainer.tracker, "row", slow):
+        trainer.fit()
     trainer.close()
-    rows = [call.args[0] for call in trainer.tracker.row.call_args_list]
+    rows = [call.args[0] for call in slow.call_args_list]
     rates = [row["train/samples_per_second"] for row in rows if "train/loss" in row][1:]
     assert max(rates) < 2 * 24 / 0.03
     assert max(rates) > 2 * 24 / 0.3
@@ -86,6 +88,7 @@ def test_a_run_that_ends_early_tells_what_there_is(steps, told, tmp_path):
     assert told in (tmp_path / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_breakdown_adds_up_and_finds_what_is_slow(tmp_path):
     slow = mock.patch("distae.data.Loader.batch", autospec=True, side_effect=delayed(0.02))
     with slow:

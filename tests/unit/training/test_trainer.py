@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from gate import timeless
 from helpers import fitted, fresh_trainer, metrics, run, settings, splits
 
+from benchmarks.crash import timeless
 from distae.checkpoint import read_tensors
 from distae.checkpoint.retention import name_of
 from distae.errors import TrainingError, UserError
+from distae.evaluation import exact
 from distae.models.serialization import load_weights
 from distae.runtime import lock
 from distae.runtime.signals import StopRequest
@@ -26,10 +27,10 @@ LOSSES = [5.0, 3.0, 4.0, 4.5, 6.0]
 
 def losing(monkeypatch: pytest.MonkeyPatch, *losses: float) -> None:
     """The validations give these values of val/loss, in turn; the test split gives 0."""
-    values, real = iter(losses), validation.evaluate
+    values = iter(losses)
 
     def evaluate(model: Any, loader: Any, *rest: Any) -> Any:
-        found = real(model, loader, *rest)
+        found = exact.evaluate(model, loader, *rest)
         return found and found | {"loss": next(values) if len(loader) == 50 else 0.0}
 
     monkeypatch.setattr(validation, "evaluate", evaluate)
@@ -94,12 +95,12 @@ def test_an_evaluation_that_is_not_finite_is_never_the_best(tmp_path, monkeypatc
 def test_a_stop_during_the_last_evaluation_is_honoured(tmp_path, monkeypatch):
     """Under Slurm the run would meet its time limit, and not be requeued."""
     whole = fitted(settings(), tmp_path / "whole")
-    trainer, real = fresh_trainer(settings(), tmp_path / "run"), validation.evaluate
+    trainer = fresh_trainer(settings(), tmp_path / "run")
 
     def evaluate(model: Any, loader: Any, *rest: Any) -> Any:
         if len(loader) == 37:
             trainer.stop.request(signal.SIGTERM, None)
-        return real(model, loader, *rest)
+        return exact.evaluate(model, loader, *rest)
 
     with monkeypatch.context() as stopping:
         stopping.setattr(validation, "evaluate", evaluate)
@@ -126,7 +127,7 @@ def test_a_run_that_fails_closes_its_sinks(tmp_path, monkeypatch, error):
     with pytest.raises(type(error)):
         fitted(settings(), tmp_path / "fitted")
     assert len(sinks) == 4
-    assert all(sink.file.closed for sink in sinks)
+    assert all(vars(sink)["file"].closed for sink in sinks)
 
 
 def test_a_robbed_run_stops_at_the_next_beat(tmp_path, monkeypatch):

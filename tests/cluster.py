@@ -12,8 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-CLUSTER_SH = Path(__file__).parent / "cluster.sh"
+ROOT = Path(__file__).parents[1]
+CLUSTER_SH = Path(__file__).parent / "slurm" / "cluster.sh"
 LAUNCHERS = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "SUBMITIT_", "MASTER_", "TORCHELASTIC_")
 RUN = "--steps 400 --precision fp64 --threads 1 --log-every 10 --eval-every 200 --save-every 100 --tracking none"
 """The default job with a set number of steps; fp64, so that other world sizes agree to 1e-9."""
@@ -22,7 +22,7 @@ ON_CPUS = f"--gpus-per-node 0 {SMALL}"
 TOGETHER: dict[str, Callable[..., None]] = {}
 
 
-def together(test: Callable[..., None]) -> Callable[..., None]:
+def together(test: Callable[..., None]) -> Callable[[Mapping[str, Future[None]]], None]:
     """A test that runs in a thread, beside the others of its kind: most of it is waiting for Slurm."""
 
     def result(ahead: Mapping[str, Future[None]]) -> None:
@@ -62,7 +62,7 @@ class Cluster:
     def sbatch(self, slurm: str, script: str, train: str, log: Path, **env: str) -> str:
         """Job id of a run by one of the plain scripts."""
         command = ["sbatch", "--mem=2G", f"--output={log}", *slurm.split(), f"slurm/{script}.sbatch", *train.split()]
-        return self.call(*command, **env).split()[-1]
+        return self.call(*command, code=0, **env).split()[-1]
 
     def job(self, job_id: str) -> dict[str, str]:
         """The controller's own view: at once, unlike sacct's."""

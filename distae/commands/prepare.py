@@ -1,0 +1,109 @@
+"""distae prepare SOURCE DEST: any data as shards that `--data array --data.path DEST` maps.
+
+    distae prepare photos/ shards/ --data.size 64
+    distae prepare s3://bucket/train/ shards/ --data.column image
+    distae prepare mnist shards/ --data.root data
+
+Rerun to resume: what is whole stays. What cannot be read is reported at the end, and in DEST/manifest.json.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from distae.commands.sources import given, settings_of
+from distae.config.data.manifest import Manifest
+from distae.config.data.paths import MANIFEST
+from distae.errors import DistaeError, UserError
+from distae.runtime.files import in_words
+
+SHOWN = 10
+"""Files that could not be read whose names are printed; the manifest has all."""
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m distae prepare") -> int:
+    try:
+        words, options, rest = given(argv, arguments(prog), 2)
+        if len(words) != 2:
+            raise UserError(f"{prog} needs a source and a folder to write to: {prog} SOURCE DEST")
+        return prepare(words[0], Path(words[1]).expanduser(), options, rest, prog)
+    except DistaeError as error:
+        sys.stderr.write(f"distae: {error}\n")
+        return 2 if isinstance(error, UserError) else 1
+    except OSError as error:
+        sys.stderr.write(f"distae: {error.filename or 'the disk'}: {in_words(error)}\n")
+        return 1
+
+
+def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser of the command's own options."""
+    about = "Write data as shards that --data array --data.path DEST memory-maps. Rerun to resume."
+    usage = f"{prog} SOURCE DEST [--data NAME] [--data.OPTION VALUE ...] [--workers N] [--shard-mb N] [--force]"
+    parser = argparse.ArgumentParser(prog, usage, about, "SOURCE: a path, a URL, or the name of a data set.", allow_abbrev=False)
+    parser.add_argument("--workers", type=_count, default=len(os.sched_getaffinity(0)), help="threads that read and decode")
+    parser.add_argument("--shard-mb", type=_count, default=256, help="megabytes per shard")
+    parser.add_argument("--force", action="store_true", help="remove what DEST holds")
+    return parser
+
+
+def prepare(source: str, folder: Path, options: argparse.Namespace, rest: Sequence[str], prog: str) -> int:
+    """Write the shards and the manifest; returns the exit code."""
+    cfg = settings_of(source, rest, prog).data
+    from tqdm import tqdm
+
+    from distae.config import to_dict
+    from distae.data import load
+    from distae.data.preparing import Preparation
+
+    splits = load(cfg)
+    for note in splits["train"].notes:
+        sys.stderr.write(f"{note}\n")
+    if options.force and folder.exists():
+        _remove(folder)
+    preparation = Preparation(splits, folder, options.shard_mb << 20, options.workers)
+    if manifest := preparation.done_before():
+        sys.stdout.write(f"{folder} is complete: nothing was done\n")
+        return _report(manifest, folder)
+    train = splits["train"].source
+    about = Manifest(
+        [*cfg.shape()],
+        splits["train"].transform.to_json(),
+        {},
+        [*train.classes],
+        train.label is not None,
+        cfg.for_model(),
+        to_dict(cfg),
+    )
+    with tqdm(total=sum(map(len, splits.values())), unit=" samples", disable=None) as bar:
+        manifest = preparation.run(bar.update, about)
+    return _report(manifest, folder)
+
+
+def _remove(folder: Path) -> None:
+    """What an earlier preparation left. Raises UserError if the folder holds anything else."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() or not (path.name == MANIFEST or path.suffix in (".safetensors", ".writing")):
+            raise UserError(f"--force: {path} is not from distae prepare, and is not removed")
+    shutil.rmtree(folder)
+
+
+def _report(manifest: Manifest, folder: Path) -> int:
+    """What was written, and what could not be read."""
+    shards = [shard for split in manifest.splits.values() for shard in split]
+    counts = ", ".join(f"{sum(s.rows for s in split)} {name}" for name, split in manifest.splits.items())
+    size = sum(s.bytes for s in shards) / 1e9
+    sys.stdout.write(f"{folder}: {counts} samples in {len(shards)} shards, {size:.3g} GB\n")
+    if manifest.unread:
+        sys.stdout.write(f"{len(manifest.unread)} could not be read and are left out (all in {folder / MANIFEST}):\n")
+        sys.stdout.writelines(f"  {u.file}: {u.reason}\n" for u in manifest.unread[:SHOWN])
+    sys.stdout.write(f"train on it: distae train --data array --data.path {folder}\n")
+    return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"{text!r} is not valid; expected an integer >= 1")
+    return int(text)

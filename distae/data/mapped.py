@@ -1,0 +1,123 @@
+"""Arrays in files as one source: shards that are memory-mapped, and parts that had to be read."""
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distae.config.data.stored import Stored
+from distae.data.source import BLOCK_BYTES, BadRowsError, Source
+
+
+@dataclass(frozen=True)
+class Part:
+    """The samples of one file."""
+
+    path: Path
+    rows: Tensor
+    """`[n, *shape]` of the values, or, where these are not aligned in the file, `[n, bytes]`."""
+    stamp: tuple[int, int] | None
+    """Size and time of change of the file that is mapped; None if the values were read."""
+
+    def why_bad(self) -> str | None:
+        """Why the mapped values can no longer be read, if so: reading behind the end of a file kills the process."""
+        if self.stamp is None:
+            return None
+        try:
+            now = stamp_of(self.path)
+        except OSError as error:
+            return f"{self.path} cannot be read any more ({error.strerror})"
+        return (
+            None if now == self.stamp else f"{self.path} was changed during the run: it has {now[0]} bytes, and had {self.stamp[0]}"
+        )
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def mapped(stored: Stored) -> Part:
+    """The values where they are in the file, without reading them."""
+    n, bytes_per_row = stored.shape[0], stored.row_bytes
+    stamp = stamp_of(stored.path)
+    raw = (
+        np.memmap(stored.path, np.uint8, "r", stored.offset or 0, (n, bytes_per_row))
+        if n
+        else np.empty((0, bytes_per_row), np.uint8)
+    )
+    rows = tensor_of(raw)
+    aligned = raw.ctypes.data % stored.itemsize == 0
+    return Part(stored.path, rows.view(dtype_of(stored)).view(stored.shape) if aligned else rows, stamp)
+
+
+def dtype_of(stored: Stored) -> torch.dtype:
+    return getattr(torch, stored.dtype)  # type: ignore[no-any-return]
+
+
+def tensor_of(x: np.ndarray) -> Tensor:
+    """The array's own memory as a tensor; a copy only if torch, or reading by rows, needs another byte order or layout."""
+    x = np.require(x, x.dtype.newbyteorder("="), "C")
+    with warnings.catch_warnings():
+        # Nothing writes to it; a writable private map fails if the file is larger than the memory.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(x)
+
+
+class Mapped(Source):
+    """Samples in one or more files of arrays, read-only."""
+
+    def __init__(self, parts: Sequence[Part], shape: tuple[int, ...], dtype: torch.dtype, label: Tensor | None = None) -> None:
+        """Parts whose samples all have this shape and type; `label` is `[N]` int64."""
+        self.parts, self.shape, self.dtype, self.label = parts, shape, dtype, label
+        self.origin = str(parts[0].path if len(parts) == 1 else parts[0].path.parent) if all(p.stamp for p in parts) else ""
+        self.ends = torch.tensor([len(p.rows) for p in parts]).cumsum(0)
+        self.starts = [0, *self.ends.tolist()]
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def read(self, rows: Tensor) -> Tensor:
+        if len(self.parts) == 1:
+            return self._read(0, rows, rows)
+        part = torch.searchsorted(self.ends, rows, right=True)
+        order = part.argsort(stable=True)
+        counts = torch.bincount(part, minlength=len(self.parts)).cumsum(0).tolist()
+        out = torch.empty((len(rows), *self.shape), dtype=self.dtype)
+        bad: dict[int, str] = {}
+        for i, (start, end) in enumerate(pairwise([0, *counts])):
+            if start < end:
+                at = order[start:end]
+                try:
+                    out[at] = self._read(i, rows[at] - self.starts[i], rows[at])
+                except BadRowsError as error:
+                    bad |= error.reasons
+        if bad:
+            raise BadRowsError(bad)
+        return out
+
+    def _read(self, i: int, rows: Tensor, of_source: Tensor) -> Tensor:
+        """Rows of part `i`. Raises BadRowsError with their numbers in the source if its file has changed."""
+        part = self.parts[i]
+        if why := part.why_bad():
+            raise BadRowsError(dict.fromkeys(of_source.tolist(), why))
+        found = part.rows.index_select(0, rows)
+        return found if found.dtype == self.dtype else found.view(self.dtype).view(-1, *self.shape)
+
+    def blocks(self, rows: Tensor | None, every: int = 1) -> Iterator[Tensor]:
+        step = max(1, BLOCK_BYTES // max(1, self.row_bytes))
+        if rows is not None or len(self.parts) > 1 or self.parts[0].rows.dtype != self.dtype:
+            yield from super().blocks(rows, every)
+            return
+        for start in range(0, len(self), step * every):
+            yield self.parts[0].rows[start : start + step]
+
+    def name_of(self, row: int) -> str:
+        i = int(torch.searchsorted(self.ends, row, right=True))
+        return f"{os.fspath(self.parts[i].path)} row {row - self.starts[i]}"

@@ -1,0 +1,171 @@
+"""Splits of any source to shards that `--data array` maps: in parallel, resumable, whole or not at all."""
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+import xxhash
+from torch import Tensor
+
+from distae.config.data.manifest import Manifest, Shard, Unread, X, Y, manifest_in
+from distae.config.data.paths import MANIFEST
+from distae.config.data.stored import FILE_ERRORS, SAFETENSORS, metadata_of
+from distae.data.source import BadRowsError, Source
+from distae.data.splits import Split, identity
+from distae.errors import UserError
+
+BLOCK = 8 << 20
+"""Bytes that a thread reads at once."""
+ALIGNED = 64
+"""The values of a shard begin at a multiple of this number of bytes."""
+CODES = {name: code for code, (name, _) in SAFETENSORS.items()}
+Tensors = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Types and shapes by name."""
+Read = tuple[Tensor, list[int], list[Unread]]
+"""Stored samples, their rows in the source, and those that could not be read."""
+
+
+class Preparation:
+    """Writes splits to a folder. A shard gets its name once it is whole; the manifest lists them once all are."""
+
+    def __init__(self, splits: dict[str, Split], folder: Path, shard_bytes: int, workers: int) -> None:
+        self.splits, self.folder, self.workers = splits, folder, workers
+        row_bytes = max(1, splits["train"].source.row_bytes)
+        self.rows_per_shard = max(1, shard_bytes // row_bytes)
+        self.rows_per_block = max(1, min(BLOCK // row_bytes, self.rows_per_shard))
+        about = json.dumps([identity(splits), self.rows_per_shard], sort_keys=True)
+        self.key = xxhash.xxh3_128_hexdigest(about.encode())
+        """Of the data and how it is cut; shards of another key are of something else."""
+
+    def done_before(self) -> Manifest | None:
+        """The manifest, if the folder already has all of it. Raises UserError if it holds something else."""
+        if not self.folder.exists():
+            return None
+        manifest = manifest_in(self.folder)
+        mine = manifest is not None and manifest.key == self.key
+        if manifest and mine and manifest.splits:
+            return manifest
+        names = sorted(p.name for p in self.folder.iterdir() if not p.name.startswith(".") and not (mine and p.name == MANIFEST))
+        other = next((n for n in names if not n.endswith(".safetensors") or self._kept(self.folder / n) is None), None)
+        if other:
+            raise UserError(f"{self.folder} holds {other}, which is of other data or settings: give another folder, or --force")
+        return None
+
+    def run(self, done: Callable[[int], object], about: Manifest) -> Manifest:
+        """Write what is missing, and the manifest `about` with its shards; `done` is called with numbers of samples."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob(".*.writing"):
+            left.unlink()
+        self._save(Manifest(**vars(about) | {"splits": {}, "key": self.key}))  # without splits it counts as unfinished
+        shards: dict[str, list[Shard]] = {name: [] for name in self.splits}
+        unread = [Unread(name, reason) for name, reason in self.splits["train"].source.left_out.items()]
+        with ThreadPoolExecutor(self.workers, "distae-prepare", torch.set_num_threads, (1,)) as pool:
+            for name, number, rows in self._plan():
+                path = self.folder / f"{name}-{number:05}.safetensors"
+                if self._kept(path) is None:
+                    self._write(path, self.splits[name], rows, pool, done)
+                else:
+                    done(len(rows))
+                kept, bad = self._kept(path) or (0, [])
+                shards[name].append(Shard(path.name, kept, path.stat().st_size))
+                unread += bad
+        manifest = Manifest(**vars(about) | {"splits": shards, "unread": unread, "key": self.key})
+        self._save(manifest)
+        return manifest
+
+    def _save(self, manifest: Manifest) -> None:
+        write_whole(self.folder / MANIFEST, [msgspec.json.format(msgspec.json.encode(asdict(manifest)), indent=1)])
+
+    def _plan(self) -> Iterator[tuple[str, int, range]]:
+        """Split, number and positions of each shard; an empty split has one shard."""
+        for name, split in self.splits.items():
+            for number, start in enumerate(range(0, max(1, len(split)), self.rows_per_shard)):
+                yield name, number, range(start, min(start + self.rows_per_shard, len(split)))
+
+    def _kept(self, path: Path) -> tuple[int, list[Unread]] | None:
+        """Rows of a shard and what it leaves out, if it is a whole one of this preparation."""
+        try:
+            about = metadata_of(path)
+            if about.get("key") != self.key:
+                return None
+            return int(about["rows"]), [Unread(*pair) for pair in json.loads(about["unread"])]
+        except FILE_ERRORS:
+            return None
+
+    def _write(self, path: Path, split: Split, rows: range, pool: ThreadPoolExecutor, done: Callable[[int], object]) -> None:
+        """The shard of these positions, its values first: how many there are is known at the end."""
+        values = path.with_name(f".{path.name}.values.writing")
+        kept: list[int] = []
+        unread: list[Unread] = []
+        with values.open("wb") as file:
+            for samples, good, bad in self._blocks(split, rows, pool):
+                file.write(_bytes(samples))
+                kept, unread = kept + good, unread + bad
+                done(len(good) + len(bad))
+        label = split.source.label
+        tensors: Tensors = {} if label is None else {Y: (torch.int64, (len(kept),))}  # first, so that the samples stay aligned
+        tensors[X] = (split.source.dtype, (len(kept), *split.source.shape))
+        about = {"key": self.key, "rows": str(len(kept)), "unread": json.dumps([[u.file, u.reason] for u in unread])}
+        labels = [] if label is None else [_bytes(label[torch.tensor(kept, dtype=torch.int64)])]
+        with values.open("rb") as file:
+            write_whole(path, chain([_header(tensors, about), *labels], iter(lambda: file.read(BLOCK), b"")))
+        values.unlink()
+
+    def _blocks(self, split: Split, rows: range, pool: ThreadPoolExecutor) -> Iterator[Read]:
+        """What blocks of positions hold, in order, while the next are read: at most two for each thread are in memory."""
+        coming: deque[Future[Read]] = deque()
+        for start in range(rows.start, rows.stop, self.rows_per_block):
+            at = torch.arange(start, min(start + self.rows_per_block, rows.stop))
+            coming.append(pool.submit(_read, split.source, at if split.rows is None else split.rows[at]))
+            if len(coming) >= 2 * self.workers:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+def _read(source: Source, rows: Tensor) -> Read:
+    bad: dict[int, str] = {}
+    while True:
+        good = [row for row in rows.tolist() if row not in bad]
+        try:
+            samples = source.read(torch.tensor(good, dtype=torch.int64))
+            return samples, good, [Unread(source.name_of(row), reason) for row, reason in sorted(bad.items())]
+        except BadRowsError as error:
+            if not error.reasons.keys() - bad.keys():
+                raise
+            bad |= error.reasons
+
+
+def _header(tensors: Tensors, about: dict[str, str]) -> bytes:
+    """Of a .safetensors file with these tensors one after the other."""
+    table: dict[str, Any] = {"__metadata__": about}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+        table[name] = {"dtype": CODES[str(dtype).removeprefix("torch.")], "shape": [*shape], "data_offsets": [start, end]}
+    text = json.dumps(table).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNED)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(x: Tensor) -> bytes:
+    return x.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def write_whole(path: Path, parts: Iterable[bytes]) -> None:
+    """A file that is on the disk when this returns, whole or not at all."""
+    fresh = path.with_name(f".{path.name}.writing")
+    with fresh.open("wb") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.rename(path)
