@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distae.commands.fit import Run
-    from distae.models.inference import Model
+    from distae.commands.fit import Run as Run
+    from distae.errors import TrainingError as TrainingError
+    from distae.errors import UserError as UserError
+    from distae.models.inference import Model as Model
 
 __version__ = "0.2.0"
 

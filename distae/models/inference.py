@@ -11,6 +11,7 @@ from torch import Tensor
 from distae.data import Transform
 from distae.errors import UserError
 from distae.models.base import Autoencoder, Batch, Codes
+from distae.models.frames import rows_of
 from distae.models.serialization import load_with_transform, stored_shape
 from distae.noise import Noise, Rows
 
@@ -32,8 +33,9 @@ class Model:
     """A trained autoencoder.
 
     `x` is `[N, *shape]` in the units and layout of the training data (bytes stay bytes): a numpy array, a tensor on any device, a
-    DataFrame of numbers, or nested lists, of any integer or floating point type. Tensors give tensors on their own device,
-    everything else gives numpy arrays, in the model's floating point type, `dtype`. Only methods with a `seed` draw at random, and
+    DataFrame, or nested lists, of any integer or floating point type. A model of a table takes a DataFrame's columns by name, and
+    its texts as categories; in arrays these are codes. Tensors give tensors on their own device, everything else gives numpy
+    arrays, in the model's floating point type, `dtype` (tables: float64). Only methods with a `seed` draw at random, and
     `batch_size` changes results by rounding only. `label` `[N]` integers is needed by variants that are conditioned on it. All
     methods raise UserError on another shape or type, and on NaN and infinite values.
     """
@@ -153,6 +155,8 @@ class Model:
         return _joined([work(*batch) for batch in self._batches(given, label, batch_size)], given)
 
     def _samples(self, x: Any) -> Given:
+        if self.transform.columns and hasattr(x, "iloc"):
+            x = rows_of(x, self.transform.columns)
         given = _tensor(x, "x")
         fits = given.x.ndim > 1 and self.transform.crop and self.transform.shape(tuple(given.x.shape[1:])) == self.module.shape
         if not fits:  # larger images are cropped

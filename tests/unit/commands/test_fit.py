@@ -111,7 +111,7 @@ def signal_at(monkeypatch):
     """Sends this process a signal at a step's row of metrics."""
 
     def at(signum: int, times: int = 1) -> None:
-        sent = []
+        sent: list[Any] = []
 
         def on_log(self, row):
             if len(sent) < times:
@@ -201,12 +201,25 @@ def test_a_frame_is_a_table(tmp_path):
     made = fit(frame, **SMALL)
     assert (made.settings.model.likelihood, made.model.shape) == ("mixed", (3,))
     assert made.resume(steps=8).step == 8
+    codes = made.model.encode(frame.iloc[::2, ::-1].assign(other="not used"))
+    np.testing.assert_allclose(codes, made.model.encode(frame)[::2], rtol=1e-12)
+    back = made.model.reconstruct(frame)
+    assert 0 < np.abs(back[:, 1] - frame["b"]).mean() < 500
+    assert set(back[:, 2]) <= {0.0, 1.0, 2.0}
+    for wrong, message in (
+        (frame.assign(kind="w"), "x, column 'kind' holds 'w'; expected x, y, z"),
+        (frame.assign(a="w"), "x, column 'a' holds texts; expected numbers"),
+        (frame.drop(columns="b"), "x lacks the column 'b'; expected a, b, kind"),
+        (frame.assign(a=np.nan), "x holds NaN or infinite values, first in sample 0"),
+    ):
+        with pytest.raises(distae.UserError, match=f"^{message}"):
+            made.model.encode(wrong)
     assert fit(frame[["a", "b"]], **SMALL, likelihood="gaussian").settings.model.likelihood == "gaussian"
     frame.to_csv(tmp_path / "x.csv", index=False)
     assert fit(tmp_path / "x.csv", **SMALL, likelihood="mixed").model.shape == (3,)
 
 
-WRONG = {
+WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "shape": (X[0], {}, "x has shape [6]; expected [N, D], [N, H, W], [N, C, H, W] or [N, H, W, C]"),
     "no samples": (X[:0], {}, "x has shape [0, 6]; expected"),
     "dimensions": (np.zeros((2, 2, 2, 2, 2)), {}, "x has samples of shape [2, 2, 2, 2]; valid are [D]"),

@@ -2,9 +2,9 @@
 
 import pickle
 import warnings
+from typing import Any
 from unittest import SkipTest
 
-import joblib
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -18,7 +18,7 @@ from distae.sklearn import Autoencoder
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(200, 2)) @ RNG.normal(size=(2, 6))
-SMALL = {"epochs": 3, "hidden": (8,), "device": "cpu", "settings": {"threads": 1}}
+SMALL: dict[str, Any] = {"epochs": 3, "hidden": (8,), "device": "cpu", "settings": {"threads": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,7 @@ def test_outliers(fitted):
 
 
 def test_copies_and_files(fitted, tmp_path):
+    joblib = pytest.importorskip("joblib")  # of scikit-learn
     joblib.dump(fitted, tmp_path / "a.joblib")
     for copy in (pickle.loads(pickle.dumps(fitted)), joblib.load(tmp_path / "a.joblib"), clone(fitted).fit(X)):
         assert np.array_equal(copy.transform(X), fitted.transform(X))

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_changes_of_other_settings_keep_the_rest():
     assert base["epochs"] == 5
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "modle": ({"modle": "vae"}, "unknown setting 'modle' (did you mean 'model'?)"),
     "latent": ({"latnt_dim": 3}, "unknown setting 'latnt_dim' (did you mean 'latent_dim'?)"),
     "dotted": ({"model.latent_dims": 3}, "unknown setting 'model.latent_dims' (did you mean 'model.latent_dim'?)"),
