@@ -189,18 +189,20 @@ def measure(bench: Bench, rounds: int) -> dict[str, list[Seconds]]:
 
 def summary(found: dict[str, list[Seconds]], size: int) -> dict[str, Any]:
     """Medians, spread and the figures that are wanted."""
-    told: dict[str, Any] = {name: {k: spread([r[k] for r in rows[1:] if k in r]) for k in rows[1]} for name, rows in found.items()}
-    told["first_save"] = {name: rows[0]["blocked"] for name, rows in found.items() if "blocked" in rows[0]}
-    durable, blocked = told["raw_write"]["durable"]["median"], told["torch_save"]["blocked"]["median"]
+    report: dict[str, Any] = {
+        name: {k: spread([r[k] for r in rows[1:] if k in r]) for k in rows[1]} for name, rows in found.items()
+    }
+    report["first_save"] = {name: rows[0]["blocked"] for name, rows in found.items() if "blocked" in rows[0]}
+    durable, blocked = report["raw_write"]["durable"]["median"], report["torch_save"]["blocked"]["median"]
     for name in ("ours_sync", "ours_async", "ours_async_beside_steps"):
-        told[name]["blocked_of_torch_save"] = told[name]["blocked"]["median"] / blocked
-        told[name]["durable_of_raw_write"] = told[name]["durable"]["median"] / durable
-    if "step" in told["ours_async_beside_steps"]:
-        told["step_slowdown_beside_writer"] = (
-            told["ours_async_beside_steps"]["step"]["median"] / told["steps_alone"]["step"]["median"]
+        report[name]["blocked_of_torch_save"] = report[name]["blocked"]["median"] / blocked
+        report[name]["durable_of_raw_write"] = report[name]["durable"]["median"] / durable
+    if "step" in report["ours_async_beside_steps"]:
+        report["step_slowdown_beside_writer"] = (
+            report["ours_async_beside_steps"]["step"]["median"] / report["steps_alone"]["step"]["median"]
         )
-    told["raw_write_MB_per_second"] = size / 1e6 / durable
-    return told
+    report["raw_write_MB_per_second"] = size / 1e6 / durable
+    return report
 
 
 def spread(values: list[float]) -> Seconds:
@@ -259,9 +261,9 @@ def run(ranks: int, width: int, rounds: int, where: str | None) -> dict[str, Any
         shutil.rmtree(folder)
 
 
-def table(ranks: int, told: dict[str, Any]) -> str:
-    rows = [f"{ranks} rank(s), {told['bytes'] / 1e9:.3f} GB      blocked s (min-max)         durable s (min-max)"]
-    for name, one in told.items():
+def table(ranks: int, report: dict[str, Any]) -> str:
+    rows = [f"{ranks} rank(s), {report['bytes'] / 1e9:.3f} GB      blocked s (min-max)         durable s (min-max)"]
+    for name, one in report.items():
         if isinstance(one, dict) and "durable" in one:
             cells = [f"{s['median']:8.3f} ({s['min']:.3f}-{s['max']:.3f})" for s in (one["blocked"], one["durable"])]
             rows.append(f"  {name:24} {cells[0]:>26}  {cells[1]:>26}")

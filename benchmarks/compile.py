@@ -65,15 +65,15 @@ def main() -> None:
     args = parser.parse_args()
     dist.set_threads(1, Environment())
     print("| recipe | seconds at the start | speed | largest relative difference of a term |\n|---|---|---|---|", flush=True)
-    told = {}
+    report = {}
     for name in args.recipes:
         with tempfile.TemporaryDirectory(prefix="distae-compile-") as folder:
             cfg = recipe(name, args.root, 1000, Path(folder) / "run")
             if cfg.model.compiles:
-                told[name] = found = measure(cfg, args.rounds)
+                report[name] = found = measure(cfg, args.rounds)
                 speed = "{:.2f} ({:.2f} to {:.2f})".format(*found["speed"])
                 print(f"| {name} | {found['seconds']:.0f} | {speed} | {found['difference']:.1g} |", flush=True)
-    print(json.dumps(told))
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from data_parquet import parquet
 from torch import Tensor
 
 from distae.commands.session import train_run
@@ -157,7 +158,9 @@ def sorted_by_class(args: argparse.Namespace) -> tuple[Split, Split]:
     return some.take(some.label.argsort(stable=True)), splits["val"].take(slice(max(200, int(6000 * args.scale))))
 
 
-PARTS: dict[str, Callable[[argparse.Namespace, Path], Figures]] = {"mapped": mapped, "wait": wait, "shuffle": shuffle}
+PARTS: dict[str, Callable[[argparse.Namespace, Path], Figures]] = {
+    "mapped": mapped, "wait": wait, "shuffle": shuffle, "parquet": parquet,
+}  # fmt: skip
 
 
 def main() -> None:

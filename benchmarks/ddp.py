@@ -176,11 +176,11 @@ def summary(rates: dict[str, list[Rate]]) -> dict[str, Any]:
     return {"samples_per_second": speeds, "over": over}
 
 
-def table(name: str, told: dict[str, Any]) -> str:
-    heads = [f"{f'of {below}':>18}" for below in told["over"]["ours"]]
+def table(name: str, report: dict[str, Any]) -> str:
+    heads = [f"{f'of {below}':>18}" for below in report["over"]["ours"]]
     lines = [f"{name:34} {'samples/s':>10} {' '.join(heads)}"]
-    for who, speed in told["samples_per_second"].items():
-        cells = [f"{show(r):>18}" for r in told["over"].get(who, {}).values()]
+    for who, speed in report["samples_per_second"].items():
+        cells = [f"{show(r):>18}" for r in report["over"].get(who, {}).values()]
         wanted = [f"{bar} of {of}" for (a, of, workload), bar in WANTED.items() if (a, workload) == (who, name)]
         lines.append(f"  {who:32} {speed:>10,} {' '.join(cells)}   {'wanted ' + ', '.join(wanted) if wanted else ''}".rstrip())
     return "\n".join(lines)

@@ -255,11 +255,11 @@ def measure(job: Job, stored: np.ndarray, args: argparse.Namespace) -> dict[str,
     }  # fmt: skip
 
 
-def table(name: str, job: Job, told: dict[str, Any]) -> str:
+def table(name: str, job: Job, report: dict[str, Any]) -> str:
     lines = [f"{name:34} {'samples/s':>12} {'ours over it':>20}   wanted   100 epochs of 50,000 (s)"]
-    for who, speed in told["samples_per_second"].items():
-        over = show(told["ours_over"][who]) if who in told["ours_over"] else ""
-        bar, seconds = job.workload.bars.get(who, ""), told["seconds_for_100_epochs_of_50000"][who]
+    for who, speed in report["samples_per_second"].items():
+        over = show(report["ours_over"][who]) if who in report["ours_over"] else ""
+        bar, seconds = job.workload.bars.get(who, ""), report["seconds_for_100_epochs_of_50000"][who]
         lines.append(f"  {who:32} {speed:>12,} {over:>20}   {bar!s:6}   {seconds:,}")
     return "\n".join(lines)
 

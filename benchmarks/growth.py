@@ -100,12 +100,12 @@ def rounds_of(points: list[Point], measure: Any, rounds: int) -> list[dict[str, 
     """Spread of every figure at each point; a round before them is not counted, unless it is all there is."""
     found: list[list[dict[str, float]]] = [[] for _ in points]
     for _ in range(rounds + 1):
-        for point, told in zip(points, found, strict=True):
-            told.append(measure(point))
+        for point, report in zip(points, found, strict=True):
+            report.append(measure(point))
     return [
-        {"x": point.x, "parameters": told[0]["parameters"]}
-        | {k: spread([one[k] for one in told[1:] or told]) for k in told[0] if k != "parameters"}
-        for point, told in zip(points, found, strict=True)
+        {"x": point.x, "parameters": report[0]["parameters"]}
+        | {k: spread([one[k] for one in report[1:] or report]) for k in report[0] if k != "parameters"}
+        for point, report in zip(points, found, strict=True)
     ]  # fmt: skip
 
 

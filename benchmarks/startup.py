@@ -71,14 +71,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    told: dict[str, list[float]] = {"seconds": [], "bytes": [], "bare_seconds": [], "bare_bytes": []}
+    report: dict[str, list[float]] = {"seconds": [], "bytes": [], "bare_seconds": [], "bare_bytes": []}
     with tempfile.TemporaryDirectory(prefix="distae-startup-") as folder:
         for counts in [False] + [True] * args.rounds:  # the first round fills the page cache
             (theirs, their_bytes), (mine, my_bytes) = bare(args.root, STEPS), ours(args.root, STEPS, Path(folder))
             if counts:
-                for name, value in zip(told, (mine / theirs, my_bytes / their_bytes, theirs, their_bytes), strict=True):
-                    told[name].append(value)
-    figures = {name: [statistics.median(v), min(v), max(v)] for name, v in told.items()}
+                for name, value in zip(report, (mine / theirs, my_bytes / their_bytes, theirs, their_bytes), strict=True):
+                    report[name].append(value)
+    figures = {name: [statistics.median(v), min(v), max(v)] for name, v in report.items()}
     for name, bar in (("seconds", 1.3), ("bytes", 1.2)):
         median, least, most = figures[name]
         print(f"{name}: ours {median:.2f} of a bare script ({least:.2f} to {most:.2f}); wanted at most {bar}")

@@ -41,6 +41,12 @@ RICH: dict[str, Any] = {
 }  # fmt: skip
 """Settings whose run has state of every kind."""
 
+STEP = {
+    "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu-a[07-08,11],gpu-b3", "SLURM_CPUS_PER_TASK": "6",
+}  # fmt: skip
+"""Variables of a task of a Slurm step."""
+
 
 def settings(**changes: Any) -> TrainConfig:
     """A small run on 8x8 images, with changes: `settings(model={"name": "vae"}, steps=3)`. Tables are merged."""

@@ -29,8 +29,8 @@ def run_mode(name: str, count: int, seed: int, jobs: int, folder: Path) -> dict[
             results.append(_result(future, pool))
             sys.stderr.write(f"\r{name}: {number + 1} of {len(todo)} parts, {time.monotonic() - began:.0f} s ")
     sys.stderr.write("\n")
-    told = mode.summary(results)
-    return told | {"seed": seed, "seconds": round(time.monotonic() - began), "table": mode.rows(told)}
+    report = mode.summary(results)
+    return report | {"seed": seed, "seconds": round(time.monotonic() - began), "table": mode.rows(report)}
 
 
 def _result(future: "Future[Any]", pool: ProcessPoolExecutor) -> Any:
@@ -58,15 +58,15 @@ def main() -> None:
     if not modes or set(modes) - set(COUNTS):
         parser.error(f"give --all or modes; valid: {', '.join(COUNTS)}")
     folder = args.folder or Path(tempfile.mkdtemp(prefix="distae-crash-"))
-    told = {m: run_mode(m, args.count or COUNTS[m], args.seed, args.jobs, folder) for m in modes}
+    report = {m: run_mode(m, args.count or COUNTS[m], args.seed, args.jobs, folder) for m in modes}
     print("\n| fault | count | outcome |\n|---|---|---|")
-    for result in told.values():
+    for result in report.values():
         for row in result.pop("table"):
             print(f"| {' | '.join(row)} |")
-    faults = sum(result["faults"] for result in told.values())
+    faults = sum(result["faults"] for result in report.values())
     if not faults:
         shutil.rmtree(folder, ignore_errors=True)
-    print(f"\n{json.dumps(told)}")
+    print(f"\n{json.dumps(report)}")
     sys.exit(faults > 0)
 
 

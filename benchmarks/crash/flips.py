@@ -146,7 +146,7 @@ def way_for(name: str, number: int) -> str:
 def batch(ranks: int, count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
     """So many faults in runs of so many ranks; every file in turn, model/ and metrics.jsonl more often than their number."""
     folder.mkdir(parents=True)
-    unharmed, told = Unharmed(ranks, folder), []
+    unharmed, report = Unharmed(ranks, folder), []
     names = [n for n in unharmed.files() if kind_of(n) != "images" or n.endswith("20.png")]  # nothing reads them
     names += [n for n in names if n.startswith("model/") or n in ("metrics.jsonl", "config.toml")] * 3
     rng = random.Random(f"{seed} {ranks}")
@@ -160,11 +160,11 @@ def batch(ranks: int, count: int, seed: int, folder: Path) -> list[dict[str, Any
         way = way_for(name, number // len(names))
         end = unharmed.go(way, copy)
         verdict = unharmed.judge(way, copy, end, name)
-        told.append({"kind": kind_of(name), "way": way, "verdict": verdict, "what": f"{name}, {done}, {way}: {end.text[-160:]}"})
+        report.append({"kind": kind_of(name), "way": way, "verdict": verdict, "what": f"{name}, {done}, {way}: {end.text[-160:]}"})
         if verdict not in BAD:
             shutil.rmtree(copy)
             shutil.rmtree(out_of(way, copy), ignore_errors=True)
-    return told
+    return report
 
 
 def tasks(count: int, seed: int, folder: Path) -> list[tuple[Any, ...]]:

@@ -32,16 +32,16 @@ def freeze(number: int, rank: int, seconds: float | None, seed: int, folder: Pat
     time.sleep(rng.uniform(0, 0.2 if step else reference.start_up))
     with contextlib.suppress(ProcessLookupError):
         os.kill(processes[rank].pid, signal.SIGSTOP)
-    told = _sit_out(processes, rank, seconds) if seconds else _others_end(processes, rank)
-    told |= {"traceback": "Traceback" in text_of(log), "rank": rank, "short": bool(seconds), "human": "", "step": step}
+    report = _sit_out(processes, rank, seconds) if seconds else _others_end(processes, rank)
+    report |= {"traceback": "Traceback" in text_of(log), "rank": rank, "short": bool(seconds), "human": "", "step": step}
     try:
         finish(argv, RANKS, run_dir)
-        told["differences"] = differences(reference.run_dir, run_dir)
+        report["differences"] = differences(reference.run_dir, run_dir)
     except SystemExit as error:
-        told |= {"human": str(error)[-300:], "differences": ["it did not end"]}
-    if not told["differences"] and not told["hung"]:
+        report |= {"human": str(error)[-300:], "differences": ["it did not end"]}
+    if not report["differences"] and not report["hung"]:
         shutil.rmtree(folder)
-    return told
+    return report
 
 
 def _sit_out(processes: list[Any], rank: int, seconds: float) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def _measured(work: Callable[..., Any], args: tuple[Any, ...], out: Path) -> Any
     try:
         return work(*args)
     finally:
-        told = {"cpu": sum(os.times()[:4]) - began, "bytes": _memory("VmHWM") - before}
-        out.write_text(json.dumps(told))
+        report = {"cpu": sum(os.times()[:4]) - began, "bytes": _memory("VmHWM") - before}
+        out.write_text(json.dumps(report))
 
 
 def _memory(what: str, pid: int | str = "self") -> int:
@@ -64,7 +64,7 @@ def _memory(what: str, pid: int | str = "self") -> int:
 
 def attempt(name: str, case: Case, folder: Path, base: Path, plant: Plant | None = None) -> dict[str, Any]:
     """One hostile input and the answer to it."""
-    place, out, log = folder / re.sub(r"\W+", "-", name), folder / "told.json", folder / "case.log"
+    place, out, log = folder / re.sub(r"\W+", "-", name), folder / "report.json", folder / "case.log"
     shutil.copytree(base, place / "run")
     log.unlink(missing_ok=True)
     out.unlink(missing_ok=True)
@@ -76,13 +76,13 @@ def attempt(name: str, case: Case, folder: Path, base: Path, plant: Plant | None
     elif case.argv:
         work = tool, (case.module, case.argv(place))
     process = fork(_measured, (*work, out), log, case.env)
-    told = _watch(process)
-    told |= json.loads(out.read_text()) if out.exists() else {}
-    told |= {"seconds": max(told["cpu"], told["asleep"])}
-    told |= {"name": name, "group": case.group, "code": process.exitcode, "text": text_of(log)}
-    told["problems"] = _problems(case, told, _content(place, case.intact) != before)
+    report = _watch(process)
+    report |= json.loads(out.read_text()) if out.exists() else {}
+    report |= {"seconds": max(report["cpu"], report["asleep"])}
+    report |= {"name": name, "group": case.group, "code": process.exitcode, "text": text_of(log)}
+    report["problems"] = _problems(case, report, _content(place, case.intact) != before)
     shutil.rmtree(place, ignore_errors=True)
-    return told
+    return report
 
 
 def _content(place: Path, name: str) -> bytes | None:
@@ -93,19 +93,19 @@ def _content(place: Path, name: str) -> bytes | None:
 def _watch(process: Any) -> dict[str, float]:
     """Wait, and end what takes too long or too much; its seconds by the wall clock, on a CPU and asleep, and its peak in bytes."""
     began = before = time.monotonic()
-    first, told = _memory("VmRSS", process.pid), {"wall": 0.0, "cpu": 0.0, "asleep": 0.0, "bytes": 0.0}
+    first, report = _memory("VmRSS", process.pid), {"wall": 0.0, "cpu": 0.0, "asleep": 0.0, "bytes": 0.0}
     while process.exitcode is None:
-        state, told["cpu"] = _clock(process.pid) or ("", told["cpu"])
-        told["bytes"] = max(told["bytes"], _memory("VmRSS", process.pid) - first)
+        state, report["cpu"] = _clock(process.pid) or ("", report["cpu"])
+        report["bytes"] = max(report["bytes"], _memory("VmRSS", process.pid) - first)
         now = time.monotonic()
-        told["asleep"] += (now - before) * (state == "S")
-        told["wall"], before = now - began, now
-        if told["wall"] > PATIENCE or told["bytes"] > MOST_BYTES:
+        report["asleep"] += (now - before) * (state == "S")
+        report["wall"], before = now - began, now
+        if report["wall"] > PATIENCE or report["bytes"] > MOST_BYTES:
             kill([process])
             process.join()
             break
         time.sleep(0.004)
-    return told
+    return report
 
 
 def _clock(pid: int) -> tuple[str, float] | None:
@@ -116,14 +116,14 @@ def _clock(pid: int) -> tuple[str, float] | None:
     return None
 
 
-def _problems(case: Case, told: dict[str, Any], changed: bool) -> list[str]:
-    text, trained = told["text"], told["code"] == 0 and 0 in case.codes
+def _problems(case: Case, report: dict[str, Any], changed: bool) -> list[str]:
+    text, trained = report["text"], report["code"] == 0 and 0 in case.codes
     found = {
-        "hangs": told["wall"] > PATIENCE,
-        "slow": told["seconds"] > SECONDS and told["wall"] <= PATIENCE and not trained,
-        "memory": told["bytes"] > BYTES,
+        "hangs": report["wall"] > PATIENCE,
+        "slow": report["seconds"] > SECONDS and report["wall"] <= PATIENCE and not trained,
+        "memory": report["bytes"] > BYTES,
         "traceback": "Traceback" in text,
-        f"exit code {told['code']}": told["code"] not in case.codes,
+        f"exit code {report['code']}": report["code"] not in case.codes,
         "no words": not WORDS.search(text),
         "another file was changed": changed,
         f"output has {case.wrong}": bool(case.wrong) and bool(re.search(case.wrong, text, re.MULTILINE)),
@@ -149,19 +149,19 @@ def tasks(count: int, seed: int, folder: Path) -> list[tuple[Any, ...]]:
 
 
 def summary(results: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    told = [t for part in results for t in part]
-    groups = {g: sum(t["group"] == g for t in told) for g in sorted({t["group"] for t in told})}
-    fine = [t for t in told if not t["problems"]]
+    report = [t for part in results for t in part]
+    groups = {g: sum(t["group"] == g for t in report) for g in sorted({t["group"] for t in report})}
+    fine = [t for t in report if not t["problems"]]
     return {
-        "count": len(told),
-        "faults": len(told) - len(fine),
+        "count": len(report),
+        "faults": len(report) - len(fine),
         "groups": groups,
         "trained": sum(t["code"] == 0 for t in fine),
-        "slowest": {t["name"]: round(t["seconds"], 2) for t in sorted(told, key=lambda t: -t["seconds"])[:20] if t["code"]},
+        "slowest": {t["name"]: round(t["seconds"], 2) for t in sorted(report, key=lambda t: -t["seconds"])[:20] if t["code"]},
         "slowest_seconds": round(max((t["seconds"] for t in fine if t["code"]), default=0), 2),
         "most_bytes": max((t["bytes"] for t in fine), default=0),
         "bad": [f"{t['group']}: {t['name']}: {', '.join(t['problems'])} ({t['seconds']:.2f} s, {int(t['bytes']) >> 20} MiB): "
-                f"{t['text'].strip()[-160:]}" for t in told if t["problems"]],
+                f"{t['text'].strip()[-160:]}" for t in report if t["problems"]],
     }  # fmt: skip
 
 

@@ -200,8 +200,8 @@ def _forge(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path
         for other in folder.parent.glob("step_*"):
             if other != folder:
                 shutil.rmtree(other)
-        told = json.loads((folder / name).read_bytes())
-        (folder / name).write_text(json.dumps(change(told) or told))
+        report = json.loads((folder / name).read_bytes())
+        (folder / name).write_text(json.dumps(change(report) or report))
         if name != "COMMIT":
             (folder / "COMMIT").write_text(json.dumps(checksums(folder / "COMMIT", folder)))
 

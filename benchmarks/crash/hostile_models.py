@@ -66,21 +66,21 @@ def _configured(place: Path, changes: dict[str, Any]) -> None:
 def certify_model(folder: Path) -> None:
     """Rewrite the checksums of a model folder, as somebody who means harm would."""
     path = folder / "config.json"
-    if path.is_file() and (told := checksums(path, folder)):
-        path.write_text(json.dumps(told))
+    if path.is_file() and (report := checksums(path, folder)):
+        path.write_text(json.dumps(report))
 
 
 def checksums(path: Path, folder: Path) -> dict[str, Any] | None:
     """The JSON of `path` with the entries {size, xxh3} of files of the folder made anew."""
     try:
-        told = json.loads(path.read_bytes())
-        for name, entry in (told["files"] if "files" in told else {Path(WEIGHTS).name: told["weights"]}).items():
+        report = json.loads(path.read_bytes())
+        for name, entry in (report["files"] if "files" in report else {Path(WEIGHTS).name: report["weights"]}).items():
             data = (folder / name).read_bytes()
             entry |= {"size": len(data), "xxh3": xxhash.xxh3_128(data).hexdigest()}
-        told.pop("xxh3", None)
+        report.pop("xxh3", None)
     except (ValueError, LookupError, TypeError, AttributeError, OSError):
         return None
-    return dict(told)
+    return dict(report)
 
 
 def _tensors(change: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Path], None]:

@@ -146,11 +146,11 @@ def chain(reference: Reference, kills: int, seed: object, folder: Path) -> dict[
     run_dir, lives, human = folder / "run", list[dict[str, Any]](), ""
     argv = job(reference.variant, run_dir)
     while len(lives) < kills:
-        told = life(argv, reference, run_dir, folder / "life.log", rng)
-        if not told["killed"]:
-            human = "" if not any(told["codes"]) else f"{told['codes']}: {told['text'][-300:]}"
+        report = life(argv, reference, run_dir, folder / "life.log", rng)
+        if not report["killed"]:
+            human = "" if not any(report["codes"]) else f"{report['codes']}: {report['text'][-300:]}"
             break
-        lives.append(told)
+        lives.append(report)
     if not human:
         try:
             last_words = finish(argv, reference.ranks, run_dir).text

@@ -24,9 +24,9 @@ def _flip(path: Path) -> None:
 
 def _state(run: Path) -> None:
     path = last_checkpoint(run) / "state.json"
-    told = json.loads(path.read_bytes())
-    told["state"]["bad_evals"] += 1
-    path.write_text(json.dumps(told))
+    report = json.loads(path.read_bytes())
+    report["state"]["bad_evals"] += 1
+    path.write_text(json.dumps(report))
 
 
 def _row(run: Path) -> None:

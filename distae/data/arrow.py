@@ -3,7 +3,7 @@
 import io
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -56,9 +56,11 @@ class ColumnSource(UnitSource):
             return self._arrays(unit, rows)
         samples = torch.empty((len(rows), *self.shape), dtype=self.dtype)
         into, bad = samples.numpy(), dict[int, str]()
+        images = unit.field("bytes") if hasattr(unit, "field") else unit
         for i, row in enumerate(rows.tolist()):
             try:
-                into[i] = decode(io.BytesIO(encoded(unit[row])), self.cfg.mode, self.cfg.stored_side)
+                file = io.BytesIO(images[row].as_buffer() or missing(unit[row].as_py()))
+                into[i] = decode(file, self.cfg.mode, self.cfg.stored_side)
             except Exception as error:  # decoders raise anything on damaged images
                 bad[row] = f"its image cannot be read ({said(error)})"
         if bad:
@@ -77,14 +79,10 @@ class ColumnSource(UnitSource):
         return torch.from_numpy(values.astype(self.column.dtype)).view(len(rows), *self.shape)
 
 
-def encoded(value: Any) -> bytes:
-    """The encoded image in a cell. Raises ValueError if there is none."""
-    cell = value.as_py()
-    data = cell.get("bytes") if isinstance(cell, dict) else cell
-    if not data:
-        path = cell.get("path") if isinstance(cell, dict) else None
-        raise ValueError(f"only its path {path} is in the file" if path else "there is none")
-    return bytes(data)
+def missing(cell: Any) -> NoReturn:
+    """Raises ValueError that says what a cell without an image holds."""
+    path = cell.get("path") if isinstance(cell, dict) else None
+    raise ValueError(f"only its path {path} is in the file" if path else "there is none")
 
 
 def flattened(column: Any) -> tuple[np.ndarray, np.ndarray]:

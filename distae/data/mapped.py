@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distae.config.data.stored import Stored
-from distae.data.source import BLOCK_BYTES, BadRowsError, Source
+from distae.data.source import BLOCK_BYTES, BadRowsError, Source, put_rows
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Mapped(Source):
             if start < end:
                 at = order[start:end]
                 try:
-                    out[at] = self._read(i, rows[at] - self.starts[i], rows[at])
+                    put_rows(out, at, self._read(i, rows[at] - self.starts[i], rows[at]))
                 except BadRowsError as error:
                     bad |= error.reasons
         if bad:

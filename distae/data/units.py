@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distae.data.source import BadRowsError, Source
+from distae.data.source import BadRowsError, Source, put_rows
 
 KEPT_BYTES = 256 << 20
 """Units of together so many bytes, as decoded, are kept of a source at least."""
@@ -36,19 +36,21 @@ class UnitSource(Source):
         return int(self._ends[-1]) if len(self.units) else 0
 
     def read(self, rows: Tensor) -> Tensor:
-        of_row = torch.searchsorted(self._ends, rows, right=True)
-        samples = torch.empty((len(rows), *self.shape), dtype=self.dtype)
+        of_row, by_unit = torch.sort(torch.searchsorted(self._ends, rows, right=True), stable=True)
+        within = rows[by_unit] - (self._ends - self.units)[of_row]
+        numbers, counts = torch.unique_consecutive(of_row, return_counts=True)
+        parts: list[Tensor] = []
         bad: dict[int, str] = {}
-        for number in sorted({*of_row.tolist()}):
-            here = (of_row == number).nonzero()[:, 0]
-            first = int(self._ends[number] - self.units[number])
+        for number, here in zip(numbers.tolist(), torch.split(within, counts.tolist()), strict=True):
             try:
-                samples[here] = self.decode(self._unit(number, rows[here]), rows[here] - first)
+                parts.append(self._decoded(number, here))
             except BadRowsError as error:
-                numbered_here = not isinstance(error, _UnitError)
-                bad |= {row + first * numbered_here: reason for row, reason in error.reasons.items()}
+                bad |= error.reasons
         if bad:
             raise BadRowsError(bad)
+        samples = torch.empty((len(rows), *self.shape), dtype=self.dtype)
+        if parts:
+            put_rows(samples, by_unit, torch.cat(parts))
         return samples
 
     @property
@@ -65,17 +67,17 @@ class UnitSource(Source):
         per_unit = max(1, len(self) * self.row_bytes // max(1, len(self.units)))
         return Kept(self.read_unit, max(8, KEPT_BYTES // per_unit))
 
-    def _unit(self, number: int, rows: Tensor) -> Any:
+    def _decoded(self, number: int, within: Tensor) -> Tensor:
+        """Samples of one unit. Raises BadRowsError, its rows numbered as in the source."""
+        first = int(self._ends[number] - self.units[number])
         try:
-            return self._cache.get(number, self.units_kept)
-        except BadRowsError as error:
-            raise _UnitError(error.reasons) from error
+            unit = self._cache.get(number, self.units_kept)
         except OSError as error:
-            raise _UnitError({row: f"{self.name_of(row)}: {error}" for row in rows.tolist()}) from error
-
-
-class _UnitError(BadRowsError):
-    """Rows that are numbered as in the source."""
+            raise BadRowsError({row: f"{self.name_of(row)}: {error}" for row in (within + first).tolist()}) from error
+        try:
+            return self.decode(unit, within)
+        except BadRowsError as error:
+            raise BadRowsError({row + first: reason for row, reason in error.reasons.items()}) from error
 
 
 class Kept:

@@ -38,20 +38,20 @@ def run_here(monkeypatch, capsys):
 def test_cost_of_checkpoints(tmp_path):
     result = run("checkpoint.py", "--quick", "--dir", str(tmp_path))
     for ranks in (1, 2):
-        told = result[f"ranks_{ranks}"]
-        assert {"raw_write", "torch_save", "dcp_save", "ours_sync", "ours_async", "memory"} <= set(told)
-        assert sum(m["staging_bytes"] for m in told["memory"]) == told["bytes"]
-        assert all(s["durable"]["min"] > 0 for s in told.values() if isinstance(s, dict) and "durable" in s)
+        report = result[f"ranks_{ranks}"]
+        assert {"raw_write", "torch_save", "dcp_save", "ours_sync", "ours_async", "memory"} <= set(report)
+        assert sum(m["staging_bytes"] for m in report["memory"]) == report["bytes"]
+        assert all(s["durable"]["min"] > 0 for s in report.values() if isinstance(s, dict) and "durable" in s)
     assert not list(tmp_path.iterdir())
 
 
 def test_training_speed(run_here):
     result = run_here("train.py", "--workloads", "ae-32", "--rounds", "0", "--scale", "0.01")
-    told = result["ae-32"]
-    assert told["parameters"] == 438180
-    assert {"ours", "tutorial"} <= set(told["of_limit"])
+    report = result["ae-32"]
+    assert report["parameters"] == 438180
+    assert {"ours", "tutorial"} <= set(report["of_limit"])
     assert all(
-        least <= median <= most for least, median, most in [[o["cpu"][i] for i in (1, 0, 2)] for o in told["ours_over"].values()]
+        least <= median <= most for least, median, most in [[o["cpu"][i] for i in (1, 0, 2)] for o in report["ours_over"].values()]
     )
 
 

@@ -129,9 +129,9 @@ def test_a_recipe_by_its_name_is_the_file(capsys):
 
 def test_a_recipe_that_there_is_not_is_answered_with_the_names(capsys):
     assert main(["train", "--config", "recipe:vae_mnits"]) == 2
-    told = capsys.readouterr().err
-    assert "--config: no recipe 'vae_mnits' (did you mean 'vae_mnist'?); valid: ae_fashion_mnist_3, " in told
-    assert told.rpartition("valid: ")[2].strip().split(", ") == names()
+    report = capsys.readouterr().err
+    assert "--config: no recipe 'vae_mnits' (did you mean 'vae_mnist'?); valid: ae_fashion_mnist_3, " in report
+    assert report.rpartition("valid: ")[2].strip().split(", ") == names()
 
 
 @pytest.mark.parametrize("shell", completion.SHELLS)

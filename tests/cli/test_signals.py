@@ -74,7 +74,7 @@ def test_launch_local_passes_a_signal_on_and_the_exit_code_back(tmp_path: Path) 
 
 
 def test_launch_local_says_what_only_one_rank_sees_and_who_was_killed(tmp_path: Path) -> None:
-    """Rank 1's node lacks the plugin that all are told of; and one process that has no time for last words."""
+    """Rank 1's node lacks the plugin that all are given; and one process that has no time for last words."""
     (tmp_path / "only_rank_0.py").write_text(
         "import os, time\nif os.environ.get('RANK') == '1':\n    time.sleep(15)\n    raise RuntimeError('gone')\n"
     )

@@ -50,7 +50,7 @@ assert not heavy, heavy
     assert len(re.findall("^distae: ", done.stderr, re.MULTILINE)) == 7
 
 
-def told(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+def report(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """What main says of a mistake: once, in one or two lines, with exit code 2."""
     assert main([*TINY, "--tracking", "none", *argv]) == 2
     out, err = capsys.readouterr()
@@ -73,7 +73,7 @@ def array(tmp_path, monkeypatch):
 
 
 def test_bernoulli_outside_its_range(array, capsys):
-    message = told(capsys, *array(np.linspace(-1, 3, 200 * 6, dtype=np.float32).reshape(200, 6)))
+    message = report(capsys, *array(np.linspace(-1, 3, 200 * 6, dtype=np.float32).reshape(200, 6)))
     assert re.search(
         r"--model.likelihood bernoulli needs data in \[0, 1\]; the \w+ split of --data array has values in \[-", message
     )
@@ -83,11 +83,11 @@ def test_bernoulli_outside_its_range(array, capsys):
 def test_nan_in_the_data(array, capsys):
     values = np.zeros((200, 6), np.float32)
     values[3] = np.nan
-    assert "--data.path: a.npy holds NaN or infinite values" in told(capsys, *array(values))
+    assert "--data.path: a.npy holds NaN or infinite values" in report(capsys, *array(values))
 
 
 def test_fewer_samples_than_a_batch(array, capsys):
-    message = told(capsys, *array(np.zeros((20, 6), np.uint8)))
+    message = report(capsys, *array(np.zeros((20, 6), np.uint8)))
     assert "--global-batch-size 24: the training split has only 16 samples; valid: at most that" in message
 
 
@@ -96,7 +96,7 @@ def test_a_data_root_without_files_or_network(tmp_path, monkeypatch, capsys):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
-    message = told(capsys, "--data", "fashion_mnist", "--data.root", str(tmp_path / "d"), "--run-dir", str(tmp_path / "run"))
+    message = report(capsys, "--data", "fashion_mnist", "--data.root", str(tmp_path / "d"), "--run-dir", str(tmp_path / "run"))
     assert "FashionMNIST is not there and could not be downloaded" in message
     assert f"into {tmp_path}/d/FashionMNIST/raw" in message
 
@@ -104,28 +104,28 @@ def test_a_data_root_without_files_or_network(tmp_path, monkeypatch, capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(tmp_path, capsys):
     assert (
-        told(capsys, "--device", "cuda", "--run-dir", str(tmp_path))
+        report(capsys, "--device", "cuda", "--run-dir", str(tmp_path))
         == "distae: --device cuda: torch finds no GPU here; valid: auto, cpu\n"
     )
 
 
 def test_a_run_folder_that_cannot_be_written(tmp_path, capsys):
-    assert "--run-dir: cannot write to /proc/distae" in told(capsys, "--run-dir", "/proc/distae/run")
+    assert "--run-dir: cannot write to /proc/distae" in report(capsys, "--run-dir", "/proc/distae/run")
     (tmp_path / "file").write_text("")
-    assert "file is a file, not a folder" in told(capsys, "--run-dir", str(tmp_path / "file" / "run"))
+    assert "file is a file, not a folder" in report(capsys, "--run-dir", str(tmp_path / "file" / "run"))
 
 
 def test_a_run_folder_of_other_settings(tmp_path, capsys):
     assert main([*TINY, "--tracking", "none", "--run-dir", str(tmp_path)]) == 0
     capsys.readouterr()
-    message = told(capsys, "--run-dir", str(tmp_path), "--model.beta", "2", "--seed", "5")
+    message = report(capsys, "--run-dir", str(tmp_path), "--model.beta", "2", "--seed", "5")
     assert "model.beta is 1.0 there and 2.0 here; seed is 0 there and 5 here" in message
     assert "--fresh" in message
 
 
 @pytest.mark.parametrize("argv", [["--model", "no"], ["--run-dir", "/proc/distae"], ["--global-batch-size", "25"]])
 def test_every_rank_says_why_it_refuses(argv, monkeypatch, capsys, tmp_path):
-    """It may be the only one that does. Which rank, and where, is in front. Then the others are told."""
+    """It may be the only one that does. Which rank, and where, is in front. Then the others learn of it."""
     told_others = mock.Mock()
     monkeypatch.setattr(session, "_tell_others", told_others)
     monkeypatch.chdir(tmp_path)
@@ -144,7 +144,7 @@ def test_every_rank_says_why_it_refuses(argv, monkeypatch, capsys, tmp_path):
 
 
 def test_a_refused_run_leaves_no_folder(array, capsys, tmp_path):
-    told(capsys, *array(np.zeros((20, 6), np.uint8)), "--run-dir", "runs/a")
+    report(capsys, *array(np.zeros((20, 6), np.uint8)), "--run-dir", "runs/a")
     assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
 
 
@@ -272,8 +272,8 @@ def test_a_port_in_use_is_told(tmp_path):
         rank = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         done = start(*TINY, "--tracking", "none", nproc=0, cwd=tmp_path, timeout=240, **rank)
     assert done.returncode == 2, done.stderr
-    told = [line for line in done.stderr.splitlines() if line.startswith("distae: ")]
-    assert told == [
+    report = [line for line in done.stderr.splitlines() if line.startswith("distae: ")]
+    assert report == [
         f"distae: MASTER_ADDR 127.0.0.1, MASTER_PORT {port}: the port is in use by another program; choose another, or start again"
     ]
     assert "Traceback" not in done.stderr

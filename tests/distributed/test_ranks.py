@@ -91,10 +91,11 @@ def test_a_rank_lost_at_the_start(rank: int, signum: int, tmp_path: Path) -> Non
     processes = crash.start(
         [*JOB, "--timeout", "4", "--run-dir", str(tmp_path / "run")], 3, tmp_path / "log", _AtLoad(rank, signum)
     )
+    lost = processes.pop(rank)
     codes = ended(processes, 60)
     text = (tmp_path / "log").read_text()
-    assert codes.pop(rank) == (-signal.SIGKILL if signum == signal.SIGKILL else None)
     assert codes == [1, 1], text
+    assert ended([lost], 0) == [-signal.SIGKILL if signum == signal.SIGKILL else None]
     assert "Traceback" not in text
     assert "lost contact with" in text
 

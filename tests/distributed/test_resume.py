@@ -48,9 +48,9 @@ def test_many_stops_in_one_run(straight: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 5), (2, 5), (3, 4), (4, 3)])
 def test_kills_change_nothing(tmp_path: Path, ranks: int, kills: int) -> None:
     """SIGKILL at moments of all kinds; DDP's summation order matters from 3 ranks on."""
-    told = crash.chain(Reference("vae", ranks, tmp_path), kills, ranks, tmp_path / "chain")
-    assert (told["differences"], told["human"]) == ([], "")
-    assert told["resumes"] > 0
+    report = crash.chain(Reference("vae", ranks, tmp_path), kills, ranks, tmp_path / "chain")
+    assert (report["differences"], report["human"]) == ([], "")
+    assert report["resumes"] > 0
 
 
 ELASTIC = (

@@ -31,8 +31,8 @@ def belonging(prefix: str, lab: str) -> dict[int, str]:
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            told = (folder / "cmdline").read_bytes() + b"\0" + (folder / "environ").read_bytes()
-            if lab.encode() in told or f"slurmstepd-{prefix}".encode() in told:
+            report = (folder / "cmdline").read_bytes() + b"\0" + (folder / "environ").read_bytes()
+            if lab.encode() in report or f"slurmstepd-{prefix}".encode() in report:
                 found[int(folder.name)] = (folder / "comm").read_text().strip()
         except OSError:
             continue

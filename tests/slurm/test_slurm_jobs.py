@@ -43,8 +43,8 @@ def test_two_nodes_with_two_tasks_each_match_a_local_run(cluster: Cluster, run_d
     assert_same(run_dir, reference, tolerance=1e-9)
     status = cluster.call("-m", "launch.status", str(run_dir))
     logs = run_dir / "slurm" / job
-    for told in (f"{job} COMPLETED on {nodes}, restarts 0", "val       step 400 epoch", "val/loss=", f"{logs}/rank_*.err"):
-        assert told in status
+    for report in (f"{job} COMPLETED on {nodes}, restarts 0", "val       step 400 epoch", "val/loss=", f"{logs}/rank_*.err"):
+        assert report in status
     assert sorted(p.name for p in logs.glob("rank_*.err")) == [f"rank_{n}.err" for n in range(4)]
     assert "#SBATCH --nodes=2" in (logs / f"{job}_submission.sh").read_text()
     assert "steps = 400" in (run_dir / "config.toml").read_text()
@@ -225,10 +225,10 @@ def test_torchrun_sbatch_restarts_a_crashed_rank_inside_the_allocation(cluster: 
 
 def test_what_slurm_refuses_is_told_in_its_words_before_anything_is_written(cluster: Cluster, tmp_path: Path) -> None:
     options = train(tmp_path / "run").split()
-    told = cluster.call("-m", "launch.slurm", "--constraint", "nope", "--gpus-per-node", "0", "--", *options, code=2)
-    assert "Slurm rejects this (sbatch): allocation failure: Invalid feature specification" in told
-    told = cluster.call("-m", "launch.slurm", "--nodes", "9", "--", *options, code=2)
-    assert "--nodes 9: partition debug has 3" in told
+    report = cluster.call("-m", "launch.slurm", "--constraint", "nope", "--gpus-per-node", "0", "--", *options, code=2)
+    assert "Slurm rejects this (sbatch): allocation failure: Invalid feature specification" in report
+    report = cluster.call("-m", "launch.slurm", "--nodes", "9", "--", *options, code=2)
+    assert "--nodes 9: partition debug has 3" in report
     assert not list(tmp_path.iterdir())
 
 

@@ -7,11 +7,13 @@ from distae.registry import import_all
 from distae.config.data.base import DataConfig
 from distae.config.data.digits import DigitsConfig
 from distae.config.data.torchvision import (
-    CIFAR10Config, CIFAR100Config, CelebAConfig, EMNISTConfig, FashionMNISTConfig, KMNISTConfig, MNISTConfig, STL10Config,
+    CIFAR10Config, CIFAR100Config, EMNISTConfig, FashionMNISTConfig, KMNISTConfig, MNISTConfig, STL10Config,
     SVHNConfig, TorchvisionConfig,
 )  # fmt: skip
 from distae.config.data.array import ArrayConfig, StoredLayout
 from distae.config.data.image_folder import ImageFolderConfig
+from distae.config.data.celeba import CelebAConfig
+from distae.config.data.shapes import ShapesConfig
 from distae.config.data.table import TableConfig
 from distae.config.data.sparse import SparseConfig
 from distae.config.data.memory import MemoryConfig
@@ -38,6 +40,7 @@ __all__ = [
     "ParquetConfig",
     "STL10Config",
     "SVHNConfig",
+    "ShapesConfig",
     "SparseConfig",
     "StoredLayout",
     "TableConfig",

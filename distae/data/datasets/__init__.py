@@ -1,9 +1,9 @@
 """The data sets by name, one file for each kind of source: samples in memory, uint8 if the source has it."""
 
-from distae.data.datasets import array, celeba, digits, image_folder, sparse, table, torchvision
+from distae.data.datasets import array, celeba, digits, image_folder, shapes, sparse, table, torchvision
 from distae.data.datasets.base import load, register_dataset
 from distae.registry import import_all
 
-__all__ = ["array", "celeba", "digits", "image_folder", "load", "register_dataset", "sparse", "table", "torchvision"]
+__all__ = ["array", "celeba", "digits", "image_folder", "load", "register_dataset", "shapes", "sparse", "table", "torchvision"]
 
 import_all(__name__)

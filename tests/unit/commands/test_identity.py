@@ -53,13 +53,13 @@ def test_a_file_replaced_between_two_starts(file: Path, capsys: Any, samples: in
     assert str(refusal.value).startswith("--data.path x.npy: the data differ from those of the checkpoint at step 4: ")
     assert words in str(refusal.value)
     assert Path("run/metrics.jsonl").read_bytes() == rows
-    end, told = start(on_file(steps=8, allow_changed_data=True), capsys)
+    end, report = start(on_file(steps=8, allow_changed_data=True), capsys)
     assert (end.outcome, end.step) == ("done", 8)
-    assert words in told
-    assert "(--allow-changed-data)" in told
-    end, told = start(on_file(steps=9), capsys)
+    assert words in report
+    assert "(--allow-changed-data)" in report
+    end, report = start(on_file(steps=9), capsys)
     assert (end.outcome, end.step) == ("done", 9)
-    assert "the data are" not in told
+    assert "the data are" not in report
 
 
 def test_a_file_of_another_time_in_another_place_is_the_same_data(file: Path, capsys: Any) -> None:
@@ -78,20 +78,20 @@ def test_a_checkpoint_that_does_not_know_its_data(file: Path, capsys: Any) -> No
     marker = json.loads((folder / COMMIT).read_text())
     marker["files"][STATE] = {"size": (folder / STATE).stat().st_size, "xxh3": checksum(folder / STATE)}
     (folder / COMMIT).write_text(json.dumps(marker))
-    end, told = start(on_file(steps=5), capsys)
+    end, report = start(on_file(steps=5), capsys)
     assert end.step == 5
-    assert "resumed at step 4" in told
-    assert "does not record its data" in told
+    assert "resumed at step 4" in report
+    assert "does not record its data" in report
 
 
 def test_a_fork_may_have_other_data_and_says_so(file: Path, capsys: Any) -> None:
     start(on_file(), capsys)
     write(210)
     Path("run").rename("source")
-    end, told = start(on_file(steps=8, fork_from="source"), capsys)
+    end, report = start(on_file(steps=8, fork_from="source"), capsys)
     assert end.step == 8
-    assert "forked from source at step 4" in told
-    assert "train.samples is 162 there and 170 here" in told
+    assert "forked from source at step 4" in report
+    assert "train.samples is 162 there and 170 here" in report
 
 
 def test_the_exported_model_says_on_which_data(file: Path, capsys: Any) -> None:

@@ -45,8 +45,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_without_config_toml_the_checkpoint_s_settings_count(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run_dir / "config.toml").unlink()
     before = contents(run_dir)
-    told = resume(run_dir, seed=7, optim=replace(CFG.optim, lr=0.5))
-    assert "optim.lr is 0.01 there and 0.5 here; seed is 3 there and 7 here" in told
+    report = resume(run_dir, seed=7, optim=replace(CFG.optim, lr=0.5))
+    assert "optim.lr is 0.01 there and 0.5 here; seed is 3 there and 7 here" in report
     assert contents(run_dir) == before
     assert resume(run_dir) == "done"
     assert "config.toml was missing; the settings are those of the newest checkpoint" in capsys.readouterr().err
@@ -147,9 +147,9 @@ def test_something_else_in_the_place_of_a_file_is_rejected(run_dir: Path, name: 
     links = {"zero": Path("/dev/zero"), "link": target, "dangling": run_dir.parent / "nothing"}
     os.mkfifo(path) if kind == "fifo" else path.symlink_to(links[kind])
     before = contents(run_dir.parent)
-    told = resume(run_dir)
-    assert told.startswith(f"--run-dir: {path}")
-    assert len(told.splitlines()) == 1
+    report = resume(run_dir)
+    assert report.startswith(f"--run-dir: {path}")
+    assert len(report.splitlines()) == 1
     assert contents(run_dir.parent) == before
     assert not links["dangling"].exists()
 

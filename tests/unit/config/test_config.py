@@ -288,7 +288,7 @@ def test_an_unknown_wandb_mode_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "report"),
     [
         ("--batch-size 32", "unknown option '--batch-size' (did you mean '--global-batch-size'?)"),
         ("--lr 0.1", "'--optim.lr'"),
@@ -303,10 +303,10 @@ def test_an_unknown_wandb_mode_is_refused(monkeypatch):
         ("--eopchs 3", "'--epochs'"),
     ],
 )
-def test_what_an_option_is_called_here(argv, told):
+def test_what_an_option_is_called_here(argv, report):
     with pytest.raises(UserError) as error:
         parse(TrainConfig, argv.split(), {}, "prog")
-    assert f"did you mean {told.rpartition('mean ')[2].removesuffix('?)')}?)" in str(error.value)
+    assert f"did you mean {report.rpartition('mean ')[2].removesuffix('?)')}?)" in str(error.value)
 
 
 @pytest.mark.parametrize("argv", ["--net.hidden 128,64", "--net.hidden 128, 64", "--net.hidden=128,64"])

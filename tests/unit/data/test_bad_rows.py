@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ class Damaged(Source):
         return self.whole.checksum(rows)
 
 
-def damaged(n: int, bad: set[int], skip: bool = True) -> Split:
+def damaged(n: int, bad: set[int], skip: bool = True) -> Any:
     x = torch.arange(n, dtype=torch.uint8)[:, None].expand(n, 4).contiguous()
     whole = Split.of(x, torch.arange(n))
     return replace(whole, source=Damaged(whole.source, bad), bad=BadRows() if skip else None)

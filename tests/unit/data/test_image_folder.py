@@ -4,6 +4,7 @@ import io
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from PIL import Image
 
 from distae.config import TrainConfig, build
-from distae.data import Loader, load
+from distae.data import Loader
 from distae.data import image_index as indexing
+from distae.data import load as load_splits
 from distae.data.decode import decode
 from distae.data.image_index import ImageIndex, image_index
 from distae.data.source import BadRowsError
@@ -44,6 +46,10 @@ def settings(root: Path, **changes):
     return build(TrainConfig, {"data": {"name": "image_folder", "path": str(root), "size": 8, **changes}}).data
 
 
+def load(cfg) -> dict[str, Any]:
+    return {**load_splits(cfg)}
+
+
 def names_of(splits) -> dict[str, list[str]]:
     index = splits["train"].source.index
     return {k: [index.name(row) for row in split.rows.tolist()] for k, split in splits.items()}
@@ -61,7 +67,7 @@ def whole(path: Path, side: int) -> np.ndarray:
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
 @pytest.mark.parametrize("size", [(60, 40), (400, 600)])
 def test_decoding_is_that_of_the_whole_image(tmp_path, name, size):
-    path = draw(tmp_path / name, size=size, **({"quality": 95} if name == "a.jpg" else {}))
+    path = draw(tmp_path / name, size=size, quality=95)
     assert np.abs(decode(path, "RGB", 8) - whole(path, 8)).max() <= 4
     assert np.abs(decode(path, "RGB", 8, 0.5) - whole(path, 16)[:, 4:12, 4:12]).max() <= 4
 
@@ -249,7 +255,12 @@ def scans(monkeypatch) -> list[Path]:
     """Folders that are scanned from now on."""
     seen: list[Path] = []
     scan = indexing._scan
-    monkeypatch.setattr(indexing, "_scan", lambda root: (seen.append(root), scan(root))[1])
+
+    def noted(root: Path) -> ImageIndex:
+        seen.append(root)
+        return scan(root)
+
+    monkeypatch.setattr(indexing, "_scan", noted)
     return seen
 
 
@@ -299,9 +310,16 @@ def test_a_million_files_start_within_seconds(tmp_path, cache, monkeypatch):
         (1 + np.arange(n) // 1000).astype(np.int32), np.zeros(n, np.uint8), np.full(n, 300, np.int32),
         folders, tuple((root / name).stat().st_mtime_ns for name in folders), ("RGB",), {}, 0,
     )  # fmt: skip
-    indexing.write_atomically(indexing._cache_file(root.resolve()), indexing._dump(made))
-    looked = []
-    monkeypatch.setattr(ImageIndex, "path", lambda self, row: looked.append(row) or _Sampled())
+    kept = indexing._cache_file(root.resolve())
+    assert kept
+    kept.write_bytes(indexing._dump(made))
+    looked: list[int] = []
+
+    def path(self: ImageIndex, row: int) -> _Sampled:
+        looked.append(row)
+        return _Sampled()
+
+    monkeypatch.setattr(ImageIndex, "path", path)
     started = time.process_time()
     splits = load(settings(root))
     _ = [split.identity for split in splits.values()]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from helpers import ROOT, fitted, settings
 from made_up import InUnits, InUnitsConfig, write_units
+from torch import Tensor
 
 from distae.config.data import ArrayConfig, DigitsConfig
 from distae.data import BadRowsError, Split, identity, load, order_of, place
@@ -30,8 +32,8 @@ def cfg(tmp_path, monkeypatch) -> InUnitsConfig:
 
 
 def test_a_small_set_is_decoded_once_and_stays_the_same_data_in_the_same_order(cfg):
-    splits = load(cfg)
-    placed = place(cfg, splits, 2)
+    splits: Any = load(cfg)
+    placed: Any = place(cfg, splits, 2)
     for name, split in placed.items():
         assert type(split.source) is DecodedCopy
         assert split.x.equal(splits[name].x)
@@ -40,7 +42,7 @@ def test_a_small_set_is_decoded_once_and_stays_the_same_data_in_the_same_order(c
     assert identity(placed) == identity(splits)
     orders = [order_of(settings(data={"name": "in_units", "shuffle": "windowed"}), s["train"]) for s in (splits, placed)]
     assert orders[0].rows(0, range(5), range(24)).equal(orders[1].rows(0, range(5), range(24)))
-    again = load(cfg)
+    again: Any = load(cfg)
     again["train"].identity  # noqa: B018 - reads the values
     before = len(again["train"].source.opened)
     placed = place(cfg, again, 2)
@@ -59,10 +61,16 @@ def test_a_copy_of_other_files_or_settings_is_not_used(cfg):
 
 def test_of_several_processes_one_decodes(cfg):
     splits = [load(cfg)["train"] for _ in range(3)]
-    reads = []
+    reads: list[int] = []
     for split in splits:
         split.identity  # noqa: B018 - so that what follows is decoding alone
-    with mock.patch.object(InUnits, "decode", lambda self, unit, rows: reads.append(len(rows)) or unit[rows]):
+    decode = InUnits.decode
+
+    def counted(self: InUnits, unit: Tensor, rows: Tensor) -> Tensor:
+        reads.append(len(rows))
+        return decode(self, unit, rows)
+
+    with mock.patch.object(InUnits, "decode", counted):
         several = [threading.Thread(target=decoded, args=(split, "", 1)) for split in splits]
         for thread in several:
             thread.start()
@@ -83,7 +91,7 @@ def test_what_cannot_be_decoded_is_streamed_or_said(cfg, tmp_path, monkeypatch):
     bad = np.zeros((40, 8, 8), np.uint8)
     bad[33] = 255
     splits = {"train": Split(InUnits(write_units(tmp_path / "bad", bad, [10] * 4)))}
-    splits["train"].source.checksum = lambda rows: "known"
+    monkeypatch.setattr(splits["train"].source, "checksum", lambda rows: "known")
     assert place(cfg, splits, 2) is splits
     with pytest.raises(BadRowsError, match="row 3 of a file is bad"):
         place(replace(cfg, storage="resident"), splits, 2)
@@ -116,7 +124,8 @@ def test_combinations_that_cannot_be(cfg, tmp_path):
     with mock.patch("distae.data.storage.MOST_BYTES", 10), pytest.raises(UserError, match="valid: streamed"):
         place(replace(cfg, storage="resident"), load(cfg), 1)
     splits = load(array)
-    for storage in ("auto", "resident", "mapped"):
+    storages: Any = ("auto", "resident", "mapped")
+    for storage in storages:
         assert place(replace(array, storage=storage), splits, 1) is splits
 
 

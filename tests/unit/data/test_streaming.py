@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -32,7 +33,7 @@ def threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith("distae-data")]
 
 
-def loader(split: Split, workers: int, prefetch: int = 3) -> Loader:
+def loader(split: Split, workers: int, prefetch: int = 3) -> Any:
     return Loader(split, "none", CPU, torch.float32, reading=Reading(workers=workers, prefetch=prefetch))
 
 

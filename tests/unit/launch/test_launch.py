@@ -1,9 +1,8 @@
-"""Jobs on Slurm, as far as that can be known without one: settings, partitions, snapshot, script, and who requeues."""
+"""Jobs on Slurm, as far as that can be known without one: settings, partitions, snapshot and script."""
 
 import io
 import os
 import pickle
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, STEP
 
 from distae import distributed as dist
 from distae.config import TrainConfig, check, plugin, write_toml
@@ -21,69 +20,6 @@ from distae.runtime.outcome import Outcome
 from launch import job, jobs, local, partitions, settings, slurm, snapshot, status, submit, sweep
 
 SINFO = "debug*|infinite|3|4|gpu:2\nlong|2-00:00:00|10|64+|gpu:a100:4(S:0-1)\nlong|2-00:00:00|5|128|(null)\n"
-STEP = {
-    "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8",
-    "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu-a[07-08,11],gpu-b3", "SLURM_CPUS_PER_TASK": "6",
-}  # fmt: skip
-TORCHRUN = {
-    "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500",
-}  # fmt: skip
-
-
-def test_a_task_of_a_slurm_step_knows_its_place():
-    env = environment(STEP)
-    assert (env.rank, env.world_size, env.local_rank, env.local_world_size, env.cpus) == (5, 8, 1, 4, 6)
-    assert env.rendezvous.startswith("tcp://gpu-a07:")
-
-
-def test_torchruns_variables_come_first():
-    env = environment(STEP | TORCHRUN)
-    assert (env.launcher, env.rank, env.world_size, env.rendezvous) == ("torchrun", 1, 2, "env://")
-
-
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        (TORCHRUN | {"RANK": "abc"}, "RANK='abc' in the environment: a whole number from 0 to 1 is expected"),
-        (TORCHRUN | {"RANK": "2"}, "RANK='2' in the environment: a whole number from 0 to 1"),
-        (TORCHRUN | {"WORLD_SIZE": "0"}, "WORLD_SIZE='0' in the environment: a whole number >= 1"),
-        (TORCHRUN | {"LOCAL_RANK": "-1"}, "LOCAL_RANK='-1'"),
-        (TORCHRUN | {"MASTER_PORT": "http"}, "MASTER_PORT='http'"),
-        ({k: v for k, v in TORCHRUN.items() if k != "MASTER_ADDR"}, "MASTER_ADDR is missing"),
-        (STEP | {"SLURM_LOCALID": ""}, "SLURM_LOCALID=''"),
-        ({k: v for k, v in STEP.items() if k != "SLURM_STEP_NUM_NODES"}, "SLURM_STEP_NUM_NODES is missing"),
-        ({k: v for k, v in STEP.items() if k != "SLURM_STEP_NODELIST"}, "SLURM_STEP_NODELIST is missing"),
-    ],
-)
-def test_a_launchers_variable_without_sense_is_named(variables, message):
-    with pytest.raises(UserError) as error:
-        environment(variables)
-    assert message in str(error.value)
-
-
-def test_a_requeue_is_no_first_start():
-    assert environment({}).first_start
-    assert environment(TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "0"}).first_start
-    assert not environment(TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "1"}).first_start
-    for launched in ({}, TORCHRUN, STEP):
-        assert not environment(launched | {"SLURM_RESTART_COUNT": "2"}).first_start
-
-
-def test_python_in_a_batch_script_is_alone():
-    assert environment({"SLURM_JOB_ID": "77", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}).world_size == 1
-
-
-def test_the_rendezvous_is_fresh_after_a_requeue_and_the_same_for_all_ranks():
-    again = STEP | {"SLURM_RESTART_COUNT": "1"}
-    assert environment(again).rendezvous != environment(STEP).rendezvous
-    assert environment(STEP | {"SLURM_PROCID": "0"}).rendezvous == environment(STEP).rendezvous
-
-
-@pytest.mark.parametrize(
-    ("nodes", "first"), [("n1", "n1"), ("n[1-2]", "n1"), ("a-b[003,5]c,d", "a-b003c"), ("r[1-2]n[4-9]", "r1n4"), ("x,y[1-2]", "x")]
-)
-def test_the_first_node_of_a_list(nodes, first):
-    assert environment(STEP | {"SLURM_STEP_NODELIST": nodes}).rendezvous.startswith(f"tcp://{first}:")
 
 
 @pytest.mark.parametrize(
@@ -170,9 +106,9 @@ def test_a_dry_run_shows_script_and_settings(no_slurm, tmp_path, capsys):
 )
 def test_mistakes_are_told_in_a_line(no_slurm, options, message, capsys):
     assert slurm.main(options) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.count("\n") <= 2
+    report = capsys.readouterr().err
+    assert message in report
+    assert report.count("\n") <= 2
 
 
 @pytest.mark.parametrize(
@@ -219,9 +155,9 @@ def test_rank_0_may_export_for_longer_than_slurm_waits_for_the_last_task(no_slur
 def test_unknown_keys_of_a_cluster_file_are_refused_with_the_valid_ones(tmp_path, capsys):
     (tmp_path / "c.toml").write_text('partiton = "gpu"\n')
     assert slurm.main(["--cluster", str(tmp_path / "c.toml"), "--"]) == 2
-    told = capsys.readouterr().err
-    assert "unknown key 'partiton' (did you mean 'partition'?)" in told
-    assert "gpus_per_node" in told
+    report = capsys.readouterr().err
+    assert "unknown key 'partiton' (did you mean 'partition'?)" in report
+    assert "gpus_per_node" in report
 
 
 def test_every_combination_of_a_grid_has_its_own_folder(tmp_path):
@@ -337,133 +273,6 @@ def test_the_accounting_has_a_line_per_start():
     assert info == jobs.JobInfo("CANCELLED", "n1", 1, 143)
 
 
-CANCELLED = job.cancelled
-
-
-@pytest.fixture
-def in_a_job(monkeypatch):
-    """A task of a Slurm step, with submitit's handler in place; what happens to the job is recorded."""
-    happened = []
-    before = {s: signal.getsignal(s) for s in (signal.SIGUSR2, signal.SIGTERM)}
-    signal.signal(signal.SIGUSR2, lambda signum, _: happened.append("requeued"))
-    for name, value in (STEP | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(job, "cancelled", lambda: False)
-    monkeypatch.setattr(job, "REQUEUE_PAUSE", 0.0, raising=False)
-    monkeypatch.setattr(job, "wait_to_be_ended", lambda: happened.append("waited"))
-    yield happened
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
-
-
-def job_that_ends(monkeypatch, outcome, name="", max_requeues=3):
-    monkeypatch.setattr(job, "run", lambda cfg, env: Outcome(outcome, 7, "run", signal=name))
-    return job.TrainJob(write_toml(check(TrainConfig(), 2)), max_requeues)
-
-
-def test_rank_0_requeues_after_usr2(in_a_job, monkeypatch):
-    with pytest.raises(SystemExit) as end:
-        job_that_ends(monkeypatch, "stopped", "SIGUSR2")()
-    assert (end.value.code, in_a_job) == (75, ["requeued"])
-
-
-def test_other_ranks_wait_to_be_ended(in_a_job, monkeypatch):
-    monkeypatch.setenv("SLURM_PROCID", "1")
-    with pytest.raises(SystemExit):
-        job_that_ends(monkeypatch, "stopped", "SIGUSR2")()
-    assert in_a_job == ["waited"]
-
-
-@pytest.mark.parametrize(("outcome", "name", "code"), [("stopped", "SIGTERM", 75), ("failed", "", 1)])
-def test_nothing_else_requeues(in_a_job, monkeypatch, outcome, name, code):
-    with pytest.raises(SystemExit) as end:
-        job_that_ends(monkeypatch, outcome, name)()
-    assert (end.value.code, in_a_job) == (code, [])
-
-
-def test_a_run_that_is_done_is_not_requeued_even_by_a_late_signal(in_a_job, monkeypatch):
-    assert job_that_ends(monkeypatch, "done")()["step"] == 7
-    signal.raise_signal(signal.SIGUSR2)
-    assert in_a_job == []
-
-
-def test_a_job_that_was_cancelled_while_it_saved_stays_cancelled(in_a_job, monkeypatch):
-    monkeypatch.setattr(job, "cancelled", lambda: True)
-    with pytest.raises(SystemExit):
-        job_that_ends(monkeypatch, "stopped", "SIGUSR2")()
-    assert in_a_job == []
-
-
-BUSY = subprocess.TimeoutExpired("scontrol", 60)
-
-
-@pytest.mark.parametrize("trouble", [BUSY, FileNotFoundError("scontrol")])
-def test_a_busy_or_absent_scontrol_does_not_cost_the_requeue(in_a_job, monkeypatch, trouble):
-    """Asking whether the job was cancelled fails as it does where the controller is busy, or a container has no Slurm in it."""
-
-    def fails(*args, **kwargs):
-        raise trouble
-
-    monkeypatch.setattr(job, "cancelled", CANCELLED)
-    monkeypatch.setattr(subprocess, "run", fails)
-    with pytest.raises(SystemExit) as end:
-        job_that_ends(monkeypatch, "stopped", "SIGUSR2")()
-    assert (end.value.code, in_a_job) == (75, ["requeued"])
-
-
-@pytest.mark.parametrize(
-    ("troubles", "happened", "said"),
-    [([BUSY, BUSY], ["requeued"], ""), ([BUSY] * 9, [], "not requeued, rerun to resume"), ([OSError("gone")], [], "gone")],
-)
-def test_the_requeue_itself_is_tried_again_while_the_controller_is_busy(in_a_job, monkeypatch, capsys, troubles, happened, said):
-    waiting = list(troubles)
-
-    def requeue(signum, frame):
-        if waiting:
-            raise waiting.pop()
-        in_a_job.append("requeued")
-
-    signal.signal(signal.SIGUSR2, requeue)
-    with pytest.raises(SystemExit) as end:
-        job_that_ends(monkeypatch, "stopped", "SIGUSR2")()
-    assert (end.value.code, in_a_job) == (75, happened)
-    assert said in capsys.readouterr().err
-
-
-def test_the_cap_counts_slurms_restarts(in_a_job, monkeypatch, capsys):
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
-    with pytest.raises(SystemExit) as end:
-        job_that_ends(monkeypatch, "stopped", "SIGUSR2")()
-    assert (end.value.code, in_a_job) == (75, [])
-    assert "not requeued after 3 restarts (--max-requeues)" in capsys.readouterr().err
-
-
-def test_a_signal_before_training_listens_is_not_lost(in_a_job, monkeypatch):
-    from distae.runtime.signals import listening
-
-    def run(cfg, env):
-        signal.raise_signal(signal.SIGUSR2)
-        with listening() as request:
-            return Outcome("stopped", 0, "run", signal=signal.Signals(request.signum).name)
-
-    task = job_that_ends(monkeypatch, "done")
-    monkeypatch.setattr(job, "run", run)
-    with pytest.raises(SystemExit):
-        task()
-    assert in_a_job == ["requeued"]
-
-
-def test_a_plugin_goes_with_the_job(in_a_job, monkeypatch, tmp_path):
-    (tmp_path / "mine_of_launch.py").write_text("loaded = True\n")
-    one = settings.SlurmConfig(gpus_per_node=0)
-    _, plugin = slurm.training(["--plugin", str(tmp_path / "mine_of_launch.py")], one)
-    assert plugin == str(tmp_path / "mine_of_launch.py")
-    sys.modules.pop("mine_of_launch")  # as in the fresh process of a job
-    sys.path.remove(str(tmp_path))
-    job.TrainJob(job_that_ends(monkeypatch, "done").settings, 0, plugin)()
-    assert sys.modules["mine_of_launch"].loaded
-
-
 def test_status_tells_how_a_run_without_network_is_synced(tmp_path, capsys):
     (tmp_path / "wandb" / "offline-run-1").mkdir(parents=True)
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "epoch": 0.5, "train/loss": 2.5, "train/kl_dim/000": 1}\n{"step": 4, "epo')
@@ -507,9 +316,3 @@ def test_a_reader_that_has_seen_enough_is_no_traceback(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=env, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_nothing_about_progress_is_in_what_submitit_stores(in_a_job, monkeypatch):
-    task = job_that_ends(monkeypatch, "done")
-    assert task.checkpoint().function == task
-    assert "step" not in {line.split(" = ")[0] for line in task.settings.splitlines()}

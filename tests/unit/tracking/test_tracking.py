@@ -204,7 +204,7 @@ def test_another_server_is_asked_at_its_own_address(key, monkeypatch):
 
 
 class OnlineRun:
-    """A W&B run that keeps the steps it is told, as the server would."""
+    """A W&B run that keeps the steps it receives, as the server would."""
 
     url = "https://wandb.example/r"
 

@@ -12,28 +12,28 @@ from distae.training.callbacks import Callback, register_callback
 
 @pytest.fixture
 def heard(monkeypatch):
-    """What a registered callback was told."""
+    """What a registered callback received."""
     monkeypatch.setattr(callbacks, "_CALLBACKS", type(callbacks._CALLBACKS)("test callback"))
-    told = []
+    report = []
 
     @register_callback("listener")
     class Listener(Callback):
         def on_start(self, trainer):
-            told.append(("start", trainer.state.step))
+            report.append(("start", trainer.state.step))
 
         def on_log(self, row):
-            told.append(("log", row["train/loss"]))
+            report.append(("log", row["train/loss"]))
 
         def on_evaluate(self, split, metrics):
-            told.append((split, metrics["loss"]))
+            report.append((split, metrics["loss"]))
 
         def on_save(self, step):
-            told.append(("save", step))
+            report.append(("save", step))
 
         def on_end(self, finished):
-            told.append(("end", finished))
+            report.append(("end", finished))
 
-    yield told
+    yield report
     from distae.registry import REGISTRIES
 
     del REGISTRIES["test callback"]

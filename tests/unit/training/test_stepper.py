@@ -75,7 +75,7 @@ def test_a_batch_is_fetched_once_per_micro_step(model, phases, accum, tmp_path, 
     cfg = settings(model={"name": model}, data={"binarize": "stochastic"}, grad_accum_steps=accum, net={"dropout": 0.5})
     trainer = fresh_trainer(cfg, tmp_path)
     fetched, seen, loader, kind = list[torch.Tensor](), list[Any](), trainer.loaders["train"], type(trainer.train_step.model)
-    monkeypatch.setattr(loader, "batch", spy(loader.batch, lambda rows, noise: fetched.append(rows)))
+    monkeypatch.setattr(loader, "batch", spy(loader.batch, lambda rows, noise, training: fetched.append(rows)))
     monkeypatch.setattr(kind, "forward", spy(kind.forward, lambda self, b, *how: seen.append((b.x, how))))
     for step, rows in zip(range(2), trainer.sampler, strict=False):
         trainer.train_step(step, rows)
