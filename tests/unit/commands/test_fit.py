@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def test_it_goes_on_where_it_stands(run):
         longer.resume(seed=1)
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_given_stays_and_is_resumed(tmp_path, run):
     first = fit(X, **SMALL, run_dir=tmp_path / "a")
     assert np.array_equal(first.model.encode(X), run.model.encode(X))
@@ -132,6 +134,42 @@ def test_ctrl_c_saves_and_returns_the_run(signal_at):
     assert np.array_equal(stopped.resume().model.encode(X), whole.model.encode(X))
 
 
+def test_a_second_ctrl_c_interrupts_at_once(monkeypatch):
+    def twice(self, row):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        signal.getsignal(signal.SIGINT).since -= 2  # one Ctrl-C may arrive twice
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+    monkeypatch.setattr(Callbacks, "on_log", twice)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit(X, **SMALL)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert dist.world().group is None
+
+
+def test_in_another_thread_signals_are_the_programs(signal_at):
+    signal_at(signal.SIGUSR1)
+    seen: list[Any] = []
+    before = signal.signal(signal.SIGUSR1, lambda signum, frame: seen.append(signum))
+    try:
+        thread = threading.Thread(target=lambda: seen.append(fit(X, **SMALL).stopped))
+        thread.start()
+        thread.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert sorted(seen) == [False, signal.SIGUSR1]
+
+
+def test_a_bar_alone(capfd):
+    fit(X, **SMALL | {"progress": True})
+    out, err = capfd.readouterr()
+    assert (out, "6/6" in err, "loss=" in err) == ("", True, True)
+    assert "W&B" not in err
+
+
 def test_other_signals_are_saved_first_and_reach_the_program(signal_at):
     signal_at(signal.SIGTERM)
     seen = []
@@ -184,6 +222,7 @@ def test_data_of_any_kind(kind):
     assert (made.model.shape, made.model.transform.scale) == (shape, scale)
 
 
+@pytest.mark.slow
 def test_the_splits_that_are_asked_for():
     def sizes(x: Any, **more: Any) -> tuple[int, ...]:
         return tuple(len(split) for split in fit(x, **SMALL | {"steps": 1} | more)._load().values())
@@ -195,6 +234,7 @@ def test_the_splits_that_are_asked_for():
     assert fit(X[:20], **{k: v for k, v in SMALL.items() if k != "batch_size"}).settings.global_batch_size == 18
 
 
+@pytest.mark.slow
 def test_a_frame_is_a_table(tmp_path):
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame({"a": X[:, 0], "b": X[:, 1] * 1000, "kind": ["x", "y", "z"] * 40})

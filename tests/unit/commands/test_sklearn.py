@@ -57,6 +57,7 @@ def test_the_input_gives_the_precision():
     assert single.transform(X.astype(np.float32)).dtype == np.float32
 
 
+@pytest.mark.slow
 def test_outliers(fitted):
     assert (fitted.predict(X) == -1).mean() == pytest.approx(0.1)
     np.testing.assert_allclose(fitted.score_samples(X), -((X - fitted.model_.reconstruct(X)) ** 2).mean(1), rtol=1e-9)
@@ -73,6 +74,7 @@ def test_copies_and_files(fitted, tmp_path):
         assert np.array_equal(copy.transform(X), fitted.transform(X))
 
 
+@pytest.mark.slow
 def test_pipelines_and_grids():
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame(X, columns=list("abcdef"))
@@ -84,6 +86,7 @@ def test_pipelines_and_grids():
     assert list(best.get_feature_names_out()) == [f"autoencoder{i}" for i in range(best.latent_dim)]
 
 
+@pytest.mark.slow
 def test_variants_and_further_settings():
     made = Autoencoder("sparse_ae", latent_dim=4, **SMALL | {"settings": {"threads": 1, "sparsity": "topk", "k": 1}}).fit(X)
     assert ((made.transform(X) != 0).sum(1) <= 1).all()
