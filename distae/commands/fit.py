@@ -150,7 +150,7 @@ def fit(x: Any, y: Any = None, *, validation: Any = None, test: Any = None, prog
     settings: all those of `distae train --help all`: `model="vae"`, `epochs=20`, `latent_dim=8`, `net="conv"`, `lr=1e-3`,
         `batch_size=64`, `run_dir="runs/a"`, or in full: `**{"model.latent_dim": 8}`, `model={"name": "vae", "beta": 4}`.
 
-    Without `run_dir` the run folder is a temporary one, removed with the returned object; with it, a run that is there is resumed.
+    Without `run_dir` or `name` the run folder is a temporary one, removed with the returned object; with it, a run that is there is resumed.
     `tracking="wandb"` turns W&B on. Ctrl-C saves and returns the stopped run; other signals save, and then reach the program.
     `batch_size` is at most the number of training samples where it is not given. Works in any thread, in several at once on one
     device, and on every rank under torchrun.
@@ -172,8 +172,8 @@ def fit(x: Any, y: Any = None, *, validation: Any = None, test: Any = None, prog
 def _prepared(given: Given, settings: Mapping[str, Any], progress: bool, env: Environment) -> Run:
     defaults = DEFAULTS | ({} if progress else {"progress": "none"})
     splits, asked = splits_and_settings(given, defaults | dict(settings))
-    run_dir, first = asked.run_dir or _unused(), asked.fresh and env.first_start
-    if asked.run_dir is None and env.world_size > env.local_world_size:
+    run_dir, first = asked.run_dir or (None if asked.name else _unused()), asked.fresh and env.first_start
+    if run_dir == _unused() and env.world_size > env.local_world_size:
         raise UserError("run_dir is needed where there are several machines: a folder that all of them see")
     cfg = check(dataclasses.replace(asked, run_dir=run_dir, fresh=first), env.world_size)
     if splits is None:
