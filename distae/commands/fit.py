@@ -150,7 +150,8 @@ def fit(x: Any, y: Any = None, *, validation: Any = None, test: Any = None, prog
     settings: all those of `distae train --help all`: `model="vae"`, `epochs=20`, `latent_dim=8`, `net="conv"`, `lr=1e-3`,
         `batch_size=64`, `run_dir="runs/a"`, or in full: `**{"model.latent_dim": 8}`, `model={"name": "vae", "beta": 4}`.
 
-    Without `run_dir` or `name` the run folder is a temporary one, removed with the returned object; with it, a run that is there is resumed.
+    Without `run_dir` or `name` the run folder is a temporary one, removed with the returned object; with one, a run that is there
+    is resumed.
     `tracking="wandb"` turns W&B on. Ctrl-C saves and returns the stopped run; other signals save, and then reach the program.
     `batch_size` is at most the number of training samples where it is not given. Works in any thread, in several at once on one
     device, and on every rank under torchrun.

@@ -127,7 +127,7 @@ def test_a_run_folder_of_other_settings(tmp_path, capsys):
 def test_every_rank_says_why_it_refuses(argv, monkeypatch, capsys, tmp_path):
     """It may be the only one that does. Which rank, and where, is in front. Then the others learn of it."""
     told_others = mock.Mock()
-    monkeypatch.setattr(session, "_tell_others", told_others)
+    monkeypatch.setattr(session, "tell_others", told_others)
     monkeypatch.chdir(tmp_path)
     for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
         monkeypatch.setenv(name, "2")
