@@ -77,6 +77,7 @@ def test_a_folder_that_is_given_stays_and_is_resumed(tmp_path, run):
 def test_nothing_is_left_behind(monkeypatch, capfd, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
+    torch.set_flush_denormal(False)  # as another test may have left it
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
     state, threads, _ = torch.get_rng_state(), torch.get_num_threads(), capfd.readouterr()
     made = fit(X, **SMALL | {"threads": 2})
