@@ -202,7 +202,7 @@ def ours(job: Job, folder: Path, device: str, more: str) -> Contestant:
 
     def run() -> Rate:
         rate = wall_rate(run_ours(argv, folder / "run"))
-        assert count(load(folder / "run")) == job.workload.parameters
+        assert count(load(folder / "run").module) == job.workload.parameters
         return Rate(rate, rate)
 
     return run

@@ -78,7 +78,7 @@ def step(point: Point, folder: Path) -> dict[str, float]:
 
 
 def parameters(run_dir: Path) -> int:
-    return sum(p.numel() for p in load(run_dir).parameters())
+    return sum(p.numel() for p in load(run_dir).module.parameters())
 
 
 def save_and_evaluate(point: Point, folder: Path) -> dict[str, float]:
@@ -86,7 +86,7 @@ def save_and_evaluate(point: Point, folder: Path) -> dict[str, float]:
     path = write_images(folder, IMAGES)
     argv = f"{training_argv(point.workload, 41, path)} --save-every 10"
     rows = training_rows(run_ours(argv, folder / "run"))
-    model = load(folder / "run")
+    model = load(folder / "run").module
     x = torch.from_numpy(np.load(path)).unsqueeze(1)
     loader = Loader(Split.of(x, None, Transform(255.0)), "none", torch.device("cpu"), torch.float32)
     started = time.process_time()

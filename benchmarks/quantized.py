@@ -46,7 +46,7 @@ def ours(cfg: TrainConfig) -> Any:
     """The reconstructions of images in [0, 1] by a model that `distae train` has trained."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         assert train.run(cfg, Environment()).outcome == "done"
-    return load(str(cfg.run_dir)).reconstruct
+    return load(str(cfg.run_dir)).module.reconstruct
 
 
 class Loop:

@@ -1,7 +1,8 @@
 """Distributed training of autoencoders.
 
-model = distae.load("runs/a")   # a finished run
-z = model.encode(x).z           # x: [B, *shape] in [0, 1]
+run = distae.fit(x, model="vae", epochs=20)
+model = run.model               # or distae.load("runs/a"), of a finished run
+z = model.encode(x)             # x: arrays or tensors [N, ...] as the data has them
 y = model.decode(z)
 """
 
@@ -9,12 +10,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distae.models import Autoencoder
+    from distae.commands.fit import Run as Run
+    from distae.errors import TrainingError as TrainingError
+    from distae.errors import UserError as UserError
+    from distae.models.inference import Model as Model
 
 __version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name == "Model":
+        from distae.models.inference import Model
+
+        return Model
+    if name == "Run":
+        from distae.commands.fit import Run
+
+        return Run
+    if name in ("UserError", "TrainingError"):
+        from distae import errors
+
+        return getattr(errors, name)
     if name != "dist":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from distae import deprecation, distributed
@@ -23,8 +39,14 @@ def __getattr__(name: str) -> Any:
     return distributed
 
 
-def load(run_dir: str | Path) -> "Autoencoder":
-    """The trained model of a run folder: see distae.models.serialization.load. Imports torch only when called."""
-    from distae.models import serialization
+def fit(x: Any, y: Any = None, *, validation: Any = None, test: Any = None, progress: bool = True, **settings: Any) -> "Run":
+    from distae.commands.fit import fit
 
-    return serialization.load(run_dir)
+    return fit(x, y, validation=validation, test=test, progress=progress, **settings)
+
+
+def load(run_dir: str | Path) -> "Model":
+    """The trained model of a run folder: see distae.models.inference. Imports torch only when called."""
+    from distae.models import inference
+
+    return inference.load(run_dir)

@@ -121,7 +121,7 @@ def load(run_dir: Path, out: Path, plant: Plant | None = None) -> int:
     if plant:
         plant(0)
     try:
-        model = distae.load(run_dir)
+        model = distae.load(run_dir).module
     except UserError as error:
         print(f"distae: {error}")
         return 2

@@ -80,7 +80,7 @@ def _raise(run_dir: Path) -> Any:
 
 def _other_weights(load: Callable[[Path], Any], run_dir: Path) -> Any:
     model = load(run_dir)
-    next(iter(model.parameters())).data += 1e-6
+    next(iter(model.module.parameters())).data += 1e-6
     return model
 
 

@@ -152,7 +152,7 @@ def main() -> None:
                 Path(folder, "run").mkdir()
                 ours = fit_ours(name, args.root, args.limit, args.epochs, seed, f"{folder}/run")
                 with torch.no_grad():
-                    codes = ours.encode(test)
+                    codes = ours.codes(test)
                     rows["distae"].append(score(test, ours.reconstruct(test), codes.mu, codes.logvar, ours.decode))
         for metric in rows["pythae"][0]:
             values = {k: [r[metric] for r in v] for k, v in rows.items()}

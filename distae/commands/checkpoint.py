@@ -88,7 +88,16 @@ def _best_step(valid: list[Path]) -> int | None:
 
 
 def _export(run: Path, which: str, target: str) -> int:
-    """Write the averaged weights (with --ema), else the model's own, as a finished run does."""
+    step = export_step(run, which, Path(target))
+    sys.stdout.write(f"wrote step {step} to {target}/model: distae.load({target!r})\n")
+    return 0
+
+
+def export_step(run: Path, which: str | None, target: Path) -> int:
+    """Write the averaged weights (with --ema), else the model's own, of a step to target/model, as a finished run does.
+
+    `which` is a step's number, `best`, or None for the newest; returns the step. Raises UserError where it is not there.
+    """
     from distae.checkpoint import read_tensors
     from distae.checkpoint.retention import step_of, summary_of
     from distae.data import Transform
@@ -97,7 +106,10 @@ def _export(run: Path, which: str, target: str) -> int:
 
     folder = run / "checkpoints"
     valid = {step_of(p): p for p in _usable(folder)}
-    step = _best_step([*valid.values()]) if which == "best" else int(which) if which.isdecimal() else None
+    if which is None:
+        step = next(iter(valid), None)
+    else:
+        step = _best_step([*valid.values()]) if which == "best" else int(which) if which.isdecimal() else None
     if step is None or step not in valid:
         raise UserError(f"--export: no valid checkpoint {which!r} in {folder}; valid: best, {', '.join(map(str, valid))}")
     path = valid[step]
@@ -108,6 +120,5 @@ def _export(run: Path, which: str, target: str) -> int:
     cfg = settings_of(run, summary.settings) if summary else read_settings(run)
     model = assemble(cfg.model, cfg.net, cfg.data.shape(), weights)
     transform = Transform.from_json(summary.transform) if summary and summary.transform else None
-    export(model.state_dict(), cfg, Path(target) / "model", step, transform, summary.data if summary else None)
-    sys.stdout.write(f"wrote step {step} to {target}/model: distae.load({target!r})\n")
-    return 0
+    export(model.state_dict(), cfg, target / "model", step, transform, summary.data if summary else None)
+    return step

@@ -6,13 +6,16 @@ import os
 import platform
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
 
 from distae.config import TrainConfig
 from distae.config.check import shared_settings
+from distae.config.data import DataConfig
 from distae.errors import DistaeError, TrainingError, UserError
 from distae.runtime import outcome
 from distae.runtime.environment import Environment
@@ -36,7 +39,21 @@ FAILURE_SECONDS = 60.0
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
-def run_in_turn(cfg: TrainConfig, env: Environment, runs: AbstractContextManager[list[TrainConfig]]) -> Outcome:
+@dataclass(frozen=True)
+class Host:
+    """Whose process it is: ours, as here, or a program's that calls `distae.fit`."""
+
+    load: "Callable[[DataConfig], dict[str, Split]] | None" = None
+    """Gives the splits; by default those of the files."""
+    after: "Callable[[Outcome], None] | None" = None
+    """Called by all ranks together at the end of a run that has not failed."""
+    is_ours: bool = True
+    """Whether failures are printed, and a second Ctrl-C ends the process; otherwise a single process raises TrainingError."""
+
+
+def run_in_turn(
+    cfg: TrainConfig, env: Environment, runs: AbstractContextManager[list[TrainConfig]], host: Host | None = None
+) -> Outcome:
     """One run after the other in one process group; they share the device, threads and data of `cfg`, which is checked first.
 
     `runs` is entered inside the process group: it may broadcast. A run that is not done is the last.
@@ -52,33 +69,37 @@ def run_in_turn(cfg: TrainConfig, env: Environment, runs: AbstractContextManager
         if main:
             outcome.set_aside(run_dir)
     try:
-        return _run_together(cfg, env, runs)
+        return _run_together(cfg, env, runs, host or Host())
     except DistaeError:
         if main and not env.restarts_left:
             outcome.put_back(run_dir)
         raise
 
 
-def _run_together(cfg: TrainConfig, env: Environment, runs: AbstractContextManager[list[TrainConfig]]) -> Outcome:
-    with listening() as stop:
+def _run_together(cfg: TrainConfig, env: Environment, runs: AbstractContextManager[list[TrainConfig]], host: Host) -> Outcome:
+    with listening(exits=host.is_ours) as stop:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # one line for a lost rank, not 30 lines of C++ per rank
         from distae import distributed as dist
 
         with dist.rendezvous(env, cfg.timeout) as meeting:
-            device, threads, splits = meeting.prepare(lambda: _prepared(cfg, env))
+            device, threads, splits = meeting.prepare(lambda: _prepared(cfg, env, host))
             with dist.session(meeting, device):
                 with runs as todo:
                     for c in todo:
-                        end = train_run(c, splits, stop, threads)
+                        end = train_run(c, splits, stop, threads, host.is_ours)
                         if end.outcome != "done":
                             break
+                    if host.after and end.outcome != "failed":
+                        host.after(end)
                 if end.outcome == "failed" and env.world_size > 1:
                     # Other ranks, and threads of this one, may wait for a collective that never comes.
                     os._exit(end.exit_code)
                 return end
 
 
-def _prepared(cfg: TrainConfig, env: Environment) -> "tuple[tuple[torch.device, int, dict[str, Split]], dict[str, Any]]":
+def _prepared(
+    cfg: TrainConfig, env: Environment, host: Host
+) -> "tuple[tuple[torch.device, int, dict[str, Split]], dict[str, Any]]":
     """Device, threads and data of this rank, and what must be equal on all ranks. Raises UserError."""
     from distae import data
     from distae import distributed as dist
@@ -88,7 +109,8 @@ def _prepared(cfg: TrainConfig, env: Environment) -> "tuple[tuple[torch.device, 
     device = dist.pick_device(cfg.device, env)
     threads = dist.set_threads(cfg.threads, env)
     dist.set_tf32(cfg.tf32)
-    splits = data.load(cfg.data, None if cfg.fresh else Path(str(cfg.run_dir)))
+    here = None if cfg.fresh else Path(str(cfg.run_dir))
+    splits = host.load(cfg.data) if host.load else data.load(cfg.data, here)
     check_data(cfg, splits)
     splits = data.place(cfg.data, splits, threads)
     check_size(cfg, cfg.data.shape(), dist.memory_of(device))
@@ -104,11 +126,11 @@ def refuse(error: DistaeError, env: Environment) -> int:
         who = f"rank {env.rank} ({platform.node()}): " if env.rank else ""
         sys.stderr.write(f"distae: {who}{error}\n")
     if env.world_size > 1 and not error.heard:
-        _tell_others(error, env)
+        tell_others(error, env)
     return 2 if isinstance(error, UserError) else 1
 
 
-def _tell_others(error: DistaeError, env: Environment) -> None:
+def tell_others(error: DistaeError, env: Environment) -> None:
     """Meet the others only to report the error: it may be on this rank's node alone, and they would wait for --timeout."""
     from distae import distributed as dist
 
@@ -116,11 +138,12 @@ def _tell_others(error: DistaeError, env: Environment) -> None:
         meeting.refuse(error)
 
 
-def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, threads: int) -> Outcome:
+def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, threads: int, is_ours: bool = True) -> Outcome:
+    """Train in the current world, and write how that ended. Raises UserError; TrainingError as `Host` says."""
     from distae import distributed as dist
     from distae.training.trainer import Trainer
 
-    run_dir, main = Path(str(cfg.run_dir)), dist.world().is_main
+    run_dir, main, raises = Path(str(cfg.run_dir)), dist.world().is_main, not is_ours and dist.world().world_size == 1
     folder, trainer = None, None
     try:
         folder = _open_folder(cfg)
@@ -128,24 +151,30 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, t
             splits["train"].source.remember(run_dir)
         trainer = Trainer(cfg, splits, stop, threads, folder.lock)
         todo = trainer.resume()
-        if not todo and main:
+        if not todo and main and is_ours:
             more = "--steps" if cfg.steps else "--epochs"
             sys.stderr.write(f"{run_dir} is complete at step {trainer.state.step}: give more {more} to continue, or --fresh\n")
         done = not todo or trainer.fit()
         trainer.close()
         signal = "" if done else Signals(trainer.stop.signal).name
         end = Outcome("done" if done else "stopped", trainer.state.step, str(run_dir), trainer.why_early if done else "", signal)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         if trainer:
             trainer.tracker.close()  # a callback of a plugin may raise it when they are open
+            trainer.checkpoints.abandon()
         if folder:
             folder.withdraw()
         raise
     except Exception as error:
-        with dist.ends_within(FAILURE_SECONDS, f"rank {dist.world().rank} could not shut down cleanly"):
+        late = f"rank {dist.world().rank} could not shut down cleanly"
+        with contextlib.nullcontext() if raises else dist.ends_within(FAILURE_SECONDS, late):
             if trainer:
                 trainer.checkpoints.abandon()  # waits for a commit under way, on a disk that may not answer
-            end = _failed(error, trainer, run_dir)
+            end = _failed(error, trainer, run_dir, quiet=raises)
+        if raises:
+            if folder and folder.lock:
+                _leave_folder(folder.lock, end)
+            raise TrainingError(end.reason.removeprefix("rank 0: ")) from error
     if folder and folder.lock:
         _leave_folder(folder.lock, end)
     return end
@@ -176,7 +205,7 @@ def _leave_folder(lock: RunLock, end: Outcome) -> None:
     lock.release()
 
 
-def _failed(error: Exception, trainer: "Trainer | None", run_dir: Path) -> Outcome:
+def _failed(error: Exception, trainer: "Trainer | None", run_dir: Path, quiet: bool) -> Outcome:
     """Report an error on the rank where it happened, and on rank 0. Only a possible bug gets a traceback.
 
     If all that is known is lost contact, rank 0 may be the lost one: the rank that noticed first reports it too.
@@ -189,7 +218,7 @@ def _failed(error: Exception, trainer: "Trainer | None", run_dir: Path) -> Outco
     reason = dist.first_failure(error, own)
     if reason.endswith(own):
         reason = own if expected else reason
-        if not expected:
+        if not expected and not quiet:
             traceback.print_exc()
     rank = dist.world().rank
     if rank and reason.startswith(f"rank {rank}: {dist.LOST}"):
@@ -199,6 +228,6 @@ def _failed(error: Exception, trainer: "Trainer | None", run_dir: Path) -> Outco
         if trainer and trainer.tracker.sinks:
             trainer.tracker.line(text)
             trainer.tracker.close()
-        else:
+        elif not quiet:
             sys.stderr.write(f"distae: {text}\n")
     return Outcome("failed", trainer.state.step if trainer else 0, str(run_dir), reason)

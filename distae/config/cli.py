@@ -57,7 +57,7 @@ def parse(cls: type[T], argv: Sequence[str], switches: dict[str, str], prog: str
         for rival in getattr(cls, "exclusive", ()):
             if dotted in cls.exclusive and rival not in given:  # type: ignore[attr-defined]
                 table.pop(rival, None)
-        _put(table, dotted, value)
+        put(table, dotted, value)
     return Command(build(cls, table), flags, file_of_plugin)
 
 
@@ -86,7 +86,7 @@ def _help(cls: type, argv: Sequence[str], switches: dict[str, str], prog: str, f
     if not any(_value_of(name, argv) for name in (file, *(f.name for f in variants))):
         return render_short(cls, switches, prog, file)
     table = _table(cls, argv, file)
-    return render(cls, switches, prog, file, {f.name: _chosen(f, table[f.name], f.name) for f in variants})
+    return render(cls, switches, prog, file, {f.name: chosen(f, table[f.name], f.name) for f in variants})
 
 
 def build(cls: type[T], table: Table, prefix: str = "") -> T:
@@ -98,14 +98,14 @@ def build(cls: type[T], table: Table, prefix: str = "") -> T:
         if key in removed:
             _check_removed(prefix + key, value, *removed[key])
         elif key not in keys:
-            raise UserError(f"unknown key {prefix + key!r}{_near(key, keys)}; valid: {', '.join(prefix + k for k in keys)}")
+            raise UserError(f"unknown key {prefix + key!r}{near(key, keys)}; valid: {', '.join(prefix + k for k in keys)}")
     values = {}
     for key, value in table.items():
         if key not in fields:
             continue
         field, dotted = fields[key], prefix + key
         if dataclasses.is_dataclass(field.type):
-            values[key] = build(_chosen(field, value, dotted), value, f"{dotted}.")
+            values[key] = build(chosen(field, value, dotted), value, f"{dotted}.")
         else:
             values[key] = _convert(value, field, dotted)
     return cls(**values)
@@ -116,7 +116,7 @@ def _check_removed(dotted: str, value: Any, default: Any, instead: str) -> None:
         raise UserError(f"{_flag(dotted)}: {value!r} is no longer valid, for {instead}: leave the setting out")
 
 
-def _chosen(field: Field, table: Any, dotted: str) -> type[Any]:
+def chosen(field: Field, table: Any, dotted: str) -> type[Any]:
     """The settings class that a table is for: the variant it names, else the default's own class."""
     if not isinstance(table, dict):
         raise UserError(f"{dotted} = {table!r}: a table is expected, as in [{dotted}]")
@@ -127,7 +127,7 @@ def _chosen(field: Field, table: Any, dotted: str) -> type[Any]:
     choices = field.type.choices()
     if str(table["name"]) not in choices:
         raise UserError(
-            f"{_flag(dotted)}: unknown {table['name']!r}{_near(str(table['name']), choices)}; valid: {', '.join(choices)}"
+            f"{_flag(dotted)}: unknown {table['name']!r}{near(str(table['name']), choices)}; valid: {', '.join(choices)}"
         )
     return choices[table["name"]]  # type: ignore[no-any-return]
 
@@ -207,10 +207,11 @@ def _meant(flag: str, known: Sequence[str]) -> str:
     word = flag.removeprefix("--")
     alias = f"--{ALIASES.get(word, '')}"
     found = [alias] if alias in known else [k for k in known if k.rpartition(".")[2] == word]
-    return f" (did you mean {' or '.join(map(repr, found))}?)" if found else _near(flag, known)
+    return f" (did you mean {' or '.join(map(repr, found))}?)" if found else near(flag, known)
 
 
-def _near(word: str, known: Iterable[str]) -> str:
+def near(word: str, known: Iterable[str]) -> str:
+    """A hint at the known word that is most like this one; empty if none is."""
     close = difflib.get_close_matches(word, list(known), 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -258,7 +259,8 @@ def read_toml(path: str | None, option: str = "config") -> Table:
         raise UserError(f"--{option}: {path} is not valid TOML: {error}") from error
 
 
-def _put(table: Table, dotted: str, value: Any) -> None:
+def put(table: Table, dotted: str, value: Any) -> None:
+    """Set a value in nested tables. Raises UserError where a table is something else."""
     *path, last = dotted.split(".")
     for part in path:
         table = table.setdefault(part, {})
@@ -309,7 +311,7 @@ def _parser(cls: type, table: Table, switches: dict[str, str], prog: str, file: 
             continue
         if field.is_variant:
             _complete(parser.add_argument(_flag(field.name), dest=f"{field.name}.name"), field.choices)
-        for inner in fields_of(_chosen(field, table.get(field.name, {}), field.name)).values():
+        for inner in fields_of(chosen(field, table.get(field.name, {}), field.name)).values():
             _add(parser, inner, f"{field.name}.{inner.name}")
     return parser
 

@@ -126,6 +126,9 @@ class TrainConfig:
     """Start from the newest checkpoint of this run: its full state, under the other settings given here."""
     tracking: Literal["wandb", "none"] = "wandb"
     """wandb also logs to Weights & Biases from rank 0; metrics.jsonl, log.txt and images are always written."""
+    progress: Literal["auto", "bar", "none"] = "auto"
+    """auto: a progress bar and lines on a terminal, lines elsewhere; bar: a bar alone, also in a notebook; none: nothing.
+    log.txt has all lines."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU if there is one."""
     threads: Literal["auto"] | Count = "auto"
@@ -136,7 +139,7 @@ class TrainConfig:
 
 MAY_CHANGE = frozenset(
     {"epochs", "steps", "grad_accum_steps", "log_every", "eval_every", "save_every", "name", "run_dir", "fresh", "export"}
-    | {"tracking", "device", "threads", "timeout", "profile", "data.root"}
+    | {"tracking", "progress", "device", "threads", "timeout", "profile", "data.root"}
     | {"data.storage", "data.workers", "data.prefetch", "data.on_error"}
     | {"allow_changed_data", "checkpoint.keep_latest_k", "checkpoint.mode", "checkpoint.mtbf_hours"}
 )

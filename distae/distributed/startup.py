@@ -1,6 +1,7 @@
 """Before the process group: the ranks meet at a store, report errors to each other, and compare settings and data."""
 
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -146,7 +147,11 @@ def _connect(env: Environment, timeout: float) -> Store:
     # torchrun's agent keeps one store over its restarts, with addresses of dead ranks in it (seen on 2.15): they meet elsewhere.
     # Agents of several nodes count restarts differently and must not share it (slurm/torchrun.sbatch): then it is fresh by itself.
     start = env.restarts if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
-    return td.PrefixStore(f"start_{start}", store)
+    return td.PrefixStore(f"start_{start}/{next(_meetings)}", store)
+
+
+_meetings = itertools.count()
+"""Ranks that train several models one after the other meet for each, at a store that may be the same."""
 
 
 @contextlib.contextmanager

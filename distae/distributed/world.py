@@ -43,23 +43,23 @@ class World:
         return self.node is None or self.node.rank() == 0
 
 
-_current: World | None = None
+_entered: list[World] = []
+"""The worlds in use, the current one last. Not one per thread: autograd's threads compute gradients for the thread that trains."""
 
 
 def world() -> World:
     """The current world."""
-    return _current or World(0, 1, torch.device("cpu"))
+    return _entered[-1] if _entered else World(0, 1, torch.device("cpu"))
 
 
 @contextlib.contextmanager
 def use(world: World) -> Iterator[World]:
-    """Make `world` the current one."""
-    global _current  # noqa: PLW0603 - one world per process is the point
-    before, _current = _current, world
+    """Make `world` the current one. Threads that train at the same time may leave in any order."""
+    _entered.append(world)
     try:
         yield world
     finally:
-        _current = before
+        del _entered[next(i for i in reversed(range(len(_entered))) if _entered[i] is world)]
 
 
 def pick_device(name: str, env: Environment) -> torch.device:
@@ -111,9 +111,11 @@ def set_tf32(allowed: bool) -> None:
 def session(meeting: Rendezvous, device: torch.device) -> Iterator[World]:
     """The world of this job: joins the process group if there are several ranks, and leaves it at the end.
 
-    Raises TrainingError if another rank is lost meanwhile.
+    Raises TrainingError if another rank is lost meanwhile, UserError beside another world that it cannot share the process with.
     """
     env = meeting.env
+    if _entered and (meeting.store is not None or _entered[-1].group is not None or _entered[-1].device != device):
+        raise UserError("another run is under way in this process: two at a time need one process, and the same --device")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if meeting.store is None:

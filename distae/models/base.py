@@ -175,6 +175,16 @@ class Autoencoder(nn.Module, ABC):
         """`n` samples from the model, `[n, *shape]`. Raises NotImplementedError where the variant has no prior."""
         raise NotImplementedError(f"{self.cfg.name} has no prior to sample from")
 
+    @property
+    def has_log_bound(self) -> bool:
+        """Whether the variant bounds log p(x)."""
+        return "kl" in self.cfg.terms
+
+    def log_bound(self, batch: Batch, noise: Noise) -> Tensor:
+        """A lower bound of log p(x) in nats, `[B]`: the ELBO of one posterior sample, whatever is minimised."""
+        terms = self(batch, self.phases()[0].name, noise).per_sample
+        return -(terms["recon"] + terms["kl"])  # type: ignore[no-any-return]
+
     def kl_of_dimensions(self, codes: Codes) -> Tensor | None:
         """KL of each code dimension from the prior in nats, `[B, D]`, for diagnosis. None where it is not a sum over dimensions."""
         return None

@@ -39,6 +39,10 @@ class IWAE(GaussianAutoencoder):
         """The bound to maximise, `[B]` from log importance weights `[B, bounds, samples]`."""
         return bound(log_weights).mean(1)
 
+    def log_bound(self, batch: Batch, noise: Noise) -> Tensor:
+        """The bound that the first phase maximises."""
+        return -self(batch, self.phases()[0].name, noise).per_sample["loss"]  # type: ignore[no-any-return]
+
     def report(self, loss: Tensor, recon: Tensor, phase: str, terms: dict[str, Tensor]) -> Output:
         return output(loss, recon, terms)
 

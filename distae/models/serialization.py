@@ -46,6 +46,8 @@ class About:
     model: dict[str, Any]
     net: dict[str, Any]
     shape: list[Annotated[int, Meta(ge=1)]]
+    transform: Any = None
+    """From stored values to the model's; older folders have none."""
     weights: Entry | None = None
     """Size and checksum of model.safetensors; older folders have none."""
     xxh3: str | None = None
@@ -94,14 +96,39 @@ def _save(weights: dict[str, Tensor], path: Path) -> None:
 def load(run_dir: str | Path) -> base.Autoencoder:
     """The trained model of a run folder, or of a model folder, in evaluation mode on the CPU. Raises UserError where there is none.
 
-    `encode(x)`, `decode(z)`, `reconstruct(x)` take and give floating point values as the data has them (images in [0, 1]).
+    `encode(x)`, `decode(z)`, `reconstruct(x)` take and give the model's own values (images in [0, 1]).
     """
+    return load_with_transform(run_dir)[0]
+
+
+def load_with_transform(run_dir: str | Path) -> tuple[base.Autoencoder, Transform]:
+    """As `load`, and the transform from stored values to the model's."""
     folder = _model_folder(Path(run_dir).expanduser())
     about = _about(folder)
     cfg = _settings(about, folder / CONFIG)
     shapes = _stored_shapes(folder / WEIGHTS)
     _check_fit(cfg.model, cfg.net, tuple(about.shape), shapes)
-    return assemble(cfg.model, cfg.net, tuple(about.shape), _weights(folder, about)).eval()
+    model = assemble(cfg.model, cfg.net, tuple(about.shape), _weights(folder, about)).eval()
+    return model, _transform(about, folder / CONFIG, tuple(about.shape))
+
+
+def stored_shape(transform: Transform, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of a sample in the data's own layout, of one that is `shape` to the model."""
+    if transform.columns:
+        return (len(transform.columns),)
+    return tuple(transform.invert(torch.empty((1, *shape), device="meta")).shape[1:])
+
+
+def _transform(about: About, path: Path, shape: tuple[int, ...]) -> Transform:
+    """Raises UserError where config.json holds none that makes samples of this shape."""
+    try:
+        transform = Transform() if about.transform is None else Transform.from_json(about.transform)
+        made = transform.shape(stored_shape(transform, shape))
+    except (UserError, RuntimeError, IndexError) as error:
+        raise UserError(f"{path}: {error}") from error
+    if made != shape:
+        raise UserError(f"{path}: the transform does not make samples of shape {list(shape)}")
+    return transform
 
 
 def load_weights(run_dir: Path) -> dict[str, Tensor]:

@@ -24,9 +24,13 @@ BLOCK_ROWS, BLOCK_VALUES = 64, 32768
 @contextlib.contextmanager
 def initialising(seed: int) -> Iterator[None]:
     """What is drawn inside comes from the CPU generator seeded with `seed`, whatever the device; its state is put back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _initialising, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         yield
+
+
+_initialising = threading.RLock()
+"""The CPU generator is the process's: one thread at a time builds a model."""
 
 
 def split_order(n: int, seed: int) -> Tensor:

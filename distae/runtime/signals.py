@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -13,15 +14,18 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal
 
 
 class StopRequest:
-    """Which signal has asked this process to stop; 0 is none. A second Ctrl-C exits at once."""
+    """Which signal has asked this process to stop; 0 is none. A second Ctrl-C exits at once, or raises KeyboardInterrupt."""
 
-    def __init__(self) -> None:
-        self.signum = 0
+    def __init__(self, exits: bool = True) -> None:
+        """`exits`: whether the process is ours to end."""
+        self.signum, self.exits = 0, exits
         self.since = 0.0
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         # One Ctrl-C under torchrun arrives twice, from the terminal and from the agent.
         if self.signum == signal.SIGINT == signum and time.monotonic() - self.since > 1:
+            if not self.exits:
+                raise KeyboardInterrupt
             os._exit(130)
         if not self.signum:
             self.signum, self.since = signum, time.monotonic()
@@ -38,7 +42,8 @@ def meeting() -> Iterator[bool]:
 
     Yields whether a stop was requested before.
     """
-    ours = {s: h for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if isinstance(h := signal.getsignal(s), StopRequest)}
+    signums = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if _may_handle() else ()
+    ours = {s: h for s in signums if isinstance(h := signal.getsignal(s), StopRequest)}
     for signum in ours:
         signal.signal(signum, signal.SIG_DFL)
     try:
@@ -54,17 +59,29 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
+def _may_handle() -> bool:
+    """Python handles signals in the main thread alone."""
+    return threading.current_thread() is threading.main_thread()
+
+
 @contextlib.contextmanager
-def listening() -> Iterator[StopRequest]:
-    """Record the signals in SIGNALS instead of dying from them; restore the old handlers at the end.
+def listening(exits: bool = True) -> Iterator[StopRequest]:
+    """Record the signals in SIGNALS instead of dying from them; restore the old handlers at the end. In another thread, nothing.
+
+    Where the process is not ours to end (`exits`), a signal other than Ctrl-C then reaches the program that it was meant for.
 
     A StopRequest that is already in place (`launch.job`) is used: no signal is lost between the two.
     """
+    if not _may_handle():
+        yield StopRequest(exits)
+        return
     there = signal.getsignal(signal.SIGTERM)
-    request = there if isinstance(there, StopRequest) else StopRequest()
+    request = there if isinstance(there, StopRequest) else StopRequest(exits)
     before = {s: signal.signal(s, request) for s in heard()}
     try:
         yield request
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+    if request is not there and not exits and request.signum not in (0, signal.SIGINT):
+        signal.raise_signal(request.signum)

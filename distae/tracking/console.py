@@ -22,26 +22,29 @@ class Console:
     pending: str
     """The newest row of training, if it was not printed."""
 
-    def __init__(self, path: Path, first: int, total: int) -> None:
+    def __init__(self, path: Path, first: int, total: int, progress: str = "auto") -> None:
         self.file = os.fdopen(open_append(path), "a", buffering=1)
         self.total, self.bar = total, None
         self.mse: dict[str, float] = {}
         self.printed = -math.inf
         self.pending = ""
-        if sys.stderr.isatty():
-            from tqdm import tqdm
+        self.quiet = progress != "auto"
+        if progress == "bar" or (progress == "auto" and sys.stderr.isatty()):
+            from tqdm.auto import tqdm
 
             self.bar = tqdm(total=total, initial=first, unit="step", dynamic_ncols=True)
 
     def line(self, text: str) -> None:
         """Print and log one timed line, after the newest row of training if that was not printed."""
-        if self.pending:
+        if self.pending and not self.quiet:
             sys.stderr.write(self.pending + "\n")
         self._line(text)
 
     def _line(self, text: str) -> None:
         timed, self.pending = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", ""
         self._log(timed)
+        if self.quiet:
+            return
         if self.bar is not None:
             self.bar.write(text, file=sys.stderr)
         else:

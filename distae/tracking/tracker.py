@@ -36,7 +36,8 @@ class Tracker:
         """
         run_dir = Path(cfg.run_dir or ".")
         try:
-            jsonl, console = Jsonl(run_dir / "metrics.jsonl", rows.size, may_write), Console(run_dir / "log.txt", *steps)
+            jsonl = Jsonl(run_dir / "metrics.jsonl", rows.size, may_write)
+            console = Console(run_dir / "log.txt", *steps, cfg.progress)
         except OSError as error:
             raise TrainingError(f"cannot write to {error.filename}: {in_words(error)}") from error
         if jsonl.lost:

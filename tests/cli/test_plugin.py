@@ -30,7 +30,7 @@ def test_the_example_trains_under_torchrun_and_resumes(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 6
     plugin.load(EXAMPLE)
-    assert type(load(tmp_path / "run")).__name__ == "NoisyCodeAE"
+    assert type(load(tmp_path / "run").module).__name__ == "NoisyCodeAE"
 
 
 def test_the_examples_pass_the_gates(tmp_path: Path) -> None:

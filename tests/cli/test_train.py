@@ -127,7 +127,7 @@ def test_a_run_folder_of_other_settings(tmp_path, capsys):
 def test_every_rank_says_why_it_refuses(argv, monkeypatch, capsys, tmp_path):
     """It may be the only one that does. Which rank, and where, is in front. Then the others learn of it."""
     told_others = mock.Mock()
-    monkeypatch.setattr(session, "_tell_others", told_others)
+    monkeypatch.setattr(session, "tell_others", told_others)
     monkeypatch.chdir(tmp_path)
     for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
         monkeypatch.setenv(name, "2")
@@ -199,7 +199,7 @@ def test_two_ranks_train_and_rank_0_writes(two):
     assert done.stderr.count(" step 2 ") == 1
     names = {p.name for p in (run_dir / "images").iterdir()}
     assert {"val_reconstructions_00000003.png", "val_samples_00000006.png", "test_reconstructions_00000006.png"} <= names
-    assert distae.load(run_dir).encode(torch.rand(2, 1, 8, 8, dtype=torch.float64)).z.shape == (2, 3)
+    assert distae.load(run_dir).encode(torch.rand(2, 1, 8, 8, dtype=torch.float64)).shape == (2, 3)
 
 
 def test_without_a_key_one_line_says_how_to_sync(two):

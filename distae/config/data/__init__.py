@@ -16,6 +16,7 @@ from distae.config.data.celeba import CelebAConfig
 from distae.config.data.shapes import ShapesConfig
 from distae.config.data.table import TableConfig
 from distae.config.data.sparse import SparseConfig
+from distae.config.data.memory import MemoryConfig
 from distae.config.data.parquet import ParquetConfig
 from distae.config.data.hf import HFConfig
 from distae.config.data.stored import FILE_ERRORS
@@ -35,6 +36,7 @@ __all__ = [
     "ImageFolderConfig",
     "KMNISTConfig",
     "MNISTConfig",
+    "MemoryConfig",
     "ParquetConfig",
     "STL10Config",
     "SVHNConfig",

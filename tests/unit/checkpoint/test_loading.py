@@ -59,9 +59,9 @@ def test_a_changed_description_is_rejected(run_dir: Path) -> None:
 
 def test_both_folders_and_the_home_load(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(run_dir.parent))
-    first = distae.load(run_dir).state_dict()
+    first = distae.load(run_dir).module.state_dict()
     for path in (run_dir / "model", "~/run", "~/run/model"):
-        assert all(torch.equal(first[k], v) for k, v in distae.load(path).state_dict().items())
+        assert all(torch.equal(first[k], v) for k, v in distae.load(path).module.state_dict().items())
 
 
 def test_a_folder_of_before_has_no_checksum_and_loads(run_dir: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_net_of_a_plugin_is_to_be_imported(run_dir: Path) -> None:
 def test_a_model_is_for_the_group_and_replaced_whole(run_dir: Path) -> None:
     folder, before = run_dir / "model", os.umask(0o027)
     try:
-        export(distae.load(run_dir).state_dict(), replace(CFG, run_dir=str(run_dir)), folder, 2, None, None)
+        export(distae.load(run_dir).module.state_dict(), replace(CFG, run_dir=str(run_dir)), folder, 2, None, None)
     finally:
         os.umask(before)
     assert {oct(p.stat().st_mode & 0o777) for p in folder.iterdir()} == {"0o640"}

@@ -96,7 +96,7 @@ def test_a_run_of_another_order_is_not_resumed(first_order, capsys):
 def test_a_run_of_another_order_is_still_read(first_order, tmp_path):
     expected = read_tensors(first_order / "checkpoints" / name_of(12))
     assert checkpoint([str(first_order), "--export", "12", str(tmp_path / "exported")]) == 0
-    for model in (load(first_order), load(tmp_path / "exported")):
+    for model in (load(first_order).module, load(tmp_path / "exported").module):
         assert all(torch.equal(v, expected[f"ema.{k}"]) for k, v in model.state_dict().items())
 
 

@@ -56,7 +56,7 @@ def test_without_config_toml_the_checkpoint_s_settings_count(run_dir: Path, caps
 def test_an_export_takes_the_settings_of_the_checkpoint_where_config_toml_is_gone(run_dir: Path) -> None:
     (run_dir / "config.toml").unlink()
     assert tool.main([str(run_dir), "--export", "best", str(run_dir.parent / "out")]) == 0
-    assert distae.load(run_dir.parent / "out").cfg == CFG.model
+    assert distae.load(run_dir.parent / "out").module.cfg == CFG.model
 
 
 def test_fresh_moves_a_run_without_config_toml_aside(run_dir: Path) -> None:

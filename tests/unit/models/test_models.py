@@ -200,7 +200,7 @@ def test_an_outlier_stays_finite(name):
 )
 def test_a_finished_run_is_loaded_in_one_line(name, net, tmp_path):
     trainer = fitted(settings(model={"name": name} | SMALL.get(name, {}), net=net, steps=3), tmp_path)
-    model, trained = distae.load(tmp_path), trainer.train_step.model.eval()
+    model, trained = distae.load(tmp_path).module, trainer.train_step.model.eval()
     assert not model.training
     x, label = trainer.loaders["test"].batch(torch.arange(5), noise_for(5))
     with torch.no_grad():
@@ -217,7 +217,7 @@ def test_the_statistics_of_a_batch_norm_are_loaded_too(net, tmp_path):
     trainer = fitted(settings(net={"name": net, "norm": "batch"}, steps=3), tmp_path)
     x, _ = trainer.loaders["test"].batch(torch.arange(5), noise_for(5))
     with torch.no_grad():
-        assert torch.equal(distae.load(tmp_path).reconstruct(x), trainer.train_step.model.eval().reconstruct(x))
+        assert torch.equal(distae.load(tmp_path).module.reconstruct(x), trainer.train_step.model.eval().reconstruct(x))
 
 
 def test_no_finished_run_is_the_users_mistake(tmp_path):

@@ -1,0 +1,215 @@
+"""`distae.fit`: train from a notebook or a script, on the data at hand. The training is that of `distae train`."""
+
+import contextlib
+import dataclasses
+import json
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from distae import data
+from distae import distributed as dist
+from distae.commands.checkpoint import export_step
+from distae.commands.given import Given, splits_and_settings
+from distae.commands.session import Host, run_in_turn, tell_others
+from distae.config import TrainConfig, check, to_dict
+from distae.config.keywords import from_keywords
+from distae.data import Split
+from distae.errors import DistaeError, TrainingError, UserError
+from distae.models import inference
+from distae.runtime.environment import Environment, environment
+from distae.runtime.outcome import Outcome
+
+if TYPE_CHECKING:
+    from distae.models.inference import Model
+
+DEFAULTS = {"tracking": "none", "progress": "bar"}
+"""What differs from the command line."""
+
+
+class TemporaryFolder:
+    """A folder that is removed with this object, or at the program's end; without tempfile's ResourceWarning."""
+
+    def __init__(self) -> None:
+        self.name = tempfile.mkdtemp(prefix="distae-")
+        self.remove = weakref.finalize(self, shutil.rmtree, self.name, ignore_errors=True)
+
+
+class Run:
+    """A run that `fit` has made: finished, or stopped after a save. A temporary run folder is removed with the object."""
+
+    def __init__(self, settings: TrainConfig, load: Callable[[], dict[str, Split]], folder: TemporaryFolder | None) -> None:
+        self.settings, self._load, self._folder = settings, load, folder
+        self.outcome = Outcome("failed", 0, str(settings.run_dir))
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder, whose files README.md lists."""
+        return Path(str(self.settings.run_dir))
+
+    @property
+    def stopped(self) -> bool:
+        """Whether Ctrl-C, or another rank, has stopped it before its end: `resume` continues it."""
+        return self.outcome.outcome == "stopped"
+
+    @property
+    def step(self) -> int:
+        """The number of optimizer steps done."""
+        return self.outcome.step
+
+    @cached_property
+    def model(self) -> "Model":
+        """The best model by `best_metric` where there is validation data, else the last; of a stopped run the newest saved."""
+        if self.stopped:
+            with tempfile.TemporaryDirectory(prefix="distae-") as folder:
+                export_step(self.run_dir, None, Path(folder))
+                return inference.load(folder)
+        return inference.load(self.run_dir)
+
+    @cached_property
+    def _rows(self) -> list[dict[str, float]]:
+        return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def history(self) -> Any:
+        """Every row of metrics (docs/metrics.md), as a pandas DataFrame where pandas is installed, else a list of dicts."""
+        with contextlib.suppress(ImportError):
+            import pandas as pd
+
+            return pd.DataFrame(self._rows)
+        return self._rows
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The newest value of each metric of training, validation and test: `train/loss`, `val/mse` and so on."""
+        return {k: v for row in self._rows for k, v in row.items() if "/" in k}
+
+    def resume(self, **changes: Any) -> "Run":
+        """Continue where it stands, on the same data: to the end of a stopped run, or further with `epochs=` or `steps=`.
+
+        `changes` are of settings that do not define the result, such as `log_every`. Returns the run, with a new `model`.
+        Raises UserError on others, TrainingError as `fit`.
+        """
+        with _in_python():
+            env = environment()
+            settings = from_keywords(TrainConfig, changes, to_dict(dataclasses.replace(self.settings, fresh=False)))
+            run = Run(check(settings, env.world_size), self._load, self._folder)
+            run._train(env)
+        return run
+
+    def _train(self, env: Environment) -> None:
+        """Train, on every rank."""
+        with _program_settings():
+            host = Host(lambda _: self._load(), self._read, is_ours=False)
+            self.outcome = run_in_turn(self.settings, env, self._runs(), host)
+
+    @contextlib.contextmanager
+    def _runs(self) -> Iterator[list[TrainConfig]]:
+        """This run, in a folder that rank 0 makes where none was given; entered and left by all ranks together."""
+        made = None
+        if self.settings.run_dir == _unused():
+            made = self._folder = TemporaryFolder() if dist.world().is_main else None
+            name = dist.broadcast(made.name if made else None)
+            self.settings = dataclasses.replace(self.settings, run_dir=name)
+        try:
+            yield [self.settings]
+        except BaseException:
+            if made:
+                made.remove()
+            raise
+
+    def _read(self, end: Outcome) -> None:
+        """Keep the model and the rows as they are now: a temporary folder may be removed, and `resume` changes its files."""
+        self.outcome = end
+        dist.broadcast(None)  # rank 0 has exported the model
+        with contextlib.suppress(DistaeError, OSError):
+            _ = self._rows, self.model
+        dist.gather(None)  # before rank 0 may remove the folder
+
+    def __repr__(self) -> str:
+        loss = next((f", {k} {self.metrics[k]:.5g}" for k in ("val/loss", "train/loss") if k in self.metrics), "")
+        return f"distae.Run({self.settings.model.name}, {self.outcome.outcome} at step {self.step}{loss})"
+
+
+def fit(x: Any, y: Any = None, *, validation: Any = None, test: Any = None, progress: bool = True, **settings: Any) -> Run:
+    """Train an autoencoder on `x`, and return the run: its `model`, `history` and `metrics`.
+
+    x: `[N, D]`, `[N, H, W]`, `[N, C, H, W]`, or `[N, H, W, C]` with `layout="channels_last"`, of bytes or numbers: a numpy array, a
+        tensor, nested lists, a torch Dataset (read into memory once; pairs are values and label), a `distae.data.Split`; a pandas
+        DataFrame, as `--data table`; a path, with its kind in `data=`; or the name of a data set, such as "digits".
+    y: labels `[N]`, integers from 0 on, for variants that are conditioned on them.
+    validation, test: data as `x`, or the share of `x` to hold out for it: by default 0.1 and 0.
+    progress: whether to show a bar.
+    settings: all those of `distae train --help all`: `model="vae"`, `epochs=20`, `latent_dim=8`, `net="conv"`, `lr=1e-3`,
+        `batch_size=64`, `run_dir="runs/a"`, or in full: `**{"model.latent_dim": 8}`, `model={"name": "vae", "beta": 4}`.
+
+    Without `run_dir` or `name` the run folder is a temporary one, removed with the returned object; with one, a run that is there
+    is resumed.
+    `tracking="wandb"` turns W&B on. Ctrl-C saves and returns the stopped run; other signals save, and then reach the program.
+    `batch_size` is at most the number of training samples where it is not given. Works in any thread, in several at once on one
+    device, and on every rank under torchrun.
+
+    Raises UserError on invalid data or settings, before training; TrainingError if training fails, such as by a loss of NaN.
+    """
+    with _in_python():
+        env = environment()
+        try:
+            run = _prepared(Given(x, y, validation, test), settings, progress, env)
+            run._train(env)
+        except DistaeError as error:
+            if env.world_size > 1 and not error.heard:
+                tell_others(error, env)
+            raise
+    return run
+
+
+def _prepared(given: Given, settings: Mapping[str, Any], progress: bool, env: Environment) -> Run:
+    defaults = DEFAULTS | ({} if progress else {"progress": "none"})
+    splits, asked = splits_and_settings(given, defaults | dict(settings))
+    run_dir, first = asked.run_dir or (None if asked.name else _unused()), asked.fresh and env.first_start
+    if run_dir == _unused() and env.world_size > env.local_world_size:
+        raise UserError("run_dir is needed where there are several machines: a folder that all of them see")
+    cfg = check(dataclasses.replace(asked, run_dir=run_dir, fresh=first), env.world_size)
+    if splits is None:
+        once: dict[str, Split] = {}
+        return Run(cfg, lambda: once or (once.update(data.load(cfg.data)) or once), None)
+    return Run(cfg, lambda: splits, None)
+
+
+def _unused() -> str:
+    """Stands for a temporary folder until the ranks have met."""
+    return str(Path(tempfile.gettempdir()) / "distae-temporary")
+
+
+@contextlib.contextmanager
+def _in_python() -> Iterator[None]:
+    """Errors name settings as Python writes them, `model.latent_dim` instead of `--model.latent-dim`."""
+    try:
+        yield
+    except DistaeError as error:
+        text = re.sub(r"(?<![\w-])--(?!help)([a-z][\w.-]*\w)", lambda m: m[1].replace("-", "_"), str(error))
+        if text == str(error):
+            raise
+        said = type(error)(text) if type(error) in (UserError, TrainingError) else UserError(text)
+        said.heard, said.remote = error.heard, error.remote
+        raise said from error.__cause__
+
+
+@contextlib.contextmanager
+def _program_settings() -> Iterator[None]:
+    """Put back what training sets for the whole process."""
+    threads, tf32 = torch.get_num_threads(), (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    flushes = float(torch.tensor(1e-310, dtype=torch.float64) * 1.0) == 0
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+        torch.set_flush_denormal(flushes)
