@@ -139,7 +139,8 @@ def test_a_second_ctrl_c_interrupts_at_once(monkeypatch):
     def twice(self, row):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
-        signal.getsignal(signal.SIGINT).since -= 2  # one Ctrl-C may arrive twice
+        handler: Any = signal.getsignal(signal.SIGINT)
+        handler.since -= 2  # one Ctrl-C may arrive twice
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
 

@@ -9,7 +9,8 @@ import pytest
 
 from distae.config import TrainConfig, to_dict
 from distae.config.keywords import from_keywords
-from distae.config.models import VAEConfig
+from distae.config.models import BetaVAEConfig, VAEConfig
+from distae.config.nets import ResNetConfig
 from distae.errors import UserError
 
 
@@ -21,23 +22,25 @@ def test_settings_by_any_of_their_names():
             "batch_size": 7, "optim.betas": (0.5, 0.9), "epochs": 3, "run_dir": Path("a"), "patience": 2, "ema": 0.5,
         },
     )  # fmt: skip
+    assert isinstance(cfg.net, ResNetConfig)
     assert (cfg.model.name, cfg.model.latent_dim, cfg.net.name, cfg.net.channels) == ("sparse_ae", 8, "resnet", (4, 8))
     assert (cfg.optim.lr, cfg.optim.betas, cfg.global_batch_size) == (0.5, (0.5, 0.9), 7)
     assert (cfg.epochs, cfg.run_dir, cfg.early_stop.patience, cfg.ema) == (3, "a", 2, 0.5)
 
 
 def test_a_variant_is_a_name_a_table_or_settings():
+    ramp: Any = "0:1@50"
     for model in ("vae", {"name": "vae"}, VAEConfig()):
         assert from_keywords(TrainConfig, {"model": model, "beta": 2}).model == VAEConfig(beta=2)
-    assert from_keywords(TrainConfig, {"model": VAEConfig(latent_dim=3, beta="0:1@50")}).model.latent_dim == 3
+    assert from_keywords(TrainConfig, {"model": VAEConfig(latent_dim=3, beta=ramp)}).model.latent_dim == 3
     assert from_keywords(TrainConfig, {"schedule": "cosine", "optim": {"name": "sgd"}}).optim.name == "sgd"
 
 
 def test_changes_of_other_settings_keep_the_rest():
     base = to_dict(from_keywords(TrainConfig, {"model": "vae", "beta": 2, "epochs": 5}))
     longer = from_keywords(TrainConfig, {"steps": 9}, base)
-    assert (longer.steps, longer.epochs, longer.model.beta) == (9, None, 2)
-    assert from_keywords(TrainConfig, {"model": "beta_vae"}, base).model.beta != 2
+    assert (longer.steps, longer.epochs, longer.model) == (9, None, VAEConfig(beta=2))
+    assert from_keywords(TrainConfig, {"model": "beta_vae"}, base).model == BetaVAEConfig()
     assert base["epochs"] == 5
 
 

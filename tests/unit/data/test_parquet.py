@@ -197,6 +197,7 @@ def test_labels_that_are_names(kind, tmp_path):
     path = MAKERS[kind][1](tmp_path / "a", images(kind=[NAMES[i] for i in LABELS[::-1]]))
     source = of(kind, path, label="kind")["train"].source
     assert source.classes == tuple(NAMES)
+    assert source.label is not None
     assert source.label.tolist() == LABELS[::-1].tolist()
 
 

@@ -14,6 +14,7 @@ from distae.config.sparse import Matrix
 from distae.data import Loader, load
 from distae.data.datasets.sparse import Compressed, Rows
 from distae.errors import UserError
+from distae.noise import Noise
 
 N, WIDTH = 50, 30
 MATRIX = sparse.random(N, WIDTH, 0.1, "csr", random_state=0, data_rvs=lambda n: np.random.default_rng(0).poisson(3, n) + 1.0)
@@ -59,7 +60,7 @@ def test_a_split_is_its_rows_wherever_it_is(tmp_path):
     assert torch.equal(torch.cat(list(split.blocks())), DENSE[rows_of(split)])
     assert split.bounds() == (0, float(DENSE[rows_of(split)].max()))
     assert split.nbytes == int((DENSE[rows_of(split)] != 0).sum()) * 8 + 41 * 8
-    assert Loader(split, "none", torch.device("cpu"), torch.float64).batch(at, None)[0].dtype == torch.float64
+    assert Loader(split, "none", torch.device("cpu"), torch.float64).batch(at, Noise.seeded(0, len(at)))[0].dtype == torch.float64
 
 
 def test_the_way_of_a_gpu_gives_the_same_rows():
@@ -194,6 +195,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_matrix_is_named(name, tmp_path):
+    changes: Any
     changes, message = BAD[name]
     np.savez(tmp_path / "x.npz", allow_pickle=True, **{k: v for k, v in (GOOD | changes).items() if v is not None})
     with pytest.raises(UserError, match=message):

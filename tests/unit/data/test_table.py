@@ -14,7 +14,7 @@ from helpers import rows_of, source_of
 from sklearn.preprocessing import QuantileTransformer
 
 from distae.config.data import TableConfig
-from distae.config.tables import read
+from distae.config.tables import Feature, read
 from distae.data import Split, Transform, load
 from distae.data.datasets import splitting, table
 from distae.errors import UserError
@@ -124,7 +124,7 @@ def test_normalisation_is_fitted_on_the_training_rows_alone(normalize, tmp_path)
 def test_quantiles_of_repeated_values_are_scikit_learns():
     values = np.r_[np.repeat([0.0, 1.0, 5.0], [30, 50, 20]), np.random.default_rng(1).exponential(3, 100)]
     cfg = TableConfig(path="-", normalize="quantile")
-    column = table._fit(table.Feature("x"), values, cfg, 40, "-")
+    column = table._fit(Feature("x"), values, cfg, 40, "-")
     asked = np.r_[values, -1.0, 0.5, 99.0]
     fitted = QuantileTransformer(n_quantiles=40, output_distribution="normal").fit(values[:, None])
     found = Transform(columns=(column,)).apply(torch.from_numpy(asked[:, None]), torch.float64)
@@ -210,6 +210,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_table_is_named_by_file_row_and_column(name, tmp_path):
+    content: Any
     content, message = BAD[name]
     (tmp_path / "x.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message):

@@ -2,6 +2,7 @@
 
 import re
 from math import log
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ def test_values_are_in_the_datas_own_units_both_ways():
     with torch.no_grad():
         codes, recon = model.module.encode(x), model.module.reconstruct(x)
     np.testing.assert_allclose(model.encode(BYTES), codes.z, rtol=1e-12)
-    np.testing.assert_allclose(model.codes(BYTES).logvar, codes.logvar, rtol=1e-12)
+    logvar: Any = model.codes(BYTES).logvar
+    np.testing.assert_allclose(logvar, np.asarray(codes.logvar), rtol=1e-12)
     assert model.codes(BYTES).indices is None
     expected = (recon * 255).permute(0, 2, 3, 1)
     for made in (model(BYTES), model.reconstruct(BYTES), model.decode(model.encode(BYTES))):
@@ -42,7 +44,7 @@ def test_values_are_in_the_datas_own_units_both_ways():
 
 @pytest.mark.parametrize("kind", ["float64", "float32", "uint8", "int64", "strided", "big_endian", "read_only", "list", "frame"])
 def test_arrays_of_any_kind(kind):
-    x = (data(20) * 200).round().numpy()
+    x: Any = (data(20) * 200).round().numpy()
     model = distae.Model(make("ae"), Transform(200.0))
     given = {
         "strided": lambda: np.repeat(x, 2, 0)[::2][::-1][::-1], "big_endian": lambda: x.astype(">f8"), "list": x.tolist,
@@ -74,8 +76,9 @@ def test_batches_change_nothing(method):
 
 
 def test_no_batch_is_larger_than_asked_for():
-    seen, model = [], images()
-    model.module.encoder.register_forward_hook(lambda module, given, made: seen.append(len(given[0])))
+    seen, model = list[int](), images()
+    encoder: Any = model.module.encoder
+    encoder.register_forward_hook(lambda module, given, made: seen.append(len(given[0])))
     model.encode(BYTES, batch_size=64)
     assert seen == [64, 64, 22]
 
@@ -93,7 +96,8 @@ def test_samples_are_keyed_by_the_seed_alone():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_variant_has_a_bound_or_says_so(name):
     """Of the terms that it reports: `variants.md` and the tests of each variant say what they are."""
-    model = distae.Model(make(name, **_image(name), **SMALL.get(name, {})))
+    small: dict[str, Any] = {**_image(name), **SMALL.get(name, {})}
+    model = distae.Model(make(name, **small))
     x, label = data(12, *model.shape), np.arange(12) % 10 if model.module.cfg.conditional else None
     if "kl" not in model.module.cfg.terms:
         with pytest.raises(UserError, match=f"{name} gives no probability of x"):
@@ -165,7 +169,8 @@ def test_wrong_codes_and_numbers_are_named():
         model.decode(np.zeros((5, 4)))
     with pytest.raises(UserError, match="ae has no prior to sample from"):
         model.sample(3)
-    for n in (0, -1, 2.5, True):
+    wrong: list[Any] = [0, -1, 2.5, True]
+    for n in wrong:
         with pytest.raises(UserError, match=r"n is .*; expected a whole number from 1 on"):
             images().sample(n)
     with pytest.raises(UserError, match="batch_size is 0; expected a whole number"):
