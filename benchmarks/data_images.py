@@ -81,7 +81,7 @@ class _Files(torch.utils.data.Dataset[Any]):
 
 def hf_datasets(files: list[Path], args: argparse.Namespace) -> Run:
     """Hugging Face datasets, with its images decoded in torch's DataLoader."""
-    from datasets import Dataset, disable_progress_bars  # type: ignore[import-untyped]
+    from datasets import Dataset, disable_progress_bars
     from datasets import Image as Decoded
     from torch.utils.data import DataLoader
 
@@ -97,8 +97,8 @@ def litdata(files: list[Path], args: argparse.Namespace) -> Run:
     """litdata's streaming data set and loader, of shards on the local disk."""
     import io
 
-    from litdata import StreamingDataLoader, StreamingDataset  # type: ignore[import-untyped]
-    from litdata.streaming.writer import BinaryWriter  # type: ignore[import-untyped]
+    from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming.writer import BinaryWriter
 
     folder = Path(args.scratch) / "litdata"
     folder.mkdir()
