@@ -148,7 +148,7 @@ def ours(workload: Workload, folder: Path, steps: int, set_ups: list[float], mor
         started = time.time()
         with cpu_marks() as marks:
             rows = training_rows(run_ours(argv, run_dir))
-        assert count(load(run_dir)) == workload.parameters
+        assert count(load(run_dir).module) == workload.parameters
         set_ups.append(rows[0]["time"] - started - workload.warm * workload.batch / rows[0]["train/samples_per_second"])
         (first, began), (last, ended) = marks[0], marks[-1]
         return Rate(wall_rate(rows), (last - first) * workload.batch / (ended - began))
