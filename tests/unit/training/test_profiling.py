@@ -110,9 +110,9 @@ def delayed(seconds):
 
     batch = Loader.batch
 
-    def wait(self, *args):
+    def wait(self, *args, **how):
         time.sleep(seconds)
-        return batch(self, *args)
+        return batch(self, *args, **how)
 
     return wait
 
