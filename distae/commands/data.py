@@ -6,7 +6,7 @@ distae data --data array --data.path x.npy --data.layout channels_last
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,8 @@ def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 def look(cfg: TrainConfig, sheet: Path, force: bool) -> Iterator[str]:
     """Lines on the data; writes the contact sheet if the samples are images. Raises UserError."""
+    import torch
+
     from distae import data
 
     if sheet.exists() and not force:
@@ -60,40 +62,39 @@ def look(cfg: TrainConfig, sheet: Path, force: bool) -> Iterator[str]:
     yield f"--data {cfg.data.name}" + (f" --data.path {path}" if (path := getattr(cfg.data, "path", "")) else "")
     yield from (f"  {note}" for note in train.notes)
     yield f"stored      {_shape(train.source.shape)} {str(train.source.dtype).removeprefix('torch.')}"
+    seen = {name: _some(split) for name, split in splits.items()}
     for name, split in splits.items():
-        yield f"{name:<12}{len(split)} samples" + (f", {_values(split)}" if len(split) else "")
+        yield f"{name:<12}{len(split)} samples" + (f", {_values(split, seen[name][0])}" if len(split) else "")
     yield from _classes(train)
-    yield from _unread(train)
+    yield from _unread(train, seen["train"][1])
     yield from _what_would_be_done(cfg, splits)
-    if len(train.shape) == 3 and train.shape[0] in (1, 3):
-        _draw(train, sheet)
-        yield f"pictures    {sheet}: {min(ON_THE_SHEET, len(train))} training samples, as the model sees them"
+    images = train.transform.apply(seen["train"][0][_evenly(len(seen["train"][0]), ON_THE_SHEET)], torch.float32)
+    if len(train.shape) == 3 and train.shape[0] in (1, 3) and len(images):
+        _draw(images, sheet)
+        yield f"pictures    {sheet}: {len(images)} training samples, as the model sees them"
 
 
 def _shape(shape: Sequence[int]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-def _some(split: "Split", n: int) -> "tuple[Tensor, dict[int, str]]":
-    """Up to `n` stored samples, evenly spaced, and why others of them could not be read."""
+def _evenly(n: int, most: int) -> "Tensor":
+    """Up to `most` of n numbers, evenly spaced."""
     import torch
 
-    from distae.data import BadRowsError
-
-    at = torch.linspace(0, len(split) - 1, min(n, len(split)), dtype=torch.float64).round().long()
-    try:
-        return split.read(at)[0], {}
-    except BadRowsError as error:
-        rows = at if split.rows is None else split.rows[at]
-        good = torch.tensor([row not in error.reasons for row in rows.tolist()])
-        return split.read(at[good])[0], dict(error.reasons)
+    return torch.linspace(0, n - 1, min(n, most), dtype=torch.float64).round().long()
 
 
-def _values(split: "Split") -> str:
+def _some(split: "Split") -> "tuple[Tensor, dict[int, str]]":
+    """Stored samples, evenly spaced, and why others of them could not be read."""
+    stored, _, bad = split.source.read_good(split.rows_at(_evenly(len(split), LOOKED_AT)))
+    return stored, bad
+
+
+def _values(split: "Split", stored: "Tensor") -> str:
     """Range and missing values of the samples looked at, as the model sees them."""
     import torch
 
-    stored, _ = _some(split, LOOKED_AT)
     if not len(stored):
         return "none of those looked at can be read"
     seen = split.transform.apply(stored, torch.float32)
@@ -112,13 +113,11 @@ def _classes(split: "Split") -> Iterator[str]:
         return
     counts = torch.bincount(label)
     names = split.source.classes or tuple(map(str, range(len(counts))))
-    shown = ", ".join(f"{name} {n}" for name, n in zip(names, counts.tolist(), strict=False) if n)
-    parts = shown.split(", ")
+    parts = [f"{name} {n}" for name, n in zip(names, counts.tolist(), strict=False) if n]
     yield f"classes     {int((counts > 0).sum())}: {', '.join(parts[:SHOWN])}{', …' if len(parts) > SHOWN else ''}"
 
 
-def _unread(split: "Split") -> Iterator[str]:
-    _, bad = _some(split, LOOKED_AT)
+def _unread(split: "Split", bad: Mapping[int, str]) -> Iterator[str]:
     reasons = [*(f"{name}: {why}" for name, why in split.source.left_out.items()), *bad.values()]
     if reasons:
         yield f"unreadable  {len(reasons)} of those looked at"
@@ -144,12 +143,9 @@ def _what_would_be_done(cfg: TrainConfig, splits: "dict[str, Split]") -> Iterato
     yield f"order       {order} shuffle, a function of --seed and the epoch"
 
 
-def _draw(split: "Split", path: Path) -> None:
-    import torch
+def _draw(images: "Tensor", path: Path) -> None:
     from torchvision.utils import save_image
 
-    stored, _ = _some(split, ON_THE_SHEET)
-    images = split.transform.apply(stored, torch.float32)
     images = (
         images.clamp(0, 1) if images.min() >= 0 and images.max() <= 1 else (images - images.min()) / (images.max() - images.min())
     )

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,10 +177,7 @@ def _prepared(given: Given, settings: Mapping[str, Any], progress: bool, env: En
     if run_dir == _unused() and env.world_size > env.local_world_size:
         raise UserError("run_dir is needed where there are several machines: a folder that all of them see")
     cfg = check(dataclasses.replace(asked, run_dir=run_dir, fresh=first), env.world_size)
-    if splits is None:
-        once: dict[str, Split] = {}
-        return Run(cfg, lambda: once or (once.update(data.load(cfg.data)) or once), None)
-    return Run(cfg, lambda: splits, None)
+    return Run(cfg, cache(lambda: data.load(cfg.data) if splits is None else splits), None)
 
 
 def _unused() -> str:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 from distae.config import TrainConfig, to_dict
 from distae.config.cli import near
 from distae.config.data import DataConfig, MemoryConfig, TableConfig
+from distae.config.data.paths import kind_of
 from distae.config.keywords import from_keywords
 from distae.config.names import LIKELIHOODS
 from distae.data import Split
@@ -21,8 +22,6 @@ from distae.data.datasets.table import from_frame
 from distae.errors import UserError
 from distae.models.inference import as_tensor
 
-KINDS = {".npy": "array", ".npz": "array", ".safetensors": "array", ".csv": "table", ".tsv": "table", ".parquet": "table"}
-"""The kind of data of a file, where `data` does not say it."""
 Splits = dict[str, Split]
 
 
@@ -84,9 +83,7 @@ def _of_path(given: Given, settings: Mapping[str, Any]) -> TrainConfig:
     choices, path, kind = DataConfig.choices(), Path(given.x).expanduser(), _kind(settings)
     if kind is None and str(given.x) in choices and not path.exists():
         return _with_data(settings, str(given.x), **_known_shares(choices[str(given.x)], given))
-    if kind is None and path.is_dir() and "image_folder" in choices:
-        kind = "image_folder"
-    kind = kind or KINDS.get(path.suffix.lower())
+    kind = kind or kind_of(path)
     if kind not in choices:
         hint = near(str(kind or given.x), choices)
         raise UserError(f"x is {str(given.x)!r}: name its kind by data=; valid: {', '.join(choices)}{hint}")

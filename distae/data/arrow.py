@@ -13,6 +13,7 @@ from torch import Tensor
 from distae.config.data.columns import Column, ColumnsConfig, features_of
 from distae.config.data.remote import said
 from distae.data.decode import decode
+from distae.data.runs import Rows
 from distae.data.source import BadRowsError
 from distae.data.units import UnitSource
 from distae.errors import UserError
@@ -39,7 +40,7 @@ class ColumnSource(UnitSource):
     def digest(self) -> str:
         """Checksum of the files' contents, or of samples of them."""
 
-    def checksum(self, rows: Tensor | None) -> str:
+    def checksum(self, rows: Rows | None) -> str:
         of_rows = b"" if rows is None else rows.numpy().tobytes()
         read_as = f"{self.digest()} {self.column} {self.cfg.mode}"  # a decoded copy is known by this
         return xxhash.xxh3_128_hexdigest(read_as.encode() + of_rows)

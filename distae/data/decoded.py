@@ -1,8 +1,6 @@
 """Decoded samples in a file of this node's cache, which all its processes map: decoded once, for this run and later ones."""
 
 import os
-import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,9 @@ import xxhash
 from filelock import FileLock
 from torch import Tensor
 
-from distae.data.source import BLOCK_BYTES, Tensors
+from distae.data.mapped import tensor_of
+from distae.data.runs import Rows
+from distae.data.source import Tensors
 from distae.data.splits import Split
 from distae.runtime.cache import cache_folder, make_room
 
@@ -34,7 +34,7 @@ class DecodedCopy(Tensors):
         rows = self.split.rows
         return self.split.source.name_of(row if rows is None else int(rows[torch.tensor([row])]))
 
-    def checksum(self, rows: Tensor | None) -> str:
+    def checksum(self, rows: Rows | None) -> str:
         return super().checksum(rows) if rows is not None else str(self.split.identity["values"])
 
 
@@ -68,20 +68,12 @@ def _write(split: Split, path: Path, workers: int) -> None:
             values[positions[0] : positions[-1] + 1] = split.read(positions)[0]
 
         with ThreadPoolExecutor(workers, "distae-decode") as pool:
-            for _ in pool.map(copy, _blocks(split)):
+            for _ in pool.map(copy, (torch.arange(part.start, part.stop) for part in split.source.ranges(len(split)))):
                 pass
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
 
 
-def _blocks(split: Split) -> Iterator[Tensor]:
-    """Consecutive positions, some megabytes of samples at a time."""
-    step = max(1, BLOCK_BYTES // split.source.row_bytes)
-    return (torch.arange(start, min(start + step, len(split))) for start in range(0, len(split), step))
-
-
 def _mapped(path: Path, mode: str) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to it
-        return torch.from_numpy(np.memmap(path, np.uint8, mode))  # type: ignore[call-overload]
+    return tensor_of(np.memmap(path, np.uint8, mode))  # type: ignore[call-overload]

@@ -11,6 +11,7 @@ from torch import Tensor
 from distae.config.data.image_folder import CHANNELS
 from distae.data.decode import decode
 from distae.data.image_index import ImageIndex, keep_index, printable, why
+from distae.data.runs import Rows
 from distae.data.source import BadRowsError, Source
 
 
@@ -55,7 +56,7 @@ class ImageFiles(Source):
     def version(self) -> str:
         return xxhash.xxh3_128_hexdigest(self.index.times.tobytes())
 
-    def checksum(self, rows: Tensor | None) -> str:
+    def checksum(self, rows: Rows | None) -> str:
         """Of the names and sizes of all files, of the contents of some, as they were looked at, and of the row numbers."""
         index, rows = self.index, torch.arange(len(self)) if rows is None else rows
         digest = xxhash.xxh3_128(index.text.tobytes() + repr(index.contents).encode())

@@ -34,8 +34,10 @@ class Reading:
 
     def workers_for(self, split: Split, device: torch.device) -> int:
         """auto: none where a read is a copy from memory, which the CPU that also trains does no faster elsewhere."""
-        if split.device.type != "cpu" or self.workers != "auto":
-            return 0 if split.device.type != "cpu" else int(self.workers)
+        if split.device.type != "cpu":
+            return 0
+        if self.workers != "auto":
+            return self.workers
         if streams(split.source):
             return self.threads
         if split.source.origin and split.nbytes > available_memory():

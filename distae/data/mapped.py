@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from distae.config.data.stored import Stored
-from distae.data.source import BLOCK_BYTES, BadRowsError, Source, put_rows
+from distae.data.runs import Rows
+from distae.data.source import BadRowsError, Source, put_rows
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,11 @@ class Mapped(Source):
         found = part.rows.index_select(0, rows)
         return found if found.dtype == self.dtype else found.view(self.dtype).view(-1, *self.shape)
 
-    def blocks(self, rows: Tensor | None, every: int = 1) -> Iterator[Tensor]:
-        step = max(1, BLOCK_BYTES // max(1, self.row_bytes))
+    def blocks(self, rows: Rows | None, every: int = 1) -> Iterator[Tensor]:
         if rows is not None or len(self.parts) > 1 or self.parts[0].rows.dtype != self.dtype:
             yield from super().blocks(rows, every)
             return
-        for start in range(0, len(self), step * every):
-            yield self.parts[0].rows[start : start + step]
+        yield from (self.parts[0].rows[part] for part in self.ranges(len(self), every))
 
     def name_of(self, row: int) -> str:
         i = int(torch.searchsorted(self.ends, row, right=True))

@@ -1,9 +1,8 @@
 """Splits of any source to shards that `--data array` maps: in parallel, resumable, whole or not at all."""
 
 import json
-import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import chain
@@ -18,16 +17,17 @@ from torch import Tensor
 from distae.config.data.manifest import Manifest, Shard, Unread, X, Y, manifest_in
 from distae.config.data.paths import MANIFEST
 from distae.config.data.stored import FILE_ERRORS, SAFETENSORS, metadata_of
-from distae.data.source import BadRowsError, Source
+from distae.data.source import Source
 from distae.data.splits import Split, identity
 from distae.errors import UserError
+from distae.runtime.files import write_atomically
 
 BLOCK = 8 << 20
 """Bytes that a thread reads at once."""
 ALIGNED = 64
 """The values of a shard begin at a multiple of this number of bytes."""
 CODES = {name: code for code, (name, _) in SAFETENSORS.items()}
-Tensors = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+Described = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 """Types and shapes by name."""
 Read = tuple[Tensor, list[int], list[Unread]]
 """Stored samples, their rows in the source, and those that could not be read."""
@@ -82,7 +82,7 @@ class Preparation:
         return manifest
 
     def _save(self, manifest: Manifest) -> None:
-        write_whole(self.folder / MANIFEST, [msgspec.json.format(msgspec.json.encode(asdict(manifest)), indent=1)])
+        write_atomically(self.folder / MANIFEST, msgspec.json.format(msgspec.json.encode(asdict(manifest)), indent=1))
 
     def _plan(self) -> Iterator[tuple[str, int, range]]:
         """Split, number and positions of each shard; an empty split has one shard."""
@@ -111,12 +111,12 @@ class Preparation:
                 kept, unread = kept + good, unread + bad
                 done(len(good) + len(bad))
         label = split.source.label
-        tensors: Tensors = {} if label is None else {Y: (torch.int64, (len(kept),))}  # first, so that the samples stay aligned
+        tensors: Described = {} if label is None else {Y: (torch.int64, (len(kept),))}  # first, so that the samples stay aligned
         tensors[X] = (split.source.dtype, (len(kept), *split.source.shape))
         about = {"key": self.key, "rows": str(len(kept)), "unread": json.dumps([[u.file, u.reason] for u in unread])}
         labels = [] if label is None else [_bytes(label[torch.tensor(kept, dtype=torch.int64)])]
         with values.open("rb") as file:
-            write_whole(path, chain([_header(tensors, about), *labels], iter(lambda: file.read(BLOCK), b"")))
+            write_atomically(path, chain([_header(tensors, about), *labels], iter(lambda: file.read(BLOCK), b"")))
         values.unlink()
 
     def _blocks(self, split: Split, rows: range, pool: ThreadPoolExecutor) -> Iterator[Read]:
@@ -132,19 +132,11 @@ class Preparation:
 
 
 def _read(source: Source, rows: Tensor) -> Read:
-    bad: dict[int, str] = {}
-    while True:
-        good = [row for row in rows.tolist() if row not in bad]
-        try:
-            samples = source.read(torch.tensor(good, dtype=torch.int64))
-            return samples, good, [Unread(source.name_of(row), reason) for row, reason in sorted(bad.items())]
-        except BadRowsError as error:
-            if not error.reasons.keys() - bad.keys():
-                raise
-            bad |= error.reasons
+    samples, good, bad = source.read_good(rows)
+    return samples, good.tolist(), [Unread(source.name_of(row), reason) for row, reason in sorted(bad.items())]
 
 
-def _header(tensors: Tensors, about: dict[str, str]) -> bytes:
+def _header(tensors: Described, about: dict[str, str]) -> bytes:
     """Of a .safetensors file with these tensors one after the other."""
     table: dict[str, Any] = {"__metadata__": about}
     end = 0
@@ -158,14 +150,3 @@ def _header(tensors: Tensors, about: dict[str, str]) -> bytes:
 
 def _bytes(x: Tensor) -> bytes:
     return x.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-
-
-def write_whole(path: Path, parts: Iterable[bytes]) -> None:
-    """A file that is on the disk when this returns, whole or not at all."""
-    fresh = path.with_name(f".{path.name}.writing")
-    with fresh.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.rename(path)

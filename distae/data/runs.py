@@ -1,6 +1,8 @@
 """Row numbers of a split of very many rows, in memory that does not grow with them."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -45,7 +47,15 @@ class Runs:
         kept = high > low
         return Runs((self.starts + low - befores)[kept], (high - low)[kept])
 
+    def numpy(self) -> NDArray[np.int64]:
+        """What they are, for a checksum: `[2, K]`, the starts and the sizes."""
+        return torch.stack([self.starts, self.sizes]).numpy()
+
     def blocks(self, starts: Tensor, sizes: Tensor) -> "Runs":
         """Those at the positions of these blocks `[K]`, which are in order."""
         parts = [self.cut(start, start + size) for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
         return Runs(torch.cat([p.starts for p in parts]), torch.cat([p.sizes for p in parts]))
+
+
+Rows = Tensor | Runs
+"""Row numbers `[n]`, by either."""

@@ -9,6 +9,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from distae.data.runs import Rows
 from distae.errors import TrainingError
 
 BLOCK_BYTES = 16 << 20
@@ -54,7 +55,7 @@ class Source(ABC):
     limits: tuple[float, float] | None = None
     """Bounds of the stored values that are known without reading them."""
     columns: Mapping[str, Any] = {}
-    """Split `[N]` that are kept aside by name: ids, file names, covariates."""
+    """Arrays `[N]` that are kept aside by name: ids, file names, covariates."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -65,6 +66,18 @@ class Source(ABC):
 
         Raises BadRowsError on rows that cannot be read.
         """
+
+    def read_good(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[int, str]]:
+        """`read` of those of the rows `[B]` that can be read, these rows, and why the others cannot be."""
+        bad: dict[int, str] = {}
+        while True:
+            good = torch.tensor([row for row in rows.tolist() if row not in bad], dtype=torch.int64)
+            try:
+                return self.read(good), good, bad
+            except BadRowsError as error:
+                if not error.reasons.keys() - bad.keys():
+                    raise
+                bad |= error.reasons
 
     def name_of(self, row: int) -> str:
         """What a user knows the row by: a file, or a file and a row."""
@@ -78,39 +91,46 @@ class Source(ABC):
         """Of what the values are read from, such as times of files: a decoded copy of another version is not used."""
         return ""
 
-    def checksum(self, rows: Tensor | None) -> str:
+    def checksum(self, rows: Rows | None) -> str:
         """Of the stored values of these rows, or of all: of all values up to `WHOLE_BYTES`, of sampled blocks beyond."""
         size = (len(self) if rows is None else len(rows)) * self.row_bytes
         return checksum(self.blocks(rows, max(1, size // WHOLE_BYTES)))
 
-    def blocks(self, rows: Tensor | None, every: int = 1) -> Iterator[Tensor]:
+    def blocks(self, rows: Rows | None, every: int = 1) -> Iterator[Tensor]:
         """The stored values `[b, *shape]` of these rows, or of all, in order, block by block: to scan them without a copy of all.
 
         With `every` n, only every nth block.
         """
-        n = len(self) if rows is None else len(rows)
-        step = max(1, BLOCK_BYTES // max(1, self.row_bytes))
-        for start in range(0, n, step * every):
-            part = slice(start, min(start + step, n))
+        for part in self.ranges(len(self) if rows is None else len(rows), every):
             yield self.read(torch.arange(part.start, part.stop) if rows is None else rows[part])
 
-    def values(self, rows: Tensor | None) -> Iterator[Tensor]:
+    def ranges(self, n: int, every: int = 1) -> Iterator[slice]:
+        """Consecutive rows of `n`, BLOCK_BYTES of them at a time; with `every` n, only every nth part."""
+        step = max(1, BLOCK_BYTES // max(1, self.row_bytes))
+        return (slice(start, min(start + step, n)) for start in range(0, n, step * every))
+
+    def values(self, rows: Rows | None) -> Iterator[Tensor]:
         """Tensors of any shape with every value that these rows, or all, hold: to find the smallest, or a bad one."""
         return self.blocks(rows)
 
-    def nbytes(self, rows: Tensor | None) -> int:
+    def nbytes(self, rows: Rows | None) -> int:
         """Memory that these rows, or all, take."""
         return (len(self) if rows is None else len(rows)) * self.row_bytes
 
-    def to(self, device: torch.device, rows: Tensor | None) -> "Source":
+    def to(self, device: torch.device, rows: Rows | None) -> "Source":
         """These rows, or all, alone in the memory of `device`, without a copy of all on the host."""
         n = len(self) if rows is None else len(rows)
         copy, start = torch.empty((n, *self.shape), dtype=self.dtype, device=device), 0
         for block in self.blocks(rows):
             copy[start : start + len(block)] = block
             start += len(block)
-        label = self.label if self.label is None or rows is None else self.label[rows]
+        label = self.label if self.label is None or rows is None else self.label[rows[:]]
         return Tensors(copy, None if label is None else label.to(device))
+
+    @property
+    def row_type(self) -> str:
+        """Type and shape of a stored sample, for people: `uint8 [3, 32, 32]`."""
+        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
 
     @property
     def row_bytes(self) -> int:
@@ -132,13 +152,11 @@ class Tensors(Source):
     def read(self, rows: Tensor) -> Tensor:
         return self.x.index_select(0, rows)
 
-    def blocks(self, rows: Tensor | None, every: int = 1) -> Iterator[Tensor]:
+    def blocks(self, rows: Rows | None, every: int = 1) -> Iterator[Tensor]:
         if rows is not None:
             yield from super().blocks(rows, every)
             return
-        step = max(1, BLOCK_BYTES // max(1, self.row_bytes))
-        for start in range(0, len(self), step * every):
-            yield self.x[start : start + step]
+        yield from (self.x[part] for part in self.ranges(len(self), every))
 
 
 def put_rows(into: Tensor, at: Tensor, rows: Tensor) -> None:

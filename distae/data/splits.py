@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distae.data.augment import Augment
 from distae.data.bad_rows import BadRows
-from distae.data.runs import Runs
+from distae.data.runs import Rows, Runs
 from distae.data.source import Source, Tensors, checksum
 from distae.data.transform import Transform
 from distae.noise import split_order
@@ -31,7 +31,7 @@ class Split:
     source: Source
     transform: Transform = field(default_factory=Transform)
     """Transform from stored values to the model's."""
-    rows: Tensor | Runs | None = None
+    rows: Rows | None = None
     """`[n]` int64, rows of `source` in this split; None is all of them, in order. Above TABLE_ROWS: as runs."""
     notes: tuple[str, ...] = ()
     """Notes on guesses, printed at the start of a run."""
@@ -57,7 +57,7 @@ class Split:
         """`[n]` int64."""
         if self.source.label is None or self.rows is None:
             return self.source.label
-        return self.source.label[self.rows if isinstance(self.rows, Tensor) else self.rows[:]]
+        return self.source.label[self.rows[:]]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,7 +87,7 @@ class Split:
     @property
     def nbytes(self) -> int:
         """Of the stored values."""
-        return self.source.nbytes(self._rows)
+        return self.source.nbytes(self.rows)
 
     def read(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Copies of the stored samples `[B, *stored]` and labels `[B]` at these positions `[B]` (int64)."""
@@ -104,12 +104,7 @@ class Split:
 
     def blocks(self) -> Iterator[Tensor]:
         """The stored values `[b, *stored]` in order, block by block: to scan all of them without a copy."""
-        return self.source.blocks(self._rows)
-
-    @property
-    def _rows(self) -> Tensor | None:
-        """`rows`, for a source: it takes their `len` and parts, as of a tensor."""
-        return self.rows  # type: ignore[return-value]
+        return self.source.blocks(self.rows)
 
     def _label_blocks(self) -> Iterator[Tensor]:
         """The labels in order, without a copy of all."""
@@ -126,22 +121,22 @@ class Split:
         """
         if self.source.limits:
             return self.source.limits
-        found = torch.stack([torch.stack(values.aminmax()) for values in self.source.values(self._rows)]).aminmax()
+        found = torch.stack([torch.stack(values.aminmax()) for values in self.source.values(self.rows)]).aminmax()
         return float(found.min), float(found.max)
 
     def model_values(self) -> Iterator[Tensor]:
         """Tensors of any shape with every value that the model sees; of a sparse matrix, of zeros at most one."""
         if self.transform.columns:
             return (self.transform.apply(block, torch.float64) for block in self.blocks())
-        return (values if self.transform.scale == 1 else values / self.transform.scale for values in self.source.values(self._rows))
+        return (values if self.transform.scale == 1 else values / self.transform.scale for values in self.source.values(self.rows))
 
     def model_bounds(self) -> tuple[float, float]:
         """The smallest and the largest value that the model sees; of a table, missing values aside. There must be samples."""
         if not self.transform.columns:
             low, high = self.bounds()
             return low / self.transform.scale, high / self.transform.scale
-        seen = list(self.model_values())
-        return min(float(x.nan_to_num(torch.inf).min()) for x in seen), max(float(x.nan_to_num(-torch.inf).max()) for x in seen)
+        ends = [(float(x.nan_to_num(torch.inf).min()), float(x.nan_to_num(-torch.inf).max())) for x in self.model_values()]
+        return min(low for low, _ in ends), max(high for _, high in ends)
 
     @cached_property
     def identity(self) -> Identity:
@@ -151,7 +146,7 @@ class Split:
             "shape": "x".join(map(str, self.source.shape)),
             "dtype": str(self.source.dtype).removeprefix("torch."),
             **self.transform.identity(),
-            "values": self.source.checksum(self._rows),
+            "values": self.source.checksum(self.rows),
             "labels": None if self.source.label is None else checksum(self._label_blocks()),
         }
 
@@ -167,7 +162,7 @@ class Split:
 
     def to(self, device: torch.device) -> "Split":
         """These samples alone in the memory of `device`, without a copy of all on the host."""
-        return replace(self, source=self.source.to(device, self._rows), rows=None)
+        return replace(self, source=self.source.to(device, self.rows), rows=None)
 
     def __len__(self) -> int:
         return len(self.source if self.rows is None else self.rows)
@@ -193,9 +188,14 @@ def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
         blocks = _even(len(split), BLOCKS) if len(split) > TABLE_ROWS else None
     if blocks is not None:
         return _hold_out_blocks(split, fraction, blocks)
-    size = round(len(split) * fraction)
-    order = split_order(len(split), SPLIT_SEED)
-    return split.take(order[size:].sort().values), split.take(order[:size].sort().values)
+    rest, held = held_out(len(split), fraction)
+    return split.take(rest), split.take(held)
+
+
+def held_out(n: int, fraction: float) -> tuple[Tensor, Tensor]:
+    """Of `n` rows the rest, and a random `fraction`, both ascending: the same ones always."""
+    order, size = split_order(n, SPLIT_SEED), round(n * fraction)
+    return order[size:].sort().values, order[:size].sort().values
 
 
 def _hold_out_blocks(split: Split, fraction: float, sizes: Tensor) -> tuple[Split, Split]:

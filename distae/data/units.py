@@ -53,11 +53,6 @@ class UnitSource(Source):
             put_rows(samples, by_unit, torch.cat(parts))
         return samples
 
-    @property
-    def units_read(self) -> int:
-        """How often a unit was read: more than their number where they do not stay long enough."""
-        return self._cache.reads
-
     @functools.cached_property
     def _ends(self) -> Tensor:
         return self.units.cumsum(0)

@@ -250,10 +250,6 @@ _COPIED = 64 << 20
 """Bytes up to which a read-only array is copied: torch warns about others, and a memory map may be larger than the memory."""
 
 
-def _type(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
-
-
 def _tensor(x: Any, name: str) -> Given:
     return Given(as_tensor(x, name), isinstance(x, Tensor))
 

@@ -71,10 +71,10 @@ def open_append(path: Path) -> int:
     return _descriptor(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
 
 
-def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
+def write_atomically(path: Path, data: bytes | Iterable[bytes], durable: bool = True) -> None:
     """The whole file or, where that fails or is interrupted, the one before; `durable`: on the disk when this returns.
 
-    Raises OSError, also where something other than a regular file is in its place.
+    `data` may come in parts. Raises OSError, also where something other than a regular file is in its place.
     """
     if os.path.lexists(path):
         size_of(path)
@@ -82,7 +82,7 @@ def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
     fresh.unlink(missing_ok=True)
     try:
         with open(_descriptor(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             if durable:
                 os.fsync(file.fileno())

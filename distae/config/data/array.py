@@ -15,7 +15,19 @@ StoredLayout = Literal["as_stored", "no_channel", "channels_last"]
 """Layout of samples in a file: as the model takes them (`[C, H, W]` or `[D]`), as `[H, W]`, or as `[H, W, C]`."""
 IMAGE_CHANNELS = (1, 3, 4)
 """Channels that images usually have: grey, RGB, RGBA."""
+
 DTYPES = ("uint8", "float16", "bfloat16", "float32", "float64")
+
+
+def as_the_model_sees(stored: tuple[int, ...], layout: StoredLayout) -> tuple[int, ...]:
+    """Shape of a sample, `[C, H, W]` or `[D]`, that is stored so."""
+    match layout:
+        case "no_channel":
+            return (1, *stored)
+        case "channels_last":
+            return (stored[2], *stored[:2])
+        case _:
+            return stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +69,7 @@ class ArrayConfig(DataConfig):
                 f"--data.path: {stored} has shape {list(shape)}; "
                 "valid are [N, D], [N, H, W] and [N, C, H, W], or [N, H, W, C] with --data.layout channels_last"
             )
-        match self.stored_layout(shape):
-            case "no_channel":
-                return (1, *shape[1:])
-            case "channels_last":
-                return (shape[3], shape[1], shape[2])
-            case _:
-                return shape[1:]
+        return as_the_model_sees(shape[1:], self.stored_layout(shape))
 
     def for_model(self) -> dict[str, Any]:
         manifest = self.manifest()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from distae.config.data.array import StoredLayout
+from distae.config.data.array import StoredLayout, as_the_model_sees
 from distae.config.data.base import DataConfig
 from distae.config.data.image_folder import CHANNELS, ImageSettings
 from distae.config.fields import Fraction, Joined, Positive
@@ -54,18 +54,11 @@ class ColumnsConfig(ImageSettings):
 
     def shape(self) -> tuple[int, ...]:
         column = self.described()
-        stored = column.shape
         if column.kind == "image":
             return (CHANNELS[self.mode], self.size, self.size)
         if self.flip or self.crop != "center":
             raise UserError(f"--data.flip and --data.crop go with encoded images; column {column.name!r} holds arrays")
-        match self.stored_layout(column):
-            case "no_channel":
-                return (1, *stored)
-            case "channels_last":
-                return (stored[2], stored[0], stored[1])
-            case _:
-                return stored
+        return as_the_model_sees(column.shape, self.stored_layout(column))
 
     def stored_layout(self, column: Column) -> StoredLayout:
         """How the samples of the column are laid out."""

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import msgspec
-
 from distae.config.data.columns import ColumnsConfig
 from distae.config.data.parquet import SPLITS
 from distae.config.data.paths import expanded, hint
+from distae.config.data.reading import read_json
 from distae.config.extras import needs
 from distae.errors import UserError
 
@@ -111,8 +110,6 @@ def _files(folder: Path, flag: str) -> list[str]:
 
 def _json(path: Path, kind: Any, flag: str) -> Any:
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"it has {path.stat().st_size} bytes")
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(path, kind, LARGEST)
+    except (OSError, ValueError) as error:
         raise UserError(f"{flag}: {path} is missing or damaged ({error})") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from distae.config.data.base import DataConfig
+from distae.config.data.reading import the_folder
 from distae.config.fields import Count, Fraction
 from distae.errors import UserError
 
@@ -58,18 +59,7 @@ class ImageFolderConfig(ImageSettings):
 
     def folder(self) -> Path:
         """The folder, `~` expanded. Raises UserError if there is none."""
-        if not self.path:
-            raise UserError("--data.path: --data image_folder needs the folder of the images")
-        try:
-            path = Path(self.path).expanduser()
-            if not path.is_dir():
-                kind = "is a file, not a folder" if path.exists() else "is not there"
-                raise UserError(f"--data.path: {path} {kind}; the folder of the images is needed")
-        except RuntimeError as error:
-            raise UserError(f"--data.path: {self.path} names no user's home folder") from error
-        except (OSError, ValueError) as error:
-            raise UserError(f"--data.path: {self.path!r} cannot be read ({error})") from error
-        return path
+        return the_folder(self.path)
 
     def splitting(self) -> tuple[str, re.Pattern[str]] | None:
         """`group` or `time`, and the pattern. Raises UserError."""

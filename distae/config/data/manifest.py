@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 from msgspec import Meta
 
 from distae.config.data.paths import MANIFEST
+from distae.config.data.reading import read_json
 from distae.config.fields import Count, Index
 from distae.errors import UserError
 
@@ -65,10 +65,8 @@ def manifest_in(folder: Path) -> Manifest | None:
     try:
         if not path.is_file():
             return None
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"it has {path.stat().st_size} bytes")
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except (OSError, ValueError, RecursionError) as error:
+        manifest = read_json(path, Manifest, LARGEST)
+    except (OSError, ValueError) as error:
         raise UserError(f"--data.path: {path} is damaged ({error}): make it again with distae prepare") from error
     if manifest.version > VERSION:
         raise UserError(f"--data.path: {path} is of version {manifest.version}; this distae reads up to {VERSION}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from distae.config.data.array import ArrayConfig, StoredLayout
+from distae.config.data.array import ArrayConfig, StoredLayout, as_the_model_sees
 from distae.config.data.base import DataConfig
 from distae.config.fields import Count, Fraction, Positive
 from distae.errors import UserError
@@ -25,13 +25,7 @@ class MemoryConfig(DataConfig):
     """Share of the samples held out for the test split."""
 
     def shape(self) -> tuple[int, ...]:
-        match self.stored_layout():
-            case "no_channel":
-                return (1, *self.stored)
-            case "channels_last":
-                return (self.stored[2], *self.stored[:2])
-            case _:
-                return self.stored
+        return as_the_model_sees(self.stored, self.stored_layout())
 
     def stored_layout(self) -> StoredLayout:
         """Layout of the samples. Raises UserError if that needs `layout`, or there are no samples of this shape."""

@@ -8,14 +8,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from distae.config.data.columns import ColumnsConfig
+from distae.config.data.paths import SPLIT_NAMES
 from distae.config.data.remote import asked, is_url, listed, opened
 from distae.config.extras import needs
 from distae.config.fields import Positive
 from distae.errors import UserError
 
-SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "val", "dev": "val"} | dict.fromkeys(
-    ("val", "valid", "validation"), "val"
-)
+SPLITS = SPLIT_NAMES | {"testing": "test", "eval": "val"}
 """Splits by the first word of a file's name, or its folder's, as Hugging Face takes them."""
 
 

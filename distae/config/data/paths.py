@@ -21,6 +21,10 @@ KINDS = dict.fromkeys(ARRAYS, "array") | dict.fromkeys(IMAGES, "image_folder") |
     ".csv": "table", ".tsv": "table", ".arrow": "table", ".feather": "table", ".h5ad": "sparse",
 }  # fmt: skip
 """Kind of data by suffix; .parquet and .npz are looked into."""
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test",
+}  # fmt: skip
+"""What a split may be called, in any case."""
 LOOKED_AT = 1000
 """Entries of a folder that are looked at to tell its kind."""
 
@@ -69,7 +73,7 @@ def kind_of(path: Path) -> str | None:
     try:
         kind = _kind_of_folder(path) if path.is_dir() else _kind_of_file(path)
     except OSError:
-        return None
+        kind = _kind_by_name(path)
     return kind if kind in DataConfig.choices() else None
 
 

@@ -33,7 +33,7 @@ def load(cfg: ArrayConfig) -> tuple[Split, Split] | dict[str, Split]:
         return hold_out(train, cfg.test_fraction)
     test = _source(cfg, "test")
     if (test.shape, test.dtype) != (source.shape, source.dtype):
-        raise UserError(f"--data.test: {cfg.test} holds {_row(test)} per sample, --data.path {cfg.path} {_row(source)}")
+        raise UserError(f"--data.test: {cfg.test} holds {test.row_type} per sample, --data.path {cfg.path} {source.row_type}")
     _range(cfg, "test", Split(test))
     return train, Split(test, transform)
 
@@ -90,10 +90,6 @@ def _check_crc(stored: Stored) -> None:
         raise ValueError(f"Bad CRC-32 of {stored.name!r}")
 
 
-def _row(source: Mapped) -> str:
-    return f"{str(source.dtype).removeprefix('torch.')} {list(source.shape)}"
-
-
 def _scale(cfg: ArrayConfig, stored: Split) -> tuple[float, tuple[str, ...]]:
     """The divisor of stored values, and notes on guesses and on what the files hold. Raises UserError on NaN and infinity."""
     low, high, sampled = _range(cfg, "path", stored)
@@ -118,7 +114,7 @@ def _seen(cfg: ArrayConfig, stored: Split, low: float, high: float, sampled: boo
     layout = layout or ("[C, H, W]" if len(source.shape) == 3 else "[D]")
     looked = " in the blocks looked at" if sampled else ""
     values = f"{files} {storage}, from {low:.4g} to {high:.4g}{looked}"
-    return f"--data array: {len(source)} samples of {_row(source)}, taken as {layout}, {values}"
+    return f"--data array: {len(source)} samples of {source.row_type}, taken as {layout}, {values}"
 
 
 def _range(cfg: ArrayConfig, setting: str, stored: Split) -> tuple[float, float, bool]:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distae.config.data.image_folder import ImageFolderConfig, ImageSettings
+from distae.config.data.paths import SPLIT_NAMES
 from distae.data.augment import Augment
 from distae.data.datasets import splitting
 from distae.data.datasets.base import RUN_DIR, register_dataset
-from distae.data.datasets.splitting import NAMES, Rows
+from distae.data.datasets.splitting import Rows
 from distae.data.image_index import ImageIndex, image_index, kept_index, printable
 from distae.data.images import ImageFiles
 from distae.data.source import Source
@@ -24,6 +25,7 @@ from distae.data.transform import Transform
 from distae.errors import UserError
 
 CHANGED = "the folder has changed since the run began: its images are those of then, without what vanished (--data.on-error skip)"
+SOME_FORMATS = ".jpg, .png, .webp, .tif, .bmp, .gif and more"
 SHOWN = 5
 """Names in a message."""
 
@@ -34,7 +36,7 @@ def load(cfg: ImageFolderConfig) -> dict[str, Split]:
     began = (CHANGED,) if index and not still_true else ()
     index = index or image_index(cfg.folder())
     if not len(index):
-        raise UserError(f"--data.path: {cfg.path} holds no images, and {index.others} other files; Pillow reads {_some_formats()}")
+        raise UserError(f"--data.path: {cfg.path} holds no images, and {index.others} other files; Pillow reads {SOME_FORMATS}")
     folders = _Folders(cfg, index)
     good = np.ones(len(index), bool)
     good[list(index.problems)] = False
@@ -67,9 +69,9 @@ class _Folders:
         self.cfg, self.index = cfg, index
         self.parts = [name.split("/") if name else [] for name in index.folders]
         tops = {parts[0] for parts, held in zip(self.parts, index.with_images, strict=True) if parts and held}
-        named = sorted(top for top in tops if top.lower() in NAMES)
+        named = sorted(top for top in tops if top.lower() in SPLIT_NAMES)
         others = sorted(tops - {*named}) + [f"images that lie in {cfg.path} itself"] * bool((index.folder == 0).any())
-        self.are_splits = any(NAMES[top.lower()] == "train" for top in named) and not others
+        self.are_splits = any(SPLIT_NAMES[top.lower()] == "train" for top in named) and not others
         if len(named) > 1 and others and not cfg.split_list and not cfg.split_by:
             raise UserError(
                 f"--data.path: {cfg.path} has folders {', '.join(named)}, and besides them {_shown(others)}: "
@@ -78,7 +80,7 @@ class _Folders:
 
     def splits(self) -> list[str] | None:
         """`train`, `val` or `test` by folder, where the folders say it."""
-        return [NAMES[parts[0].lower()] if parts else "" for parts in self.parts] if self.are_splits else None
+        return [SPLIT_NAMES[parts[0].lower()] if parts else "" for parts in self.parts] if self.are_splits else None
 
     def labels(self, good: NDArray[np.bool_]) -> tuple[Tensor | None, tuple[str, ...], NDArray[np.bool_]]:
         """`[N]` int64, names of the classes, and which files have no class though others do."""
@@ -136,7 +138,7 @@ def _listed(cfg: ImageFolderConfig, index: ImageIndex) -> Rows:
             for number, cells in enumerate(csv.reader(lines), 1):
                 if not cells or (number == 1 and [c.strip().lower() for c in cells] == ["path", "split"]):
                     continue
-                path, split = (cells[0].strip(), NAMES.get(cells[1].strip().lower())) if len(cells) == 2 else ("", None)
+                path, split = (cells[0].strip(), SPLIT_NAMES.get(cells[1].strip().lower())) if len(cells) == 2 else ("", None)
                 row = rows.pop(path.removeprefix("./"), None)
                 if split is None or row is None:
                     problem = "is not path,split with split one of train, val, test" if split is None else (
@@ -204,7 +206,3 @@ def _found(cfg: ImageFolderConfig, index: ImageIndex, good: NDArray[np.bool_], c
 
 def _shown(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def _some_formats() -> str:
-    return ".jpg, .png, .webp, .tif, .bmp, .gif and more"

@@ -36,7 +36,9 @@ def splits_of(cfg: ColumnsConfig, sources: Mapping[str, ColumnSource]) -> dict[s
         if not len(source):
             raise UserError(f"--data.path: the {name} split of {cfg.path} has no rows")
         if (source.shape, source.dtype) != (train.shape, train.dtype):
-            raise UserError(f"--data.path: samples of {name} are {_row(source)}, those of train {_row(train)}: give --data.size")
+            raise UserError(
+                f"--data.path: samples of {name} are {source.row_type}, those of train {train.row_type}: give --data.size"
+            )
         if train.classes and source.classes and source.classes != train.classes:
             raise UserError(f"--data.label: classes of {name} are {_few(source.classes)}, those of train {_few(train.classes)}")
     scale = (255.0 if train.dtype.itemsize == 1 else 1.0) if cfg.scale == "auto" else cfg.scale
@@ -57,11 +59,7 @@ def _seen(cfg: ColumnsConfig, source: ColumnSource) -> str:
     what = f"images as {cfg.mode}" if source.column.kind == "image" else "arrays"
     labels = f", {len(source.classes) or int(source.label.max()) + 1} classes" if source.label is not None else ", no labels"
     units = f"{len(source.units)} {cfg.unit}"
-    return f"--data {cfg.name}: {len(source)} {what} of {_row(source)} in column {source.column.name!r}, {units}{labels}"
-
-
-def _row(source: ColumnSource) -> str:
-    return f"{str(source.dtype).removeprefix('torch.')} {list(source.shape)}"
+    return f"--data {cfg.name}: {len(source)} {what} of {source.row_type} in column {source.column.name!r}, {units}{labels}"
 
 
 def _few(names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distae.config.data.sparse import SparseConfig
 from distae.config.sparse import Matrix
+from distae.data import runs
 from distae.data.datasets.base import register_dataset
 from distae.data.source import BLOCK_BYTES, WHOLE_BYTES, Source, checksum
 from distae.data.splits import Split, hold_out
@@ -90,34 +91,34 @@ class Rows(Source):
     def name_of(self, row: int) -> str:
         return f"{self.name} row {row + 1}"
 
-    def to(self, device: torch.device, rows: Tensor | None) -> Source:
-        held = self.held if rows is None else self.held.take(rows)
-        label = self.label if self.label is None or rows is None else self.label[rows]
+    def to(self, device: torch.device, rows: runs.Rows | None) -> Source:
+        held = self.held if rows is None else self.held.take(rows[:])
+        label = self.label if self.label is None or rows is None else self.label[rows[:]]
         return Rows(held.to(device), self.shape[0], None if label is None else label.to(device), self.name)
 
-    def nbytes(self, rows: Tensor | None) -> int:
-        nnz = len(self.held.values) if rows is None else int((self.held.indptr[rows + 1] - self.held.indptr[rows]).sum())
+    def nbytes(self, rows: runs.Rows | None) -> int:
+        nnz = len(self.held.values) if rows is None else int(self.held.indptr.diff()[rows[:]].sum())
         return nnz * (self.held.values.itemsize + self.held.indices.itemsize) + 8 * (len(self) if rows is None else len(rows))
 
-    def values(self, rows: Tensor | None) -> Iterator[Tensor]:
+    def values(self, rows: runs.Rows | None) -> Iterator[Tensor]:
         """A 0, if there is one, and all others."""
         total = (len(self) if rows is None else len(rows)) * self.shape[0]
         found = 0
-        for part in self._parts(rows):
+        for part in self._some(rows):
             found += len(part.values)
             yield part.values
         if found < total:
             yield self.held.values.new_zeros(1)
 
-    def checksum(self, rows: Tensor | None) -> str:
+    def checksum(self, rows: runs.Rows | None) -> str:
         every = max(1, self.nbytes(rows) // WHOLE_BYTES)
-        return checksum(t for part in self._parts(rows, every) for t in (part.indptr, part.indices, part.values))
+        return checksum(t for part in self._some(rows, every) for t in (part.indptr, part.indices, part.values))
 
-    def _parts(self, rows: Tensor | None, every: int = 1) -> Iterator[Compressed]:
+    def _some(self, rows: runs.Rows | None, every: int = 1) -> Iterator[Compressed]:
         """Some rows at a time, compressed."""
-        rows = torch.arange(len(self)) if rows is None else rows
+        chosen = torch.arange(len(self)) if rows is None else rows[:]
         per_row = max(1, self.nbytes(None) // max(1, len(self)))
-        parts = torch.split(rows, max(1, BLOCK_BYTES // per_row))
+        parts = torch.split(chosen, max(1, BLOCK_BYTES // per_row))
         yield from (self.held.take(part) for part in parts[::every])
 
 

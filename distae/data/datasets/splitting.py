@@ -8,29 +8,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distae.data.splits import SPLIT_SEED
+from distae.config.data.paths import SPLIT_NAMES
+from distae.data.splits import SPLIT_SEED, held_out
 from distae.errors import UserError
 from distae.noise import split_order
 
-NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
-"""What a split may be called, in any case."""
 Rows = dict[str, Tensor]
 """`train`, `val` and `test`: ascending row numbers `[n]` int64."""
 
 
 def at_random(n: int, test: float, val: float) -> Rows:
     """Fixed fractions of `n` rows: `test` of all, and `val` of the others, as `hold_out` twice."""
-    order = split_order(n, SPLIT_SEED)
-    held = round(n * test)
-    rest, tested = order[held:].sort().values, order[:held].sort().values
-    again = split_order(len(rest), SPLIT_SEED)
-    kept = round(len(rest) * val)
-    return {"train": rest[again[kept:].sort().values], "val": rest[again[:kept].sort().values], "test": tested}
+    rest, tested = held_out(n, test)
+    train, held = held_out(len(rest), val)
+    return {"train": rest[train], "val": rest[held], "test": tested}
 
 
 def by_name(names: Sequence[Any] | NDArray[Any], where: str) -> Rows:
     """The rows that say train, val or test. Raises UserError on any other word; `where` names the source and the column."""
-    words = [NAMES.get(str(name).strip().lower()) for name in names]
+    words = [SPLIT_NAMES.get(str(name).strip().lower()) for name in names]
     if None in words:
         row = words.index(None)
         raise UserError(f"{where}, row {row + 1} is {str(names[row])!r}; valid: train, val and test")

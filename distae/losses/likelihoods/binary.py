@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distae.losses.divergences import sum_per_sample, upcast
+from distae.losses.divergences import upcast
 from distae.losses.likelihoods.base import Likelihood, register_likelihood
 
 
@@ -19,9 +19,6 @@ class Bernoulli(Likelihood):
 
     def per_value(self, raw: Tensor, x: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(upcast(raw), upcast(x), reduction="none")
-
-    def forward(self, raw: Tensor, x: Tensor) -> Tensor:
-        return sum_per_sample(self.per_value(raw, x))
 
 
 @register_likelihood("continuous_bernoulli")

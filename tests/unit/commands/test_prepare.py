@@ -17,6 +17,7 @@ from distae.config.data import ArrayConfig, DataConfig, ImageFolderConfig, Table
 from distae.config.data.manifest import manifest_in
 from distae.data import load, preparing
 from distae.errors import UserError
+from distae.runtime.files import write_atomically
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
 KINDS = ["cat", "dog"]
@@ -77,7 +78,7 @@ def test_images_become_shards_and_come_back(photos, tmp_path, monkeypatch, capsy
 def test_a_killed_preparation_is_resumed(photos, tmp_path, monkeypatch, capsys):
     """Whole shards stay, no half one has a name that counts, and the result is that of one go."""
     rows_per_shard(monkeypatch, 10)
-    written = preparing.write_whole
+    written = write_atomically
 
     def killed(path: Path, parts: Any) -> None:
         if path.name == "train-00002.safetensors":
@@ -85,7 +86,7 @@ def test_a_killed_preparation_is_resumed(photos, tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         written(path, parts)
 
-    monkeypatch.setattr(preparing, "write_whole", killed)
+    monkeypatch.setattr(preparing, "write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
         ran(photos, tmp_path / "out", "--data.size", 8)
     names = sorted(p.name for p in (tmp_path / "out").glob("[!.]*"))
@@ -93,7 +94,7 @@ def test_a_killed_preparation_is_resumed(photos, tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match=r"distae prepare did not finish .*out: run it again"):
         load(ArrayConfig(path=str(tmp_path / "out")))
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("train*")}
-    monkeypatch.setattr(preparing, "write_whole", written)
+    monkeypatch.setattr(preparing, "write_atomically", written)
     assert ran(photos, tmp_path / "out", "--data.size", 8) == 0
     assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in before} == before
     assert not list((tmp_path / "out").glob(".*"))

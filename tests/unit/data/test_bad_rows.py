@@ -17,6 +17,7 @@ from distae.config import TrainConfig
 from distae.data import Loader, Source, Split, load
 from distae.data import bad_rows as module
 from distae.data.bad_rows import BadRows
+from distae.data.runs import Rows
 from distae.data.source import BadRowsError
 from distae.errors import TrainingError
 from distae.evaluation.exact import evaluate
@@ -42,7 +43,7 @@ class Damaged(Source):
             raise BadRowsError(found)
         return self.whole.read(rows)
 
-    def checksum(self, rows: Tensor | None) -> str:
+    def checksum(self, rows: Rows | None) -> str:
         return self.whole.checksum(rows)
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from distae.config.data import DataConfig, HFConfig, ParquetConfig, remote
 from distae.data import BadRowsError, Split, load
+from distae.data.runs import Runs
 from distae.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
@@ -139,6 +140,15 @@ def test_arrays_in_lists(kind, name, tmp_path):
     expected = expected.permute(0, 3, 1, 2) if shape == (3, 8, 8) else expected.reshape(60, *shape)
     assert torch.equal(split.x, expected.to(split.source.dtype))
     assert labels_of(split).tolist() == LABELS.tolist()
+
+
+@KINDS
+def test_rows_as_runs_have_a_checksum_of_their_own(kind, tmp_path):
+    """Of more than TABLE_ROWS samples splits are `Runs`."""
+    source = of(kind, MAKERS[kind][1](tmp_path / "set"))["train"].source
+    some = [Runs(torch.tensor([0, 8]), torch.tensor([4, n])) for n in (3, 4, 3)]
+    first, second, again = (Split(source, rows=rows).identity["values"] for rows in some)
+    assert first == again != second
 
 
 @KINDS

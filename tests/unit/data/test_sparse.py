@@ -13,6 +13,7 @@ from distae.config.data import SparseConfig
 from distae.config.sparse import Matrix
 from distae.data import Loader, load
 from distae.data.datasets.sparse import Compressed, Rows
+from distae.data.runs import Runs
 from distae.errors import UserError
 from distae.noise import Noise
 
@@ -215,3 +216,13 @@ def test_values_that_float32_would_change_stay_exact(tmp_path):
     source = load(SparseConfig(path=str(tmp_path / "x.npz"), val_fraction=0, test_fraction=0))["train"].source
     assert source.dtype == torch.float64
     assert float(source.read(torch.tensor([0]))[0, 0]) == 2**24 + 1
+
+
+def test_rows_may_be_runs(tmp_path):
+    """Of more than TABLE_ROWS samples splits are `Runs`: the same as the row numbers one by one."""
+    sparse.save_npz(tmp_path / "x.npz", MATRIX)
+    source = load(SparseConfig(path=str(tmp_path / "x.npz")))["train"].source
+    runs, rows = Runs(torch.tensor([0, 8]), torch.tensor([4, 3])), torch.tensor([0, 1, 2, 3, 8, 9, 10])
+    assert source.checksum(runs) == source.checksum(rows)
+    assert source.nbytes(runs) == source.nbytes(rows)
+    assert torch.equal(source.to(torch.device("cpu"), runs).read(torch.arange(7)), DENSE[rows])
