@@ -129,6 +129,7 @@ def _what_would_be_done(cfg: TrainConfig, splits: "dict[str, Split]") -> Iterato
     import torch
 
     from distae.data import Loader, Reading, order_of
+    from distae.data.storage import decodes_once
 
     train, transform = splits["train"], splits["train"].transform
     done = [f"divided by {transform.scale:g}"] * (transform.scale != 1) + [f"layout {transform.layout}"]
@@ -138,7 +139,8 @@ def _what_would_be_done(cfg: TrainConfig, splits: "dict[str, Split]") -> Iterato
         yield f"            --model.{key.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
     reading = Reading(cfg.data.storage, cfg.data.workers, cfg.data.prefetch, torch.get_num_threads())
     loader = Loader(train, "none", torch.device("cpu"), torch.float32, reading=reading)
-    yield f"storage     {loader.where}, {sum(s.nbytes for s in splits.values()) / 1e9:.3g} GB as read"
+    where = "decoded once into this node's cache, then mapped" if decodes_once(cfg.data, splits) else loader.where
+    yield f"storage     {where}, {sum(s.nbytes for s in splits.values()) / 1e9:.3g} GB as read"
     order = type(order_of(cfg, train)).__name__.removesuffix("Order").lower() if len(train) else "none"
     yield f"order       {order} shuffle, a function of --seed and the epoch"
 

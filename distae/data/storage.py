@@ -38,10 +38,16 @@ def place(cfg: DataConfig, splits: dict[str, Split], workers: int) -> dict[str, 
     if cfg.storage == "resident" and here != "resident":
         _check_memory(size, here)
         return _decoded(cfg, splits, workers, size) if here == "streamed" else _touched(splits)
-    if cfg.storage == "auto" and here == "streamed" and size <= SMALL_BYTES:
+    if decodes_once(cfg, splits):
         with contextlib.suppress(_NoCopyError):  # streamed then, as the run says
             return _decoded(cfg, splits, workers, size)
     return splits
+
+
+def decodes_once(cfg: DataConfig, splits: dict[str, Split]) -> bool:
+    """Whether `place` decodes into a copy that is then mapped, rather than stream."""
+    small = cfg.storage == "auto" and cfg.on_error == "raise" and sum(split.nbytes for split in splits.values()) <= SMALL_BYTES
+    return streams(splits["train"].source) and (cfg.storage == "resident" or small)
 
 
 class _NoCopyError(UserError):

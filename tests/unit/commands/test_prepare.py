@@ -15,7 +15,8 @@ from distae.commands import data as look
 from distae.commands import prepare
 from distae.config.data import ArrayConfig, DataConfig, ImageFolderConfig, TableConfig
 from distae.config.data.manifest import manifest_in
-from distae.data import load, preparing
+from distae.data import load, place, preparing
+from distae.data.storage import streams
 from distae.errors import UserError
 from distae.runtime.files import write_atomically
 
@@ -215,6 +216,14 @@ def test_looking_at_data(photos, tmp_path, capsys):
         assert sheet.width > 8 * 8
     assert looked(photos, "--data.size", 8, "--data.on-error", "skip") == 2
     assert "--sheet: contact_sheet.png exists: give another file, or --force" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("storage", "where"), [("auto", "decoded once into this node's cache"), ("streamed", "streamed")])
+def test_where_images_would_be_is_what_a_run_does(storage: Any, where, photos, tmp_path, capsys):
+    assert looked(photos, "--data.size", 8, "--data.storage", storage, "--sheet", tmp_path / "sheet.png") == 0
+    assert f"storage     {where}" in capsys.readouterr().out
+    cfg = ImageFolderConfig(path=str(photos), size=8, storage=storage)
+    assert streams(place(cfg, load(cfg), 1)["train"].source) == (where == "streamed")
 
 
 def test_looking_at_arrays_and_tables(tmp_path, monkeypatch, capsys):
