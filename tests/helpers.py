@@ -18,7 +18,8 @@ from distae.commands import train
 from distae.commands.session import train_run
 from distae.config import TrainConfig, build, check
 from distae.config.models import ModelConfig
-from distae.data import Split, Transform
+from distae.data import Loader, Split, Transform
+from distae.noise import Noise
 from distae.runtime.environment import Environment
 from distae.runtime.outcome import Outcome
 from distae.runtime.run_dir import check_run_dir
@@ -68,6 +69,12 @@ def images(n: int, seed: int) -> Split:
 def splits(train: int = 197, val: int = 50, test: int = 37) -> dict[str, Split]:
     """Sizes that divide by no batch and no number of ranks."""
     return {"train": images(train, 1), "val": images(val, 2), "test": images(test, 3)}
+
+
+def as_the_model_sees(split: Split, dtype: torch.dtype = torch.float64) -> Tensor:
+    """All samples of a split as a loader gives them."""
+    n = len(split)
+    return Loader(split, "none", torch.device("cpu"), dtype).batch(torch.arange(n), Noise.seeded(0, n))[0]
 
 
 def rows_of(split: Split) -> Tensor:
