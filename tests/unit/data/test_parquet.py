@@ -110,6 +110,9 @@ def test_a_copy_elsewhere_is_the_same_data_and_another_value_is_not(kind, tmp_pa
         PIXELS[30, 0, 0, 0] ^= 1
     halves = of(kind, tmp_path / "a", test_fraction=0.5)
     assert halves["train"].identity["values"] != halves["test"].identity["values"]
+    some = [Runs(torch.tensor([0, 8]), torch.tensor([4, n])) for n in (3, 4, 3)]  # as of more than TABLE_ROWS samples
+    first, second, again = (Split(halves["train"].source, rows=rows).identity["values"] for rows in some)
+    assert first == again != second
 
 
 @KINDS
@@ -140,15 +143,6 @@ def test_arrays_in_lists(kind, name, tmp_path):
     expected = expected.permute(0, 3, 1, 2) if shape == (3, 8, 8) else expected.reshape(60, *shape)
     assert torch.equal(split.x, expected.to(split.source.dtype))
     assert labels_of(split).tolist() == LABELS.tolist()
-
-
-@KINDS
-def test_rows_as_runs_have_a_checksum_of_their_own(kind, tmp_path):
-    """Of more than TABLE_ROWS samples splits are `Runs`."""
-    source = of(kind, MAKERS[kind][1](tmp_path / "set"))["train"].source
-    some = [Runs(torch.tensor([0, 8]), torch.tensor([4, n])) for n in (3, 4, 3)]
-    first, second, again = (Split(source, rows=rows).identity["values"] for rows in some)
-    assert first == again != second
 
 
 @KINDS
