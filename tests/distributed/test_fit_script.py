@@ -17,7 +17,8 @@ import distae
 x, rank = np.random.default_rng(0).random((120, 6)), int(os.environ.get("RANK", 0))
 small = dict(latent_dim=3, hidden=[8], batch_size=32, threads=1, device="cpu", progress=False, precision="fp64")
 run = distae.fit(x, **small, steps=6)
-codes, seed, why = run.resume(steps=9).model.encode(x), rank, []
+codes, why = run.resume(steps=9).model.encode(x), []
+there = run.run_dir.is_dir()  # now, while rank 0, whose folder it is, cannot be at its end
 for wrong in ({"seed": rank}, {"latent_dim": rank}):
     try:
         distae.fit(x, **small | wrong, steps=2)
@@ -25,7 +26,7 @@ for wrong in ({"seed": rank}, {"latent_dim": rank}):
         why.append(str(error))
 other = distae.fit(x, **small, steps=4, seed=1)
 np.savez(f"{sys.argv[1]}/{os.environ.get('WORLD_SIZE', 1)}_{rank}.npz", codes=codes, other=other.model.score(x), why=why,
-    rows=len(run.history), there=run.run_dir.is_dir(), folder=str(run.run_dir))
+    rows=len(run.history), there=there, folder=str(run.run_dir))
 """
 
 
