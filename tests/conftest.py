@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ UNIT = Path(__file__).parent / "unit"
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
-os.environ["DISTAE_CACHE"] = str(Path(tempfile.gettempdir()) / f"distae_tests_{os.getuid()}")
 
 
 @pytest.fixture(autouse=True)

@@ -307,6 +307,7 @@ def test_a_copy_elsewhere_is_the_same_data_and_a_change_is_not(tmp_path):
     assert load(settings(tmp_path / "there"))["train"].identity != here["train"].identity
 
 
+@pytest.mark.slow
 def test_a_million_files_start_within_seconds(tmp_path, cache, monkeypatch):
     """A made-up index: the files are not there, and nothing looks at each of them. CPU seconds, for the machine may be busy."""
     n = 1_000_000

@@ -146,6 +146,7 @@ def test_a_keyed_permutation_of_more_than_any_table():
     assert float(images.double().mean()) == pytest.approx(n / 2, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_keyed_permutation_sends_every_number_everywhere():
     """Chi-square of 20 numbers' places over 1,000 keys, and of how far apart neighbours land."""
     n, keys = 20, 1000

@@ -260,6 +260,7 @@ def test_hf_folders_that_are_not_whole(tmp_path):
     refused("hf", tmp_path / "c", r"no such folder")
 
 
+@pytest.mark.slow
 def test_the_datasets_library_itself(tmp_path):
     """What it writes is read as it reads it, in both layouts."""
     datasets = pytest.importorskip("datasets")

@@ -75,6 +75,7 @@ def test_a_rank_that_fails_in_another_way_is_heard_too() -> None:
     assert "Input/output error" in said(ends[1:], TrainingError)[0]
 
 
+@pytest.mark.slow
 def test_a_rank_that_never_comes_is_named() -> None:
     """Killed while it loads its data."""
     ends = meet(lambda rank: time.sleep(2) if rank == 1 else (None, {}), timeout=1.0)

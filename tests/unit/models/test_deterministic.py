@@ -81,6 +81,7 @@ def test_the_contraction_of_one_layer_is_the_jacobians_norm(activation):
         torch.testing.assert_close(run(model, x).per_sample["contraction"], expected)
 
 
+@pytest.mark.slow
 def test_the_contraction_of_a_deep_encoder_is_the_jacobians_norm_on_average():
     x = data(4)
     model = make("contractive_ae")

@@ -50,6 +50,7 @@ def test_an_autoregressive_flow_is_triangular_and_its_log_determinant_autograds(
     assert not torch.equal(flow(z, context)[0], flow(z, 2 * context)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lin_nf_vae", "lin_nf_vae radial", "iaf_vae", "vamp_vae"])
 def test_the_ratio_of_prior_and_posterior_has_mean_one(name):
     """E_q[p(z) / q(z|x)] = 1: so log q is the density of the codes that are drawn, and p a density."""

@@ -119,6 +119,7 @@ def test_mmd_of_gaussians_is_its_closed_form(shift):
     assert float(mmd(x, y + shift, "rbf", (1.0,))) == pytest.approx(expected, abs=0.015)  # two of its standard errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["rbf", "imq"])
 def test_mmd_is_unbiased(kernel):
     """Its mean over equal distributions is 0, not the positive bias of the estimate that counts each sample with itself."""
