@@ -92,7 +92,7 @@ def test_a_killed_preparation_is_resumed(photos, tmp_path, monkeypatch, capsys):
         ran(photos, tmp_path / "out", "--data.size", 8)
     names = sorted(p.name for p in (tmp_path / "out").glob("[!.]*"))
     assert names == ["manifest.json", "train-00000.safetensors", "train-00001.safetensors"]
-    with pytest.raises(UserError, match=r"distae prepare did not finish .*out: run it again"):
+    with pytest.raises(UserError, match=r"distae prepare did not finish .*out: rerun it to resume"):
         load(ArrayConfig(path=str(tmp_path / "out")))
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("train*")}
     monkeypatch.setattr(preparing, "write_atomically", written)
