@@ -1,4 +1,4 @@
-"""Runs whose number of ranks is drawn anew at each start, killed or stopped in between, against a run of one rank: fp64."""
+"""Runs with a random number of ranks at each start, killed or stopped in between, against a run of one rank: fp64."""
 
 import random
 import shutil
@@ -80,5 +80,5 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def rows(s: dict[str, Any]) -> list[tuple[str, str, str]]:
-    what = "starts with 1 to 3 ranks drawn anew, fp64, against 1 rank: tensors and rows to 1e-9, with batch norm to 1e-6"
+    what = "starts with 1 to 3 ranks at random, fp64, against 1 rank: tensors and rows to 1e-9, with batch norm to 1e-6"
     return [(what, str(s["count"]), f"{s['faults']} of {s['runs']} runs beyond that; {len(s['needed_a_human'])} needed a human")]

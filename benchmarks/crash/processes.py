@@ -29,7 +29,7 @@ PRELOAD = (
     "torch.distributed.checkpoint",
     "benchmarks.crash.hostile",
 )
-"""All that is slow to import, by the names of all layouts of the package: those that are absent are passed over."""
+"""All that is slow to import, by the names of all layouts of the package: those that are absent are skipped."""
 Plant = Callable[[int], None]
 COLLECTIVE_TIMEOUT = 8
 """`--timeout` of the jobs here, in seconds."""
