@@ -89,7 +89,7 @@ def entry() -> None:
         from distae.commands.completion import complete
 
         complete(COMMANDS, load)
-    console.outlast()
+    console.ignore_closed_streams()
     leave(main())
 
 

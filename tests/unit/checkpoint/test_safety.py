@@ -259,9 +259,9 @@ def test_a_state_of_other_types_is_refused(run_dir, capsys, damage):
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"seed": 3, "seed.a": 1}, "damaged: 'seed.a' is within a value"),
-        ({"model": 1, "model.name": "vae"}, "damaged: 'model.name' is within a value"),
-        ({"threads" + ".a" * 10**5: 1}, "is within a value, or too deep"),
+        ({"seed": 3, "seed.a": 1}, "damaged: 'seed.a' is nested in a value"),
+        ({"model": 1, "model.name": "vae"}, "damaged: 'model.name' is nested in a value"),
+        ({"threads" + ".a" * 10**5: 1}, "is nested in a value, or too deep"),
         pytest.param({f"x{i}": 1 for i in range(10**6)}, "at most 8388608 are expected", marks=pytest.mark.slow),
     ],
 )

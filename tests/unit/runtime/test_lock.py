@@ -147,7 +147,7 @@ def test_what_a_start_left_that_was_killed_while_it_took_the_lock_is_removed(tmp
     for name, age in ((".lock.0123", 61), (".lock.4567", 0), (".my.lock.txt", 61)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    mine = runlock._written(tmp_path / "lock", runlock._describe_self())  # of a start that is under way
+    mine = runlock._write_temporary(tmp_path / "lock", runlock._describe_self())  # of a start that is under way
     runlock.acquire(tmp_path).release()
     assert {p.name for p in tmp_path.iterdir()} == {mine.name, ".lock.4567", ".my.lock.txt"}
 
