@@ -100,7 +100,7 @@ def together(*identities: dict[str, Any]) -> list[str]:
 def test_other_settings_on_one_rank(changes: dict[str, Any], words: str) -> None:
     same = shared_settings(settings())
     ends = together(same, same, shared_settings(settings(**changes)))
-    assert ends[2] == f"every rank must train the same: {words}"
+    assert ends[2] == f"settings and data must be the same on all ranks: {words}"
     assert ends[0] == ends[1]
     assert ends[0].startswith("rank 2 (")
     assert words in ends[0]
