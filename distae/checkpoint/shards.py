@@ -1,4 +1,4 @@
-"""One rank's tensors in one safetensors file, through torch.distributed.checkpoint: checksummed on the way, fsynced, no pickle."""
+"""One rank's tensors in one safetensors file, through torch.distributed.checkpoint: with a checksum, fsynced, no pickle."""
 
 import contextlib
 import errno
@@ -31,7 +31,7 @@ _NAMES = {
 
 
 class ShardWriter(HuggingFaceStorageWriter):
-    """DCP's safetensors writer with the bytes written once, straight from the tensors, instead of serialised in memory first."""
+    """DCP's safetensors writer, but the bytes are written directly from the tensors, not serialised in memory first."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), save_distributed=True)
@@ -49,7 +49,7 @@ class ShardWriter(HuggingFaceStorageWriter):
 
 
 def _write_safetensors(path: Path, tensors: list[tuple[MetadataIndex, Tensor]]) -> Entry:
-    """Write the file, wide types first so that all values are aligned."""
+    """Write the file, the widest types first, so that all values are aligned."""
     header: dict[str, Any] = {}
     offsets = {}
     end = 0
@@ -68,7 +68,7 @@ def _write_safetensors(path: Path, tensors: list[tuple[MetadataIndex, Tensor]]) 
 def write_file(path: Path, blocks: list[Any]) -> Entry:
     """Write the buffers (bytes, or arrays of bytes) one after another and fsync; the checksum is of what was handed to the disk.
 
-    Past the page cache where the file system can: a fifth of the CPU time, which training needs, and its data stay in the cache.
+    Bypasses the page cache if the file system can: that takes a fifth of the CPU time, and leaves training's data in the cache.
     """
     digest, size = xxhash.xxh3_128(), sum(map(len, blocks))
     buffer = memoryview(mmap.mmap(-1, _CHUNK))
@@ -119,7 +119,7 @@ _CHUNK = 8 << 20
 
 
 def why_damaged(folder: Path, files: dict[str, Entry]) -> str | None:
-    """The first of the files that cannot be read or whose checksum is not the manifest's, and which of the two."""
+    """The first of the files that cannot be read or does not have the manifest's checksum, and why; None if all are fine."""
     for name, entry in files.items():
         try:
             if checksum(folder / name) != entry["xxh3"]:
