@@ -1,4 +1,4 @@
-"""Metrics of an evaluation besides the model's terms: one function of a chunk for each."""
+"""Metrics of an evaluation besides the model's terms: each is a function of a chunk."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from distae.models import Autoencoder, Batch, Output
 Metric = Callable[[Autoencoder, Batch, Output], Tensor]
 """The value of each sample, `[B]`; rows that `batch.valid_mask` leaves out do not count.
 
-All ranks call it together, on the chunks of `evaluation.exact`: what it needs of other ranks' rows it takes from `batch.pool`.
+All ranks call it together, on the chunks of `evaluation.exact`; `batch.pool` gives it other ranks' rows.
 """
 
 
@@ -20,7 +20,7 @@ def register_metric(name: str) -> Callable[[Metric], Metric]:
 
 
 def metrics_of(model: Autoencoder, batch: Batch, out: Output) -> dict[str, Tensor]:
-    """Every metric's `[B]`."""
+    """Every metric by name, each `[B]`."""
     return {name: metric(model, batch, out) for name, metric in METRICS.items()}
 
 

@@ -17,7 +17,10 @@ COLUMNS = 16
 
 @torch.no_grad()
 def draw(model: Autoencoder, loader: Loader, folder: Path, step: int, seed: int, split: str) -> dict[str, Path]:
-    """PNG files by name, for images of 1 or 3 channels. Called by one process; no collectives."""
+    """Write PNG files; returns their paths by name, or nothing unless samples are images of 1 or 3 channels.
+
+    Called by one process; no collectives.
+    """
     if len(model.shape) != 3 or model.shape[0] not in (1, 3) or not len(loader):
         return {}
     was_training, device = model.training, next(model.parameters()).device

@@ -16,7 +16,7 @@ SECONDS_BETWEEN_ROWS = 10.0
 
 
 class Console:
-    """log.txt with timed lines; on a terminal a progress bar, elsewhere the same lines, few of those of training."""
+    """log.txt with timestamps; on a terminal also a progress bar, else the same lines on stderr, with fewer rows of training."""
 
     bar: Any
     pending: str
@@ -35,7 +35,7 @@ class Console:
             self.bar = tqdm(total=total, initial=first, unit="step", dynamic_ncols=True)
 
     def line(self, text: str) -> None:
-        """Print and log one timed line, after the newest row of training if that was not printed."""
+        """Print and log one line with its time, after the newest row of training if that was not printed."""
         if self.pending and not self.quiet:
             sys.stderr.write(self.pending + "\n")
         self._line(text)
@@ -97,5 +97,5 @@ def shown(row: Row) -> str:
 
 
 def size(number: float) -> str:
-    """Bytes as text."""
+    """Bytes as a string in GiB or MiB."""
     return f"{number / 2**30:.2f}GiB" if number >= 2**30 else f"{number / 2**20:.0f}MiB"
