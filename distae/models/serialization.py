@@ -32,9 +32,9 @@ from distae.runtime import files
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 LONGEST_HEADER = 16 << 20
-"""Bytes of a safetensors header: some 100,000 tensors."""
-BUFFERS_BESIDES = 64 << 20
-"""Bytes that a model may need for constants that are not in its file."""
+"""Maximum bytes of a safetensors header: enough for some 100,000 tensors."""
+MOST_CONSTANT_BYTES = 64 << 20
+"""Maximum bytes of a model's buffers that are not in its file."""
 
 Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
@@ -57,7 +57,7 @@ class About:
 def export(
     weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int, transform: Transform | None, data: Identity | None
 ) -> None:
-    """Write a model's weights, the step and the data they are of, and what is needed to build it again: whole or not at all."""
+    """Write a model folder: weights, their step and data, and the settings to build the model; completely or not at all."""
     fresh, old = folder.with_name(f".{folder.name}.writing"), folder.with_name(f".{folder.name}.old")
     for left in (fresh, old):
         shutil.rmtree(left, ignore_errors=True)
@@ -71,7 +71,7 @@ def export(
     about["xxh3"] = _digest(about)
     text = json.dumps(about, indent=1).encode() + b"\n"
     if len(text) > files.SMALL:
-        raise TrainingError(f"{CONFIG} of the model would have {len(text)} bytes, and could not be read again")
+        raise TrainingError(f"{CONFIG} of the model would have {len(text)} bytes; at most {files.SMALL} can be read again")
     files.write_atomically(fresh / CONFIG, text)
     path.chmod((fresh / CONFIG).stat().st_mode)  # save_file makes it for its owner alone, whatever the umask
     files.sync(path)
@@ -84,7 +84,7 @@ def export(
 
 
 def _save(weights: dict[str, Tensor], path: Path) -> None:
-    """Raises OSError where the file cannot be written: safetensors wraps it in an error of its own, with its number in the text."""
+    """Raises OSError if the file cannot be written: safetensors raises an error of its own with the errno in its message."""
     try:
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, path)
     except SafetensorError as error:
@@ -113,14 +113,14 @@ def load_with_transform(run_dir: str | Path) -> tuple[base.Autoencoder, Transfor
 
 
 def stored_shape(transform: Transform, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of a sample in the data's own layout, of one that is `shape` to the model."""
+    """Shape in the data's own layout of a sample that has `shape` for the model."""
     if transform.columns:
         return (len(transform.columns),)
     return tuple(transform.invert(torch.empty((1, *shape), device="meta")).shape[1:])
 
 
 def _transform(about: About, path: Path, shape: tuple[int, ...]) -> Transform:
-    """Raises UserError where config.json holds none that makes samples of this shape."""
+    """The transform in config.json. Raises UserError if it is damaged, or does not make samples of this shape."""
     try:
         transform = Transform() if about.transform is None else Transform.from_json(about.transform)
         made = transform.shape(stored_shape(transform, shape))
@@ -138,7 +138,7 @@ def load_weights(run_dir: Path) -> dict[str, Tensor]:
 
 
 def assemble(model: ModelConfig, net: NetConfig, shape: tuple[int, ...], weights: dict[str, Tensor]) -> base.Autoencoder:
-    """A model of these settings with these weights. Raises UserError where they do not fit, before the model is built."""
+    """A model of these settings with these weights. Raises UserError if they do not match, before the model is built."""
     _check_fit(model, net, shape, {k: (t.dtype, tuple(t.shape)) for k, t in weights.items()})
     made = base.build(model, net, shape, dtype=_dtype(t.dtype for t in weights.values()))
     made.load_state_dict(weights)
@@ -146,7 +146,7 @@ def assemble(model: ModelConfig, net: NetConfig, shape: tuple[int, ...], weights
 
 
 def _model_folder(path: Path) -> Path:
-    """`path` itself, or the model of the run that it is. Raises UserError that says how to get one."""
+    """`path` if it is a model folder, or the model of the run folder `path`. Raises UserError that says how to export one."""
     folder = path if (path / CONFIG).is_file() or (path / WEIGHTS).is_file() else path / "model"
     if folder.is_dir():
         return folder
@@ -170,7 +170,7 @@ def _about(folder: Path) -> About:
 
 
 def _digest(about: dict[str, Any]) -> str:
-    """Checksum of the values of config.json, whatever their order and spaces."""
+    """Checksum of the values of config.json; their order and white space do not matter."""
     values = {k: v for k, v in about.items() if k != "xxh3"}
     return str(xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode()))
 
@@ -186,7 +186,7 @@ def _settings(about: About, path: Path) -> TrainConfig:
 
 
 def _stored_shapes(path: Path) -> Shapes:
-    """Dtype and shape of each tensor as the file's header says. Raises UserError where it is no such file."""
+    """Dtype and shape of each tensor, from the file's header. Raises UserError if it is not a safetensors file."""
     try:
         size, memory = files.size_of(path), dist.memory_of(torch.device("cpu"))
         if size > memory:
@@ -209,7 +209,7 @@ _DTYPES = {
 
 
 def _weights(folder: Path, about: About) -> dict[str, Tensor]:
-    """The file's tensors. Raises UserError where it is not the one that config.json knows, or holds NaN or infinite values."""
+    """The file's tensors. Raises UserError if its checksum is not that in config.json, or it holds NaN or infinite values."""
     path = folder / WEIGHTS
     _stored_shapes(path)
     if about.weights and (path.stat().st_size, checksum(path)) != (about.weights["size"], about.weights["xxh3"]):
@@ -222,18 +222,18 @@ def _weights(folder: Path, about: About) -> dict[str, Tensor]:
 
 
 def _check_fit(model: ModelConfig, net: NetConfig, shape: tuple[int, ...], stored: Shapes) -> None:
-    """Raises UserError where a model of these settings has other tensors than these. No memory is taken for them."""
+    """Raises UserError if a model of these settings has other tensors than `stored`. Allocates no memory for them."""
     try:
         made = build_on_meta(model, net, shape, _dtype(dtype for dtype, _ in stored.values()), 2 * len(stored) + 100)
     except ValueError as error:
-        raise UserError(f"the weights do not fit the settings beside them: {error}") from error
+        raise UserError(f"the weights do not match the model's settings: {error}") from error
     needed = {k: (t.dtype, tuple(t.shape)) for k, t in made.state_dict().items()}
     if odd := [k for k in needed | stored if needed.get(k) != stored.get(k)]:
-        shown = f"{odd[0][:80]} is {_shown(stored.get(odd[0]))}, and would be {_shown(needed.get(odd[0]))}"
-        raise UserError(f"the weights do not fit the settings beside them: {shown}")
+        shown = f"{odd[0][:80]} is {_shown(stored.get(odd[0]))}, expected {_shown(needed.get(odd[0]))}"
+        raise UserError(f"the weights do not match the model's settings: {shown}")
     besides = sum(b.nbytes for b in made.buffers())
-    if besides > BUFFERS_BESIDES + sum(dtype.itemsize * math.prod(dims) for dtype, dims in stored.values()):
-        raise UserError(f"the settings beside the weights ask for {besides} bytes of constants")
+    if besides > MOST_CONSTANT_BYTES + sum(dtype.itemsize * math.prod(dims) for dtype, dims in stored.values()):
+        raise UserError(f"the model's settings need {besides} bytes of buffers that are not in the file of weights: too large")
 
 
 def _dtype(dtypes: Iterator[torch.dtype]) -> torch.dtype | None:
@@ -242,4 +242,4 @@ def _dtype(dtypes: Iterator[torch.dtype]) -> torch.dtype | None:
 
 
 def _shown(tensor: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
-    return f"{str(tensor[0]).removeprefix('torch.')} {list(tensor[1])}" if tensor else "not there"
+    return f"{str(tensor[0]).removeprefix('torch.')} {list(tensor[1])}" if tensor else "missing"

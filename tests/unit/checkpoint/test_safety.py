@@ -322,7 +322,7 @@ def test_settings_that_fit_no_model_are_refused(run_dir, about):
 @pytest.mark.parametrize("tensors", [{}, {"x": torch.zeros(2, dtype=torch.int8)}, {"x": torch.zeros(2)}])
 def test_weights_of_another_model_are_refused(run_dir, tensors):
     save_file(tensors, run_dir / "model" / "model.safetensors")
-    with pytest.raises(UserError, match="do not fit"):
+    with pytest.raises(UserError, match="do not match"):
         distae.load(run_dir)
 
 

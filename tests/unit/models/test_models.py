@@ -239,7 +239,7 @@ def test_weights_of_another_size_are_told(tmp_path):
     about = json.loads(config.read_text())
     about["model"]["latent_dim"] = 5
     config.write_text(json.dumps({k: v for k, v in about.items() if k != "xxh3"}))
-    with pytest.raises(UserError, match="the weights do not fit the settings beside them"):
+    with pytest.raises(UserError, match="the weights do not match the model's settings"):
         distae.load(tmp_path)
 
 
