@@ -82,7 +82,7 @@ def test_utilisation_is_flops_over_time_and_peak(tmp_path):
             assert row["train/mfu_fraction"] == pytest.approx(trainer.logger.flops * rate / 1e9)
 
 
-@pytest.mark.parametrize(("steps", "report"), [(8, "ended within"), (30, "profile of 20 steps"), (62, "trace of 2 steps")])
+@pytest.mark.parametrize(("steps", "report"), [(8, "ended during"), (30, "profile of 20 steps"), (62, "trace of 2 steps")])
 def test_a_run_that_ends_early_tells_what_there_is(steps, report, tmp_path):
     fitted(replace(settings(steps=steps), profile=True), tmp_path)
     assert report in (tmp_path / "log.txt").read_text()
