@@ -54,7 +54,7 @@ def test_what_a_run_holds(run):
     assert re.fullmatch(r"distae\.Run\(vae, done at step 6, val/loss [\d.]+\)", repr(run))
 
 
-def test_it_goes_on_where_it_stands(run):
+def test_it_continues_where_it_stopped(run):
     longer, whole = run.resume(steps=9), fit(X, **SMALL | {"steps": 9})
     assert (longer.step, run.step) == (9, 6)
     assert np.array_equal(longer.model.encode(X), whole.model.encode(X))
