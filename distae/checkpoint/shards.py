@@ -24,10 +24,11 @@ from torch.futures import Future
 from distae.checkpoint.retention import Entry
 from distae.runtime.files import in_words
 
-_NAMES = {
+DTYPE_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+"""Names of types in the header of a safetensors file."""
 
 
 class ShardWriter(HuggingFaceStorageWriter):
@@ -56,7 +57,7 @@ def _write_safetensors(path: Path, tensors: list[tuple[MetadataIndex, Tensor]]) 
     ordered = sorted(tensors, key=lambda it: (-it[1].element_size(), it[0].fqn))
     for index, t in ordered:
         start, end = end, end + t.nbytes
-        header[index.fqn] = {"dtype": _NAMES[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
+        header[index.fqn] = {"dtype": DTYPE_NAMES[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
         offsets[index.fqn] = {"saved_offsets": [0] * t.ndim}
     header["__metadata__"] = {"DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets), "format": "pt"}
     head = json.dumps(header).encode()

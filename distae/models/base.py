@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     x: Tensor
     """`[B, *shape]`, floating point."""
     label: Tensor | None = None
-    """`[B]` int64, where the data has labels."""
+    """`[B]` int64, if the data has labels."""
     step: int | None = None
     """Optimizer step, from 0; None in evaluation: loss weights that change over training then have their final values."""
     valid_mask: Tensor | None = None
@@ -88,9 +88,9 @@ class Codes(NamedTuple):
     """The codes of a batch. `D` is the number of values of the model's `code_shape`, in whose order they are laid out."""
 
     z: Tensor
-    """`[B, D]`; the posterior's mean where there is a posterior."""
+    """`[B, D]`; the posterior's mean if there is a posterior."""
     mu: Tensor | None = None
-    """`[B, D]`: mean of the gaussian posterior, where there is one."""
+    """`[B, D]`: mean of the gaussian posterior, if there is one."""
     logvar: Tensor | None = None
     """`[B, D]`: log of its variances."""
     indices: Tensor | None = None
@@ -111,7 +111,7 @@ class Output(NamedTuple):
 
 
 def output(loss: Tensor, recon: Tensor, terms: dict[str, Tensor], objective: str = "loss") -> Output:
-    """An Output that minimises the mean of `loss` `[B]` and reports it as `objective`, beside `terms`: `[B]`, or scalars per batch.
+    """An Output that minimises the mean of `loss` `[B]` and reports it as `objective`, with `terms`: `[B]`, or scalars per batch.
 
     Each phase of a variant reports under its own name: only the first phase's objective is "loss".
     """
@@ -127,6 +127,12 @@ class Phase(NamedTuple):
     parameters: list[nn.Parameter]
     lr: float | None = None
     """Peak learning rate; None is the one of the settings."""
+
+
+def parameters_except(model: nn.Module, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    """The model's parameters without `parameters`, in order."""
+    known = {id(p) for p in parameters}
+    return [p for p in model.parameters() if id(p) not in known]
 
 
 class Autoencoder(nn.Module, ABC):
@@ -172,7 +178,7 @@ class Autoencoder(nn.Module, ABC):
         return self.likelihood.matched(self.decode(self.encode(x, label).z, label), x)
 
     def sample(self, n: int, noise: Noise) -> Tensor:
-        """`n` samples from the model, `[n, *shape]`. Raises NotImplementedError where the variant has no prior."""
+        """`n` samples from the model, `[n, *shape]`. Raises NotImplementedError if the variant has no prior."""
         raise NotImplementedError(f"{self.cfg.name} has no prior to sample from")
 
     @property
@@ -186,7 +192,7 @@ class Autoencoder(nn.Module, ABC):
         return -(terms["recon"] + terms["kl"])  # type: ignore[no-any-return]
 
     def kl_of_dimensions(self, codes: Codes) -> Tensor | None:
-        """KL of each code dimension from the prior in nats, `[B, D]`, for diagnosis. None where it is not a sum over dimensions."""
+        """KL of each code dimension from the prior in nats, `[B, D]`, for diagnosis. None if it is not a sum over dimensions."""
         return None
 
     def phases(self) -> list[Phase]:

@@ -41,7 +41,7 @@ class FlowVAE(NetAutoencoder):
         return output(nll + batch.weight(self.cfg.beta) * kl, recon, {"recon": nll, "kl": kl})
 
     def base_posterior(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor]:
-        """mu and logvar of z0, and the context of the flows, each `[B, latent_dim]`; `[B, 0]` where there is none."""
+        """mu and logvar of z0, and the context of the flows, each `[B, latent_dim]`; `[B, 0]` if there is none."""
         mu, logvar, *context = upcast(self.encoder(x, noise)).chunk(self.latent_factor, 1)
         return mu, soft_bound(logvar), context[0] if context else mu[:, :0]
 
@@ -54,7 +54,7 @@ class FlowVAE(NetAutoencoder):
         return z, total
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
-        """`z` is f of the mean of z0. mu and logvar are those of z0, and None where the flows depend on the sample."""
+        """`z` is f of the mean of z0. mu and logvar are those of z0, and None if the flows depend on the sample."""
         mu, logvar, context = self.base_posterior(x, None)
         z, _ = self.transform(mu, context)
         return Codes(z) if context.shape[1] else Codes(z, mu, logvar)

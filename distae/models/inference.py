@@ -74,7 +74,7 @@ class Model:
         return self.reconstruct(x, label, batch_size=batch_size)
 
     def encode(self, x: Any, label: Any = None, *, batch_size: int = BATCH) -> Any:
-        """Codes `[N, D]` of `x`, D being the number of values of `code_shape`; the mean where the variant has a posterior."""
+        """Codes `[N, D]` of `x`, D being the number of values of `code_shape`; the mean if the variant has a posterior."""
         return self.codes(x, label, batch_size=batch_size).z
 
     @torch.no_grad()
@@ -111,7 +111,7 @@ class Model:
         """A lower bound of log p(x) of each sample in nats, `[N]`, with posterior samples keyed by `seed`.
 
         The ELBO of one sample, -(recon + kl); for the importance weighted variants their bound of several. It is of the model's own
-        values: a probability of binary or counted values, a density of others. Raises UserError where the variant has no bound.
+        values: a probability of binary or counted values, a density of others. Raises UserError if the variant has no bound.
         """
         if not self.module.has_log_bound:
             raise UserError(f"{self.module.cfg.name} gives no probability of x; score(x) is its reconstruction error")
@@ -124,9 +124,9 @@ class Model:
 
     @torch.no_grad()
     def sample(self, n: int, *, seed: int = 0, label: Any = None) -> Any:
-        """`n` samples from the prior, a numpy array `[n, *shape]`; of the labels `[n]` where the variant is conditioned on them.
+        """`n` samples from the prior, a numpy array `[n, *shape]`; of the labels `[n]` if the variant is conditioned on them.
 
-        Raises UserError where the variant has no prior.
+        Raises UserError if the variant has no prior.
         """
         if not self.module.cfg.generative:
             raise UserError(f"{self.module.cfg.name} has no prior to sample from; decode(z) takes codes of your own")
@@ -165,7 +165,7 @@ class Model:
         return given
 
     def _check_units(self, x: Tensor) -> None:
-        """Raises UserError where bytes are given to a model of [0, 1], or values in [0, 1] to a model of bytes."""
+        """Raises UserError if bytes are given to a model of [0, 1], or values in [0, 1] to a model of bytes."""
         scale, bernoulli = self.transform.scale, self.module.cfg.likelihood == "bernoulli"
         if scale == 1 and bernoulli and not x.is_floating_point() and int(x.max()) > 1:
             raise UserError(f"x holds integers up to {int(x.max())}; this model takes values in [0, 1]: give x / 255 for bytes")
@@ -198,7 +198,7 @@ class Model:
 
 
 def load(run_dir: str | Path) -> Model:
-    """The trained model of a run folder, or of a model folder, on the CPU. Raises UserError where there is none."""
+    """The trained model of a run folder, or of a model folder, on the CPU. Raises UserError if there is none."""
     return Model(*load_with_transform(run_dir))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from distae import distributed as dist
 from distae.checkpoint.retention import Entry
-from distae.checkpoint.shards import checksum
+from distae.checkpoint.shards import DTYPE_NAMES, checksum
 from distae.config import TrainConfig, build, to_dict
 from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
@@ -94,7 +94,7 @@ def _save(weights: dict[str, Tensor], path: Path) -> None:
 
 
 def load(run_dir: str | Path) -> base.Autoencoder:
-    """The trained model of a run folder, or of a model folder, in evaluation mode on the CPU. Raises UserError where there is none.
+    """The trained model of a run folder, or of a model folder, in evaluation mode on the CPU. Raises UserError if there is none.
 
     `encode(x)`, `decode(z)`, `reconstruct(x)` take and give the model's own values (images in [0, 1]).
     """
@@ -132,7 +132,7 @@ def _transform(about: About, path: Path, shape: tuple[int, ...]) -> Transform:
 
 
 def load_weights(run_dir: Path) -> dict[str, Tensor]:
-    """The weights of a finished run. Raises UserError where there are none, or they are damaged or not finite."""
+    """The weights of a finished run. Raises UserError if there are none, or they are damaged or not finite."""
     folder = _model_folder(run_dir)
     return _weights(folder, _about(folder))
 
@@ -202,10 +202,7 @@ def _stored_shapes(path: Path) -> Shapes:
         raise UserError(f"no finished run in {path.parent.parent}: cannot read {path} ({files.in_words(error)})") from error
 
 
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 def _weights(folder: Path, about: About) -> dict[str, Tensor]:

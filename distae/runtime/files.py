@@ -1,7 +1,7 @@
 """Files of a run or model folder, which may be damaged, forged or replaced: bounded reads, atomic writes.
 
 Anything but a regular file (a FIFO, a device, a link out of the folder) is rejected before it is opened: reading a FIFO
-blocks forever, reading /dev/zero fills the memory, and writing through a link changes somebody else's file.
+blocks forever, reading /dev/zero fills the memory, and writing through a link changes a file elsewhere.
 """
 
 import errno

@@ -90,7 +90,7 @@ class Console:
 
 
 def shown(row: Row) -> str:
-    """The metrics of a row for people: bytes as MiB or GiB, no times, and no term that repeats the loss."""
+    """The metrics of a row as shown to users: bytes as MiB or GiB, no times, and no term that repeats the loss."""
     same = {k for k, v in row.items() if k.endswith("/recon") and v == row.get(k.replace("recon", "loss"))}
     kept = {k: v for k, v in row.items() if k.count("/") == 1 and not k.endswith("_seconds") and k not in same}
     return " ".join(f"{k.removesuffix('_bytes')}={size(v) if k.endswith('_bytes') else f'{v:.5g}'}" for k, v in kept.items())
