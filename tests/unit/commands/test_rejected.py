@@ -120,7 +120,7 @@ def test_settings_are_written_where_the_run_is_accepted(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["steps", "folder"])
-def test_a_killed_run_whose_checkpoints_were_deleted_is_not_begun_anew(run_dir: Path, what: str) -> None:
+def test_a_killed_run_whose_checkpoints_were_deleted_does_not_start_over(run_dir: Path, what: str) -> None:
     for name in (outcome.FILE, "model/config.json", "model/model.safetensors"):
         (run_dir / name).unlink()
     (run_dir / "model").rmdir()
