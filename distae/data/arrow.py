@@ -113,7 +113,7 @@ def labels_of(cfg: ColumnsConfig, chunks: Sequence[Any], schema: Any, name: str)
         column = column.cast(column.type.value_type)
     if column.null_count:
         row = column.is_null().to_numpy().argmax()
-        raise UserError(f"--data.label: row {row} has no {name!r}")
+        raise UserError(f"--data.label: row {row} has no value in column {name!r}; labels are integers from 0 on, or names")
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         names, numbers = np.unique(column.to_numpy().astype(str), return_inverse=True)
         return torch.from_numpy(numbers.astype(np.int64)), tuple(names.tolist())

@@ -105,5 +105,7 @@ def _check_labels(cfg: TrainConfig, split: Split) -> None:
         named = {ArrayConfig: "--data.label-key", TableConfig: "--data.label", SparseConfig: "--data.label"}.get(type(cfg.data))
         advice = f"; name them with {named}" if named else ""
         raise UserError(f"--model {cfg.model.name} needs labels; --data {cfg.data.name} has none{advice}")
-    if len(split) and int(split.label.max()) >= classes:
-        raise UserError(f"--model.classes {classes}: --data {cfg.data.name} has labels up to {int(split.label.max())}")
+    if len(split) and (largest := int(split.label.max())) >= classes:
+        raise UserError(
+            f"--model.classes {classes}: --data {cfg.data.name} has labels up to {largest}; valid: {largest + 1} or more"
+        )

@@ -74,7 +74,9 @@ def _decoded(cfg: DataConfig, splits: dict[str, Split], workers: int, size: int)
     except BadRowsError as error:
         raise UserError(f"--data {cfg.name}: {error};\nfix or remove them, or skip them with --data.on-error skip") from error
     except OSError as error:
-        raise _NoCopyError(f"--data.storage resident: the decoded copy cannot be written ({error}); set DISTAE_CACHE") from error
+        raise _NoCopyError(
+            f"--data.storage resident: the decoded copy cannot be written ({error}); set DISTAE_CACHE to another folder"
+        ) from error
 
 
 def _touched(splits: dict[str, Split]) -> dict[str, Split]:

@@ -194,7 +194,7 @@ def _stored_shapes(path: Path) -> Shapes:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
         if header > min(LONGEST_HEADER, size):
-            raise ValueError(f"its header has {header} bytes")
+            raise ValueError(f"its header has {header} bytes; at most {min(LONGEST_HEADER, size)} are expected")
         with safe_open(path, "pt") as stored:
             slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - it has no __iter__
             return {name: (_DTYPES[s.get_dtype()], tuple(s.get_shape())) for name, s in slices.items()}
@@ -228,9 +228,10 @@ def _check_fit(model: ModelConfig, net: NetConfig, shape: tuple[int, ...], store
     if odd := [k for k in needed | stored if needed.get(k) != stored.get(k)]:
         shown = f"{odd[0][:80]} is {_shown(stored.get(odd[0]))}, expected {_shown(needed.get(odd[0]))}"
         raise UserError(f"the weights do not match the model's settings: {shown}")
-    besides = sum(b.nbytes for b in made.buffers())
-    if besides > MOST_CONSTANT_BYTES + sum(dtype.itemsize * math.prod(dims) for dtype, dims in stored.values()):
-        raise UserError(f"the model's settings need {besides} bytes of buffers that are not in the file of weights: too large")
+    buffers = sum(b.nbytes for b in made.buffers())
+    limit = MOST_CONSTANT_BYTES + sum(dtype.itemsize * math.prod(dims) for dtype, dims in stored.values())
+    if buffers > limit:
+        raise UserError(f"the model's settings need {buffers} bytes of buffers; at most {limit} are expected with these weights")
 
 
 def _dtype(dtypes: Iterator[torch.dtype]) -> torch.dtype | None:

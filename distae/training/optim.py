@@ -218,7 +218,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor,
     kept = _STATE_KEYS[type(optimizer)]
     if any(set(state) != kept for state in optimizer.state.values()):
         raise TrainingError(
-            f"the optimizer state of the checkpoint is not that of {type(optimizer).__name__}: {', '.join(sorted(kept))}"
+            f"the optimizer state of the checkpoint is not that of {type(optimizer).__name__}; expected {', '.join(sorted(kept))}"
         )
 
 

@@ -104,4 +104,5 @@ class RunRestorer:
             try:
                 model.load_state_dict(weights)
             except RuntimeError as error:
-                raise UserError(f"--init-from: the model in {run_dir} has other parameters than this one") from error
+                first = str(error).splitlines()[1].strip()[:200]
+                raise UserError(f"--init-from: the model in {run_dir} does not match --model and --net: {first}") from error

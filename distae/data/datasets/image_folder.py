@@ -155,7 +155,7 @@ def _matched(cfg: ImageFolderConfig, pattern: re.Pattern[str], name: str) -> str
     found = pattern.search(name)
     text = found and (found.group(1) if pattern.groups else found.group())
     if text is None:
-        raise UserError(f"--data.split-by: {pattern.pattern!r} finds nothing in {printable(name)!r}")
+        raise UserError(f"--data.split-by: {pattern.pattern!r} does not match {printable(name)!r}")
     return text
 
 

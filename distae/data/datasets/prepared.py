@@ -30,9 +30,8 @@ def _source(folder: Path, manifest: Manifest, shards: Sequence[Shard]) -> Mapped
     arrays = [_arrays(folder, shard) for shard in shards]
     samples = [a[X] for a in arrays]
     if odd := next((s for s in samples[1:] if (s.shape[1:], s.dtype) != (samples[0].shape[1:], samples[0].dtype)), None):
-        raise UserError(
-            f"--data.path: {odd} holds {odd.dtype} {list(odd.shape)}, and {samples[0]} {samples[0].dtype} {list(samples[0].shape)}"
-        )
+        one, other = (f"{s} holds {s.dtype} {list(s.shape)}" for s in (samples[0], odd))
+        raise UserError(f"--data.path: {one}, and {other}: all shards must have the same type and shape per sample")
     label = torch.cat([mapped(a[Y]).rows.clone() for a in arrays]) if manifest.labelled else None
     source = Mapped([mapped(s) for s in samples], samples[0].shape[1:], dtype_of(samples[0]), label)
     source.classes = tuple(manifest.classes)

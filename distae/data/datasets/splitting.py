@@ -33,7 +33,7 @@ def by_name(names: Sequence[Any] | NDArray[Any], where: str) -> Rows:
     found = np.array(words)
     rows = {name: torch.from_numpy(np.flatnonzero(found == name)) for name in ("train", "val", "test")}
     if not len(rows["train"]):
-        raise UserError(f"{where} has no row of train")
+        raise UserError(f"{where} has no row for training; valid: train, val and test")
     return rows
 
 

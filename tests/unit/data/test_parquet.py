@@ -189,7 +189,12 @@ def test_what_a_column_can_not_be(kind, tmp_path):
     )
     twice = pa.Table.from_arrays([pa.array([b"x"] * 60), pa.array(LABELS), pa.array(LABELS)], ["image", "y", "y"])
     refused(kind, make(tmp_path / "d", twice), r"has two columns of the name 'y'")
-    refused(kind, make(tmp_path / "e", images(y=[None, *LABELS[1:].tolist()])), r"--data.label: row 0 has no 'y'", label="y")
+    refused(
+        kind,
+        make(tmp_path / "e", images(y=[None, *LABELS[1:].tolist()])),
+        r"--data.label: row 0 has no value in column 'y'",
+        label="y",
+    )
     refused(kind, make(tmp_path / "f", images(y=LABELS - 1)), r"--data.label: 'y' has values from -1 to 1", label="y")
     refused(
         kind, make(tmp_path / "g", images(y=LABELS / 2)), r"--data.label: 'y' is of type double; labels are integers", label="y"
