@@ -1,9 +1,10 @@
 """Where stored samples come from: the contract of every kind of source, and the one for tensors."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import xxhash
@@ -83,6 +84,10 @@ class Source(ABC):
         """Name of a row in messages: a file, or a file and a row."""
         return f"row {row}"
 
+    def names(self, rows: Tensor) -> Any:
+        """What to call rows `[n]` in results: an array `[n]` of their numbers, or of files."""
+        return rows.numpy()
+
     def remember(self, run_dir: Path) -> None:  # noqa: B027
         """Write what `datasets.load` needs to find the same rows after files have vanished; for --data.on-error skip."""
 
@@ -148,6 +153,12 @@ class Tensors(Source):
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def with_values(self, x: Tensor) -> Self:
+        """The same rows, with other values `[N, *stored]`."""
+        other = copy.copy(self)
+        other.x, other.shape, other.dtype = x, tuple(x.shape[1:]), x.dtype
+        return other
 
     def read(self, rows: Tensor) -> Tensor:
         return self.x.index_select(0, rows)
