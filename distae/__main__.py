@@ -26,6 +26,10 @@ COMMANDS = {
     "data": Command("distae.commands.data", "inspect data without training: shape, range, classes, what training would do"),
     "prepare": Command("distae.commands.prepare", "write images, tables or other data as shards that are memory-mapped"),
     "evaluate": Command("distae.commands.evaluate", "metrics of a trained model beside baselines"),
+    "encode": Command("distae.commands.encode", "codes of data, in one file"),
+    "reconstruct": Command("distae.commands.reconstruct", "what a model makes of images, arrays and tables"),
+    "denoise": Command("distae.commands.reconstruct", "the same, of noisy ones"),
+    "detect": Command("distae.commands.detect", "anomalies, by the reconstruction error"),
     "launch": Command("launch.start", "start a training run with many processes: on this machine, on Slurm, or by a plugin"),
     "sweep": Command("launch.sweep", "submit every combination of some settings to Slurm"),
     "status": Command("launch.status", "show the state of a run or a job"),
@@ -90,7 +94,7 @@ def entry() -> None:
         from distae.commands.completion import complete
 
         complete(COMMANDS, load)
-    console.outlast()
+    console.ignore_closed_streams()
     leave(main())
 
 

@@ -8,5 +8,5 @@ __all__ = ["SWITCHES", "main", "run"]
 
 
 if __name__ == "__main__":
-    console.outlast()
+    console.ignore_closed_streams()
     leave(main())

@@ -92,5 +92,5 @@ def _torchrun(nproc: int, max_restarts: int, train: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    console.outlast()
+    console.ignore_closed_streams()
     sys.exit(main())

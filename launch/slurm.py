@@ -110,5 +110,5 @@ def show(plan: Submission, runs: Sequence[TrainConfig], with_snapshot: bool) -> 
 
 
 if __name__ == "__main__":
-    console.outlast()
+    console.ignore_closed_streams()
     sys.exit(main())

@@ -83,5 +83,5 @@ def _progress(run_dir: Path) -> Iterator[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    console.outlast()
+    console.ignore_closed_streams()
     sys.exit(main())

@@ -99,5 +99,5 @@ def _link_logs(logs: Path, run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    console.outlast()
+    console.ignore_closed_streams()
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""SIGKILL at moments of every kind; what is left at the end is compared bit for bit with a run that was never killed."""
+"""SIGKILL at moments of every kind; the finished run is compared bit for bit with a run that was never killed."""
 
 import json
 import os
@@ -28,7 +28,7 @@ VARIANTS = {
 }
 MOMENTS = ("start-up", "anywhere", "saving", "commit", "evaluation", "end")
 MOST_KILLS = 14
-"""Of one run, which is then left to end."""
+"""Maximum number of kills of a run, which then finishes."""
 POLL_SECONDS = 0.001
 MORE = "only in run: "
 """How `differences` begins where a killed run has a file that the other has not."""
@@ -39,7 +39,7 @@ def job(variant: str, run_dir: Path) -> list[str]:
 
 
 class Progress:
-    """What a run folder says about how far its run is."""
+    """The progress of a run, from its folder."""
 
     def __init__(self, run_dir: Path) -> None:
         self.checkpoints, self.metrics = run_dir / "checkpoints", run_dir / "metrics.jsonl"
@@ -51,11 +51,11 @@ class Progress:
             return []
 
     def saved(self) -> int:
-        """The newest step that is saved."""
+        """The newest saved step."""
         return max((int(n[5:]) for n in self.names() if n.startswith("step_")), default=0)
 
     def writing(self) -> int:
-        """The step that is being saved, 0 where none is."""
+        """The step that is being saved, 0 if there is none."""
         return max((int(n[6:14]) for n in self.names() if n.endswith(".writing")), default=0)
 
     def logged(self) -> int:
@@ -83,7 +83,7 @@ class Reference:
     def __init__(self, variant: str, ranks: int, folder: Path) -> None:
         self.variant, self.ranks, self.run_dir = variant, ranks, folder / f"straight-{variant.replace(' ', '-')}-{ranks}"
         warm = folder / "warm"
-        finish([*job(variant, warm), "--steps", "2"], ranks, warm)  # the server starts, and what is slow once is behind
+        finish([*job(variant, warm), "--steps", "2"], ranks, warm)  # starts the server, and does what is slow only once
         shutil.rmtree(warm)
         argv, progress = job(variant, self.run_dir), Progress(self.run_dir)
         began = time.monotonic()
@@ -98,7 +98,7 @@ class Reference:
         self.last = int(last_checkpoint(self.run_dir).name[5:])
 
     def draw(self, saved: int, rng: random.Random) -> tuple[str, int, float]:
-        """A moment, the step it is awaited at, and the seconds between its sign and the kill; near by, so that a run dies often."""
+        """A moment, the step to wait for, and the seconds from the moment to the kill; soon, so that a run is killed often."""
         if saved >= self.last:
             return "end", 0, rng.uniform(0, 1.2 * self.start_up + 0.15)
         moment = "end" if saved > self.last / 2 and rng.random() < 0.3 else rng.choice(MOMENTS[:-1])
@@ -111,7 +111,7 @@ class Reference:
 
 
 def life(argv: list[str], reference: Reference, run_dir: Path, log: Path, rng: random.Random) -> dict[str, Any]:
-    """One start of the job, killed at a moment that is drawn; or its end, where that comes before."""
+    """One start of the job, killed at a random moment, unless it ends before."""
     progress = Progress(run_dir)
     moment, at, delay = reference.draw(progress.saved(), rng)
     log.unlink(missing_ok=True)
@@ -140,7 +140,7 @@ def life(argv: list[str], reference: Reference, run_dir: Path, log: Path, rng: r
 
 
 def chain(reference: Reference, kills: int, seed: object, folder: Path) -> dict[str, Any]:
-    """One run, killed up to so many times and then left to end, against the reference."""
+    """One run, killed up to `kills` times and then finished, compared with the reference."""
     rng = random.Random(f"{seed} {reference.variant} {reference.ranks}")
     folder.mkdir(parents=True)
     run_dir, lives, human = folder / "run", list[dict[str, Any]](), ""
@@ -169,7 +169,7 @@ def chain(reference: Reference, kills: int, seed: object, folder: Path) -> dict[
 
 
 def batch(variant: str, ranks: int, kills: int, seed: int, folder: Path) -> list[dict[str, Any]]:
-    """Chains of one variant and number of ranks until there are so many kills."""
+    """Chains of one variant and number of ranks until there are `kills` kills."""
     folder.mkdir(parents=True)
     reference, chains, done = Reference(variant, ranks, folder), list[dict[str, Any]](), 0
     while done < kills and len(chains) < kills:
@@ -179,7 +179,7 @@ def batch(variant: str, ranks: int, kills: int, seed: int, folder: Path) -> list
 
 
 def tasks(count: int, seed: int, folder: Path) -> list[tuple[Any, ...]]:
-    """Kills shared out evenly over variants; half of them on one rank, whose lives are short; those of many ranks go first."""
+    """Kills spread evenly over variants; half of them on one rank, where a start is cheap; those on many ranks come first."""
     pairs = [(v, r) for r in (3, 2, 1, 1) for v in VARIANTS]
     shares = [(count * (i + 1)) // len(pairs) - (count * i) // len(pairs) for i in range(len(pairs))]
     numbered = enumerate(zip(pairs, shares, strict=True))

@@ -135,7 +135,7 @@ def tell_others(error: DistaeError, env: Environment) -> None:
     from distae import distributed as dist
 
     with contextlib.suppress(DistaeError), dist.rendezvous(env, TELL_SECONDS) as meeting:
-        meeting.refuse(error)
+        meeting.report(error)
 
 
 def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, threads: int, is_ours: bool = True) -> Outcome:

@@ -1,4 +1,4 @@
-"""Arrays in files as one source: shards that are memory-mapped, and parts that had to be read."""
+"""Arrays in files as one source: files that are memory-mapped, and files that had to be read."""
 
 import os
 import warnings
@@ -22,12 +22,12 @@ class Part:
 
     path: Path
     rows: Tensor
-    """`[n, *shape]` of the values, or, where these are not aligned in the file, `[n, bytes]`."""
+    """The values `[n, *shape]`, or, if these are not aligned in the file, `[n, bytes]`."""
     stamp: tuple[int, int] | None
-    """Size and time of change of the file that is mapped; None if the values were read."""
+    """Size and modification time of the file that is mapped; None if the values were read."""
 
     def why_bad(self) -> str | None:
-        """Why the mapped values can no longer be read, if so: reading behind the end of a file kills the process."""
+        """Why the mapped values can no longer be read, or None: reading past the end of a file would kill the process."""
         if self.stamp is None:
             return None
         try:
@@ -45,7 +45,7 @@ def stamp_of(path: Path) -> tuple[int, int]:
 
 
 def mapped(stored: Stored) -> Part:
-    """The values where they are in the file, without reading them."""
+    """The values of an array, mapped from its file without reading them."""
     n, bytes_per_row = stored.shape[0], stored.row_bytes
     stamp = stamp_of(stored.path)
     raw = (

@@ -36,10 +36,10 @@ class Rendezvous:
         self.env, self.store, self.timeout = env, store, timeout
 
     def prepare(self, work: Callable[[], tuple[T, dict[str, Any]]]) -> T:
-        """Do `work` on every rank: it gives a result, and by name what has to be the same on all ranks.
+        """Run `work` on every rank. It returns a result, and values by name that must be the same on all ranks.
 
-        Raises UserError on every rank where it does so on one, or where one differs from rank 0; TrainingError where a rank is lost
-        or fails in another way.
+        Raises UserError on every rank if one raises it, or if a value differs from rank 0's; TrainingError if a rank is lost or
+        fails in another way.
         """
         if self.store is None:
             return work()[0]
@@ -50,18 +50,18 @@ class Rendezvous:
                 self._wait_for_all()
         except Exception as error:
             with contextlib.suppress(TrainingError):
-                self.refuse(error)
+                self.report(error)
             raise
         return result
 
-    def refuse(self, error: Exception) -> None:
-        """Publish why this rank does not start, and keep the store until the others have read it."""
+    def report(self, error: Exception) -> None:
+        """Tell the other ranks why this one does not start, and keep the store until they have read it."""
         assert self.store is not None
         with self._limited():
             if not (isinstance(error, DistaeError) and error.remote):
                 kind = 2 if isinstance(error, UserError) else 1
                 text = str(error) if isinstance(error, DistaeError) else f"{type(error).__name__}: {error}"
-                self.store.compare_set("refusal", "", f"{kind}rank {self.env.rank} ({platform.node()}): {text}")
+                self.store.compare_set("error", "", f"{kind}rank {self.env.rank} ({platform.node()}): {text}")
             left, end = self.store.add("left", 1), time.monotonic() + GRACE_SECONDS
             while self.env.rank == 0 and left < self.env.world_size and time.monotonic() < end:
                 time.sleep(0.05)
@@ -73,7 +73,7 @@ class Rendezvous:
         if self.env.rank == 0:
             self.store.set("identity", text)
         elif differ := differences(json.loads(self._await("identity")), json.loads(text), "on rank 0"):
-            raise UserError(f"every rank must train the same: {differ}")
+            raise UserError(f"settings and data must be the same on all ranks: {differ}")
 
     def _wait_for_all(self) -> None:
         assert self.store is not None
@@ -83,12 +83,12 @@ class Rendezvous:
         self._await("go")
 
     def _await(self, key: str) -> str:
-        """The value of `key` once a rank has set it. Raises a UserError that a rank posted, TrainingError if one is lost."""
+        """The value of `key` once a rank has set it. Raises the error that another rank reports, TrainingError if one is lost."""
         assert self.store is not None
         end, pause = time.monotonic() + self.timeout, 0.01
         while not self.store.check([key]):
-            if self.store.check(["refusal"]):
-                raise _remote(self.store.get("refusal").decode())
+            if self.store.check(["error"]):
+                raise _remote(self.store.get("error").decode())
             if time.monotonic() > end:
                 missing = [r for r in range(self.env.world_size) if not self.store.check([f"ready/{r}"]) and r != self.env.rank]
                 raise TrainingError(f"lost contact with rank {', '.join(map(str, missing))}: not ready {self._waited}")
@@ -103,14 +103,18 @@ class Rendezvous:
     @contextlib.contextmanager
     def _limited(self) -> Iterator[None]:
         late = f"lost contact with rank 0: no answer {self._waited}"
-        with signals.meeting() as asked, in_words(), ends_within(self.timeout + 2 * GRACE_SECONDS, late):
-            self.timeout = min(self.timeout, LAST_WAIT) if asked else self.timeout
+        with (
+            signals.default_actions() as stop_requested,
+            explaining_lost_ranks(),
+            ends_within(self.timeout + 2 * GRACE_SECONDS, late),
+        ):
+            self.timeout = min(self.timeout, LAST_WAIT) if stop_requested else self.timeout
             yield
 
 
-def _remote(refusal: str) -> DistaeError:
-    """Another rank's error, with the exit code in front."""
-    error = (UserError if refusal[0] == "2" else TrainingError)(refusal[1:])
+def _remote(reported: str) -> DistaeError:
+    """Another rank's error, from its exit code and message."""
+    error = (UserError if reported[0] == "2" else TrainingError)(reported[1:])
     error.remote = True
     return error
 
@@ -135,8 +139,8 @@ def _connect(env: Environment, timeout: float) -> Store:
         where = f"MASTER_ADDR {os.environ.get('MASTER_ADDR')}, MASTER_PORT {os.environ.get('MASTER_PORT')}"
     late = f"{where}: the other ranks did not connect within {timeout:g} s (--timeout)"
     try:
-        with signals.meeting() as asked, ends_within(timeout + 2 * GRACE_SECONDS, late):
-            limit = timedelta(seconds=min(timeout, LAST_WAIT) if asked else timeout)
+        with signals.default_actions() as stop_requested, ends_within(timeout + 2 * GRACE_SECONDS, late):
+            limit = timedelta(seconds=min(timeout, LAST_WAIT) if stop_requested else timeout)
             store, *_ = next(connect(env.rendezvous, env.rank, env.world_size, timeout=limit))
     except ValueError as error:  # a variable of torchrun's is missing
         raise UserError(str(error)) from error
@@ -144,18 +148,18 @@ def _connect(env: Environment, timeout: float) -> Store:
         if "EADDRINUSE" in str(error):
             raise UserError(f"{where}: the port is in use by another program; choose another, or start again") from error
         raise TrainingError(late) from error
-    # torchrun's agent keeps one store over its restarts, with addresses of dead ranks in it (seen on 2.15): they meet elsewhere.
-    # Agents of several nodes count restarts differently and must not share it (slurm/torchrun.sbatch): then it is fresh by itself.
+    # torchrun's agent keeps its store over restarts, with addresses of dead ranks in it (seen on torch 2.15): use a new prefix.
+    # Agents of several nodes count restarts differently, so they must not share it (slurm/torchrun.sbatch).
     start = env.restarts if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
     return td.PrefixStore(f"start_{start}/{next(_meetings)}", store)
 
 
 _meetings = itertools.count()
-"""Ranks that train several models one after the other meet for each, at a store that may be the same."""
+"""Numbers the starts within a process: ranks that train several models meet once for each, perhaps in the same store."""
 
 
 @contextlib.contextmanager
-def in_words() -> Iterator[None]:
+def explaining_lost_ranks() -> Iterator[None]:
     """Raises TrainingError if torch loses another rank before training."""
     try:
         yield
@@ -164,9 +168,9 @@ def in_words() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ends_within(seconds: float, words: str) -> Iterator[None]:
+def ends_within(seconds: float, message: str) -> Iterator[None]:
     """End the process with code 1 if the block takes longer: a frozen store server never answers."""
-    timer = threading.Timer(seconds, _end, (words,))
+    timer = threading.Timer(seconds, _end, (message,))
     timer.daemon = True
     timer.start()
     try:
@@ -175,8 +179,8 @@ def ends_within(seconds: float, words: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _end(words: str) -> None:
-    sys.stderr.write(f"distae: {words}\n")
+def _end(message: str) -> None:
+    sys.stderr.write(f"distae: {message}\n")
     sys.stderr.flush()
     os._exit(1)
 

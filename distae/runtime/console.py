@@ -1,12 +1,12 @@
-"""stdout and stderr that may be closed (`| head`, a lost terminal). Training does not depend on either."""
+"""stdout and stderr may be closed (`| head`, a lost terminal): that must not end training."""
 
 import contextlib
 import sys
 from typing import Any, TextIO
 
 
-class Lasting:
-    """A text stream that drops what it cannot write; all else is the wrapped stream's."""
+class SafeStream:
+    """A text stream that ignores errors of writing; everything else is passed to the wrapped stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -24,6 +24,6 @@ class Lasting:
         return getattr(self.stream, name)
 
 
-def outlast() -> None:
-    """Make this process's stdout and stderr such streams, to its very end: Python flushes them last, and would exit with 120."""
-    sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
+def ignore_closed_streams() -> None:
+    """Wrap stdout and stderr until the process exits: Python flushes them last, and exits with code 120 if that fails."""
+    sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)

@@ -36,7 +36,7 @@ class Trainer:
     def __init__(
         self, cfg: TrainConfig, splits: dict[str, Split], stop: StopRequest, threads: int, lock: RunLock | None = None
     ) -> None:
-        """`lock` is rank 0's hold of the run folder."""
+        """`lock` is rank 0's lock on the run folder."""
         self.cfg, self.threads, self.world = cfg, threads, dist.world()
         self.run_dir = Path(cfg.run_dir or ".")
         device, dtype = self.world.device, torch.float64 if cfg.precision == "fp64" else torch.float32

@@ -39,7 +39,7 @@ class Validator:
         return at_step and len(self.loaders["val"]) > 0
 
     def validate(self, stop: StopAgreement) -> bool:
-        """Evaluate the validation split; returns whether it gave a new best. Unfinished (`due` stays true) if a stop is agreed."""
+        """Evaluate the validation split; returns whether it is a new best. After an agreed stop it is unfinished and `due`."""
         with self.logger.timers["evaluation"]:
             self.logger.check_finite()
             metrics = self.evaluate("val", self.train_step.evaluated, stop)

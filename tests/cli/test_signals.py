@@ -1,4 +1,4 @@
-"""Signals to a job under each launcher: a save by all ranks together, the exit code, and what a restart makes of it."""
+"""Signals to a job under each launcher: a save by all ranks together, the exit code, and the restart."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Ranks that differ, refuse, freeze or die at the start, as real processes."""
+"""Ranks that differ, fail, freeze or die at the start, as real processes."""
 
 import json
 import os

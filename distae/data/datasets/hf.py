@@ -49,7 +49,7 @@ class Batches(ColumnSource):
         self.found = [(i, batch.column(column.name)) for i, batch in found]
 
     def read_unit(self, number: int) -> Any:
-        """The batch's column where it is mapped: no copy."""
+        """The batch's column, memory-mapped: no copy."""
         i, column = self.found[number]
         if stamp_of(Path(self.files[i])) != self.stamps[i]:
             raise OSError(f"{self.files[i]} was changed during the run")
@@ -63,7 +63,7 @@ class Batches(ColumnSource):
 
     @functools.cache  # noqa: B019 - a source lives as long as the run
     def digest(self) -> str:
-        """Of the files' bytes; of those of a large set, blocks."""
+        """Of all bytes of the files; of sampled blocks, if they are large."""
         digest = xxhash.xxh3_128()
         for block in self._blocks():
             digest.update(block)

@@ -1,4 +1,4 @@
-"""`distae.load`: a folder that is damaged, forged or hostile ends in words, in bounded time and memory."""
+"""`distae.load`: a damaged, forged or hostile folder gives a message, in bounded time and memory."""
 
 import json
 import os

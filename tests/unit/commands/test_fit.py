@@ -54,7 +54,7 @@ def test_what_a_run_holds(run):
     assert re.fullmatch(r"distae\.Run\(vae, done at step 6, val/loss [\d.]+\)", repr(run))
 
 
-def test_it_goes_on_where_it_stands(run):
+def test_it_continues_where_it_stopped(run):
     longer, whole = run.resume(steps=9), fit(X, **SMALL | {"steps": 9})
     assert (longer.step, run.step) == (9, 6)
     assert np.array_equal(longer.model.encode(X), whole.model.encode(X))
@@ -250,7 +250,7 @@ def test_a_frame_is_a_table(tmp_path):
     assert set(back[:, 2]) <= {0.0, 1.0, 2.0}
     for wrong, message in (
         (frame.assign(kind="w"), "x, column 'kind' holds 'w'; expected x, y, z"),
-        (frame.assign(a="w"), "x, column 'a' holds texts; expected numbers"),
+        (frame.assign(a="w"), "x, column 'a' holds strings; expected numbers"),
         (frame.drop(columns="b"), "x lacks the column 'b'; expected a, b, kind"),
         (frame.assign(a=np.nan), "x holds NaN or infinite values, first in sample 0"),
     ):
@@ -294,5 +294,5 @@ def test_what_is_wrong_is_named(case, monkeypatch, tmp_path):
 
 
 def test_the_command_line_has_no_data_in_memory():
-    with pytest.raises(distae.UserError, match=r"arrays in memory are given to distae\.fit"):
+    with pytest.raises(distae.UserError, match=r"--data memory is for distae\.fit in Python"):
         check(build(TrainConfig, {"data": {"name": "memory"}}), 1)

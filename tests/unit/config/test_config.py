@@ -1,4 +1,4 @@
-"""Settings from files and the command line, and every refusal with its message."""
+"""Settings from files and the command line, and every error with its message."""
 
 import re
 import sys
@@ -191,7 +191,7 @@ def refused(*argv: str, match: str, **how: Any) -> None:
     assert len(str(caught.value).splitlines()) <= 2
 
 
-def test_zero_is_refused_after_a_run_too():
+def test_zero_is_rejected_after_a_run_too():
     """Which has denormals flushed, and msgspec's `gt=0` is a denormal."""
     torch.set_flush_denormal(True)
     try:
@@ -201,7 +201,7 @@ def test_zero_is_refused_after_a_run_too():
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_command_line_is_refused(case, tmp_path, monkeypatch):
+def test_a_command_line_is_rejected(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused(*REFUSED[case][0], match=REFUSED[case][1])
 
@@ -226,12 +226,12 @@ FILES = {
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_file_is_refused(case, tmp_path):
+def test_a_file_is_rejected(case, tmp_path):
     refused(match=FILES[case][1], toml=FILES[case][0], tmp_path=tmp_path)
 
 
 @pytest.mark.parametrize("argv", [["--model", "ae"], ["--model.beta", "2"]])
-def test_a_file_is_refused_whatever_the_command_line_adds(argv, tmp_path):
+def test_a_file_is_rejected_whatever_the_command_line_adds(argv, tmp_path):
     refused(*argv, match=r"model = 'vae' is not valid; expected a table", toml="model = 'vae'", tmp_path=tmp_path)
 
 
@@ -263,7 +263,7 @@ def test_conv_wants_images(tmp_path):
     refused(*argv, match=r"7x9 is not divisible by 4: use --net mlp")
 
 
-def test_a_run_folder_under_a_file_is_refused(tmp_path):
+def test_a_run_folder_under_a_file_is_rejected(tmp_path):
     (tmp_path / "file").write_text("")
     refused("--run-dir", str(tmp_path / "file" / "a"), match=r"--run-dir: .*/file is a file, not a folder")
 
@@ -281,7 +281,7 @@ def test_a_plugins_variant_is_a_choice():
     assert Other.choices() == {"one": One, "two": Two}
 
 
-def test_an_unknown_wandb_mode_is_refused(monkeypatch):
+def test_an_unknown_wandb_mode_is_rejected(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "of-line")
     refused(match=r"WANDB_MODE: 'of-line' is not valid; valid: online, offline, disabled")
     given("--tracking", "none")

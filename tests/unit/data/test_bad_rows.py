@@ -1,4 +1,4 @@
-"""Samples that cannot be read: what takes their place, that evaluation leaves them out, and that a resume knows them."""
+"""Samples that cannot be read: their substitutes, that evaluation leaves them out, and that a resume knows them."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor

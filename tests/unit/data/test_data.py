@@ -132,7 +132,7 @@ def test_a_transform_is_undone_by_its_inverse_and_kept_as_json(layout, dtype):
         Transform.from_json({"scale": 0.0})
 
 
-def test_a_class_of_the_test_split_alone_is_refused_too():
+def test_a_class_of_the_test_split_alone_is_rejected_too():
     wrong = splits()
     wrong["test"] = Split.of(wrong["test"].x, torch.full((37,), 10), wrong["test"].transform)
     with pytest.raises(UserError, match=r"--model.classes 10: --data digits has labels up to 10"):
@@ -160,7 +160,7 @@ def test_splits_are_row_numbers_of_one_source(monkeypatch):
     assert torch.equal(as_the_model_sees(moved), as_the_model_sees(some))
 
 
-def test_bernoulli_refuses_data_outside_its_range():
+def test_bernoulli_rejects_data_outside_its_range():
     wide = splits() | {"val": Split.of(torch.full((5, 1, 8, 8), -1.5), None)}
     with pytest.raises(UserError, match=r"--model.likelihood bernoulli needs data in \[0, 1\]; the val split .* \[-1.5, -1.5\]"):
         check_data(settings(), wide)
@@ -169,7 +169,7 @@ def test_bernoulli_refuses_data_outside_its_range():
         check_data(settings(model={"likelihood": "gaussian"}, data={"binarize": "stochastic"}), wide)
 
 
-def test_fewer_samples_than_a_batch_are_refused():
+def test_fewer_samples_than_a_batch_are_rejected():
     with pytest.raises(UserError, match=r"--global-batch-size 24: the training split has only 23 samples"):
         check_data(settings(), splits(train=23))
 

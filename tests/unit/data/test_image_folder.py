@@ -172,7 +172,7 @@ def test_splits_by_group_and_time(tmp_path):
     found = names_of(load(settings(root, split_by=r"time:_(\d+)", test_fraction=0.34, val_fraction=0.5)))
     assert {n[-5] for n in found["test"]} == {"2"}
     assert {n[-5] for n in found["train"]} == {"0"}
-    with pytest.raises(UserError, match=r"finds nothing in 'p0_0.png'"):
+    with pytest.raises(UserError, match=r"does not match 'p0_0.png'"):
         load(settings(root, split_by="time:z"))
 
 

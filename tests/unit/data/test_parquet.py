@@ -162,7 +162,7 @@ def test_bad_rows_are_named(kind, tmp_path):
     source = of(kind, MAKERS[kind][1](tmp_path / "lists", pa.table({"x": lists})))["train"].source
     with pytest.raises(BadRowsError) as caught:
         source.read(torch.arange(60))
-    other = "it has {} values, the first 2".format
+    other = "it has {} values, expected 2".format
     missing = "it has a value that is missing, NaN or infinite"
     reasons = {row: reason.rpartition(": ")[2] for row, reason in caught.value.reasons.items()}
     assert reasons == {7: other(1), 8: missing, 9: missing, 30: other(0)}
@@ -189,7 +189,12 @@ def test_what_a_column_can_not_be(kind, tmp_path):
     )
     twice = pa.Table.from_arrays([pa.array([b"x"] * 60), pa.array(LABELS), pa.array(LABELS)], ["image", "y", "y"])
     refused(kind, make(tmp_path / "d", twice), r"has two columns of the name 'y'")
-    refused(kind, make(tmp_path / "e", images(y=[None, *LABELS[1:].tolist()])), r"--data.label: row 0 has no 'y'", label="y")
+    refused(
+        kind,
+        make(tmp_path / "e", images(y=[None, *LABELS[1:].tolist()])),
+        r"--data.label: row 0 has no value in column 'y'",
+        label="y",
+    )
     refused(kind, make(tmp_path / "f", images(y=LABELS - 1)), r"--data.label: 'y' has values from -1 to 1", label="y")
     refused(
         kind, make(tmp_path / "g", images(y=LABELS / 2)), r"--data.label: 'y' is of type double; labels are integers", label="y"
@@ -338,7 +343,7 @@ def test_urls_are_read_through_a_cache_of_the_node(bucket, tmp_path):
     assert torch.equal(split.x, torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
     again = load(ParquetConfig(path=f"{bucket}/part-*.parquet", size=8, val_fraction=0, test_fraction=0))["train"]
     assert torch.equal(again.x, split.x)
-    for thread in (source_of(split).ahead.thread, source_of(again).ahead.thread):
+    for thread in (source_of(split).prefetch.thread, source_of(again).prefetch.thread):
         thread.join()
     assert Flaky.gets == 2
     assert sorted(p.suffix for p in (tmp_path / "cache/files").iterdir() if p.suffix != ".lock") == [".parquet"] * 2
@@ -348,14 +353,14 @@ def test_the_cache_is_filled_ahead_of_need_and_bounded(bucket, tmp_path):
     files = {p.name: p.stat().st_size for p in (tmp_path / "set").iterdir()}
     split = load(ParquetConfig(path=bucket, size=8))["train"]
     split.source.read(torch.tensor([0]))
-    source_of(split).ahead.thread.join()
+    source_of(split).prefetch.thread.join()
     assert Flaky.gets == 2
     small = max(files.values()) * 1.1 / 1e9
     split = load(ParquetConfig(path=bucket, size=8, cache_gb=small, val_fraction=0, test_fraction=0))["train"]
     for path in (tmp_path / "cache/files").iterdir():
         path.unlink()
     assert torch.equal(split.x, torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
-    assert source_of(split).ahead.thread is None
+    assert source_of(split).prefetch.thread is None
     assert sum(p.stat().st_size for p in (tmp_path / "cache/files").iterdir()) <= small * 1e9
 
 
@@ -380,7 +385,7 @@ def test_one_download_for_many_readers(bucket):
         thread.start()
     for thread in threads:
         thread.join()
-    source_of(split).ahead.thread.join()
+    source_of(split).prefetch.thread.join()
     assert Flaky.gets == 2
 
 

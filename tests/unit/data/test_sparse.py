@@ -65,7 +65,7 @@ def test_a_split_is_its_rows_wherever_it_is(tmp_path):
 
 
 def test_the_way_of_a_gpu_gives_the_same_rows():
-    held = Rows.of(Matrix("x", DATA, MATRIX.indices, MATRIX.indptr.astype(np.int64), WIDTH)).held
+    held = Rows.of(Matrix("x", DATA, MATRIX.indices, MATRIX.indptr.astype(np.int64), WIDTH)).csr
     for at in (torch.arange(N), torch.tensor([7, 7]), torch.tensor([49, 0, 7])):
         padded = held._scattered(torch.zeros(len(at), WIDTH), at)
         assert torch.equal(padded, held.dense(at, WIDTH))

@@ -1,4 +1,4 @@
-"""Reading ahead: the same numbers with any number of threads, errors in their own words, no thread left; units that are kept."""
+"""Reading ahead: the same numbers with any number of threads, errors as they were raised, no thread left; units that are kept."""
 
 import threading
 import time

@@ -18,6 +18,7 @@ from distae.config.tables import Feature, read
 from distae.data import Split, Transform, load
 from distae.data.datasets import splitting, table
 from distae.errors import UserError
+from distae.runtime.files import SMALL
 
 N = 60
 RNG = np.random.default_rng(0)
@@ -151,7 +152,7 @@ GAPS = {
 }  # fmt: skip
 
 
-def test_missing_values_are_refused_with_their_places(tmp_path):
+def test_missing_values_are_rejected_with_their_places(tmp_path):
     with pytest.raises(UserError) as error:
         TableConfig(path=write(tmp_path / "x.csv", GAPS), **KNOWN).shape()
     assert str(error.value) == (
@@ -288,9 +289,17 @@ def test_splits_by_column_group_and_time(tmp_path):
 
 
 def test_too_few_groups():
-    with pytest.raises(UserError, match=r"x.csv has 2 groups: too few"):
+    with pytest.raises(UserError, match=r"x.csv has 2 groups; splits that share no group need at least 3"):
         splitting.by_group(["a", "b"], 0.1, 0.1, "x.csv")
     assert [len(r) for r in splitting.by_group(["a", "b", "c"] * 5, 0.01, 0.01, "").values()] == [5, 5, 5]
+
+
+def test_a_table_of_too_many_columns_is_rejected_before_a_checkpoint_cannot_hold_its_transform(monkeypatch, tmp_path):
+    """state.json holds the transform beside everything else that is not a tensor."""
+    assert table.LARGEST_TRANSFORM <= SMALL // 2
+    monkeypatch.setattr(table, "LARGEST_TRANSFORM", 100)
+    with pytest.raises(UserError, match=r"has too many columns: they take \d+ bytes; at most 100"):
+        load(TableConfig(path=write(tmp_path / "x.csv", {"a": [1.5, 2, 3] * 9, "b": [2, 3, 5.5] * 9})))
 
 
 def test_a_table_is_read_once_and_again_when_its_file_changes(tmp_path):

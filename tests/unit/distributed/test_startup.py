@@ -1,4 +1,4 @@
-"""Before the first step: the ranks hear each other's refusals and compare what they train. Ranks are threads here."""
+"""Before the first step: the ranks report errors to each other and compare settings and data. Ranks are threads here."""
 
 import threading
 import time
@@ -47,7 +47,7 @@ def test_ranks_that_agree_start() -> None:
     assert meet(lambda rank: (rank, {"seed": 0})) == [0, 1, 2]
 
 
-def test_a_refusal_of_one_rank_ends_all_within_seconds() -> None:
+def test_a_rejection_of_one_rank_ends_all_within_seconds() -> None:
     begun = time.monotonic()
 
     def work(rank: int) -> Any:
@@ -100,7 +100,7 @@ def together(*identities: dict[str, Any]) -> list[str]:
 def test_other_settings_on_one_rank(changes: dict[str, Any], words: str) -> None:
     same = shared_settings(settings())
     ends = together(same, same, shared_settings(settings(**changes)))
-    assert ends[2] == f"every rank must train the same: {words}"
+    assert ends[2] == f"settings and data must be the same on all ranks: {words}"
     assert ends[0] == ends[1]
     assert ends[0].startswith("rank 2 (")
     assert words in ends[0]

@@ -1,4 +1,4 @@
-"""What the encoder sees of x: logarithms, unit vectors, samples with missing values; and the variants that look at x themselves."""
+"""Preprocessed input of the encoder: logarithms, unit vectors, missing values; and variants that use x itself."""
 
 import math
 from typing import Any

@@ -94,7 +94,7 @@ def test_without_a_compiler_it_says_so_and_trains(tmp_path):
         ("--cuda-graphs --compile --grad-accum-steps 2", "--grad-accum-steps 1 (now 1 and 2)"),
     ],
 )
-def test_what_cannot_be_is_refused(argv, why, capsys):
+def test_what_cannot_be_is_rejected(argv, why, capsys):
     assert main([*argv.split(), "--tracking", "none"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert why in line
