@@ -20,6 +20,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from distae import distributed as dist
 from distae.data.decode import header
 from distae.errors import UserError
 from distae.runtime.cache import cache_folder
@@ -104,17 +105,23 @@ class ImageIndex:
 def image_index(root: Path) -> ImageIndex:
     """The files of a folder, from the cache where that is still true. Raises UserError if the folder cannot be read.
 
-    A cached list is true where its folders have their times, and sampled files theirs: other files are not looked at. The first
-    process of a node that finds none makes it, while the others wait.
+    A cached list is true where its folders have their times, and sampled files theirs: other files are not looked at. One rank of a
+    node checks it, or makes it where there is none, while the others wait.
     """
     root = root.resolve()
     kept = _cache_file(root)
     if kept is None:
         return _scan(root)
+    with dist.first_in_node() as is_first:
+        return _cached(kept, root, check=is_first)
+
+
+def _cached(kept: Path, root: Path, check: bool) -> ImageIndex:
+    """The list in the cache file, if there is one and it is true; else a new one, which is put there."""
     with FileLock(kept.with_suffix(".lock")):
         with contextlib.suppress(*CACHE_ERRORS):
             index = _load(kept, root)
-            if _is_true(index):
+            if not check or _is_true(index):
                 return index
         index = _scan(root)
         with contextlib.suppress(OSError):
