@@ -90,7 +90,7 @@ def entry() -> None:
 
         complete(COMMANDS, load)
     console.outlast()
-    leave(main())
+    leave(console.exit_code(main))
 
 
 if __name__ == "__main__":

@@ -9,4 +9,4 @@ __all__ = ["SWITCHES", "main", "run"]
 
 if __name__ == "__main__":
     console.outlast()
-    leave(main())
+    leave(console.exit_code(main))

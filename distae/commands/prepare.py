@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m distae prepar
     except OSError as error:
         sys.stderr.write(f"distae: {error.filename or 'the disk'}: {in_words(error)}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("distae: interrupted by Ctrl-C: rerun to resume\n")
+        return 130
 
 
 def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:

@@ -1,7 +1,9 @@
 """stdout and stderr that may be closed (`| head`, a lost terminal). Training does not depend on either."""
 
 import contextlib
+import signal
 import sys
+from collections.abc import Callable
 from typing import Any, TextIO
 
 
@@ -27,3 +29,13 @@ class Lasting:
 def outlast() -> None:
     """Make this process's stdout and stderr such streams, to its very end: Python flushes them last, and would exit with 120."""
     sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """What `main` returns; 130 and a line where Ctrl-C ends it, as it does before a run listens to signals."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would be a traceback of the exit
+        sys.stderr.write("distae: interrupted by Ctrl-C\n")
+        return 130

@@ -88,8 +88,8 @@ def test_a_killed_preparation_is_resumed(photos, tmp_path, monkeypatch, capsys):
         written(path, parts)
 
     monkeypatch.setattr(preparing, "write_atomically", killed)
-    with pytest.raises(KeyboardInterrupt):
-        ran(photos, tmp_path / "out", "--data.size", 8)
+    assert ran(photos, tmp_path / "out", "--data.size", 8) == 130
+    assert capsys.readouterr().err.endswith("distae: interrupted by Ctrl-C: rerun to resume\n")
     names = sorted(p.name for p in (tmp_path / "out").glob("[!.]*"))
     assert names == ["manifest.json", "train-00000.safetensors", "train-00001.safetensors"]
     with pytest.raises(UserError, match=r"distae prepare did not finish .*out: run it again"):
