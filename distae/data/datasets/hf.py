@@ -14,9 +14,9 @@ from distae.config.data.hf import HFConfig, batches
 from distae.data.arrow import ColumnSource, labels_of
 from distae.data.datasets.base import register_dataset
 from distae.data.datasets.in_columns import check_columns, splits_of
-from distae.data.mapped import stamp_of
-from distae.data.source import BLOCK_BYTES, WHOLE_BYTES
+from distae.data.source import BLOCK_BYTES, WHOLE_BYTES, BadRowsError
 from distae.data.splits import Split
+from distae.data.stamps import stamp_of, why_changed
 from distae.errors import UserError
 
 
@@ -47,13 +47,19 @@ class Batches(ColumnSource):
         super().__init__(cfg, column, [batch.num_rows for _, batch in found], label, classes)
         self.files, self.stamps = files, [stamp_of(Path(file)) for file in files]
         self.found = [(i, batch.column(column.name)) for i, batch in found]
+        self.file_of_unit = torch.tensor([i for i, _ in found])
+
+    def read(self, rows: Tensor) -> Tensor:
+        """A unit that is kept is still mapped: its file is looked at before each read."""
+        of_row = self.file_of_unit[torch.searchsorted(self._ends, rows, right=True)]
+        why = {i: why_changed(Path(self.files[i]), self.stamps[i]) for i in {*of_row.tolist()}}
+        if bad := {row: text for row, i in zip(rows.tolist(), of_row.tolist(), strict=True) if (text := why[i])}:
+            raise BadRowsError(bad)
+        return super().read(rows)
 
     def read_unit(self, number: int) -> Any:
         """The batch's column where it is mapped: no copy."""
-        i, column = self.found[number]
-        if stamp_of(Path(self.files[i])) != self.stamps[i]:
-            raise OSError(f"{self.files[i]} was changed during the run")
-        return column
+        return self.found[number][1]
 
     def name_of(self, row: int) -> str:
         number = int(torch.searchsorted(self._ends, row, right=True))
