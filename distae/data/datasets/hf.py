@@ -47,19 +47,17 @@ class Batches(ColumnSource):
         super().__init__(cfg, column, [batch.num_rows for _, batch in found], label, classes)
         self.files, self.stamps = files, [stamp_of(Path(file)) for file in files]
         self.found = [(i, batch.column(column.name)) for i, batch in found]
-        self.file_of_unit = torch.tensor([i for i, _ in found])
-
-    def read(self, rows: Tensor) -> Tensor:
-        """A unit that is kept is still mapped: its file is looked at before each read."""
-        of_row = self.file_of_unit[torch.searchsorted(self._ends, rows, right=True)]
-        why = {i: why_changed(Path(self.files[i]), self.stamps[i]) for i in {*of_row.tolist()}}
-        if bad := {row: text for row, i in zip(rows.tolist(), of_row.tolist(), strict=True) if (text := why[i])}:
-            raise BadRowsError(bad)
-        return super().read(rows)
 
     def read_unit(self, number: int) -> Any:
-        """The batch's column where it is mapped: no copy."""
-        return self.found[number][1]
+        """Number of the file, and the batch's column where it is mapped: no copy."""
+        return self.found[number]
+
+    def decode(self, unit: Any, rows: Tensor) -> Tensor:
+        """A unit that is kept is still mapped: its file is looked at just before each read."""
+        i, column = unit
+        if why := why_changed(Path(self.files[i]), self.stamps[i]):
+            raise BadRowsError(dict.fromkeys(rows.tolist(), why))
+        return super().decode(column, rows)
 
     def name_of(self, row: int) -> str:
         number = int(torch.searchsorted(self._ends, row, right=True))

@@ -391,7 +391,7 @@ def test_a_bucket_that_stays_busy_is_named(bucket):
     with pytest.raises(BadRowsError, match=r"flaky://.*part-0.parquet row 3: An error occurred \(503\)"):
         split.source.read(torch.tensor([3]))
     Flaky.failing = 0
-    with pytest.raises(UserError, match=r"--data.path: flaky://nope: there are no .parquet files"):
+    with pytest.raises(UserError, match=r"--data.path: flaky://nope: there are no .parquet files$"):
         load(ParquetConfig(path="flaky://nope"))
     with pytest.raises(UserError, match=r"--data.path: nope://a/b cannot be opened"):
         load(ParquetConfig(path="nope://a/b"))
