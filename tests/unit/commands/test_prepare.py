@@ -115,6 +115,7 @@ def test_what_cannot_be_read_is_left_out_and_reported(photos, tmp_path, monkeypa
     assert ran(photos, tmp_path / "out", "--data.size", 8, "--data.on-error", "skip") == 0
     out = capsys.readouterr().out
     assert "2 could not be read and are left out" in out
+    assert out.count("01.png") == out.count("00.png") == 1
     manifest = manifest_in(tmp_path / "out")
     assert manifest
     assert {Path(u.file).name for u in manifest.unread} == {"00.png", "01.png"}
