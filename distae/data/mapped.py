@@ -14,6 +14,7 @@ from torch import Tensor
 from distae.config.data.stored import Stored
 from distae.data.runs import Rows
 from distae.data.source import BadRowsError, Source, put_rows
+from distae.data.stamps import Stamp, stamp_of, why_changed
 
 
 @dataclass(frozen=True)
@@ -22,26 +23,13 @@ class Part:
 
     path: Path
     rows: Tensor
-    """The values `[n, *shape]`, or, if these are not aligned in the file, `[n, bytes]`."""
-    stamp: tuple[int, int] | None
-    """Size and modification time of the file that is mapped; None if the values were read."""
+    """`[n, *shape]` of the values, or, where these are not aligned in the file, `[n, bytes]`."""
+    stamp: Stamp | None
+    """Size and time of change of the file that is mapped; None if the values were read."""
 
     def why_bad(self) -> str | None:
-        """Why the mapped values can no longer be read, or None: reading past the end of a file would kill the process."""
-        if self.stamp is None:
-            return None
-        try:
-            now = stamp_of(self.path)
-        except OSError as error:
-            return f"{self.path} cannot be read any more ({error.strerror})"
-        return (
-            None if now == self.stamp else f"{self.path} was changed during the run: it has {now[0]} bytes, and had {self.stamp[0]}"
-        )
-
-
-def stamp_of(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+        """Why the mapped values can no longer be read, if so: reading behind the end of a file kills the process."""
+        return None if self.stamp is None else why_changed(self.path, self.stamp)
 
 
 def mapped(stored: Stored) -> Part:

@@ -25,8 +25,9 @@ class BadRowsError(TrainingError):
     """Rows that cannot be read, and why."""
 
     def __init__(self, reasons: Mapping[int, str]) -> None:
-        first = [*reasons.values()][:SHOWN]
-        super().__init__("; ".join(first) + (f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""))
+        different = [*dict.fromkeys(reasons.values())]  # a file that is gone is the reason of many rows
+        more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+        super().__init__("; ".join(different[:SHOWN]) + more)
         self.reasons = dict(reasons)
 
 

@@ -167,7 +167,7 @@ class Trainer:
             return self._save_and_leave()
         if self.world.is_main:
             transform = self.train_step.loader.split.transform
-            export(model.state_dict(), self.cfg, self.run_dir / "model", step, transform, self.data)
+            export(model, self.cfg, self.run_dir / "model", step, transform, self.data)
         self.tracker.line(self._closing_line(step))
         return True
 

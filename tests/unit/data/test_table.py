@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import rows_of, source_of
+from helpers import fresh_trainer, rows_of, settings, source_of
 from sklearn.preprocessing import QuantileTransformer
 
+import distae
 from distae.config.data import TableConfig
 from distae.config.tables import Feature, read
 from distae.data import Split, Transform, load
@@ -245,6 +246,31 @@ def test_settings_that_do_not_fit_the_table(changes, message, tmp_path):
     path = write(tmp_path / "x.csv", COLUMNS)
     with pytest.raises(UserError, match=message):
         load(TableConfig(**{"path": path, **changes}))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_two_columns_of_one_name_in_a_typed_file(suffix, tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    held = pa.Table.from_arrays([pa.array([1.0, 2.0])] * 3, names=["a", "b", "a"])
+    if suffix == "parquet":
+        pq.write_table(held, tmp_path / "x.parquet")
+    else:
+        with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file, pa.ipc.new_file(file, held.schema) as stream:
+            stream.write_table(held)
+    with pytest.raises(UserError, match=rf"x.{suffix} has two columns 'a', the 1. and the 3.: rename one"):
+        TableConfig(path=str(tmp_path / f"x.{suffix}")).shape()
+
+
+def test_a_table_that_changes_during_a_run_changes_no_model(tmp_path):
+    """It was read when the run began: what is exported is of that, not of what the file holds in the end."""
+    path = write(tmp_path / "x.csv", {"a": RNG.normal(size=N).tolist(), "b": RNG.normal(size=N).tolist()})
+    cfg = settings(model={"likelihood": "mixed"}, data={"name": "table", "path": path}, steps=2)
+    trainer = fresh_trainer(cfg, tmp_path / "run", load(cfg.data))
+    for change in ("a,b,c\n1,2,3\n", "a,b\n1\n"):
+        Path(path).write_text(change)
+        assert trainer.fit()
+        assert distae.load(tmp_path / "run").shape == (2,)
+    trainer.close()
 
 
 def test_a_label_that_is_missing(tmp_path):
