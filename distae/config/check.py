@@ -16,7 +16,7 @@ from distae.errors import UserError
 
 ADDED = frozenset(
     {"model.inverse_temperature"}
-    | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "shuffle", "window")}
+    | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "shuffle", "window", "train_classes")}
     | {
         f"model.{name}"
         for name in ("count_rate", "dispersion", "total", "mixtures", "columns", "input", "input_dropout", "missing")
