@@ -1,0 +1,20 @@
+"""What `--probe-every` computes during training."""
+
+from math import prod
+
+from distae.evaluation.anomaly import scores_of
+from distae.evaluation.evaluation import Evaluation
+from distae.evaluation.metrics import Figure, register_metric
+
+PROBES = ("knn_accuracy", "pca_relative_error")
+LIMIT = 4096
+"""Samples of a split: a probe is cheap next to an evaluation."""
+
+
+@register_metric("pca_relative_error", task="reconstruction", better="lower")
+def pca_relative_error(e: Evaluation) -> Figure:
+    """Squared error over that of PCA of as many dimensions, on the same samples: below 1 is better than any linear model."""
+    dim = prod(e.model.code_shape)
+    mine = float(scores_of(e.values(), e.reconstructions()).per_sample.mean())
+    pca = e.once("error of PCA", lambda: float(scores_of(e.values(), e.pca(dim).reconstruct(e.values())).per_sample.mean()))
+    return Figure(mine / pca, {"pca": 1.0}, None, {"dimensions": dim, "samples": len(e.values())})
