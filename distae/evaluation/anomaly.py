@@ -4,7 +4,6 @@ from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor

@@ -13,9 +13,9 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import KNeighborsClassifier
 
+from distae.config.data.shapes import FACTORS, ShapesConfig
 from distae.config.evaluation import EvaluationConfig
 from distae.data import Split, Transform, load
-from distae.config.data.shapes import FACTORS, ShapesConfig
 from distae.evaluation import anomaly, disentanglement, features, intervals, recommendation
 from distae.evaluation.disentanglement import Known
 from distae.evaluation.evaluation import Evaluation
@@ -167,7 +167,7 @@ class TestDisentanglement:
         assert disentanglement.modularity(one) == pytest.approx(1)
         assert disentanglement.factor_vae_score(one, 0) == pytest.approx(1)
         assert disentanglement.dci(one, one) == pytest.approx(
-            {k: 1 for k in ("disentanglement", "completeness", "informativeness")}, abs=0.02
+            dict.fromkeys(("disentanglement", "completeness", "informativeness"), 1), abs=0.02
         )
 
     def test_mig_of_a_factor_that_two_dimensions_hold_is_zero(self):
