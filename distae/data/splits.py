@@ -162,7 +162,7 @@ class Split:
         return replace(self, rows=mine[rows])
 
     def of_classes(self, names: Sequence[str]) -> "Split":
-        """The samples of some classes, by name, or by number where they have no names. Raises UserError where there is none such."""
+        """The samples of some classes, by name, or by number where they have no names. Raises UserError on unknown ones."""
         label = self.label
         if label is None or self.source.label is None:
             raise UserError("--data.train-classes: the data have no labels")

@@ -41,7 +41,7 @@ def auroc(e: Evaluation) -> Figure:
 
 @register_metric("average_precision", task="anomaly", better="higher")
 def average_precision(e: Evaluation) -> Figure:
-    """Precision where anomalies are those above a threshold of the error, averaged over recall; the share of anomalies by chance."""
+    """Precision of the samples above a threshold of the error, averaged over recall; the share of anomalies by chance."""
     from sklearn.metrics import average_precision_score
 
     return _figure(e, average_precision_score)
@@ -69,7 +69,7 @@ def _figure(e: Evaluation, score: Callable[[Array, Array], float]) -> Figure:
     interval = e.on_main(lambda: bootstrap(lambda rows: _resampled(score, truth[rows], found[rows]), len(truth), e.seed, RESAMPLES))
     protocol = {
         "anomalies": rule,
-        "score": "mean squared error of the reconstruction",
+        "score": "reconstruction error",
         "number": int(truth.sum()),
         "samples": len(truth),
     }

@@ -1,7 +1,7 @@
 """Whether each code dimension holds one known factor, beside an untrained encoder of the same architecture.
 
-Codes are posterior means. As in Locatello et al. 2019 (arXiv 1811.12359), factors count as classes, and mutual information is that of
-codes in 20 bins of equal width.
+Codes are posterior means. As in Locatello et al. 2019 (arXiv 1811.12359), factors count as classes, and mutual information is that
+of codes in 20 bins of equal width.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,8 @@ from distae.models import build
 BINS = 20
 MOST_VALUES = 256
 """Of a factor: what has more is a name or a measurement."""
-TREES, SVM_C = 50, 0.01
+FITTED, TREES, SVM_C = 2000, 20, 0.01
+"""Training samples that classifiers are fitted on at most; trees of a forest; penalty of a support vector machine."""
 VOTES, BATCH, ACTIVE = 1200, 64, 0.05
 """Of the FactorVAE score: votes, a third of them to test; samples of a vote; least spread of a dimension, over the largest."""
 Array = NDArray[Any]
@@ -34,8 +35,8 @@ class Known(NamedTuple):
 
 
 def mig(known: Known) -> float:
-    """Mutual information gap, the mean over factors of (largest - second largest mutual information with a dimension) / entropy of the
-    factor (Chen et al. 2018, arXiv 1802.04942)."""
+    """Mutual information gap, the mean over factors of (largest - second largest mutual information with a dimension) / entropy of
+    the factor (Chen et al. 2018, arXiv 1802.04942)."""
     information = np.sort(mutual_information(known), 0)
     second = information[-2] if len(information) > 1 else 0
     return float(((information[-1] - second) / entropies(known.factors)).mean())
@@ -80,8 +81,8 @@ def dci(train: Known, test: Known) -> dict[str, float]:
 
 
 def dci_of(importances: Array) -> dict[str, float]:
-    """Of importances `[D, K]`: 1 - entropy of each dimension's over factors, in units of log K, weighted by the dimension's share of
-    all; and 1 - entropy of each factor's over dimensions, in units of log D, weighted alike."""
+    """Of importances `[D, K]`: 1 - entropy of each dimension's over factors, in units of log K, weighted by the dimension's share
+    of all; and 1 - entropy of each factor's over dimensions, in units of log D, weighted alike."""
     return {"disentanglement": _one_sided(importances), "completeness": _one_sided(importances.T)}
 
 
@@ -135,7 +136,7 @@ def _vote(known: Known, active: Array, variance: Array, draws: np.random.Generat
 
 def _beside_random(e: Evaluation, name: str, score: Callable[[Known, Known], Any]) -> tuple[Any, Any]:
     """A score of the codes, and of those of an encoder with its initial weights."""
-    trained, untrained = ((_known(e, codes, "train"), _known(e, codes, e.split)) for codes in (_codes, _random_codes))
+    trained, untrained = ((_known(e, codes, "train", FITTED), _known(e, codes, e.split)) for codes in (_codes, _random_codes))
     value = e.once(name, lambda: e.on_main(lambda: score(*trained)), of_model=True)
     return value, e.once(name, lambda: e.on_main(lambda: score(*untrained)))
 
@@ -145,11 +146,11 @@ def _figure(e: Evaluation, name: str, score: Callable[[Known, Known], Any], part
     if part:
         value, random = value[part], random[part]
     factors = [name for name, _ in _factors(e)]
-    return Figure(value, {"random encoder": random}, None, {"factors": factors, "codes": "posterior means", **protocol})
+    return Figure(value, {"random encoder": random}, None, {"factors": factors, "fitted on": FITTED, **protocol})
 
 
-def _known(e: Evaluation, codes: Callable[[Evaluation, str], Array], split: str) -> Known:
-    z = codes(e, split)
+def _known(e: Evaluation, codes: Callable[[Evaluation, str], Array], split: str, most: int | None = None) -> Known:
+    z = codes(e, split)[:most]
     rows = e.splits[split].rows_at(torch.arange(len(z))).numpy()
     return Known(z, np.stack([column[rows] for _, column in _factors(e)], 1))
 

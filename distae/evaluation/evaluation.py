@@ -156,10 +156,10 @@ class Evaluation:
     def _gathered(self, name: str, of: Callable[[Tensor, Tensor | None], list[Tensor | None]]) -> list[Tensor | None]:
         """What `of(x, label)` gives, `[B, ...]` each, of the split's samples in order; every rank computes its share."""
         parts = []
-        loader = self.loaders[name]
-        for number, here in enumerate(eval_shards(loader, self._count(name), self.chunk)):
+        loader, n = self.loaders[name], self._count(name)
+        for number, here in enumerate(eval_shards(loader, n, self.chunk)):
             x, label, here = fetch(loader, here, self._noise(number, here.rows, here.valid_mask.device))  # noqa: PLW2901
-            batch = Batch(x, label, None, here.valid_mask)
+            batch = Batch(x, label, None, here.valid_mask & (here.samples < n).to(here.valid_mask.device))
             parts.append([None if found is None else batch.pool(found).cpu() for found in of(x, label)])
         return [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
 

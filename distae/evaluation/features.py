@@ -1,4 +1,4 @@
-"""What codes are worth as features: nearest neighbours, a linear probe, clusters; beside raw values and PCA of as many dimensions."""
+"""What codes are worth as features, beside raw values and PCA of as many dimensions."""
 
 import warnings
 from collections.abc import Callable, Mapping

@@ -1,7 +1,7 @@
 """Ranking items for users that were not trained on, beside popularity, truncated SVD and EASE.
 
-The protocol of Liang et al. 2018 (arXiv 1802.05814): of each user with MIN_ITEMS items or more a random fifth is held out, the others
-are given to the model, and all items but these are ranked. Which are held out follows from the seed and the user's row.
+The protocol of Liang et al. 2018 (arXiv 1802.05814): of each user with MIN_ITEMS items or more a random fifth is held out, the
+others are given to the model, and all items but these are ranked. Which are held out follows from the seed and the user's row.
 """
 
 import math

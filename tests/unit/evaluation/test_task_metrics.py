@@ -1,4 +1,4 @@
-"""Metrics of the tasks features, anomaly, disentanglement and recommendation: against closed forms, published formulas, scikit-learn."""
+"""Metrics of features, anomaly, disentanglement and recommendation: against closed forms, published formulas, scikit-learn."""
 
 import math
 from dataclasses import replace
@@ -92,6 +92,12 @@ class TestFeatures:
         data = {k: Split.of(v.x, None, v.transform) for k, v in splits().items()}
         with pytest.raises(Skip, match="no labels"):
             features.cluster_nmi(evaluation(data))
+
+    def test_the_first_samples_alone_count_where_there_are_more(self):
+        whole, first = evaluation(of_digits()), evaluation(of_digits(), limit=130)
+        assert first.codes().z.equal(whole.codes().z[:130])
+        assert first.reconstructions().equal(whole.reconstructions()[:130])
+        assert len(first.labels()) == len(first.values()) == 130
 
 
 class TestIntervals:
