@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.metrics import Figure, Skip, register_metric
 from distae.models import build
+from distae.noise import Noise
 
 BINS = 20
 MOST_VALUES = 256
@@ -113,7 +114,7 @@ def sap(train: Known, test: Known) -> float:
 def factor_vae_score(known: Known, seed: int) -> float:
     """Accuracy of telling which factor was held fixed from the dimension that varies least, relative to its overall variance, by
     majority vote (Kim & Mnih 2018, arXiv 1802.05983)."""
-    draws = np.random.default_rng(seed)
+    draws = Noise.seeded(seed, VOTES)
     variance = known.codes.var(0, ddof=1)
     active = np.flatnonzero(np.sqrt(variance) >= ACTIVE * np.sqrt(variance.max()))
     if not variance.max() > 0:
@@ -125,11 +126,12 @@ def factor_vae_score(known: Known, seed: int) -> float:
     return float((table.argmax(1)[votes[cut:, 0]] == votes[cut:, 1]).mean())
 
 
-def _vote(known: Known, active: Array, variance: Array, draws: np.random.Generator) -> tuple[int, int]:
+def _vote(known: Known, active: Array, variance: Array, draws: Noise) -> tuple[int, int]:
     """The dimension that varies least, and the factor that was held at the value of a sample drawn at random."""
-    factor = int(draws.integers(known.factors.shape[1]))
-    value = known.factors[draws.integers(len(known.factors)), factor]
-    rows = draws.choice(np.flatnonzero(known.factors[:, factor] == value), BATCH)
+    factor = int(draws.integers(1, known.factors.shape[1]))
+    value = known.factors[int(draws.integers(1, len(known.factors))), factor]
+    alike = np.flatnonzero(known.factors[:, factor] == value)
+    rows = alike[draws.integers(BATCH, len(alike)).numpy()]
     spread = known.codes[rows][:, active].var(0, ddof=1) / variance[active]
     return int(active[spread.argmin()]), factor
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from distae.noise import Noise
+
 Z = 1.959963984540054
 """Normal quantile at 97.5%."""
 RESAMPLES = 1000
@@ -21,6 +23,6 @@ def bootstrap(
     statistic: Callable[[NDArray[np.int64]], float], n: int, seed: int, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
     """The percentiles of `statistic(rows)`, `rows` being `n` of `n` samples drawn with replacement (Efron 1979)."""
-    draws = np.random.default_rng(seed)
-    low, high = np.nanpercentile([statistic(draws.integers(n, size=n)) for _ in range(resamples)], [2.5, 97.5])
+    draws = Noise.seeded(seed, n)
+    low, high = np.nanpercentile([statistic(draws.integers(n, n).numpy()) for _ in range(resamples)], [2.5, 97.5])
     return float(low), float(high)

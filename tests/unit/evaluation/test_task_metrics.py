@@ -20,7 +20,7 @@ from distae.evaluation import anomaly, disentanglement, features, intervals, rec
 from distae.evaluation.disentanglement import Known
 from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.metrics import Skip
-from distae.evaluation.probes import pca_relative_error
+from distae.evaluation.relative_error import pca_relative_error
 from distae.models import build
 from distae.noise import Noise
 
