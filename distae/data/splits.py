@@ -167,7 +167,7 @@ class Split:
         if label is None or self.source.label is None:
             raise UserError("--data.train-classes: the data have no labels")
         classes = self.source.classes
-        number = {name: i for i, name in enumerate(classes)} or {str(i): i for i in self.source.label.unique().tolist()}
+        number = {name: i for i, name in enumerate(classes)} or {str(i): i for i in torch.unique(self.source.label).tolist()}
         if odd := next((name for name in names if name not in number), None):
             raise UserError(f"--data.train-classes: there is no class {odd!r}; valid: {', '.join([*number][:20])}")
         return self.take(torch.isin(label, torch.tensor([number[name] for name in names])).nonzero()[:, 0])

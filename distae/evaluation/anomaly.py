@@ -52,11 +52,11 @@ def anomalies(train: Tensor | None, labels: Tensor) -> tuple[Tensor, str]:
 
     The first covers one class against the others, and one class held out (--data.train-classes). Raises Skip where neither applies.
     """
-    known = torch.empty(0, dtype=torch.int64) if train is None else train.unique()
+    known = torch.empty(0, dtype=torch.int64) if train is None else torch.unique(train)
     new = ~torch.isin(labels, known)
     if len(known) and new.any() and not new.all():
         return new, f"classes that no training sample has: normal are {', '.join(map(str, known.tolist()[:20]))}"
-    if labels.unique().tolist() == [0, 1]:
+    if torch.unique(labels).tolist() == [0, 1]:
         return labels == 1, "label 1"
     raise Skip("the labels tell no anomalies: they are 1 of 0 and 1, or of classes that are not trained on (--data.train-classes)")
 

@@ -6,7 +6,7 @@ others are given to the model, and all items but these are ranked. Which are hel
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,8 +20,10 @@ from distae.noise import Noise
 HELD_OUT, MIN_ITEMS = 0.2, 5
 MOST_ITEMS = 10_000
 """Of the closed-form baselines, which hold a matrix of items by items."""
-RANKS, RIDGES = (8, 16, 32, 64, 128), (20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+RANKS: tuple[int, ...] = (8, 16, 32, 64, 128)
+RIDGES: tuple[float, ...] = (20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 """Of truncated SVD, and lambda of EASE: the best by NDCG@100 on the validation users is taken."""
+N = TypeVar("N", int, float)
 Scorer = Callable[[Tensor], Tensor]
 """Scores `[B, items]` of the interactions `[B, items]` that are given."""
 
@@ -122,20 +124,20 @@ def _measured(e: Evaluation, scorers: dict[str, Scorer]) -> dict[str, dict[str, 
 def _baselines(e: Evaluation) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Measures of the baselines by name, and the rank and lambda that were chosen."""
     x = e.values("train").flatten(1).double()
-    scorers, chosen = {"popularity": popularity(x)}, {}
+    scorers, chosen = {"popularity": popularity(x)}, dict[str, float]()
     if x.shape[1] <= MOST_ITEMS:
         linear = Linear.of(x)
-        ranks, ridges = ({k: make(k) for k in grid} for make, grid in ((linear.svd, RANKS), (linear.ease, RIDGES)))
+        ranks, ridges = {k: linear.svd(k) for k in RANKS}, {k: linear.ease(k) for k in RIDGES}
         rank, ridge = _best(e, ranks), _best(e, ridges)
         scorers |= {"truncated svd": ranks[rank], "ease": ridges[ridge]}
         chosen = {"svd rank": rank, "ease lambda": ridge}
     return _measured(e, scorers), chosen
 
 
-def _best(e: Evaluation, scorers: dict[float, Scorer]) -> float:
+def _best(e: Evaluation, scorers: dict[N, Scorer]) -> N:
     """The one with the highest NDCG@100 on the validation users, or in the middle where there are none."""
     if not len(e.splits["val"]):
-        return [*scorers][len(scorers) // 2]
+        return list(scorers)[len(scorers) // 2]
     found = _measured(e.other(split="val"), {str(k): scorer for k, scorer in scorers.items()})
     return max(scorers, key=lambda k: found[str(k)]["ndcg_100"])
 

@@ -1,16 +1,15 @@
 """--probe-every, and --best-metric where it is a metric of a whole split."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from helpers import fitted, fresh_trainer, metrics, settings, splits
+from helpers import fitted, fresh_trainer, metrics, settings, splits, spy
 
 from distae.config.evaluation import EvaluationConfig
 from distae.config.names import METRICS
+from distae.data import Split
 from distae.errors import UserError
-from distae.evaluation import evaluation
 from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.features import knn_accuracy
 from distae.evaluation.metrics import Figure, load_all, register_metric
@@ -18,8 +17,8 @@ from distae.evaluation.relative_error import pca_relative_error
 from distae.training import probing
 
 
-def without_labels() -> dict[str, Any]:
-    return {k: replace(v, source=type(v.source)(v.source.x)) for k, v in splits().items()}
+def without_labels() -> dict[str, Split]:
+    return {k: Split.of(v.x, None, v.transform) for k, v in splits().items()}
 
 
 def test_probes_are_the_metrics_of_distae_evaluate(tmp_path):
@@ -38,8 +37,8 @@ def test_a_run_with_probes_ends_as_one_without(tmp_path):
 
 
 def test_principal_components_are_computed_once(tmp_path, monkeypatch):
-    found = []
-    monkeypatch.setattr(evaluation.torch.linalg, "eigh", lambda x, eigh=torch.linalg.eigh: found.append(1) or eigh(x))
+    found: list[object] = []
+    monkeypatch.setattr(torch.linalg, "eigh", spy(torch.linalg.eigh, found.append))
     fitted(settings(probe_every=4), tmp_path)
     assert len(found) == 1
 
