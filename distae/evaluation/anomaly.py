@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -11,24 +11,10 @@ from torch import Tensor
 from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.intervals import bootstrap
 from distae.evaluation.metrics import Figure, Skip, register_metric
+from distae.evaluation.scores import per_sample
 
 RESAMPLES = 200
 Array = NDArray[Any]
-
-
-class Scores(NamedTuple):
-    """How unlike the training samples each sample is: the more, the higher."""
-
-    per_value: Tensor
-    """`[n, *shape]` float64: squared error of the reconstruction in the model's values; NaN where a value is missing."""
-    per_sample: Tensor
-    """`[n]` float64: the mean over the values that are not missing; 0 where all are."""
-
-
-def scores_of(values: Tensor, reconstructions: Tensor) -> Scores:
-    """Of the model's values `[n, *shape]` and their reconstructions."""
-    per_value = (values.double() - reconstructions.double()).square()
-    return Scores(per_value, per_value.flatten(1).nanmean(1).nan_to_num(0.0))
 
 
 @register_metric("auroc", task="anomaly", better="higher")
@@ -61,10 +47,15 @@ def anomalies(train: Tensor | None, labels: Tensor) -> tuple[Tensor, str]:
     raise Skip("the labels tell no anomalies: they are 1 of 0 and 1, or of classes that are not trained on (--data.train-classes)")
 
 
+def errors_of(e: Evaluation, reconstructions: Tensor) -> Tensor:
+    """Mean squared error of each sample `[n]` over its values that are not missing; 0 where all are."""
+    return per_sample((e.values().double() - reconstructions.double()).square()).nan_to_num(0.0)
+
+
 def _figure(e: Evaluation, score: Callable[[Array, Array], float]) -> Figure:
     labels = e.labels()
     bad, rule = anomalies(None if e.splits["train"].label is None else e.labels("train"), labels)
-    truth, found = bad.numpy(), scores_of(e.values(), e.reconstructions()).per_sample.numpy()
+    truth, found = bad.numpy(), errors_of(e, e.reconstructions()).numpy()
     beside = e.once("anomaly scores", lambda: _others(e))
     interval = e.on_main(lambda: bootstrap(lambda rows: _resampled(score, truth[rows], found[rows]), len(truth), e.seed, RESAMPLES))
     protocol = {
@@ -91,4 +82,4 @@ def _others(e: Evaluation) -> dict[str, Array]:
         pca = e.pca(prod(e.model.code_shape))
     except Skip:
         return {"isolation forest": forest}
-    return {"pca": scores_of(e.values(), pca.reconstruct(e.values())).per_sample.numpy(), "isolation forest": forest}
+    return {"pca": errors_of(e, pca.reconstruct(e.values())).numpy(), "isolation forest": forest}
