@@ -129,8 +129,10 @@ def factor_vae_score(known: Known, seed: int) -> float:
 def _vote(known: Known, active: Array, variance: Array, draws: Noise) -> tuple[int, int]:
     """The dimension that varies least, and the factor that was held at the value of a sample drawn at random."""
     factor = int(draws.integers(1, known.factors.shape[1]))
-    value = known.factors[int(draws.integers(1, len(known.factors))), factor]
-    alike = np.flatnonzero(known.factors[:, factor] == value)
+    column = known.factors[:, factor]
+    several = np.flatnonzero(np.bincount(column)[column] > 1)  # one sample alone does not vary in any dimension
+    drawn = several[int(draws.integers(1, len(several)))] if len(several) else 0
+    alike = np.flatnonzero(column == column[drawn])
     rows = alike[draws.integers(BATCH, len(alike)).numpy()]
     spread = known.codes[rows][:, active].var(0, ddof=1) / variance[active]
     return int(active[spread.argmin()]), factor
@@ -172,12 +174,16 @@ def _untrained(e: Evaluation) -> Evaluation:
 
 
 def _factors(e: Evaluation) -> list[tuple[str, Array]]:
-    """Columns of whole numbers `[N]` that the data keep beside the samples, with 2 to MOST_VALUES values. Raises Skip."""
+    """Columns of whole numbers that the data keep beside the samples, with 2 to MOST_VALUES values: numbers of these `[N]`, from 0.
+
+    Raises Skip where there are no two.
+    """
     if e.splits[e.split].bad:
         raise Skip("samples that cannot be read are skipped (--data.on-error skip), and their factors are not known apart")
     columns = {name: np.asarray(column) for name, column in e.splits[e.split].source.columns.items()}
     whole = [(name, column) for name, column in columns.items() if column.dtype.kind in "iub"]
-    found = [(name, column) for name, column in whole if 2 <= len(np.unique(column)) <= MOST_VALUES]
+    numbers = [(name, np.unique(column, return_inverse=True)[1]) for name, column in whole]
+    found = [(name, column) for name, column in numbers if 2 <= column.max() + 1 <= MOST_VALUES]
     if len(found) < 2:
         raise Skip("the data has no known factors (--data shapes has)")
     return found
