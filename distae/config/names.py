@@ -34,7 +34,15 @@ TRAITS: dict[str, Traits] = {
 }
 """Of each likelihood."""
 LIKELIHOODS: Registry[str, Any] = Registry("likelihood", TRAITS)
-METRICS: Registry[str, Any] = Registry("metric", ("mse",))
+METRICS: Registry[str, Any] = Registry(
+    "metric",
+    (
+        *("mse", "pca_relative_error", "knn_accuracy", "linear_probe", "cluster_accuracy", "cluster_nmi", "cluster_ari"),
+        *("auroc", "average_precision", "ndcg_100", "recall_20", "recall_50"),
+        *("mig", "modularity", "sap", "factor_vae_score"),
+        *("dci_disentanglement", "dci_completeness", "dci_informativeness"),
+    ),
+)
 """Metrics that an evaluation reports besides the model's terms."""
 
 LikelihoodName = Annotated[str, OneOf(LIKELIHOODS)]

@@ -78,6 +78,14 @@ def test_what_the_model_sees_and_back(tmp_path):
     assert split.transform.apply(split.x, torch.float32).dtype == torch.float32
 
 
+def test_columns_are_fitted_on_the_rows_of_the_classes_that_are_trained_on(tmp_path):
+    path = write(tmp_path / "x.csv", COLUMNS)
+    split = load(TableConfig(path=path, train_classes=("well",), **KNOWN))["train"]
+    rows = [i for i in rows_of(load(TableConfig(path=path, **KNOWN))["train"]).tolist() if COLUMNS["outcome"][i] == "well"]
+    assert rows_of(split).tolist() == rows
+    np.testing.assert_allclose(seen(split)[:, 0].mean(), 0, atol=1e-12)
+
+
 def test_the_same_table_from_every_kind_of_file(tmp_path):
     pandas = pytest.importorskip("pandas")
     feather = pytest.importorskip("pyarrow.feather")
