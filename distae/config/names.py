@@ -34,7 +34,13 @@ TRAITS: dict[str, Traits] = {
 }
 """Of each likelihood."""
 LIKELIHOODS: Registry[str, Any] = Registry("likelihood", TRAITS)
-METRICS: Registry[str, Any] = Registry("metric", ("mse",))
+METRICS: Registry[str, Any] = Registry("metric", (
+    "mse",
+    "reconstruction_mse", "reconstruction_mae", "psnr", "ssim", "ms_ssim", "lpips", "rfid",
+    "elbo", "iwae", "bits_per_dim", "denoising_mse", "denoising_psnr", "code_use", "code_perplexity",
+    "frechet_distance", "fid", "precision", "recall", "density", "coverage", "copies",
+    "trustworthiness", "continuity", "interpolation_jump", "completeness", "active_units", "aggregate_kl", "aggregate_mmd",
+))  # fmt: skip
 """Metrics that an evaluation reports besides the model's terms."""
 
 LikelihoodName = Annotated[str, OneOf(LIKELIHOODS)]

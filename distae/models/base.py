@@ -185,6 +185,11 @@ class Autoencoder(nn.Module, ABC):
         terms = self(batch, self.phases()[0].name, noise).per_sample
         return -(terms["recon"] + terms["kl"])  # type: ignore[no-any-return]
 
+    def log_weights(self, batch: Batch, k: int, noise: Noise) -> Tensor | None:
+        """log p(x, z) - log q(z|x) in nats of `k` posterior samples of each row, `[B, k]`: their mean is the ELBO, the logarithm of
+        their exponentials' mean the bound of Burda et al. 2016, eq. 8. None where the variant has no such density."""
+        return None
+
     def kl_of_dimensions(self, codes: Codes) -> Tensor | None:
         """KL of each code dimension from the prior in nats, `[B, D]`, for diagnosis. None where it is not a sum over dimensions."""
         return None
@@ -226,6 +231,8 @@ class SeenInput(nn.Module):
 class NetAutoencoder(Autoencoder):
     """An encoder and a decoder made from the settings of the network. Override a builder to make another one in its place."""
 
+    normal_prior: ClassVar[bool] = False
+    """Whether codes are meant to follow N(0, I)."""
     latent_factor: ClassVar[int] = 1
     """Encoder outputs per latent dimension, such as 2 for a mean and a variance: blocks of `latent_dim`, one after the other."""
 
@@ -248,7 +255,12 @@ class NetAutoencoder(Autoencoder):
         return self.net.code_shape(self.shape, self.cfg.latent_dim)
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.likelihood.mean(self.decoder(z, None))
+        return self.likelihood.mean(self.decode_raw(z, label))
+
+    def decode_raw(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """The parameters of p(x|z), `[B, *raw_shape]`, of codes `[B, latent_dim]`."""
+        raw: Tensor = self.decoder(z, None)
+        return raw
 
     def normal_codes(self, n: int, noise: Noise) -> Tensor:
         """`n` codes from a standard normal prior: `[n, latent_dim]`."""

@@ -13,7 +13,7 @@ from variants import data, make, noise, run
 
 from distae.losses import kl_normal
 from distae.models.hierarchy import combine
-from distae.models.similarity import SCALE_WEIGHTS, ms_ssim
+from distae.losses.similarity import SCALE_WEIGHTS, ms_ssim
 from distae.models.sphere import VonMisesFisher, rotate
 from distae.nn.flows import InverseAutoregressive, Planar, Radial
 
