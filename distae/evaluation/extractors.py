@@ -42,11 +42,14 @@ class Extractor(NamedTuple):
 
 def frechet(a: Tensor, b: Tensor) -> float:
     """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of features `[n, F]`, `[m, F]` float64 (Dowson & Landau 1982, eq. 4)."""
-    (mean_a, cov_a), (mean_b, cov_b) = ((x.mean(0), torch.atleast_2d(x.T.cov())) for x in (a, b))
-    values, axes = torch.linalg.eigh(cov_a)
-    root = axes * values.clamp_min(0).sqrt() @ axes.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
-    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+    (mean_a, a), (mean_b, b) = ((x.mean(0), (x - x.mean(0)) / (len(x) - 1) ** 0.5) for x in (a, b))
+    if max(len(a), len(b)) <= a.shape[1]:
+        cross = torch.linalg.svdvals(a @ b.T).sum()  # the same number, from a smaller matrix
+    else:
+        values, axes = torch.linalg.eigh(a.T @ a)
+        root = axes * values.clamp_min(0).sqrt() @ axes.T
+        cross = torch.linalg.eigvalsh(root @ (b.T @ b) @ root).clamp_min(0).sqrt().sum()
+    return float((mean_a - mean_b).square().sum() + a.square().sum() + b.square().sum() - 2 * cross)
 
 
 def default(e: Evaluation) -> Extractor:
