@@ -9,7 +9,7 @@ from distae.evaluation.metrics import Figure, Skip, register_metric
 
 def _frequencies(e: Evaluation) -> Tensor:
     """How often each code is used, `[codes]` float64 that sum to 1, over all places of the samples."""
-    indices, size = e.codes().indices, getattr(e.model, "num_codes", None)
+    indices, size = e.codes().indices, e.model.num_codes
     if indices is None or size is None:
         raise Skip(f"{e.model.cfg.name} has no discrete codes")
     counts = torch.bincount(indices.flatten(), minlength=size).double()

@@ -113,7 +113,7 @@ def active_units(e: Evaluation) -> Figure:
 
 def _posterior(e: Evaluation) -> tuple[Tensor, Tensor | None]:
     """Means `[n, D]`, and variances where codes have them. Raises Skip unless the prior is standard normal."""
-    if not getattr(e.model, "normal_prior", False):
+    if not e.model.normal_prior:
         raise Skip(f"the prior of {e.model.cfg.name} is not standard normal")
     codes = e.codes()
     return codes.z, None if codes.logvar is None else codes.logvar.exp()

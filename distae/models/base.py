@@ -132,6 +132,9 @@ class Phase(NamedTuple):
 class Autoencoder(nn.Module, ABC):
     """The contract of all variants. Most build on `NetAutoencoder`; a direct subclass brings its own networks and `code_shape`."""
 
+    normal_prior: ClassVar[bool] = False
+    """Whether codes are meant to follow N(0, I)."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "turns" in vars(cls):
@@ -240,8 +243,6 @@ class SeenInput(nn.Module):
 class NetAutoencoder(Autoencoder):
     """An encoder and a decoder made from the settings of the network. Override a builder to make another one in its place."""
 
-    normal_prior: ClassVar[bool] = False
-    """Whether codes are meant to follow N(0, I)."""
     latent_factor: ClassVar[int] = 1
     """Encoder outputs per latent dimension, such as 2 for a mean and a variance: blocks of `latent_dim`, one after the other."""
 

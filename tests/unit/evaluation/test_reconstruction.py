@@ -138,8 +138,8 @@ def test_lpips_is_the_equation(lpips_files):
 def test_lpips_of_a_model_names_its_weights(lpips_files):
     e = evaluation("ae", how={"lpips_weights": lpips_files[0], "lpips_backbone": lpips_files[1]}, dtype=torch.float32)
     found = value("lpips", e)
-    assert 0 < found.value
-    assert 0 < found.baselines["pca"]
+    assert found.value > 0
+    assert found.baselines["pca"] > 0
     assert found.protocol["extractor"].startswith("lpips alexnet ")
 
 
