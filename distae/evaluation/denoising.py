@@ -1,5 +1,7 @@
 """How well a model removes noise from its input, beside PCA with as many components as the code has values and non-local means."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.metrics import Figure, Skip, register_metric
 from distae.evaluation.reconstruction import psnr, squared
-from distae.evaluation.shared import need_images, once, pca_of_code
+from distae.evaluation.shared import are_images, need_images, once, pca_of_code
 from distae.models import Batch
 from distae.noise import Noise, Rows
 
@@ -40,15 +42,20 @@ def non_local_means(x: Tensor, std: float, h: float) -> Tensor:
     return total / weights
 
 
+def _ends(e: Evaluation) -> Callable[[Tensor], Tensor]:
+    """What is known of clean values: those of images are in [0, 1], which helps the baselines whose output is not."""
+    return (lambda x: x.clamp(0, 1)) if are_images(e) else lambda x: x
+
+
 @once
 def _strengths(e: Evaluation) -> dict[float, float]:
     """The h of non-local means that has the lowest squared error on training samples, by level of noise."""
-    clean = e.values("train")[:TRIED]
+    clean, end = e.values("train")[:TRIED], _ends(e)
     found = {}
     for level in LEVELS:
         noise = Noise(e.seed, ("non-local means", str(level)), Rows(len(clean)), clean.device)
         noisy = clean + level * noise.normal(clean)
-        errors = {c * level: float(squared(clean, non_local_means(noisy, level, c * level)).mean()) for c in STRENGTHS}
+        errors = {c * level: float(squared(clean, end(non_local_means(noisy, level, c * level))).mean()) for c in STRENGTHS}
         found[level] = min(errors, key=errors.__getitem__)
     return found
 
@@ -58,7 +65,7 @@ def _errors(e: Evaluation) -> dict[str, float]:
     """Means over all samples of `mse` and `psnr` of the model, and of each baseline, by level: `model mse 0.1`."""
     if e.model.cfg.missing or e.transform.columns:
         raise Skip("noise is added to values of one kind, none of them missing")
-    pca, strengths = pca_of_code(e), _strengths(e) if len(e.model.shape) == 3 else {}
+    pca, end, strengths = pca_of_code(e), _ends(e), _strengths(e) if len(e.model.shape) == 3 else {}
 
     def terms(batch: Batch, noise: Noise) -> dict[str, Tensor]:
         found = {}
@@ -70,7 +77,7 @@ def _errors(e: Evaluation) -> dict[str, float]:
             if level in strengths:
                 made["non_local_means"] = non_local_means(noisy, level, strengths[level])
             for name, x in made.items():
-                found[f"{name} mse {level}"] = mse = squared(batch.x, x)
+                found[f"{name} mse {level}"] = mse = squared(batch.x, end(x))
                 found[f"{name} psnr {level}"] = psnr(mse)
         return found
 
@@ -82,7 +89,12 @@ def _figures(e: Evaluation, name: str) -> dict[str, Figure]:
     figures = {}
     for level in LEVELS:
         of = {key.split()[0]: value for key, value in found.items() if key.endswith(f" {name} {level}")}
-        protocol = {"noise": "gaussian", "std": level, "h": _strengths(e)[level] if "non_local_means" in of else None}
+        protocol = {
+            "noise": "gaussian",
+            "std": level,
+            "clamped": are_images(e),
+            "h": _strengths(e)[level] if "non_local_means" in of else None,
+        }
         figures[str(level)] = Figure(of.pop("model"), of, protocol=protocol)
     return figures
 

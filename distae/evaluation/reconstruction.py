@@ -5,7 +5,7 @@ from torch import Tensor
 from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.extractors import frechet, inception, perceptual
 from distae.evaluation.metrics import Figure, Skip, register_metric
-from distae.evaluation.shared import in_shares, need_images, once, pca_of_code
+from distae.evaluation.shared import are_images, in_shares, need_images, once, pca_of_code
 from distae.losses.similarity import ms_ssim, ssim
 from distae.models import Batch
 from distae.noise import Noise
@@ -35,7 +35,7 @@ def window_of(shape: tuple[int, ...]) -> int:
 @once
 def _errors(e: Evaluation) -> dict[str, float]:
     """Means over all samples of `mse`, `mae`, and for images `psnr`, `ssim`, `ms_ssim`, `lpips`; with `pca ` before them PCA's."""
-    pca, images = pca_of_code(e), _are_images(e)
+    pca, images = pca_of_code(e), are_images(e)
     lpips = perceptual(e.settings.lpips_weights, e.settings.lpips_backbone) if images and e.settings.lpips_weights else None
 
     def of(x: Tensor, made: Tensor) -> dict[str, Tensor]:
@@ -53,14 +53,6 @@ def _errors(e: Evaluation) -> dict[str, float]:
         return found
 
     return e.mean(terms, "reconstruction")
-
-
-def _are_images(e: Evaluation) -> bool:
-    try:
-        need_images(e)
-    except Skip:
-        return False
-    return True
 
 
 def _figure(e: Evaluation, name: str, **protocol: object) -> Figure:

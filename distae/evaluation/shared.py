@@ -49,6 +49,15 @@ def need_images(e: Evaluation) -> None:
         raise Skip("images are not known to be in [0, 1]: neither the likelihood nor the scale of the data says so")
 
 
+def are_images(e: Evaluation) -> bool:
+    """Whether samples are images of values in [0, 1]."""
+    try:
+        need_images(e)
+    except Skip:
+        return False
+    return True
+
+
 def in_shares(x: Tensor, work: Callable[[Tensor], Tensor], chunk: int) -> Tensor:
     """`work` of each `chunk` rows of `x` `[n, ...]`, computed by the ranks in turn; all rows in order on the CPU of every rank."""
     here = dist.world()
