@@ -37,7 +37,7 @@ LIKELIHOODS: Registry[str, Any] = Registry("likelihood", TRAITS)
 METRICS: Registry[str, Any] = Registry("metric", (
     "mse",
     "reconstruction_mse", "reconstruction_mae", "psnr", "ssim", "ms_ssim", "lpips", "rfid",
-    "elbo", "iwae", "bits_per_dim", "denoising_mse", "denoising_psnr", "code_use", "code_perplexity",
+    "elbo", "iwae_bound", "bits_per_dim", "denoising_mse", "denoising_psnr", "code_use", "code_perplexity",
     "frechet_distance", "fid", "precision", "recall", "density", "coverage", "copies",
     "trustworthiness", "continuity", "interpolation_jump", "completeness", "active_units", "aggregate_kl", "aggregate_mmd",
 ))  # fmt: skip

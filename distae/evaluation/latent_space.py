@@ -80,7 +80,8 @@ def _jump(e: Evaluation, path: Tensor, label: Tensor | None) -> Tensor:
     labels = None if label is None else label.expand(len(path)).to(first.device)
     decoded = e.model.decode(path.to(first), labels).flatten(1).double().cpu()
     steps = decoded.diff(dim=0).norm(dim=1)
-    return steps.max() / steps.mean().clamp_min(torch.finfo(steps.dtype).tiny)
+    jump: Tensor = steps.max() / steps.mean().clamp_min(torch.finfo(steps.dtype).tiny)
+    return jump
 
 
 @register_metric("completeness", task="latent_space", unit="share of samples", better="higher")
@@ -126,7 +127,7 @@ def aggregate_kl(e: Evaluation) -> Figure:
     S is the covariance of the posterior means plus the mean posterior variance; (tr S + |m|^2 - D - log det S) / 2.
     """
     mu, variance = _posterior(e)
-    mean, cov = mu.mean(0), torch.atleast_2d(mu.T.cov(correction=0))
+    mean, cov = mu.mean(0), mu.T.cov(correction=0).view(mu.shape[1], -1)
     cov = cov if variance is None else cov + variance.mean(0).diag()
     logdet = torch.linalg.slogdet(cov).logabsdet
     if not bool(logdet.isfinite()):

@@ -27,7 +27,7 @@ def in_parts(k: int, values: int) -> Iterator[int]:
 
 @once
 def _bounds(e: Evaluation) -> dict[str, float]:
-    """Means over all samples in nats: `elbo`, and where the model has importance weights `iwae`."""
+    """Means over all samples in nats: `elbo`, and where the model has importance weights `iwae_bound`."""
     if not e.model.has_log_bound:
         raise Skip(f"{e.model.cfg.name} does not bound log p(x)")
     k = e.settings.importance_samples
@@ -43,7 +43,7 @@ def _bounds(e: Evaluation) -> dict[str, float]:
             highest = best if highest is None else torch.logaddexp(highest, best)
         assert total is not None
         assert highest is not None
-        return {"elbo": total, "iwae": highest - math.log(k)}
+        return {"elbo": total, "iwae_bound": highest - math.log(k)}
 
     return e.mean(terms, "likelihood")
 
@@ -63,24 +63,24 @@ def _protocol(e: Evaluation) -> dict[str, object]:
 def elbo(e: Evaluation) -> Figure:
     """E[log p(x, z) - log q(z|x)], a lower bound of log p(x) (Kingma & Welling 2014, eq. 2), the mean of K posterior samples."""
     found = _bounds(e)
-    samples = e.settings.importance_samples if "iwae" in found else 1
+    samples = e.settings.importance_samples if "iwae_bound" in found else 1
     return Figure(found["elbo"], protocol={**_protocol(e), "posterior_samples": samples})
 
 
-@register_metric("iwae", task="likelihood", unit="nats per sample", better="higher")
+@register_metric("iwae_bound", task="likelihood", unit="nats per sample", better="higher")
 def importance_weighted(e: Evaluation) -> Figure:
     """log 1/K sum_k p(x, z_k) / q(z_k|x), a tighter bound the larger K is (Burda et al. 2016, eq. 8)."""
     found = _bounds(e)
-    if "iwae" not in found:
+    if "iwae_bound" not in found:
         raise Skip(f"{e.model.cfg.name} has no importance weights")
-    return Figure(found["iwae"], protocol={**_protocol(e), "posterior_samples": e.settings.importance_samples})
+    return Figure(found["iwae_bound"], protocol={**_protocol(e), "posterior_samples": e.settings.importance_samples})
 
 
 @register_metric("bits_per_dim", task="likelihood", unit="bits per value")
 def bits_per_dim(e: Evaluation) -> Figure:
     """-log p(x) / (D ln 2) by the tightest bound; of densities, that of the stored values (Theis et al. 2016, sec. 3.1)."""
     found, protocol = _bounds(e), _protocol(e)
-    nats = -found.get("iwae", found["elbo"]) / prod(e.model.shape)
+    nats = -found.get("iwae_bound", found["elbo"]) / prod(e.model.shape)
     if str(protocol["is"]).startswith("density"):
         nats += math.log(e.transform.scale)
         protocol["is"] = "density of the stored values, not dequantized"

@@ -61,7 +61,7 @@ def are_images(e: Evaluation) -> bool:
 def in_shares(x: Tensor, work: Callable[[Tensor], Tensor], chunk: int) -> Tensor:
     """`work` of each `chunk` rows of `x` `[n, ...]`, computed by the ranks in turn; all rows in order on the CPU of every rank."""
     here = dist.world()
-    mine = {i: work(part).cpu() for i, part in enumerate(x.split(chunk)) if i % here.world_size == here.rank}
+    mine = {i: work(part).cpu() for i, part in enumerate(torch.split(x, chunk)) if i % here.world_size == here.rank}
     found = {i: part for parts in dist.gather(mine) for i, part in parts.items()}
     return torch.cat([found[i] for i in range(len(found))])
 

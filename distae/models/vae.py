@@ -57,7 +57,8 @@ class GaussianAutoencoder(NetAutoencoder):
         x, label = (None if t is None else t.repeat_interleave(k, 0) for t in (batch.x, batch.label))
         nll = self.likelihood(self.decode_raw(z.flatten(0, 1), label), x)
         log_q: Tensor = log_normal(z, mu, logvar).sum(2)
-        return (self.log_prior(z.flatten(0, 1)) - nll).view(-1, k) - log_q
+        log_joint: Tensor = (self.log_prior(z.flatten(0, 1)) - nll).view(-1, k)
+        return log_joint - log_q
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z) in nats, `[B]` from `[B, latent_dim]`."""

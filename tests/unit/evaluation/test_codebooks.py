@@ -4,7 +4,8 @@ import pytest
 import torch
 from evaluations import evaluation
 
-from distae.evaluation.metrics import METRICS, Skip
+from distae.config.names import METRICS
+from distae.evaluation.metrics import Skip
 from distae.models import Codes
 
 

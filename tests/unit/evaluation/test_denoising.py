@@ -7,10 +7,11 @@ import torch
 from evaluations import evaluation
 from helpers import as_the_model_sees, images, splits
 
+from distae.config.names import METRICS
 from distae.data import Split
 from distae.evaluation import denoising
 from distae.evaluation.denoising import LEVELS, non_local_means
-from distae.evaluation.metrics import METRICS, Skip
+from distae.evaluation.metrics import Skip
 from distae.noise import Noise, Rows
 
 

@@ -6,11 +6,12 @@ import torch
 from evaluations import evaluation
 from helpers import as_the_model_sees, images, splits
 
+from distae.config.names import METRICS
 from distae.data import Split
 from distae.evaluation import generation
 from distae.evaluation.extractors import random_network
 from distae.evaluation.generation import manifold, pca_samples, samples
-from distae.evaluation.metrics import METRICS, Skip
+from distae.evaluation.metrics import Skip
 from distae.evaluation.shared import nearest
 from distae.models.inference import Model
 
@@ -65,7 +66,9 @@ def test_samples_are_those_of_the_model():
 def test_samples_of_pca_have_the_moments_of_the_training_split():
     data = {"train": images(300, 1), "val": images(2, 2), "test": images(5000, 3)}
     e = evaluation("vae", data, latent_dim=64)
-    drawn, train = pca_samples(e).flatten(1), as_the_model_sees(data["train"]).flatten(1)
+    drawn = pca_samples(e)
+    assert drawn is not None
+    drawn, train = drawn.flatten(1), as_the_model_sees(data["train"]).flatten(1)
     torch.testing.assert_close(drawn.mean(0), train.mean(0), rtol=0, atol=0.03)
     torch.testing.assert_close(drawn.T.cov(), train.T.cov(), rtol=0, atol=0.02)
 

@@ -5,8 +5,9 @@ import torch
 from evaluations import evaluation
 from helpers import images, splits
 
+from distae.config.names import METRICS
 from distae.evaluation import latent_space
-from distae.evaluation.metrics import METRICS, Skip
+from distae.evaluation.metrics import Skip
 from distae.models import Codes
 
 
