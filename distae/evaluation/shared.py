@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from math import prod
 from typing import TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,14 +20,11 @@ BLOCK = 1024
 
 
 def once(compute: Callable[[Evaluation], T]) -> Callable[[Evaluation], T]:
-    """Keep what a function of an evaluation returns as long as the evaluation lives: several metrics read one pass."""
-    kept: WeakKeyDictionary[Evaluation, T] = WeakKeyDictionary()
+    """Keep what a function of an evaluation returns until the model's weights change: several metrics read one pass."""
 
     @wraps(compute)
     def of(e: Evaluation) -> T:
-        if e not in kept:
-            kept[e] = compute(e)
-        return kept[e]
+        return e.once(f"{compute.__module__}.{compute.__name__}", lambda: compute(e), of_model=True)
 
     return of
 

@@ -206,3 +206,14 @@ def test_rfid_takes_the_inception_weights(tmp_path):
     features = inception(str(tmp_path / "inception.pth")).compute(torch.rand(1, 1, 8, 8))
     assert features.shape == (1, 2048)
     assert isinstance(net, nn.Module)
+
+
+def test_figures_follow_the_weights_once_what_was_computed_is_forgotten():
+    e = evaluation("ae")
+    before = value("reconstruction_mse", e).value
+    with torch.no_grad():
+        for parameter in e.model.parameters():
+            parameter.mul_(2)
+    assert value("reconstruction_mse", e).value == before
+    e.forget_model()
+    assert value("reconstruction_mse", e).value != before
