@@ -1,6 +1,7 @@
 """How well a model removes noise from its input, beside PCA with as many components as the code has values and non-local means."""
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ PATCH, SEARCH = 5, 5
 """Non-local means: side of a patch, and how far away patches are compared, in pixels."""
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Filter strengths h, in standard deviations of the noise, of which training samples choose."""
+MOST_VALUES = 3 * 64 * 64
+"""Values of an image up to which non-local means are computed: each costs 121 passes over it."""
 TRIED = 64
 """Training samples that choose."""
 
@@ -49,7 +52,9 @@ def _ends(e: Evaluation) -> Callable[[Tensor], Tensor]:
 
 @once
 def _strengths(e: Evaluation) -> dict[float, float]:
-    """The h of non-local means that has the lowest squared error on training samples, by level of noise."""
+    """The h of non-local means that has the lowest squared error on training samples, by level; none where it is not computed."""
+    if len(e.model.shape) != 3 or prod(e.model.shape) > MOST_VALUES:
+        return {}
     clean, end = e.values("train")[:TRIED], _ends(e)
     found = {}
     for level in LEVELS:
@@ -65,7 +70,7 @@ def _errors(e: Evaluation) -> dict[str, float]:
     """Means over all samples of `mse` and `psnr` of the model, and of each baseline, by level: `model mse 0.1`."""
     if e.model.cfg.missing or e.transform.columns:
         raise Skip("noise is added to values of one kind, none of them missing")
-    pca, end, strengths = pca_of_code(e), _ends(e), _strengths(e) if len(e.model.shape) == 3 else {}
+    pca, end, strengths = pca_of_code(e), _ends(e), _strengths(e)
 
     def terms(batch: Batch, noise: Noise) -> dict[str, Tensor]:
         found = {}
@@ -93,7 +98,7 @@ def _figures(e: Evaluation, name: str) -> dict[str, Figure]:
             "noise": "gaussian",
             "std": level,
             "clamped": are_images(e),
-            "h": _strengths(e)[level] if "non_local_means" in of else None,
+            "h": _strengths(e).get(level),
         }
         figures[str(level)] = Figure(of.pop("model"), of, protocol=protocol)
     return figures

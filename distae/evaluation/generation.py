@@ -54,7 +54,13 @@ class Compared(NamedTuple):
     """`model`, `pca`, and `training_samples`, which are as good as a model can get."""
 
     def figure(self, values: dict[str, float], **more: object) -> Figure:
-        protocol = {"extractor": self.extractor.name, "real": len(self.real), "sampler": "prior", **more}
+        protocol = {
+            "extractor": self.extractor.name,
+            "real": len(self.real),
+            "sampler": "prior",
+            "drawn": "means of p(x|z)",
+            **more,
+        }
         return Figure(values["model"], {k: v for k, v in values.items() if k != "model"}, protocol=protocol)
 
 

@@ -17,6 +17,8 @@ from distae.losses import squared_distances
 T = TypeVar("T")
 BLOCK = 1024
 """Rows whose distances to all others are held at once."""
+VALUES = 1 << 24
+"""Values of rows in float64 that are held at once."""
 
 
 def once(compute: Callable[[Evaluation], T]) -> Callable[[Evaluation], T]:
@@ -64,10 +66,15 @@ def in_shares(x: Tensor, work: Callable[[Tensor], Tensor], chunk: int) -> Tensor
 
 def distance_blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Squared distances of the rows of `x` to all of `y`, `[b, m]` float64, missing values as 0, a block of `x` at a time."""
-    x, y = (t.flatten(1).double().nan_to_num(0.0) for t in (x, y))
-    for start in range(0, len(x), BLOCK):
-        rows = slice(start, min(start + BLOCK, len(x)))
-        yield rows, squared_distances(x[rows], y)
+    size = max(1, min(BLOCK, VALUES // x[0].numel()))
+
+    def rows_of(t: Tensor, start: int) -> Tensor:
+        return t[start : start + size].flatten(1).double().nan_to_num(0.0)
+
+    for start in range(0, len(x), size):
+        rows = rows_of(x, start)
+        apart = [squared_distances(rows, rows_of(y, other)) for other in range(0, len(y), size)]
+        yield slice(start, start + len(rows)), torch.cat(apart, 1)
 
 
 def nearest(x: Tensor, y: Tensor, k: int = 1) -> Tensor:

@@ -91,3 +91,8 @@ def test_vectors_have_no_non_local_means():
     assert set(METRICS["denoising_mse"].compute(e)["0.5"].baselines) == {"noisy", "pca"}
     with pytest.raises(Skip, match="not images"):
         METRICS["denoising_psnr"].compute(e)
+
+
+def test_large_images_have_no_non_local_means(monkeypatch):
+    monkeypatch.setattr(denoising, "MOST_VALUES", 63)
+    assert set(METRICS["denoising_mse"].compute(evaluation("ae"))["0.5"].baselines) == {"noisy", "pca"}
