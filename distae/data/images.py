@@ -42,7 +42,7 @@ class ImageFiles(Source):
         into, bad = samples.numpy(), dict[int, str]()
         for i, row in enumerate(rows.tolist()):
             try:
-                into[i] = decode(self.index.path(row), self.mode, self.side, self.part)
+                into[i] = decode(self.index.file(row), self.mode, self.side, self.part)
             except Exception as error:  # decoders raise anything on damaged files
                 bad[row] = f"{self.name_of(row)} cannot be read ({why(error)})"
         if bad:
