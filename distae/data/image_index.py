@@ -107,6 +107,10 @@ class ImageIndex:
             kept.unlink(missing_ok=True)
         return why
 
+    def file(self, row: int) -> str:
+        """`path` as text: making a Path takes 4% of the time that decoding a small photograph does."""
+        return f"{self.root}/{self.name(row)}"
+
     @cached_property
     def with_images(self) -> NDArray[np.bool_]:
         """Which folders hold images, directly or in subfolders."""

@@ -46,7 +46,7 @@ class ImageFiles(Source):
                 bad[row] = printable(changed)
                 continue
             try:
-                into[i] = decode(self.index.path(row), self.mode, self.side, self.part)
+                into[i] = decode(self.index.file(row), self.mode, self.side, self.part)
             except Exception as error:  # decoders raise anything on damaged files
                 bad[row] = f"{self.name_of(row)} cannot be read ({why(error)})"
         if bad:

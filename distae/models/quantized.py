@@ -173,7 +173,7 @@ class LFQVAE(NetAutoencoder):
 
     @property
     def num_codes(self) -> int:
-        return 2**self.cfg.bits
+        return 1 << self.cfg.bits
 
     def from_indices(self, indices: Tensor) -> Tensor:
         bits = indices[:, :, None] >> torch.arange(self.cfg.bits, device=indices.device) & 1

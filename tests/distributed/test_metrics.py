@@ -44,8 +44,8 @@ def _rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     limit = datetime.timedelta(seconds=120)
     td.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3, timeout=limit)
-    pair = [td.new_group([1, 2], timeout=limit) for _ in range(3)]
-    every = [td.new_group([0, 1, 2], timeout=limit) for _ in range(3)]
+    pair: list[Any] = [td.new_group([1, 2], timeout=limit) for _ in range(3)]
+    every: list[Any] = [td.new_group([0, 1, 2], timeout=limit) for _ in range(3)]
     for n, ranks, groups in ((1, (0,), []), (2, (1, 2), pair), (3, (0, 1, 2), every)):
         if rank in ranks:
             with dist.use(dist.World(ranks.index(rank), n, torch.device("cpu"), *groups)):
