@@ -95,7 +95,7 @@ def entry() -> None:
 
         complete(COMMANDS, load)
     console.ignore_closed_streams()
-    leave(main())
+    leave(console.exit_code(main))
 
 
 if __name__ == "__main__":

@@ -9,4 +9,4 @@ __all__ = ["SWITCHES", "main", "run"]
 
 if __name__ == "__main__":
     console.ignore_closed_streams()
-    leave(main())
+    leave(console.exit_code(main))

@@ -93,4 +93,4 @@ def _torchrun(nproc: int, max_restarts: int, train: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     console.ignore_closed_streams()
-    sys.exit(main())
+    sys.exit(console.exit_code(main))

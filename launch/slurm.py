@@ -111,4 +111,4 @@ def show(plan: Submission, runs: Sequence[TrainConfig], with_snapshot: bool) -> 
 
 if __name__ == "__main__":
     console.ignore_closed_streams()
-    sys.exit(main())
+    sys.exit(console.exit_code(main))

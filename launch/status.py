@@ -84,4 +84,4 @@ def _progress(run_dir: Path) -> Iterator[tuple[str, str]]:
 
 if __name__ == "__main__":
     console.ignore_closed_streams()
-    sys.exit(main())
+    sys.exit(console.exit_code(main))

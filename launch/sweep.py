@@ -100,4 +100,4 @@ def _link_logs(logs: Path, run_dir: Path) -> None:
 
 if __name__ == "__main__":
     console.ignore_closed_streams()
-    sys.exit(main())
+    sys.exit(console.exit_code(main))

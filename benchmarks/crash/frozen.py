@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.crash.compare import differences
-from benchmarks.crash.kills import POLL_SECONDS, Progress, Reference, job
+from benchmarks.crash.kills import POLL_SECONDS, Progress, Reference
 from benchmarks.crash.processes import COLLECTIVE_TIMEOUT, LIMIT, finish, kill, start, text_of, wait
 
 VARIANT = "vae"
@@ -24,7 +24,7 @@ def freeze(number: int, rank: int, seconds: float | None, seed: int, folder: Pat
     folder.mkdir(parents=True)
     rng, reference = random.Random(f"{seed} {number}"), Reference(VARIANT, RANKS, folder)
     run_dir, log = folder / "run", folder / "frozen.log"
-    argv, progress = job(VARIANT, run_dir), Progress(run_dir)
+    argv, progress = reference.job(run_dir), Progress(run_dir)
     processes = start(argv, RANKS, log)
     step = rng.randint(0, 30)
     while progress.saved() < step and any(p.exitcode is None for p in processes):

@@ -21,6 +21,10 @@ PRELOAD = (
     "launch.slurm",
     "wandb",
     "sklearn.datasets",
+    "scipy.sparse",
+    "pyarrow.parquet",
+    "pyarrow.csv",
+    "fsspec",
     "torchvision.utils",
     "tomli_w",
     "PIL.PngImagePlugin",
@@ -83,10 +87,16 @@ def tool(module: str, argv: list[str]) -> None:
     runpy.run_module(module, run_name="__main__")
 
 
-def start(argv: list[str], ranks: int, log: Path, plant: Plant | None = None) -> list[Any]:
-    """Start the ranks of a job as torchrun would."""
-    env = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    own = [env | {"RANK": str(r), "LOCAL_RANK": str(r)} if ranks > 1 else {} for r in range(ranks)]
+def start(argv: list[str], ranks: int, log: Path, plant: Plant | None = None, cache: Path | None = None) -> list[Any]:
+    """Start the ranks of a job as torchrun would; `cache` is the node's folder for what can be made again."""
+    node = {"DISTAE_CACHE": str(cache)} if cache else {}
+    env = node | {
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }
+    own = [env | {"RANK": str(r), "LOCAL_RANK": str(r)} if ranks > 1 else node for r in range(ranks)]
     return [fork(train, (argv, rank, plant), log, e) for rank, e in enumerate(own)]
 
 
@@ -121,11 +131,11 @@ def kill(processes: list[Any]) -> None:
             os.kill(process.pid, signal.SIGKILL)
 
 
-def run(argv: list[str], ranks: int, log: Path, limit: float = 120, plant: Plant | None = None) -> End:
+def run(argv: list[str], ranks: int, log: Path, limit: float = 120, plant: Plant | None = None, cache: Path | None = None) -> End:
     """One start of a job, to its end."""
     log.unlink(missing_ok=True)
     began = time.monotonic()
-    processes = start(argv, ranks, log, plant)
+    processes = start(argv, ranks, log, plant, cache)
     took = wait(processes, limit)
     codes = [None if t is None else p.exitcode for p, t in zip(processes, took, strict=True)]
     return End(codes, text_of(log), time.monotonic() - began)
@@ -137,9 +147,9 @@ def text_of(log: Path) -> str:
     return ""
 
 
-def finish(argv: list[str], ranks: int, run_dir: Path, code: int = 0, plant: Plant | None = None) -> End:
-    """Run the job to its end. Raises SystemExit if a rank ends with a different exit code than `code`."""
-    end = run(argv, ranks, run_dir.with_suffix(".log"), plant=plant)
+def finish(argv: list[str], ranks: int, run_dir: Path, code: int = 0, plant: Plant | None = None, cache: Path | None = None) -> End:
+    """Run the job to its end. Raises SystemExit where a rank ends with another exit code than `code`."""
+    end = run(argv, ranks, run_dir.with_suffix(".log"), plant=plant, cache=cache)
     if any(c != code for c in end.codes):
         raise SystemExit(f"the run ended with {end.codes}:\n{end.text[-3000:]}")
     return end

@@ -121,5 +121,5 @@ def export_step(run: Path, which: str | None, target: Path) -> int:
     cfg = settings_of(run, summary.settings) if summary else read_settings(run)
     model = assemble(cfg.model, cfg.net, cfg.data.shape(), weights)
     transform = Transform.from_json(summary.transform) if summary and summary.transform else None
-    export(model.state_dict(), cfg, target / "model", step, transform, summary.data if summary else None)
+    export(model, cfg, target / "model", step, transform, summary.data if summary else None)
     return step

@@ -55,7 +55,9 @@ def look(cfg: TrainConfig, sheet: Path, force: bool) -> Iterator[str]:
 
     from distae import data
 
-    if sheet.exists() and not force:
+    shape = cfg.data.shape()
+    is_image = len(shape) == 3 and shape[0] in (1, 3)
+    if is_image and sheet.exists() and not force:
         raise UserError(f"--sheet: {sheet} already exists; give a different file, or --force to replace it")
     splits = data.load(cfg.data)
     train = splits["train"]
@@ -69,7 +71,7 @@ def look(cfg: TrainConfig, sheet: Path, force: bool) -> Iterator[str]:
     yield from _unread(train, seen["train"][1])
     yield from _what_would_be_done(cfg, splits)
     images = train.transform.apply(seen["train"][0][_evenly(len(seen["train"][0]), ON_THE_SHEET)], torch.float32)
-    if len(train.shape) == 3 and train.shape[0] in (1, 3) and len(images):
+    if is_image and len(images):
         _draw(images, sheet)
         yield f"pictures    {sheet}: {len(images)} training samples, as the model sees them"
 

@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m distae prepar
     except OSError as error:
         sys.stderr.write(f"distae: {error.filename or 'the disk'}: {in_words(error)}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("distae: interrupted by Ctrl-C: rerun to resume\n")
+        return 130
 
 
 def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -98,7 +101,8 @@ def _report(manifest: Manifest, folder: Path) -> int:
     sys.stdout.write(f"{folder}: {counts} samples in {len(shards)} shards, {size:.3g} GB\n")
     if manifest.unread:
         sys.stdout.write(f"{len(manifest.unread)} could not be read and are left out (all in {folder / MANIFEST}):\n")
-        sys.stdout.writelines(f"  {u.file}: {u.reason}\n" for u in manifest.unread[:SHOWN])
+        reasons = (u.reason if u.reason.startswith(u.file) else f"{u.file}: {u.reason}" for u in manifest.unread[:SHOWN])
+        sys.stdout.writelines(f"  {reason}\n" for reason in reasons)
     sys.stdout.write(f"train on it: distae train --data array --data.path {folder}\n")
     return 0
 

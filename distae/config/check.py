@@ -16,7 +16,7 @@ from distae.errors import UserError
 
 ADDED = frozenset(
     {"model.inverse_temperature"}
-    | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "shuffle", "window")}
+    | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "shuffle", "window", "train_classes")}
     | {
         f"model.{name}"
         for name in ("count_rate", "dispersion", "total", "mixtures", "columns", "input", "input_dropout", "missing")
@@ -119,8 +119,11 @@ def _check_halvings(net: ConvConfig | ResNetConfig, shape: tuple[int, ...]) -> N
 
 def _check_choices(cfg: TrainConfig, world_size: int) -> None:
     valid = [f"val/{t}" for t in dict.fromkeys(("loss", *cfg.model.terms, *METRICS.keys_known))]
-    if cfg.best_metric not in valid:
+    name, _, figure = cfg.best_metric.removeprefix("val/").partition("/")
+    if cfg.best_metric not in valid and not (figure and f"val/{name}" in valid):
         raise UserError(f"--best-metric: unknown {cfg.best_metric!r}; valid: {', '.join(valid)}")
+    if cfg.data.val_fraction == 0 and cfg.probe_every:
+        raise UserError("--data.val-fraction 0 leaves nothing to probe: --probe-every needs it")
     if cfg.data.val_fraction == 0 and (cfg.early_stop.patience or cfg.schedule.name == "plateau"):
         raise UserError("--data.val-fraction 0 leaves nothing to evaluate: --early-stop.patience and --schedule plateau need it")
     if cfg.model.missing and cfg.data.binarize != "none":

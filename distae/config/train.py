@@ -19,7 +19,7 @@ class EarlyStopConfig:
     patience: Count | None = None
     """Evaluations without improvement before the run ends; off by default."""
     min_delta: Annotated[float, Meta(ge=0)] = 0.0
-    """Smallest decrease that counts as an improvement."""
+    """Smallest change for the better that counts as an improvement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,8 @@ class TrainConfig:
     ema: Fraction = 0.0
     """Decay of an exponential moving average of the parameters that evaluation and the exported model use; 0 is off."""
     best_metric: str = "val/loss"
-    """Metric for the best checkpoint, plateau and early stop; lower is better."""
+    """Metric for the best checkpoint, plateau and early stop: a term of the loss, or a metric of distae evaluate, on the validation
+    split. Higher is better where the metric says so."""
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     """Seed of initial weights, the order of samples and noise."""
 
@@ -105,6 +106,9 @@ class TrainConfig:
     """Optimizer steps between two rows of training metrics."""
     eval_every: Count | None = None
     """Optimizer steps between two evaluations on the validation split; by default one epoch, but at least 50."""
+    probe_every: Count | None = None
+    """Optimizer steps between two probes of the codes on the validation split: val/knn_accuracy, where the data have labels, and
+    val/pca_relative_error, the squared error over that of PCA with as many dimensions. Off by default."""
     profile: bool = False
     """Print how much time each phase of steps 11 to 60 takes, and write a torch.profiler trace to the run folder."""
     save_every: Literal["auto"] | Count = 500
@@ -138,7 +142,19 @@ class TrainConfig:
 
 
 MAY_CHANGE = frozenset(
-    {"epochs", "steps", "grad_accum_steps", "log_every", "eval_every", "save_every", "name", "run_dir", "fresh", "export"}
+    {
+        "epochs",
+        "steps",
+        "grad_accum_steps",
+        "log_every",
+        "eval_every",
+        "probe_every",
+        "save_every",
+        "name",
+        "run_dir",
+        "fresh",
+        "export",
+    }
     | {"tracking", "progress", "device", "threads", "timeout", "profile", "data.root"}
     | {"data.storage", "data.workers", "data.prefetch", "data.on_error"}
     | {"allow_changed_data", "checkpoint.keep_latest_k", "checkpoint.mode", "checkpoint.mtbf_hours"}

@@ -50,7 +50,8 @@ class ColumnSource(UnitSource):
             return super().read(rows)
         except BadRowsError as error:
             named = {row: (self.name_of(row), reason) for row, reason in error.reasons.items()}
-            raise BadRowsError({row: r if r.startswith(n) else f"{n}: {r}" for row, (n, r) in named.items()}) from error
+            file = {n: n.rpartition(" row ")[0] for n, _ in named.values()}
+            raise BadRowsError({row: r if r.startswith(file[n]) else f"{n}: {r}" for row, (n, r) in named.items()}) from error
 
     def decode(self, unit: Any, rows: Tensor) -> Tensor:
         if self.column.kind == "array":

@@ -14,6 +14,7 @@ SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 """Pillow's modes of 16 bits; its versions before 11 read a 16 bit PNG as "I"."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MOST_PIXELS decides
+Image.preinit()  # the common formats first, or a JPEG is tried as many others before, which takes a tenth of its time
 Image.init()  # all formats at once: worker threads would race to do it
 
 
@@ -24,7 +25,7 @@ def header(path: Path) -> tuple[str, int]:
         return image.mode, min(image.size)
 
 
-def decode(file: Path | BinaryIO, mode: str, side: int, part: float = 1.0) -> NDArray[Any]:
+def decode(file: Path | str | BinaryIO, mode: str, side: int, part: float = 1.0) -> NDArray[Any]:
     """The central square of an image, resized to `side`: `[C, side, side]` uint8, or float32 for mode F.
 
     The square's side is the image's shorter side times `part`.

@@ -42,8 +42,11 @@ class ImageFiles(Source):
         samples = torch.empty((len(rows), *self.shape), dtype=self.dtype)
         into, bad = samples.numpy(), dict[int, str]()
         for i, row in enumerate(rows.tolist()):
+            if changed := self.index.why_changed(row):
+                bad[row] = printable(changed)
+                continue
             try:
-                into[i] = decode(self.index.path(row), self.mode, self.side, self.part)
+                into[i] = decode(self.index.file(row), self.mode, self.side, self.part)
             except Exception as error:  # decoders raise anything on damaged files
                 bad[row] = f"{self.name_of(row)} cannot be read ({why(error)})"
         if bad:

@@ -14,7 +14,9 @@ from distae.data.runs import Rows
 from distae.errors import TrainingError
 
 BLOCK_BYTES = 16 << 20
-"""Bytes read at once when all values are scanned."""
+"""Bytes of a block: beyond `WHOLE_BYTES`, blocks evenly spaced are scanned."""
+READ_BYTES = 1 << 20
+"""Bytes read at once of a block, so that a scan takes little memory."""
 WHOLE_BYTES = 4 << 30
 """Up to this size in bytes the checksum of a split is of all values, above of sampled blocks."""
 SHOWN = 5
@@ -25,8 +27,9 @@ class BadRowsError(TrainingError):
     """Rows that cannot be read, and why."""
 
     def __init__(self, reasons: Mapping[int, str]) -> None:
-        first = [*reasons.values()][:SHOWN]
-        super().__init__("; ".join(first) + (f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""))
+        different = [*dict.fromkeys(reasons.values())]  # a file that is gone is the reason of many rows
+        more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+        super().__init__("; ".join(different[:SHOWN]) + more)
         self.reasons = dict(reasons)
 
 
@@ -106,8 +109,11 @@ class Source(ABC):
 
         With `every` n, only every nth block.
         """
-        for part in self.ranges(len(self) if rows is None else len(rows), every):
-            yield self.read(torch.arange(part.start, part.stop) if rows is None else rows[part])
+        step = max(1, READ_BYTES // max(1, self.row_bytes))
+        for block in self.ranges(len(self) if rows is None else len(rows), every):
+            for start in range(block.start, block.stop, step):
+                part = slice(start, min(start + step, block.stop))
+                yield self.read(torch.arange(part.start, part.stop) if rows is None else rows[part])
 
     def ranges(self, n: int, every: int = 1) -> Iterator[slice]:
         """Consecutive rows of `n`, BLOCK_BYTES of them at a time; with `every` n, only every nth part."""

@@ -1,6 +1,6 @@
 """Splits of a source: row numbers, and the transform to the model's values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -12,6 +12,7 @@ from distae.data.bad_rows import BadRows
 from distae.data.runs import Rows, Runs
 from distae.data.source import Source, Tensors, checksum
 from distae.data.transform import Transform
+from distae.errors import UserError
 from distae.noise import split_order
 
 Identity = dict[str, str | int | float | None]
@@ -159,6 +160,17 @@ class Split:
             start, stop, _ = rows.indices(len(self))
             return replace(self, rows=mine[rows] if stop - start <= TABLE_ROWS else mine.cut(start, stop))
         return replace(self, rows=mine[rows])
+
+    def of_classes(self, names: Sequence[str]) -> "Split":
+        """The samples of some classes, by name, or by number where they have no names. Raises UserError on unknown ones."""
+        label = self.label
+        if label is None or self.source.label is None:
+            raise UserError("--data.train-classes: the data have no labels")
+        classes = self.source.classes
+        number = {name: i for i, name in enumerate(classes)} or {str(i): i for i in torch.unique(self.source.label).tolist()}
+        if odd := next((name for name in names if name not in number), None):
+            raise UserError(f"--data.train-classes: there is no class {odd!r}; valid: {', '.join([*number][:20])}")
+        return self.take(torch.isin(label, torch.tensor([number[name] for name in names])).nonzero()[:, 0])
 
     def to(self, device: torch.device) -> "Split":
         """Only these samples in the memory of `device`, without a copy of all of them on the host."""

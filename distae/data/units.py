@@ -39,18 +39,16 @@ class UnitSource(Source):
         of_row, by_unit = torch.sort(torch.searchsorted(self._ends, rows, right=True), stable=True)
         within = rows[by_unit] - (self._ends - self.units)[of_row]
         numbers, counts = torch.unique_consecutive(of_row, return_counts=True)
-        parts: list[Tensor] = []
+        samples = torch.empty((len(rows), *self.shape), dtype=self.dtype)
         bad: dict[int, str] = {}
-        for number, here in zip(numbers.tolist(), torch.split(within, counts.tolist()), strict=True):
+        sizes = counts.tolist()
+        for number, at, here in zip(numbers.tolist(), torch.split(by_unit, sizes), torch.split(within, sizes), strict=True):
             try:
-                parts.append(self._decoded(number, here))
+                put_rows(samples, at, self._decoded(number, here))
             except BadRowsError as error:
                 bad |= error.reasons
         if bad:
             raise BadRowsError(bad)
-        samples = torch.empty((len(rows), *self.shape), dtype=self.dtype)
-        if parts:
-            put_rows(samples, by_unit, torch.cat(parts))
         return samples
 
     @functools.cached_property

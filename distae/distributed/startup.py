@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -33,7 +34,7 @@ class Rendezvous:
     """The store where the ranks of a job meet; None for a single process."""
 
     def __init__(self, env: Environment, store: Store | None, timeout: float) -> None:
-        self.env, self.store, self.timeout = env, store, timeout
+        self.env, self.store, self.timeout, self.firsts = env, store, timeout, 0
 
     def prepare(self, work: Callable[[], tuple[T, dict[str, Any]]]) -> T:
         """Run `work` on every rank. It returns a result, and values by name that must be the same on all ranks.
@@ -43,16 +44,39 @@ class Rendezvous:
         """
         if self.store is None:
             return work()[0]
+        entered = _PREPARING.set(self)
         try:
             result, identity = work()
             with self._limited():
+                if self.env.local_rank == 0:
+                    self.store.set(f"prepared/{platform.node()}", "")
                 self._compare(identity)
                 self._wait_for_all()
         except Exception as error:
             with contextlib.suppress(TrainingError):
                 self.report(error)
             raise
+        finally:
+            _PREPARING.reset(entered)
         return result
+
+    @contextlib.contextmanager
+    def first_in_node(self) -> Iterator[bool]:
+        """See `first_in_node`."""
+        if self.store is None or self.env.local_world_size == 1:
+            yield True
+            return
+        self.firsts += 1
+        node = platform.node()
+        mine, all_done = f"first {self.firsts}/{node}", f"prepared/{node}"
+        if self.env.local_rank:
+            with self._limited():
+                self._await(mine, all_done, who=f"local rank 0 of {node}")
+            yield not self.store.check([mine])
+            return
+        yield True
+        with self._limited():
+            self.store.set(mine, "")
 
     def report(self, error: Exception) -> None:
         """Tell the other ranks why this one does not start, and keep the store until they have read it."""
@@ -72,7 +96,9 @@ class Rendezvous:
         text = json.dumps(identity)
         if self.env.rank == 0:
             self.store.set("identity", text)
-        elif differ := differences(json.loads(self._await("identity")), json.loads(text), "on rank 0"):
+            return
+        self._await("identity")
+        if differ := differences(json.loads(self.store.get("identity")), json.loads(text), "on rank 0"):
             raise UserError(f"settings and data must be the same on all ranks: {differ}")
 
     def _wait_for_all(self) -> None:
@@ -82,19 +108,25 @@ class Rendezvous:
             self.store.set("go", "")
         self._await("go")
 
-    def _await(self, key: str) -> str:
-        """The value of `key` once a rank has set it. Raises the error that another rank reports, TrainingError if one is lost."""
+    def _await(self, *keys: str, who: str = "") -> None:
+        """Return once a rank has set one of the keys. Raises a UserError that a rank posted, TrainingError if `who` is lost.
+
+        By default that is every rank that is not ready.
+        """
         assert self.store is not None
         end, pause = time.monotonic() + self.timeout, 0.01
-        while not self.store.check([key]):
+        while not any(self.store.check([key]) for key in keys):
             if self.store.check(["error"]):
                 raise _remote(self.store.get("error").decode())
             if time.monotonic() > end:
-                missing = [r for r in range(self.env.world_size) if not self.store.check([f"ready/{r}"]) and r != self.env.rank]
-                raise TrainingError(f"lost contact with rank {', '.join(map(str, missing))}: not ready {self._waited}")
+                raise TrainingError(f"lost contact with {who or self._missing()}: not ready {self._waited}")
             time.sleep(pause)
             pause = min(2 * pause, 0.25)
-        return str(self.store.get(key).decode())
+
+    def _missing(self) -> str:
+        assert self.store is not None
+        missing = [r for r in range(self.env.world_size) if not self.store.check([f"ready/{r}"]) and r != self.env.rank]
+        return f"rank {', '.join(map(str, missing))}"
 
     @property
     def _waited(self) -> str:
@@ -110,6 +142,20 @@ class Rendezvous:
         ):
             self.timeout = min(self.timeout, LAST_WAIT) if stop_requested else self.timeout
             yield
+
+
+_PREPARING: ContextVar[Rendezvous | None] = ContextVar("PREPARING", default=None)
+"""Whose `prepare` this thread is in."""
+
+
+def first_in_node() -> contextlib.AbstractContextManager[bool]:
+    """A block that local rank 0 of each node leaves before its other ranks enter it, while all `prepare`; True for the first.
+
+    For what one process of a node finds out and leaves on its disk. Raises what `prepare` does where another rank fails meanwhile.
+    Outside of `prepare` every process is first.
+    """
+    meeting = _PREPARING.get()
+    return meeting.first_in_node() if meeting else contextlib.nullcontext(True)
 
 
 def _remote(reported: str) -> DistaeError:

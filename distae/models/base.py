@@ -138,6 +138,9 @@ def parameters_except(model: nn.Module, parameters: list[nn.Parameter]) -> list[
 class Autoencoder(nn.Module, ABC):
     """The contract of all variants. Most build on `NetAutoencoder`; a direct subclass brings its own networks and `code_shape`."""
 
+    normal_prior: ClassVar[bool] = False
+    """Whether codes are meant to follow N(0, I)."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "turns" in vars(cls):
@@ -182,6 +185,15 @@ class Autoencoder(nn.Module, ABC):
         raise NotImplementedError(f"{self.cfg.name} has no prior to sample from")
 
     @property
+    def num_codes(self) -> int | None:
+        """How many codes each of `Codes.indices` chooses from; None where codes are not discrete."""
+        return None
+
+    def from_indices(self, indices: Tensor) -> Tensor:
+        """`z` `[B, D]` of `Codes.indices` `[B, N]`, as `encode` gives it. Raises NotImplementedError without `num_codes`."""
+        raise NotImplementedError(f"{self.cfg.name} has no discrete codes")
+
+    @property
     def has_log_bound(self) -> bool:
         """Whether the variant bounds log p(x)."""
         return "kl" in self.cfg.terms
@@ -190,6 +202,11 @@ class Autoencoder(nn.Module, ABC):
         """A lower bound of log p(x) in nats, `[B]`: the ELBO of one posterior sample, whatever is minimised."""
         terms = self(batch, self.phases()[0].name, noise).per_sample
         return -(terms["recon"] + terms["kl"])  # type: ignore[no-any-return]
+
+    def log_weights(self, batch: Batch, k: int, noise: Noise) -> Tensor | None:
+        """log p(x, z) - log q(z|x) in nats of `k` posterior samples of each row, `[B, k]`: their mean is the ELBO, the logarithm of
+        their exponentials' mean the bound of Burda et al. 2016, eq. 8. None where the variant has no such density."""
+        return None
 
     def kl_of_dimensions(self, codes: Codes) -> Tensor | None:
         """KL of each code dimension from the prior in nats, `[B, D]`, for diagnosis. None if it is not a sum over dimensions."""
@@ -254,7 +271,12 @@ class NetAutoencoder(Autoencoder):
         return self.net.code_shape(self.shape, self.cfg.latent_dim)
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.likelihood.mean(self.decoder(z, None))
+        return self.likelihood.mean(self.decode_raw(z, label))
+
+    def decode_raw(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """The parameters of p(x|z), `[B, *raw_shape]`, of codes `[B, latent_dim]`."""
+        raw: Tensor = self.decoder(z, None)
+        return raw
 
     def normal_codes(self, n: int, noise: Noise) -> Tensor:
         """`n` codes from a standard normal prior: `[n, latent_dim]`."""

@@ -53,6 +53,14 @@ class FlowVAE(NetAutoencoder):
             total = total + log_det
         return z, total
 
+    def log_weights(self, batch: Batch, k: int, noise: Noise) -> Tensor | None:
+        mu, logvar, context = (t.repeat_interleave(k, 0) for t in self.base_posterior(batch.x, None))
+        z0 = mu + noise.times(k).normal(mu) * torch.exp(0.5 * logvar)
+        z, log_det = self.transform(z0, context)
+        nll = self.likelihood(self.decode_raw(z), batch.x.repeat_interleave(k, 0))
+        weights: Tensor = log_standard_normal(z) - nll - log_normal(z0, mu, logvar).sum(1) + log_det
+        return weights.view(-1, k)
+
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         """`z` is f of the mean of z0. mu and logvar are those of z0, and None if the flows depend on the sample."""
         mu, logvar, context = self.base_posterior(x, None)

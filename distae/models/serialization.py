@@ -60,7 +60,7 @@ class About:
 
 
 def export(
-    weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int, transform: Transform | None, data: Identity | None
+    model: base.Autoencoder, cfg: TrainConfig, folder: Path, step: int, transform: Transform | None, data: Identity | None
 ) -> None:
     """Write a model folder: weights, their step and data, and the settings to build the model; completely or not at all."""
     fresh, old = folder.with_name(f".{folder.name}.writing"), folder.with_name(f".{folder.name}.old")
@@ -68,10 +68,10 @@ def export(
         shutil.rmtree(left, ignore_errors=True)
     fresh.mkdir(parents=True)
     path = fresh / WEIGHTS
-    _save(weights, path)
+    _save(model.state_dict(), path)
     settings = to_dict(cfg)
     about = {key: settings[key] for key in ("model", "net", "data")}
-    about |= {"shape": list(cfg.data.shape()), "step": step, "transform": transform and transform.to_json()}
+    about |= {"shape": list(model.shape), "step": step, "transform": transform and transform.to_json()}
     about |= {"data_identity": data, "weights": {"size": path.stat().st_size, "xxh3": checksum(path)}}
     about["xxh3"] = _digest(about)
     text = json.dumps(about, indent=1).encode() + b"\n"

@@ -1,7 +1,9 @@
 """stdout and stderr may be closed (`| head`, a lost terminal): that must not end training."""
 
 import contextlib
+import signal
 import sys
+from collections.abc import Callable
 from typing import Any, TextIO
 
 
@@ -27,3 +29,13 @@ class SafeStream:
 def ignore_closed_streams() -> None:
     """Wrap stdout and stderr until the process exits: Python flushes them last, and exits with code 120 if that fails."""
     sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """What `main` returns; 130 and one line if Ctrl-C ends it, as it does before a run handles signals."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would be a traceback of the exit
+        sys.stderr.write("distae: interrupted by Ctrl-C\n")
+        return 130

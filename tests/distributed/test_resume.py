@@ -1,6 +1,7 @@
 """A run that was interrupted ends like one that was not: bit for bit, or up to rounding on a different number of ranks."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,21 @@ def test_a_stop_at_any_moment_changes_nothing(straight: Path, tmp_path: Path, lo
     assert (end.outcome, end.exit_code, end.signal) == ("stopped", 75, "SIGTERM")
     assert run(settings(**RICH), tmp_path / "run").outcome == "done"
     assert not crash.differences(straight, tmp_path / "run", steady_saves=False)
+
+
+PROBED = RICH | {"probe_every": 4, "best_metric": "val/knn_accuracy"}
+"""Steps 4, 8, … are followed by a probe, 8, 16 and 20 by an evaluation too."""
+
+
+def test_a_stop_changes_nothing_of_probes(tmp_path: Path) -> None:
+    assert run(settings(**PROBED), tmp_path / "straight").outcome == "done"
+    rows = metrics(tmp_path / "straight")
+    assert [row["step"] for row in rows if "val/pca_relative_error" in row] == [4, 8, 12, 16, 20]
+    for look in (4, 8, 9, 11):
+        assert run(settings(**PROBED), tmp_path / "run", StopAt(look)).outcome == "stopped"
+        assert run(settings(**PROBED), tmp_path / "run").outcome == "done"
+        assert not crash.differences(tmp_path / "straight", tmp_path / "run", steady_saves=False)
+        shutil.rmtree(tmp_path / "run")
 
 
 def test_stops_inside_an_evaluation_are_among_those(tmp_path: Path) -> None:

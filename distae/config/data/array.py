@@ -154,8 +154,13 @@ class ArrayConfig(DataConfig):
             raise UserError(f"--data.label-key: {inside!r} is not in {path}; it holds {', '.join(names)}")
         others = [n for n in names if n != inside]
         key = self.key or (others[0] if len(others) == 1 else None)
+        if not others:
+            raise UserError(f"--data.path: {path} holds no array" + " besides the labels" * bool(inside))
+        if key is None:
+            more = "" if self.label_key else ", and --data.label-key for labels among them"
+            raise UserError(f"--data.key: {path} holds several arrays, {', '.join(names)}: give one{more}")
         if key not in names:
-            raise UserError(f"--data.key: {self.key!r} is not in {path}; it holds {', '.join(names)}")
+            raise UserError(f"--data.key: {key!r} is not in {path}; it holds {', '.join(names)}")
         return key
 
 

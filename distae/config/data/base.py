@@ -14,6 +14,9 @@ class DataConfig(Variant):
     """Share of the training samples held out for validation."""
     limit: Count | None = None
     """Use only the first N samples of each split (for debugging)."""
+    train_classes: tuple[str, ...] = ()
+    """Train and validate on samples of these classes alone, by name, or by number where they have no names; the test split keeps
+    all. For detecting what is not of them: give the normal class, or all but one."""
     binarize: Literal["none", "threshold", "stochastic"] = "none"
     """none: values as they are, in [0, 1]; threshold: 1 above 0.5; stochastic: redrawn at every use with the value as
     probability (Burda 2016); evaluation uses fixed noise."""

@@ -48,6 +48,8 @@ def _load(cfg: DataConfig) -> dict[str, Split]:
     if not isinstance(splits, dict):
         train, val = hold_out(splits[0], cfg.val_fraction)
         splits = {"train": train, "val": val, "test": splits[1]}
+    if cfg.train_classes:
+        splits |= {k: splits[k].of_classes(cfg.train_classes) for k in ("train", "val")}
     if cfg.on_error == "skip":
         splits = {k: replace(v, bad=BadRows()) for k, v in splits.items()}
     return {k: v.take(slice(cfg.limit)) for k, v in splits.items()}

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from distae.config.data.columns import Column
 from distae.config.data.parquet import ParquetConfig, read
-from distae.config.data.remote import asked, may_pass, read_part, said, size_of
+from distae.config.data.remote import asked, is_url, may_pass, read_part, said, size_of
 from distae.data.arrow import ColumnSource, labels_of
 from distae.data.cache import FileCache, Prefetch
 from distae.data.datasets.base import register_dataset
 from distae.data.datasets.in_columns import check_columns, splits_of
 from distae.data.splits import Split
+from distae.data.stamps import stamp_of, why_changed
 
 READERS = 8
 """Threads that read footers and samples of contents: they wait for disks and servers."""
@@ -53,6 +55,7 @@ class ParquetRows(ColumnSource):
         self.files, self.footers = files, footers
         self.where = [(i, group) for i, footer in enumerate(footers) for group in range(footer.num_row_groups)]
         super().__init__(cfg, column, [footers[i].row_group(group).num_rows for i, group in self.where], label, classes)
+        self.stamps = {file: stamp_of(Path(file)) for file in files if not is_url(file)}
         self.cache = FileCache(int(cfg.cache_gb * 1e9))
         self.prefetch = Prefetch(self.cache, files)
 
@@ -62,6 +65,8 @@ class ParquetRows(ColumnSource):
 
         self.prefetch.start()
         i, group = self.where[number]
+        if (stamp := self.stamps.get(self.files[i])) and (why := why_changed(Path(self.files[i]), stamp)):
+            raise OSError(why)
         try:
             with self.cache.fetch(self.files[i]).open("rb") as file:
                 parquet = pq.ParquetFile(file, metadata=self.footers[i])

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,12 +51,18 @@ class Compressed:
     def dense(self, rows: Tensor, width: int) -> Tensor:
         """These rows as a dense `[B, width]`."""
         made = torch.zeros((len(rows), width), dtype=self.values.dtype, device=rows.device)
-        if rows.device.type == "cpu":
-            places, count = self.places(rows)
-            at = torch.arange(0, made.numel(), width).repeat_interleave(count) + self.indices.index_select(0, places)
-            made.view(-1).scatter_(0, at, self.values.index_select(0, places))  # 4 times as fast as made[at] = …
-            return made
-        return self._scattered(made, rows)
+        return self._put(made, rows) if rows.device.type == "cpu" else self._scattered(made, rows)
+
+    def _put(self, made: Tensor, rows: Tensor) -> Tensor:
+        """The values into `made` `[B, width]` of zeros, by numpy, which takes a third less time than torch."""
+        values, indices, indptr, of_batch = (t.numpy() for t in (self.values, self.indices, self.indptr, rows))
+        start = indptr[of_batch]
+        count = indptr[of_batch + 1] - start
+        end = count.cumsum()
+        places = np.arange(count.sum()) + np.repeat(start - (end - count), count)
+        at = indices.take(places) + np.repeat(np.arange(0, made.numel(), made.shape[1]), count)
+        made.view(-1).numpy()[at] = values.take(places)
+        return made
 
     def _scattered(self, made: Tensor, rows: Tensor) -> Tensor:
         """As `dense`, with padded rows: it does not need the number of values, for which the host would wait for the device."""

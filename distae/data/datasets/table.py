@@ -53,11 +53,13 @@ def from_frame(frame: Any, cfg: TableConfig) -> dict[str, Split]:
 
 
 def _splits(cfg: TableConfig, table: Table) -> dict[str, Split]:
-    rows = _rows(cfg, table)
+    source, rows = Rows(table), _rows(cfg, table)
+    if cfg.train_classes:  # before the columns are fitted, which are to know the training rows alone
+        splits = {k: Split(source, rows=rows[k]).of_classes(cfg.train_classes) for k in ("train", "val")}
+        rows |= {k: split.rows_at(torch.arange(len(split))) for k, split in splits.items()}
     transform = Transform(columns=_fitted(table, rows["train"].numpy(), cfg))
     if (size := len(json.dumps(transform.to_json()))) > LARGEST_TRANSFORM:
         raise UserError(f"--data.path: {table.name} has too many columns: they take {size} bytes; at most {LARGEST_TRANSFORM}")
-    source = Rows(table)
     return {name: Split(source, transform, rows[name], table.notes) for name in ("train", "val", "test")}
 
 

@@ -88,8 +88,8 @@ def test_a_killed_preparation_is_resumed(photos, tmp_path, monkeypatch, capsys):
         written(path, parts)
 
     monkeypatch.setattr(preparing, "write_atomically", killed)
-    with pytest.raises(KeyboardInterrupt):
-        ran(photos, tmp_path / "out", "--data.size", 8)
+    assert ran(photos, tmp_path / "out", "--data.size", 8) == 130
+    assert capsys.readouterr().err.endswith("distae: interrupted by Ctrl-C: rerun to resume\n")
     names = sorted(p.name for p in (tmp_path / "out").glob("[!.]*"))
     assert names == ["manifest.json", "train-00000.safetensors", "train-00001.safetensors"]
     with pytest.raises(UserError, match=r"distae prepare did not finish .*out: rerun it to resume"):
@@ -115,6 +115,7 @@ def test_what_cannot_be_read_is_left_out_and_reported(photos, tmp_path, monkeypa
     assert ran(photos, tmp_path / "out", "--data.size", 8, "--data.on-error", "skip") == 0
     out = capsys.readouterr().out
     assert "2 could not be read and are left out" in out
+    assert out.count("01.png") == out.count("00.png") == 1
     manifest = manifest_in(tmp_path / "out")
     assert manifest
     assert {Path(u.file).name for u in manifest.unread} == {"00.png", "01.png"}
@@ -229,10 +230,14 @@ def test_where_images_would_be_is_what_a_run_does(storage: Any, where, photos, t
 def test_looking_at_arrays_and_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", np.arange(60, dtype=np.float32).reshape(20, 3))
+    Path("contact_sheet.png").touch()  # of other data; none is drawn of these
     assert looked("x.npy") == 0
     assert "train       16 samples, [3] from 0 to 59" in capsys.readouterr().out
     Path("t.csv").write_text("a,b\n" + "".join(f"{i},{'' if i % 2 else i}\n" for i in range(60)))
     assert looked("t.csv", "--data.missing", "mask") == 0
     assert "% of the values missing" in capsys.readouterr().out
-    assert looked("--data", "digits") == 0
+    Path("r.inter").write_text("user\titem\n" + "".join(f"u{i // 3}\ti{i % 7}\n" for i in range(60)))
+    assert looked("r.inter") == 0
+    assert "sparse: r.inter, 60 of 60 rows kept: 20 users, 7 items" in capsys.readouterr().out
+    assert looked("--data", "digits", "--force") == 0
     assert "sees [1, 8, 8]: divided by 16" in capsys.readouterr().out

@@ -52,8 +52,10 @@ def test_an_npz_of_one_array_needs_no_key(tmp_path):
     np.savez_compressed(tmp_path / "two.npz", a=np.zeros((10, 5), np.float32), b=np.ones((10, 6), np.float32))
     assert ArrayConfig(path=str(tmp_path / "one.npz")).shape() == (5,)
     assert float(load(ArrayConfig(path=str(tmp_path / "two.npz"), key="b"))["train"].x.min()) == 1
-    with pytest.raises(UserError, match=r"--data.key: None is not in .*two.npz; it holds a, b"):
+    with pytest.raises(UserError, match=r"--data.key: .*two.npz holds several arrays, a, b: give one, and --data.label-key for"):
         ArrayConfig(path=str(tmp_path / "two.npz")).shape()
+    with pytest.raises(UserError, match=r"--data.path: .*one.npz holds no array besides the labels"):
+        ArrayConfig(path=str(tmp_path / "one.npz"), label_key="anything").shape()
 
 
 BAD = {

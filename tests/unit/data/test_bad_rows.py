@@ -63,6 +63,11 @@ def test_a_bad_row_ends_the_run_by_default():
         damaged(10, {3, 5}, skip=False).read(torch.tensor([1, 3, 5]))
 
 
+def test_one_reason_of_many_rows_is_said_once():
+    assert str(BadRowsError(dict.fromkeys(range(9), "x.npy is gone") | {9: "y"})) == "x.npy is gone; y"
+    assert str(BadRowsError({row: f"row {row}" for row in range(7)})).endswith("row 4; and 2 more")
+
+
 def test_a_substitute_follows_from_the_row_and_the_bad_ones_alone():
     bad = {3, 5, 8, 11, 12}
     once = damaged(20, bad).read(torch.arange(20))

@@ -5,13 +5,14 @@ import urllib.error
 import urllib.request
 from typing import Any, cast, get_args
 
+import numpy as np
 import pytest
 import torch
 from helpers import as_the_model_sees, images, labels_of, settings, shared_data, splits
 from sklearn.datasets import load_digits
 from torch.utils.data import BatchSampler, DistributedSampler
 
-from distae.config.data import DigitsConfig, FashionMNISTConfig, MNISTConfig, StoredLayout
+from distae.config.data import ArrayConfig, DigitsConfig, FashionMNISTConfig, MNISTConfig, StoredLayout
 from distae.data import GlobalBatchSampler, Loader, Split, Transform, load, steps
 from distae.data import source as data_source
 from distae.data.checks import check_data
@@ -79,6 +80,27 @@ def test_labels_stay_with_their_images():
 
 def test_limit_takes_the_first_of_each_split():
     assert [len(s) for s in load(DigitsConfig(limit=20)).values()] == [20, 20, 20]
+
+
+def test_training_on_some_classes_leaves_the_test_split_whole():
+    plain, some = load(DigitsConfig()), load(DigitsConfig(train_classes=("3", "8")))
+    for name in ("train", "val"):
+        kept = torch.isin(labels_of(plain[name]), torch.tensor([3, 8]))
+        assert some[name].x.equal(plain[name].x[kept])
+        assert labels_of(some[name]).equal(labels_of(plain[name])[kept])
+    assert some["test"].x.equal(plain["test"].x)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [(DigitsConfig(train_classes=("3", "ten")), "no class 'ten'; valid: 0, 1, 2"), (None, "the data have no labels")],
+)
+def test_classes_that_the_data_lack_are_rejected(cfg, message, tmp_path):
+    if cfg is None:
+        np.save(tmp_path / "x.npy", np.zeros((20, 4), "float32"))
+        cfg = ArrayConfig(path=str(tmp_path / "x.npy"), train_classes=("1",))
+    with pytest.raises(UserError, match=f"--data.train-classes: .*{message}"):
+        load(cfg)
 
 
 @pytest.mark.parametrize("cfg", [MNISTConfig, FashionMNISTConfig])

@@ -249,6 +249,30 @@ def test_a_parquet_file_that_changes_or_vanishes_during_the_run(tmp_path):
     }  # fmt: skip
 
 
+@KINDS
+def test_a_file_of_the_same_layout_but_other_values_is_another(kind, tmp_path):
+    """Also in units that were read before, and are kept."""
+    path = MAKERS[kind][1](tmp_path / "a")
+    source = of(kind, path)["train"].source
+    rows = torch.tensor([1, 2, 40])
+    source.read(rows[:2])
+    changed = next(p for p in sorted(path.iterdir()) if p.suffix in (".parquet", ".arrow"))
+    os.utime(changed, (1, 1))
+    with pytest.raises(BadRowsError, match=rf"{changed}.* was changed during the run$"):
+        source.read(rows[:2] if kind == "hf" else torch.tensor([11, 12]))
+    assert len(source.read(rows[2:])) == 1
+
+
+def test_a_kept_unit_of_a_truncated_arrow_file_is_not_read(tmp_path):
+    """Reading a map behind the end of its file would kill the process with SIGBUS."""
+    path = saved(tmp_path / "a") / "data-00000-of-00002.arrow"
+    source = of("hf", tmp_path / "a")["train"].source
+    source.read(torch.tensor([1, 2]))
+    os.truncate(path, 300)
+    with pytest.raises(BadRowsError, match=rf"^{path} was changed during the run: it has 300 bytes, and had [0-9]+$"):
+        source.read(torch.tensor([1, 2]))
+
+
 def test_hf_folders_that_are_not_whole(tmp_path):
     path = saved(tmp_path / "a")
     name = "data-00001-of-00002.arrow"
@@ -372,7 +396,7 @@ def test_a_bucket_that_stays_busy_is_named(bucket):
     with pytest.raises(BadRowsError, match=r"flaky://.*part-0.parquet row 3: An error occurred \(503\)"):
         split.source.read(torch.tensor([3]))
     Flaky.failing = 0
-    with pytest.raises(UserError, match=r"--data.path: flaky://nope: there are no .parquet files"):
+    with pytest.raises(UserError, match=r"--data.path: flaky://nope: there are no .parquet files$"):
         load(ParquetConfig(path="flaky://nope"))
     with pytest.raises(UserError, match=r"--data.path: nope://a/b cannot be opened"):
         load(ParquetConfig(path="nope://a/b"))

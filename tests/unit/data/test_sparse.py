@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import rows_of, source_of
+from helpers import finished_run, rows_of, settings, source_of
 from scipy import sparse
 
+import distae
 from distae.config.data import SparseConfig
 from distae.config.sparse import Matrix
 from distae.data import Loader, load
@@ -226,3 +227,20 @@ def test_rows_may_be_runs(tmp_path):
     assert source.checksum(runs) == source.checksum(rows)
     assert source.nbytes(runs) == source.nbytes(rows)
     assert torch.equal(source.to(torch.device("cpu"), runs).read(torch.arange(7)), DENSE[rows])
+
+
+@pytest.mark.slow
+def test_counts_conditioned_on_their_batch(tmp_path):
+    """As scVI's models are: cells of one batch, decoded as those of another, have the other's profile."""
+    rng = np.random.default_rng(0)
+    batch, profile = np.arange(240) % 3, rng.dirichlet(np.ones(20), 3)
+    counts = sparse.csr_matrix(rng.poisson(200 * profile[batch]))
+    members = {k: getattr(counts, k) for k in ("data", "indices", "indptr", "shape")}
+    np.savez(tmp_path / "x.npz", batch=batch, format=b"csr", **members)
+    model = {"name": "cvae", "classes": 3, "likelihood": "nb", "input": "log1p"}
+    data = {"name": "sparse", "path": str(tmp_path / "x.npz"), "label": "batch"}
+    found = distae.load(finished_run(settings(model=model, data=data, steps=100, eval_every=100), tmp_path))
+    cells = counts.toarray()[batch == 0].astype(np.float32)
+    for other in range(3):
+        shares = found.reconstruct(cells, np.full(len(cells), other)).mean(0) / 200
+        assert np.abs(shares[None] - profile).sum(1).argmin() == other

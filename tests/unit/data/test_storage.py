@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, fitted, settings
-from made_up import InUnits, InUnitsConfig, write_units
 from torch import Tensor
 
+from benchmarks.crash.in_units import InUnits, InUnitsConfig, write_units
 from distae.config.data import ArrayConfig, DigitsConfig
 from distae.data import Split, identity, load, order_of, place
 from distae.data.decoded import DecodedCopy, decoded

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import rows_of, source_of
+from helpers import fresh_trainer, rows_of, settings, source_of
 from sklearn.preprocessing import QuantileTransformer
 
+import distae
 from distae.config.data import TableConfig
 from distae.config.tables import Feature, read
 from distae.data import Split, Transform, load
@@ -75,6 +76,14 @@ def test_what_the_model_sees_and_back(tmp_path):
     stored = Transform.from_json(json.loads(json.dumps(split.transform.to_json()))).invert(x)
     np.testing.assert_allclose(stored, split.x, rtol=1e-12)
     assert split.transform.apply(split.x, torch.float32).dtype == torch.float32
+
+
+def test_columns_are_fitted_on_the_rows_of_the_classes_that_are_trained_on(tmp_path):
+    path = write(tmp_path / "x.csv", COLUMNS)
+    split = load(TableConfig(path=path, train_classes=("well",), **KNOWN))["train"]
+    rows = [i for i in rows_of(load(TableConfig(path=path, **KNOWN))["train"]).tolist() if COLUMNS["outcome"][i] == "well"]
+    assert rows_of(split).tolist() == rows
+    np.testing.assert_allclose(seen(split)[:, 0].mean(), 0, atol=1e-12)
 
 
 def test_the_same_table_from_every_kind_of_file(tmp_path):
@@ -245,6 +254,31 @@ def test_settings_that_do_not_fit_the_table(changes, message, tmp_path):
     path = write(tmp_path / "x.csv", COLUMNS)
     with pytest.raises(UserError, match=message):
         load(TableConfig(**{"path": path, **changes}))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_two_columns_of_one_name_in_a_typed_file(suffix, tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    held = pa.Table.from_arrays([pa.array([1.0, 2.0])] * 3, names=["a", "b", "a"])
+    if suffix == "parquet":
+        pq.write_table(held, tmp_path / "x.parquet")
+    else:
+        with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file, pa.ipc.new_file(file, held.schema) as stream:
+            stream.write_table(held)
+    with pytest.raises(UserError, match=rf"x.{suffix} has two columns 'a', the 1. and the 3.: rename one"):
+        TableConfig(path=str(tmp_path / f"x.{suffix}")).shape()
+
+
+def test_a_table_that_changes_during_a_run_changes_no_model(tmp_path):
+    """It was read when the run began: what is exported is of that, not of what the file holds in the end."""
+    path = write(tmp_path / "x.csv", {"a": RNG.normal(size=N).tolist(), "b": RNG.normal(size=N).tolist()})
+    cfg = settings(model={"likelihood": "mixed"}, data={"name": "table", "path": path}, steps=2)
+    trainer = fresh_trainer(cfg, tmp_path / "run", load(cfg.data))
+    for change in ("a,b,c\n1,2,3\n", "a,b\n1\n"):
+        Path(path).write_text(change)
+        assert trainer.fit()
+        assert distae.load(tmp_path / "run").shape == (2,)
+    trainer.close()
 
 
 def test_a_label_that_is_missing(tmp_path):
