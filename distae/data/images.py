@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
@@ -51,6 +52,9 @@ class ImageFiles(Source):
 
     def name_of(self, row: int) -> str:
         return printable(str(self.index.path(row)))
+
+    def names(self, rows: Tensor) -> Any:
+        return np.array([printable(self.index.name(row)) for row in rows.tolist()])
 
     @property
     def version(self) -> str:

@@ -84,6 +84,10 @@ class Source(ABC):
         """What a user knows the row by: a file, or a file and a row."""
         return f"row {row}"
 
+    def names(self, rows: Tensor) -> Any:
+        """What to call rows `[n]` in results: an array `[n]` of their numbers, or of files."""
+        return rows.numpy()
+
     def remember(self, run_dir: Path) -> None:  # noqa: B027
         """Write what `datasets.load` needs to give the same rows after some have vanished; for --data.on-error skip."""
 

@@ -1,6 +1,6 @@
 """What the metrics of a whole split are computed from: codes, values and reconstructions, the same on any number of ranks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
@@ -12,7 +12,7 @@ from distae import distributed as dist
 from distae.config import TrainConfig
 from distae.config.evaluation import EvaluationConfig
 from distae.data import Loader, Reading, Split, Transform
-from distae.evaluation.exact import eval_shards, fetch, means
+from distae.evaluation.exact import eval_shards, fetch, gathered, means
 from distae.evaluation.metrics import Skip
 from distae.models import Autoencoder, Batch, Codes
 from distae.noise import Noise, Rows
@@ -76,7 +76,7 @@ class Evaluation:
         """`z` and, where there are any, `mu` and `logvar` `[n, D]` float64 and `indices` `[n, N]`, on the CPU of every rank."""
         name = split or self.split
         if name not in self._codes:
-            parts = self._gathered(name, lambda x, label: [*self.model.encode(x, label)])
+            parts = self._gathered(name, self.model.encode)
             self._codes[name] = Codes(*(_double(part) for part in parts))  # type: ignore[arg-type]
         return self._codes[name]
 
@@ -122,6 +122,8 @@ class Evaluation:
             loader.close()
 
     def _count(self, name: str) -> int:
+        if name not in self.splits:
+            raise Skip("the training samples of the run cannot be read")
         if not len(self.splits[name]):
             raise Skip(f"the {name} split has no samples")
         return min(self.limit, len(self.splits[name]))
@@ -130,16 +132,9 @@ class Evaluation:
         """Of binarisation: the noise of the exact evaluation."""
         return Noise(self.seed, ("eval data", number), rows, device)
 
-    @torch.no_grad()
-    def _gathered(self, name: str, of: Callable[[Tensor, Tensor | None], list[Tensor | None]]) -> list[Tensor | None]:
-        """What `of(x, label)` gives, `[B, ...]` each, of the split's samples in order; every rank computes its share."""
-        parts = []
-        loader = self.loaders[name]
-        for number, here in enumerate(eval_shards(loader, self._count(name), self.chunk)):
-            x, label, here = fetch(loader, here, self._noise(number, here.rows, here.valid_mask.device))  # noqa: PLW2901
-            batch = Batch(x, label, None, here.valid_mask)
-            parts.append([None if found is None else batch.pool(found).cpu() for found in of(x, label)])
-        return [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
+    def _gathered(self, name: str, of: Callable[[Tensor, Tensor | None], Sequence[Tensor | None]]) -> list[Tensor | None]:
+        """What `of(x, label)` gives, `[n, ...]` each."""
+        return gathered(self.loaders[name], range(self._count(name)), self.chunk, self.seed, of)[1]
 
     def _local(self, name: str) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
         """Values, labels and which of them can be read `[B]` bool, chunk by chunk, read by this rank."""
@@ -154,6 +149,7 @@ class Evaluation:
     @torch.no_grad()
     def _principal(self) -> tuple[Tensor, Tensor]:
         """Mean `[D]` and all principal axes `[D, D]` of the training split, missing values as 0."""
+        self._count("train")
         loader, width = self.loaders["train"], self.model.shape
         if (size := torch.Size(width).numel()) > MOST_VALUES:
             raise Skip(f"PCA: a sample has {size} values, more than {MOST_VALUES}")

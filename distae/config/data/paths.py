@@ -17,6 +17,7 @@ IMAGES = (
     ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif",
     ".ico", ".tga",
 )  # fmt: skip
+TABLES = (".csv", ".tsv", ".arrow", ".feather", ".parquet")
 KINDS = dict.fromkeys(ARRAYS, "array") | dict.fromkeys(IMAGES, "image_folder") | {
     ".csv": "table", ".tsv": "table", ".arrow": "table", ".feather": "table", ".h5ad": "sparse",
 }  # fmt: skip
