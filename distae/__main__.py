@@ -33,6 +33,7 @@ COMMANDS = {
     "launch": Command("launch.start", "start a training run with many processes: on this machine, on Slurm, or by a plugin"),
     "sweep": Command("launch.sweep", "train every combination of some settings: on this machine, or on Slurm"),
     "status": Command("launch.status", "how a run or a job stands"),
+    "generate": Command("distae.commands.generate", "new samples, interpolations and traversals of a trained model's codes"),
     "plot": Command("distae.commands.plot", "draw the losses and terms of runs"),
     "compare": Command("distae.commands.compare", "a table of runs: what differs, metrics, mean and spread over seeds"),
     "checkpoint": Command("distae.commands.checkpoint", "list, verify or export a run's checkpoints"),

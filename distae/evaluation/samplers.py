@@ -13,7 +13,6 @@ from distae import distributed as dist
 from distae import noise as noise_
 from distae.config.models import ModelConfig
 from distae.errors import TrainingError, UserError
-from distae.evaluation.evaluation import Evaluation
 from distae.models import Autoencoder, Batch, Codes
 from distae.models.inference import SAMPLED_AT_ONCE
 from distae.models.second_stage import codes_of, second_stage
@@ -78,22 +77,20 @@ def labels_of(cfg: Any, n: int, label: int | None, device: torch.device = CPU) -
     return torch.full((n,), label, device=device)
 
 
-def fit(name: str, evaluation: Evaluation, how: Fit) -> Density | None:
-    """The density that a sampler draws from, the same on every rank; None for the model's own prior.
+def fit(name: str, codes: Callable[[], Codes], how: Fit) -> Density:
+    """The density that a sampler draws from, of the `codes()` of training samples; the same on every rank.
 
-    Rank 0 computes the codes of the first `evaluation.limit` training samples and fits, on one thread, for the number of ranks to
-    change no bit. Codes with a gaussian posterior are samples of it. Raises UserError where there are too few.
+    Rank 0 computes the codes and fits, alone and on one thread, for the number of ranks to change no bit. Codes with a gaussian
+    posterior are samples of it. Raises UserError where there are too few.
     """
-    if name == evaluation.model.cfg.prior:
-        return None
-    return dist.on_main(lambda: _fit_alone(name, evaluation, how))
 
+    def alone() -> Density:
+        with dist.use(dist.World(0, 1, dist.world().device)):
+            found = posterior_samples(codes(), how.seed)
+            with _one_thread():
+                return FITTED[name](found, how)
 
-def _fit_alone(name: str, evaluation: Evaluation, how: Fit) -> Density:
-    with dist.use(dist.World(0, 1, dist.world().device)):
-        codes = posterior_samples(evaluation.codes("train"), how.seed)
-        with _one_thread():
-            return FITTED[name](codes, how)
+    return dist.on_main(alone)
 
 
 def posterior_samples(codes: Codes, seed: int) -> Codes:
@@ -207,7 +204,8 @@ class Sequence:
         self.about = minimise(self.model, found, lambda rows, noise: -self.model.log_prob(rows).mean(), how) | {"used": size}
 
     def draw(self, n: int, noise: Noise) -> Tensor:
-        return self.used.index_select(0, self.model.sample(n, noise).flatten()).view(n, -1)
+        found: Tensor = self.used[self.model.sample(n, noise)]
+        return found
 
 
 FITTED: dict[str, Callable[[Codes, Fit], Density]] = {"gmm": Mixture, "two_stage": SecondStage, "flow": Flow, "pixel": Sequence}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import SHIPPED
 from sklearn.mixture import GaussianMixture
-from variants import SMALL, make, noise
+from variants import make, noise
 
 from distae.config.models import ModelConfig
 from distae.errors import UserError
