@@ -35,7 +35,7 @@ REQUEUE_TRIES, REQUEUE_PAUSE = 4, 5.0
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Trains as `settings` (TOML) say. It holds no progress: a submission that Slurm replays finds the newest checkpoint itself."""
+    """Trains with `settings` (TOML). It holds no progress: a submission that Slurm replays finds the newest checkpoint itself."""
 
     settings: str
     max_requeues: int

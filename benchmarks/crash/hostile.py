@@ -172,6 +172,6 @@ def rows(s: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"hostile inputs ({groups}): a message within 1 s (CPU, or asleep) and 1 GB beyond importing torch",
             str(s["count"]),
             f"{s['count'] - s['faults']} so, within {s['slowest_seconds']} s and {int(s['most_bytes']) >> 20} MiB, "
-            f"with code 1 or 2 ({s['trained']} by a resume that says what it passed over, code 0); {s['faults']} not",
+            f"with code 1 or 2 ({s['trained']} by a resume that says what it skipped, code 0); {s['faults']} not",
         )
     ]

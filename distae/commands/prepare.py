@@ -1,10 +1,10 @@
-"""distae prepare SOURCE DEST: any data as shards that `--data array --data.path DEST` maps.
+"""distae prepare SOURCE DEST: write any data as shards that `--data array --data.path DEST` memory-maps.
 
     distae prepare photos/ shards/ --data.size 64
     distae prepare s3://bucket/train/ shards/ --data.column image
     distae prepare mnist shards/ --data.root data
 
-Rerun to resume: what is whole stays. What cannot be read is reported at the end, and in DEST/manifest.json.
+Rerun to resume: complete shards are kept. Unreadable samples are reported at the end, and in DEST/manifest.json.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from distae.errors import DistaeError, UserError
 from distae.runtime.files import in_words
 
 SHOWN = 10
-"""Files that could not be read whose names are printed; the manifest has all."""
+"""Most unreadable files whose names are printed; the manifest lists all."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m distae prepare") -> int:
@@ -48,7 +48,7 @@ def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog, usage, about, "SOURCE: a path, a URL, or the name of a data set.", allow_abbrev=False)
     parser.add_argument("--workers", type=_count, default=len(os.sched_getaffinity(0)), help="threads that read and decode")
     parser.add_argument("--shard-mb", type=_count, default=256, help="megabytes per shard")
-    parser.add_argument("--force", action="store_true", help="remove what DEST holds")
+    parser.add_argument("--force", action="store_true", help="delete the shards that are in DEST first")
     return parser
 
 
@@ -68,7 +68,7 @@ def prepare(source: str, folder: Path, options: argparse.Namespace, rest: Sequen
         _remove(folder)
     preparation = Preparation(splits, folder, options.shard_mb << 20, options.workers)
     if manifest := preparation.done_before():
-        sys.stdout.write(f"{folder} is complete: nothing was done\n")
+        sys.stdout.write(f"{folder} is complete: nothing to do\n")
         return _report(manifest, folder)
     train = splits["train"].source
     about = Manifest(
@@ -86,10 +86,10 @@ def prepare(source: str, folder: Path, options: argparse.Namespace, rest: Sequen
 
 
 def _remove(folder: Path) -> None:
-    """What an earlier preparation left. Raises UserError if the folder holds anything else."""
+    """Remove the folder of an earlier preparation. Raises UserError, and removes nothing, if it holds anything else."""
     for path in sorted(folder.iterdir()):
         if path.is_dir() or not (path.name == MANIFEST or path.suffix in (".safetensors", ".writing")):
-            raise UserError(f"--force: {path} is not from distae prepare, and is not removed")
+            raise UserError(f"--force: {path} is not from distae prepare; nothing was removed")
     shutil.rmtree(folder)
 
 

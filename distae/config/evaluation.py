@@ -12,7 +12,7 @@ class EvaluationConfig:
     tasks: tuple[str, ...] = ("all",)
     """Questions to answer, separated by commas; all: those that apply to the model and the data."""
     limit: Count = 10_000
-    """Samples of a split at most that are held in memory by metrics of codes; means cover all samples."""
+    """Most samples of a split that metrics of codes keep in memory; means cover all samples."""
     importance_samples: Count = 128
     """Posterior samples K of the bound of log p(x)."""
     lpips_weights: str | None = None

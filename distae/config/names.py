@@ -32,7 +32,7 @@ TRAITS: dict[str, Traits] = {
     "zinb": Traits(support="counts"),
     "multinomial": Traits(support="counts"),
 }
-"""Of each likelihood."""
+"""Traits of each likelihood that ships with distae."""
 LIKELIHOODS: Registry[str, Any] = Registry("likelihood", TRAITS)
 METRICS: Registry[str, Any] = Registry("metric", (
     "mse",

@@ -59,7 +59,7 @@ def test_a_file_beside_the_command_is_no_other_module(tmp_path: Path, monkeypatc
     [
         ("absent.py", None, "is not a Python file"),
         ("my-variant.py", "", "is not a Python file"),
-        ("torch.py", "", "there is another module 'torch'"),
+        ("torch.py", "", "a module 'torch' exists already"),
         ("broken_plugin.py", "x = 1\ny = z\n", "line 2: NameError: name 'z' is not defined"),
     ],
 )

@@ -164,7 +164,7 @@ def test_run_folders_that_cannot_be(tmp_path, monkeypatch, capsys):
         assert len(err.splitlines()) == 1
     (tmp_path / "zero.toml").write_text('run_dir = "a\\u0000b"')
     assert main([*TINY, "--config", "zero.toml"]) == 2
-    assert r"'a\x00b' holds a zero byte" in capsys.readouterr().err
+    assert r"'a\x00b' contains a null byte" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["zero.toml"]
 
 

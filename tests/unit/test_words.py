@@ -25,6 +25,7 @@ WORDS = {
     r"\ba text\b(?! stream)": "a string",
     r"Who am I\b": "rank and world size",
     r"by then\b|\bwherein\b|\bsuch that\b|\banew where\b|\bwanted were\b": "plain words",
+    r"\bdrawn anew\b|\bcome by themselves\b|\bpassed over\b": "resampled; need no code; skipped",
     r"A mistake of the user's|your mistake|a user's mistake": "invalid input",
     r"there is no Slurm here to ask": "required without Slurm",
     r"loop (stands|stood) still|holds? the (loop|training) up": "blocks",

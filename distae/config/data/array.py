@@ -20,7 +20,7 @@ DTYPES = ("uint8", "float16", "bfloat16", "float32", "float64")
 
 
 def as_the_model_sees(stored: tuple[int, ...], layout: StoredLayout) -> tuple[int, ...]:
-    """Shape of a sample, `[C, H, W]` or `[D]`, that is stored so."""
+    """Shape `[C, H, W]` or `[D]` that the model sees, of a sample of shape `stored` in that layout."""
     match layout:
         case "no_channel":
             return (1, *stored)
@@ -94,7 +94,7 @@ class ArrayConfig(DataConfig):
         if not self.path or (manifest := manifest_in(expanded(self.path, "--data.path"))) is None:
             return None
         if not manifest.splits:
-            raise UserError(f"--data.path: distae prepare did not finish {self.path}: run it again, it resumes")
+            raise UserError(f"--data.path: distae prepare did not finish {self.path}: rerun it to resume")
         decided = {"key": None, "label_key": None, "scale": "auto", "layout": "auto", "test": ""}
         if given := next((k for k, default in decided.items() if getattr(self, k) != default), None):
             raise UserError(

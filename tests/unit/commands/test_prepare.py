@@ -92,7 +92,7 @@ def test_a_killed_preparation_is_resumed(photos, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.endswith("distae: interrupted by Ctrl-C: rerun to resume\n")
     names = sorted(p.name for p in (tmp_path / "out").glob("[!.]*"))
     assert names == ["manifest.json", "train-00000.safetensors", "train-00001.safetensors"]
-    with pytest.raises(UserError, match=r"distae prepare did not finish .*out: run it again"):
+    with pytest.raises(UserError, match=r"distae prepare did not finish .*out: rerun it to resume"):
         load(ArrayConfig(path=str(tmp_path / "out")))
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("train*")}
     monkeypatch.setattr(preparing, "write_atomically", written)
@@ -104,7 +104,7 @@ def test_a_killed_preparation_is_resumed(photos, tmp_path, monkeypatch, capsys):
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
     capsys.readouterr()
     assert ran(photos, tmp_path / "out", "--data.size", 8) == 0
-    assert "is complete: nothing was done" in capsys.readouterr().out
+    assert "is complete: nothing to do" in capsys.readouterr().out
 
 
 def test_what_cannot_be_read_is_left_out_and_reported(photos, tmp_path, monkeypatch, capsys):
@@ -184,9 +184,9 @@ def test_other_sources(tmp_path, monkeypatch):
     ("argv", "says"),
     [
         (["nowhere", "out"], "no file, folder or data set nowhere; valid names: digits"),
-        (["x.txt", "out"], "x.txt looks like no data that is known; say which with --data: digits"),
+        (["x.txt", "out"], "x.txt is of an unknown kind of data; give --data, one of digits"),
         (["digits"], "distae prepare needs a source and a folder to write to"),
-        (["digits", "out", "more"], "'more' is one word too many"),
+        (["digits", "out", "more"], "unexpected argument 'more'"),
         (["digits", "out", "--workers", "0"], "'0' is not valid; expected an integer >= 1"),
         (["digits", "out", "--nope", "0"], "unknown option '--nope'"),
     ],
@@ -209,14 +209,14 @@ def test_looking_at_data(photos, tmp_path, capsys):
     out = capsys.readouterr().out
     for line in (
         "--data image_folder", r"stored      [3, 8, 8] uint8", "train       31 samples, [3, 8, 8] from 0 to 1 in 31 of them",
-        "classes     2: cat ", "unreadable  1 of those looked at", "the model   sees [3, 8, 8]: divided by 255",
+        "classes     2: cat ", "unreadable  1 of the samples inspected", "the model   sees [3, 8, 8]: divided by 255",
         "storage     streamed", "order       full shuffle", "pictures    contact_sheet.png: 31 training samples",
     ):  # fmt: skip
         assert line in out, line
     with Image.open("contact_sheet.png") as sheet:
         assert sheet.width > 8 * 8
     assert looked(photos, "--data.size", 8, "--data.on-error", "skip") == 2
-    assert "--sheet: contact_sheet.png exists: give another file, or --force" in capsys.readouterr().err
+    assert "--sheet: contact_sheet.png already exists; give a different file, or --force to replace it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("storage", "where"), [("auto", "decoded once into this node's cache"), ("streamed", "streamed")])

@@ -162,7 +162,7 @@ WRONG = [
     ({"user": "who"}, r"--data.user: no column 'who' in x.inter; it has user_id:token, item_id:token"),
     ({"rating": "item_id"}, r"--data.rating: x.inter row 1 has 'a', not a number"),
     ({"min_rating": 9}, r"--data.min-rating 9 and --data.min-items 1 leave no row of x.inter"),
-    ({"label": "y"}, r"--data.label does not go with .inter files"),
+    ({"label": "y"}, r"--data.label is not valid for .inter files"),
     ({"path": "x.csv"}, r"--data.path: x.csv is not there; a file is needed: an .npz of scipy.sparse.save_npz"),
     ({"path": ""}, r"--data.path: a file is needed"),
     ({"binarize": "threshold"}, r"--data.binarize is for images.*--data.binary"),

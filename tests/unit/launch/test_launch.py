@@ -118,7 +118,7 @@ def test_mistakes_are_reported_in_a_line(no_slurm, options, message, capsys):
         ("r\x1bx", "holds a line break or another control character"),
         ("a%jb", "--run-dir: {here}/a%jb holds %j, which Slurm replaces in file names"),
         ("a\\b", "holds \\, which Slurm replaces"),
-        ("a:b", "--run-dir: {here}/a:b holds a colon"),
+        ("a:b", "--run-dir: {here}/a:b contains a colon"),
     ],
 )
 def test_a_run_folder_whose_name_a_script_cannot_take(no_slurm, tmp_path, monkeypatch, capsys, run_dir, message):
