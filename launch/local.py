@@ -49,14 +49,17 @@ def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
     return parser
 
 
-def processes(device: str) -> int:
-    """One for each GPU that is visible, else one for each CPU core; without torch, which takes seconds to import."""
+def gpus() -> list[str]:
+    """The GPUs that are visible, as CUDA_VISIBLE_DEVICES names them; without torch, which takes seconds to import."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        gpus = len([index for index in visible.split(",") if index.strip() not in ("", "-1")])
-    else:
-        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return (gpus if device != "cpu" else 0) or os.cpu_count() or 1
+        return [index for index in visible.split(",") if index.strip() not in ("", "-1")]
+    return [str(i) for i, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
+def processes(device: str) -> int:
+    """One for each GPU that is visible, else one for each CPU core."""
+    return (len(gpus()) if device != "cpu" else 0) or os.cpu_count() or 1
 
 
 def _written(path: Path) -> tuple[int, int] | None:

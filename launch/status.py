@@ -15,6 +15,7 @@ from pathlib import Path
 from distae.errors import UserError
 from distae.runtime import console, files, outcome
 from distae.runtime.backends import BACKENDS
+from distae.runtime.run_dir import CONFIG
 
 from . import jobs
 from .backends import newest_job
@@ -45,7 +46,7 @@ def find(target: str) -> list[Path]:
     """The run folders of a folder or a job id. Raises UserError if there are none."""
     if Path(target).is_dir():
         folder = Path(target)
-        children = sorted(p for p in folder.iterdir() if (p / "slurm").is_dir())
+        children = sorted(p for p in folder.iterdir() if (p / "slurm").is_dir() or (p / CONFIG).is_file())
         return children or [folder]
     if not re.fullmatch(jobs.JOB, target):
         raise UserError(f"{target} is neither a run folder nor a job id")

@@ -5,24 +5,18 @@ distae denoise runs/a scans/*.png --out clean/
 distae reconstruct runs/a --split test
 """
 
-import csv
 import io
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from distae.commands.stored import npy, rows_as_csv
 from distae.commands.trained import Trained, serve
 from distae.commands.trained import arguments as shared
 from distae.config.data.paths import TABLES
 from distae.errors import UserError
 from distae.runtime.files import write_atomically
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from distae.data import Transform
 
 FOLDER = "reconstructions"
 ABOUT = (
@@ -93,7 +87,9 @@ def _of_samples(run: Trained, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     transform = run.split.transform
     stored = transform.invert(values).numpy()
-    name, text = ("reconstructions.csv", _table(stored, transform)) if transform.columns else ("reconstructions.npy", _npy(stored))
+    name, text = (
+        ("reconstructions.csv", rows_as_csv(stored, transform)) if transform.columns else ("reconstructions.npy", npy(stored))
+    )
     write_atomically(folder / name, text)
     written = [name]
     if is_image(model.shape):
@@ -137,17 +133,9 @@ def _array(run: Trained, path: Path) -> bytes:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as an array ({error})") from error
     try:
-        return _npy(run.model.reconstruct(x))
+        return npy(run.model.reconstruct(x))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-
-
-def _npy(x: "NDArray[Any]") -> bytes:
-    import numpy as np
-
-    file = io.BytesIO()
-    np.save(file, x)
-    return file.getvalue()
 
 
 def _rows(run: Trained, path: Path) -> Iterator[bytes]:
@@ -163,24 +151,13 @@ def _rows(run: Trained, path: Path) -> Iterator[bytes]:
     cfg = replace(base, path=str(path), label=None, test_fraction=0.0, val_fraction=0.0, split=None, group=None, time=None)
     split = as_trained(load(cfg), run.saved.transform, run.saved.model.shape)["train"]
     stored = run.model.reconstruct(split.read(_every(len(split)))[0].numpy())
-    return _table(stored, split.transform)
+    return rows_as_csv(stored, split.transform)
 
 
 def _every(n: int) -> Any:
     import torch
 
     return torch.arange(n)
-
-
-def _table(stored: "np.ndarray[Any, Any]", transform: "Transform") -> Iterator[bytes]:
-    """CSV of rows `[N, columns]` as stored, categories as texts."""
-    for row in (None, *stored):
-        line = io.StringIO()
-        cells = [c.name for c in transform.columns]
-        if row is not None:
-            cells = [c.categories[int(v)] if c.categories else repr(float(v)) for c, v in zip(transform.columns, row, strict=True)]
-        csv.writer(line, lineterminator="\n").writerow(cells)
-        yield line.getvalue().encode()
 
 
 class Kind(NamedTuple):

@@ -1,6 +1,7 @@
 """Image grids: inputs over their reconstructions, and samples from the prior."""
 
 import io
+import math
 from pathlib import Path
 
 import torch
@@ -51,11 +52,30 @@ def png(images: Tensor) -> bytes:
     """`[N, C, H, W]` in [0, 1] as a grid of 16 columns, missing values as 0, small images enlarged to 32 pixels a side."""
     from torchvision.utils import save_image
 
-    factor = max(1, 32 // images.shape[-1])
-    large = F.interpolate(images.float().nan_to_num(0.0).clamp(0, 1).cpu(), scale_factor=factor, mode="nearest")
     file = io.BytesIO()
-    save_image(large, file, format="png", nrow=COLUMNS, pad_value=0.5)
+    save_image(_shown(images, 32), file, format="png", nrow=COLUMNS, pad_value=0.5)
     return file.getvalue()
+
+
+def gif(frames: Tensor, seconds: float = 3.0) -> bytes:
+    """`[T, N, C, H, W]` in [0, 1] as an endless animation there and back of grids, each way in `seconds`."""
+    from PIL import Image
+    from torchvision.utils import make_grid
+
+    side = 128 if frames.shape[1] == 1 else 64
+    columns = math.ceil(frames.shape[1] ** 0.5)
+    grids = [make_grid(_shown(images, side), columns, pad_value=0.5).mul(255).round().byte() for images in frames]
+    pictures = [Image.fromarray(grid.permute(1, 2, 0).numpy()) for grid in (*grids, *grids[-2:0:-1])]
+    file = io.BytesIO()
+    pause = round(1000 * seconds / len(frames))
+    pictures[0].save(file, "gif", save_all=True, append_images=pictures[1:], duration=pause, loop=0)
+    return file.getvalue()
+
+
+def _shown(images: Tensor, side: int) -> Tensor:
+    """`[N, C, H, W]` on the CPU, within [0, 1], enlarged by a whole factor to at least about `side` pixels a side."""
+    factor = max(1, side // images.shape[-1])
+    return F.interpolate(images.float().nan_to_num(0.0).clamp(0, 1).cpu(), scale_factor=factor, mode="nearest")
 
 
 def _save(images: Tensor, path: Path) -> Path:

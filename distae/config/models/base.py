@@ -18,6 +18,10 @@ class ModelConfig(Variant):
     """Names of the terms that the variant's phases report besides `loss`."""
     generative: ClassVar[bool] = False
     """Has a prior to sample from."""
+    prior: ClassVar[str] = "normal"
+    """The name of that prior, as a sampler."""
+    fitted_priors: ClassVar[tuple[str, ...]] = ("gmm", "two_stage", "flow")
+    """Samplers that can be fitted to its codes."""
     conditional: ClassVar[bool] = False
     """Needs data with labels."""
     compiles: ClassVar[bool] = True

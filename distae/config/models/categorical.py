@@ -17,6 +17,7 @@ class CategoricalVAEConfig(WeighedKLConfig):
     """VAE with categorical codes by Gumbel-softmax (Jang 2017), uniform prior."""
 
     name: ClassVar[str] = "categorical_vae"
+    fitted_priors: ClassVar[tuple[str, ...]] = ("pixel",)
 
     latent_dim: Count = 80
     """Size of the code: the number of variables times --model.categories."""

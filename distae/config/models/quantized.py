@@ -18,6 +18,7 @@ class QuantizedConfig(ModelConfig):
     """What they share: the encoder's latent_dim values are split into vectors, and each vector becomes one of a set of codes."""
 
     terms: ClassVar[tuple[str, ...]] = ("recon", "commitment", "perplexity", "live")
+    fitted_priors: ClassVar[tuple[str, ...]] = ("pixel",)
 
     @property
     def code_dim(self) -> int:
