@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.local"
 def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(prog, description="Start a job on this machine with torchrun.")
-    parser.add_argument("--nproc", type=int, help="processes (default: one for each GPU, or for each CPU core where there is none)")
+    parser.add_argument("--nproc", type=int, help="processes (default: one per GPU, or one per CPU core without a GPU)")
     parser.add_argument("--max-restarts", type=int, default=0, help="restarts of a crashed job, each from the newest checkpoint")
     parser.add_argument("train", nargs=argparse.REMAINDER, help="-- and the options of distae.train")
     return parser
@@ -95,5 +95,5 @@ def _torchrun(nproc: int, max_restarts: int, train: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    console.outlast()
-    sys.exit(main())
+    console.ignore_closed_streams()
+    sys.exit(console.exit_code(main))

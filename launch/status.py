@@ -1,4 +1,4 @@
-"""How a job stands.
+"""Show the state of a run or a job.
 
 python -m launch.status runs/a          # a run folder, or a sweep's
 python -m launch.status 1234            # a job
@@ -21,7 +21,7 @@ from . import jobs
 from .backends import newest_job
 
 LAST_BYTES = 4 << 20
-"""Of metrics.jsonl: some ten thousand rows, of every split where evaluations are not rarer than that."""
+"""Bytes read from the end of metrics.jsonl: some ten thousand rows."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.status") -> int:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.status
 
 def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser(prog, description="How a job stands.")
+    parser = argparse.ArgumentParser(prog, description="Show the state of a run or a job.")
     parser.add_argument("target", metavar="RUN_OR_JOB", help="a run's or a sweep's folder, or a job id")
     return parser
 
@@ -84,5 +84,5 @@ def _progress(run_dir: Path) -> Iterator[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    console.outlast()
-    sys.exit(main())
+    console.ignore_closed_streams()
+    sys.exit(console.exit_code(main))

@@ -177,5 +177,5 @@ def _link_logs(logs: Path, run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    console.outlast()
-    sys.exit(main())
+    console.ignore_closed_streams()
+    sys.exit(console.exit_code(main))

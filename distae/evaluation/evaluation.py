@@ -1,8 +1,9 @@
 """What the metrics of a whole split are computed from: codes, values and reconstructions, the same on any number of ranks."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,8 @@ class Evaluation:
         self.chunk, self.seed, self.limit = run.eval_batch_size, run.seed, self.settings.limit
         first, reading = next(model.parameters()), reading or Reading()
         self.loaders = {k: Loader(v, run.data.binarize, first.device, first.dtype, False, reading) for k, v in splits.items()}
+        self._once: dict[str, Any] = {}
+        self._once_of_model: dict[str, Any] = {}
         self._codes: dict[str, Codes] = {}
         self._values: dict[str, Tensor] = {}
         self._reconstructions: dict[str, Tensor] = {}
@@ -115,6 +118,25 @@ class Evaluation:
     def on_main(work: Callable[[], T]) -> T:
         """`work` of rank 0 alone, such as scikit-learn's; its result on every rank."""
         return dist.on_main(work)
+
+    def once(self, name: str, work: Callable[[], T], *, of_model: bool = False) -> T:
+        """`work()`, kept by name, for metrics that share it; `of_model` if it follows from the model's weights."""
+        kept = self._once_of_model if of_model else self._once
+        if name not in kept:
+            kept[name] = work()
+        return kept[name]  # type: ignore[no-any-return]
+
+    def forget_model(self) -> None:
+        """Forget what follows from the model's weights, which have changed."""
+        for kept in (self._codes, self._reconstructions, self._once_of_model):
+            kept.clear()
+
+    def other(self, *, model: Autoencoder | None = None, split: str | None = None) -> "Evaluation":
+        """The same of another model, or of another split."""
+        made = copy.copy(self)
+        made.model, made.split = (model or self.model).eval(), split or self.split
+        made._once, made._once_of_model, made._codes, made._reconstructions = {}, {}, {}, {}
+        return made
 
     def close(self) -> None:
         """End the threads that read."""

@@ -24,7 +24,7 @@ class EvalShard(NamedTuple):
 
 
 def eval_shard(loader: Loader, start: int, chunk: int) -> EvalShard:
-    """This rank's share of the `chunk` samples from `start` on, or of those left; every rank has as many rows."""
+    """This rank's share of the `chunk` samples from `start` on, or of those left; all ranks have the same number of rows."""
     world = dist.world()
     here = min(chunk, len(loader) - start)
     local = -(-here // world.world_size)
@@ -35,7 +35,7 @@ def eval_shard(loader: Loader, start: int, chunk: int) -> EvalShard:
 
 
 def eval_shards(loader: Loader, samples: int, chunk: int, first: int = 0) -> Iterator[EvalShard]:
-    """This rank's share of each chunk of the samples from `first` to `samples`, in order; the coming ones are read ahead."""
+    """This rank's share of each chunk of the samples from `first` to `samples`, in order; later ones are read ahead."""
     shards = (eval_shard(loader, start, min(chunk, samples - start)) for start in range(first, samples, chunk))
     return loader.ahead(shards, lambda shard: (shard.samples,))
 

@@ -119,7 +119,7 @@ def test_an_interpolation_begins_and_ends_at_the_reconstructions(home, tmp_path,
     ends = load(read_settings(home / "vae").data)["test"].x[[3, 7]].numpy()
     np.testing.assert_allclose(x[[0, -1]], distae.load(home / "vae").reconstruct(ends), atol=1e-4)
     with Image.open(tmp_path / "out" / "interpolation.gif") as image:
-        assert 10 < image.n_frames <= 2 * generate.FRAMES - 2  # equal ones are merged
+        assert 10 < getattr(image, "n_frames", 1) <= 2 * generate.FRAMES - 2  # equal ones are merged
 
 
 def test_a_way_of_an_autoencoder_needs_no_prior_and_is_linear(home, tmp_path, capsys):
