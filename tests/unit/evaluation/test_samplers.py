@@ -124,6 +124,7 @@ def test_a_sequence_depends_on_what_comes_before_it():
     assert not torch.allclose(logits[0, 3], logits[1, 3])
 
 
+@pytest.mark.slow
 def test_indices_are_drawn_as_they_depend_on_each_other():
     """The second index is the first one, the third is free; an index that no sample has is never drawn."""
     first = 7 * (torch.arange(900) % 3)
@@ -136,6 +137,7 @@ def test_indices_are_drawn_as_they_depend_on_each_other():
     assert density.about["nats"] == pytest.approx(math.log(6), abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FITTED)
 def test_the_same_seed_fits_the_same_and_a_row_is_of_its_own_noise(name):
     codes = Codes(two_moons(200), indices=torch.arange(400).view(200, 2) % 5)
