@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distae.commands.runs import RecordedRun, check_metrics, differing, find, only_seeds_differ, shown, table
-from distae.errors import UserError
-from distae.runtime.files import with_path, write_atomically
+from distae.commands.runs import RecordedRun, check_metrics, differing, only_seeds_differ, serve, shown, table
+from distae.runtime.files import check_absent, write_atomically
 
 Row = dict[str, Any]
 MEASURED = ("best val/", "final ")
@@ -24,16 +23,14 @@ MEASURED = ("best val/", "final ")
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m distae compare") -> int:
     options = arguments(prog).parse_args(argv)
-    try:
-        runs = find(options.runs)
+
+    def compare(runs: Sequence[RecordedRun]) -> Path | None:
         sys.stdout.write(report(runs, options.metrics))
         if options.out:
             write_csv(options.out, rows_of(runs, options.metrics or None), options.force)
-            sys.stdout.write(f"wrote {options.out}\n")
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"distae: {with_path(error)}\n")
-        return 2
-    return 0
+        return options.out  # type: ignore[no-any-return]
+
+    return serve(options, compare)
 
 
 def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -111,8 +108,7 @@ def _spread(rows: Sequence[Row]) -> list[Row]:
 
 def write_csv(path: Path, rows: Sequence[Row], force: bool) -> None:
     """Raises UserError if there is a file and `force` is not given, OSError if it cannot be written."""
-    if path.exists() and not force:
-        raise UserError(f"{path} exists: give --force to overwrite it, or another --out")
+    check_absent(path, force)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, [*rows[0]], lineterminator="\n")

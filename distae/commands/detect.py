@@ -4,12 +4,12 @@ distae detect runs/a --data new.csv --out scores.csv
 distae detect runs/a --quantile 0.99 --out scores.npz
 """
 
-import csv
 import io
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from distae.commands.stored import lines_as_csv
 from distae.commands.trained import Trained, serve
 from distae.commands.trained import arguments as shared
 from distae.errors import UserError
@@ -42,7 +42,10 @@ def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
 
 def detect(run: Trained) -> None:
     """Score the samples, and write the table. Raises UserError on invalid options, before anything is computed."""
-    quantile, threshold = _share(run.options.quantile), _score(run.options.threshold)
+    quantile = _number("quantile", run.options.quantile)
+    if not 0 <= quantile <= 1:
+        raise UserError(f"--quantile: {run.options.quantile!r} is not valid; expected a number from 0 to 1")
+    threshold = None if run.options.threshold is None else _number("threshold", run.options.threshold)
     target = run.target(FILE)
     if target.suffix not in (".csv", ".npz"):
         raise UserError(f"--out {target}: unknown ending {target.suffix!r}; valid: .csv, .npz")
@@ -50,7 +53,7 @@ def detect(run: Trained) -> None:
     if threshold is None:
         import numpy as np
 
-        scores = _scored(run, run.training, [])["score"]
+        scores = _scored(run, run.own_splits["train"], [])["score"]
         threshold = float(np.quantile(scores, quantile))
         about = f"the {quantile:g} quantile of {len(scores)} training samples"
     wanted = ["column"] if run.saved.transform.columns else ["value"] if target.suffix == ".npz" else []
@@ -64,23 +67,15 @@ def detect(run: Trained) -> None:
     run.say(f"wrote {target}")
 
 
-def _share(text: str) -> float:
-    value = _score(text)
-    if value is None or not 0 <= value <= 1:
-        raise UserError(f"--quantile: {text!r} is not valid; expected a number from 0 to 1")
-    return value
-
-
-def _score(text: str | None) -> float | None:
+def _number(option: str, text: str) -> float:
     try:
-        return None if text is None else float(text)
+        return float(text)
     except ValueError as error:
-        raise UserError(f"--threshold: {text!r} is not valid; expected a number") from error
+        raise UserError(f"--{option}: {text!r} is not valid; expected a number") from error
 
 
 def _scored(run: Trained, split: "Split", wanted: Sequence[str]) -> dict[str, Any]:
     """Ids, labels, scores `[n]` and what is `wanted` of each sample, as arrays; the same on every rank."""
-    from distae.evaluation.exact import gathered
     from distae.evaluation.scores import per_column, per_sample, squared_errors
 
     def of(x: "Tensor", label: "Tensor | None") -> list["Tensor"]:
@@ -88,14 +83,11 @@ def _scored(run: Trained, split: "Split", wanted: Sequence[str]) -> dict[str, An
         details = {"column": lambda: per_column(errors, run.saved.transform), "value": lambda: errors}
         return [per_sample(errors), *(details[name]() for name in wanted)]
 
-    loader, settings = run.loader_of(split), run.settings
-    positions, columns = gathered(loader, range(len(split)), settings.eval_batch_size, settings.seed, of)
+    loader = run.loader_of(split)
+    positions, columns = run.gathered(loader, of)
     loader.close()
-    rows = split.rows_at(positions)
-    found: dict[str, Any] = {"id": run.names(split, rows)}
-    if split.source.label is not None:
-        found["label"] = split.source.label[rows].numpy()
-    return found | {name: c.numpy() for name, c in zip(("score", *wanted), columns, strict=True) if c is not None}
+    found = zip(("score", *wanted), columns, strict=True)
+    return run.known(split, positions) | {name: column.numpy() for name, column in found if column is not None}
 
 
 def _as_csv(run: Trained, found: dict[str, Any]) -> Iterator[bytes]:
@@ -103,12 +95,10 @@ def _as_csv(run: Trained, found: dict[str, Any]) -> Iterator[bytes]:
     names = [k for k in ("id", "label", "score", "anomaly") if k in found]
     columns = [c.name for c in run.saved.transform.columns]
     details = found.get("column")
-    for i in range(-1, len(found["score"])):
-        line = io.StringIO()
-        row = [f"{v:.6g}" if (v := found[k][i]).dtype.kind == "f" else v for k in names] if i >= 0 else names
-        more = columns if i < 0 else [f"{v:.6g}" for v in details[i]] if details is not None else []
-        csv.writer(line, lineterminator="\n").writerow([*row, *more])
-        yield line.getvalue().encode()
+    yield from lines_as_csv([[*names, *columns]])
+    for i in range(len(found["score"])):
+        row = [f"{v:.6g}" if (v := found[k][i]).dtype.kind == "f" else v for k in names]
+        yield from lines_as_csv([[*row, *(f"{v:.6g}" for v in (() if details is None else details[i]))]])
 
 
 def _as_npz(found: dict[str, Any], threshold: float) -> bytes:

@@ -13,7 +13,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from distae.commands.trained import Trained, serve
 from distae.commands.trained import arguments as shared
@@ -31,6 +31,16 @@ ABOUT = "about.json"
 PART = 1 << 16
 """Samples of a part, about."""
 ARRAYS = "z [N, D]; mu, logvar [N, D] of a gaussian posterior; indices [N, positions] of discrete codes; label [N]; id [N]"
+
+
+class Head(NamedTuple):
+    """What an array is, without its values."""
+
+    shape: tuple[int, ...]
+    dtype: "np.dtype[Any]"
+
+
+Heads = dict[str, Head]
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m distae encode") -> int:
@@ -81,8 +91,8 @@ def _begin(run: Trained, folder: Path, parts: int) -> int:
     text, path = json.dumps(about).encode(), folder / ABOUT
     done = next(number for number in range(parts + 1) if not (folder / _name(number)).exists())
     same = path.exists() and files.read_bytes(path) == text
-    if folder.exists() and not run.options.force and run.options.sharded and (done == parts or not same):
-        raise UserError(f"{folder} exists: give --force to overwrite it, or another --out")
+    if run.options.sharded and (done == parts or not same):
+        files.check_absent(folder, run.options.force)
     if same and done < parts:
         return done
     if folder.exists():
@@ -114,16 +124,9 @@ def _progress(run: Trained, starts: range, done: int) -> Iterator[tuple[int, int
 
 def _encoded(run: Trained, samples: range) -> "Part":
     """The arrays of these samples, without those that cannot be read; computed by all ranks."""
-
-    from distae.evaluation.exact import gathered
-
-    split, settings = run.split, run.settings
-    positions, columns = gathered(run.loader, samples, settings.eval_batch_size, settings.seed, run.model.module.encode)
-    part = {k: v.numpy() for k, v in zip(("z", "mu", "logvar", "indices"), columns, strict=True) if v is not None}
-    rows = split.rows_at(positions)
-    if split.source.label is not None:
-        part["label"] = split.source.label[rows].numpy()
-    return part | {"id": run.names(split, rows)}
+    positions, columns = run.gathered(run.loader, run.model.module.encode, samples)
+    codes = {k: v.numpy() for k, v in zip(("z", "mu", "logvar", "indices"), columns, strict=True) if v is not None}
+    return codes | run.known(run.split, positions)
 
 
 def _save(path: Path, part: "Part") -> None:
@@ -137,44 +140,52 @@ def _save(path: Path, part: "Part") -> None:
 
 def _finish(folder: Path, target: Path, count: int, sharded: bool) -> dict[str, tuple[int, ...]]:
     """Join the parts; returns the shape of each array."""
+    parts = [folder / _name(number) for number in range(count)]
+    heads = _heads(parts)
+    if not sharded:
+        fresh = target.with_name(f".{target.name}.writing")
+        WRITERS[target.suffix](fresh, parts, heads)
+        fresh.rename(target)
+        shutil.rmtree(folder)
+    names = ["z"] if target.suffix == ".npy" else [*heads]
+    return {name: heads[name].shape for name in names}
+
+
+def _heads(parts: Sequence[Path]) -> "Heads":
+    """Of each array of all parts: texts are as long as the longest of them."""
     import numpy as np
 
-    parts = [folder / _name(number) for number in range(count)]
-    shapes: dict[str, tuple[int, ...]] = {}
+    heads: Heads = {}
     for path in parts:
         with np.load(path) as part:
             for name in part.files:
-                shapes[name] = (shapes.get(name, (0,))[0] + len(part[name]), *part[name].shape[1:])
-    if not sharded:
-        fresh = target.with_name(f".{target.name}.writing")
-        WRITERS[target.suffix](fresh, parts, shapes)
-        fresh.rename(target)
-        shutil.rmtree(folder)
-    return shapes if target.suffix != ".npy" else {"z": shapes["z"]}
+                array = part[name]
+                before = heads.get(name, Head((0,), array.dtype))
+                heads[name] = Head((before.shape[0] + len(array), *array.shape[1:]), np.result_type(before.dtype, array.dtype))
+    return heads
 
 
-def _write_npy(path: Path, parts: Sequence[Path], shapes: dict[str, tuple[int, ...]]) -> None:
+def _write_npy(path: Path, parts: Sequence[Path], heads: "Heads") -> None:
     with path.open("wb") as file:
-        _write_array(file, "z", parts, shapes["z"])
+        _write_array(file, "z", parts, heads["z"])
 
 
-def _write_npz(path: Path, parts: Sequence[Path], shapes: dict[str, tuple[int, ...]]) -> None:
+def _write_npz(path: Path, parts: Sequence[Path], heads: "Heads") -> None:
     import zipfile
 
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
-        for name, shape in shapes.items():
+        for name, head in heads.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                _write_array(file, name, parts, shape)
+                _write_array(file, name, parts, head)
 
 
-def _write_array(file: Any, name: str, parts: Sequence[Path], shape: tuple[int, ...]) -> None:
-    """One array of all parts, part by part; texts are as long as the longest of them."""
+def _write_array(file: Any, name: str, parts: Sequence[Path], head: "Head") -> None:
+    """One array of all parts, part by part."""
     import numpy as np
 
-    kind = np.result_type(*(_array(path, name).dtype for path in parts))
-    np.lib.format.write_array_header_2_0(file, {"descr": kind.str, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_2_0(file, {"descr": head.dtype.str, "fortran_order": False, "shape": head.shape})
     for path in parts:
-        file.write(_array(path, name).astype(kind, order="C").tobytes())
+        file.write(_array(path, name).astype(head.dtype, order="C").tobytes())
 
 
 def _array(path: Path, name: str) -> "np.ndarray[Any, Any]":
@@ -184,7 +195,7 @@ def _array(path: Path, name: str) -> "np.ndarray[Any, Any]":
         return part[name]  # type: ignore[no-any-return]
 
 
-def _write_parquet(path: Path, parts: Sequence[Path], shapes: dict[str, tuple[int, ...]]) -> None:
+def _write_parquet(path: Path, parts: Sequence[Path], heads: "Heads") -> None:
     """A row per sample; codes are lists of fixed length."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -195,7 +206,7 @@ def _write_parquet(path: Path, parts: Sequence[Path], shapes: dict[str, tuple[in
 
     writer = None
     for part in parts:
-        table = pa.table({name: column(_array(part, name)) for name in shapes})
+        table = pa.table({name: column(_array(part, name)) for name in heads})
         writer = writer or pq.ParquetWriter(path, table.schema)
         writer.write_table(table)
     assert writer is not None

@@ -83,7 +83,7 @@ def _sampled(run: Trained, sampler: str, about: dict[str, Any]) -> "Tensor":
     model, options, seed = run.model.module, run.options, run.settings.seed
     density, about["sampler"] = None, sampler
     if sampler != model.cfg.prior:
-        density = fit(sampler, lambda: _codes(run, run.training), Fit(seed, options.components, options.fit_steps))
+        density = fit(sampler, lambda: _codes(run, run.own_splits["train"]), Fit(seed, options.components, options.fit_steps))
         about["fit"] = density.about
     about["num"], about["label"] = options.num or 64, options.label
     shown = "".join(f", {name} {value}" for name, value in about.get("fit", {}).items())
@@ -179,16 +179,14 @@ def _animated(run: Trained, name: str, frames: "Tensor") -> Files:
 
 def _codes(run: Trained, split: "Split") -> "Codes":
     """Of the first --limit samples, float64."""
-    from distae.evaluation.exact import gathered
-    from distae.models import Codes
+    from distae.evaluation.exact import codes_of
 
     settings, loader = run.settings, run.loader_of(split)
-    samples = range(min(run.options.limit, len(split)))
     try:
-        _, found = gathered(loader, samples, settings.eval_batch_size, settings.seed, run.model.module.encode)
+        n = min(run.options.limit, len(split))
+        return codes_of(run.model.module, loader, n, settings.eval_batch_size, settings.seed)
     finally:
         loader.close()
-    return Codes(*(part.double() if part is not None and part.is_floating_point() else part for part in found))  # type: ignore[arg-type]
 
 
 def _decoded(run: Trained, z: "Tensor", label: int | None) -> "Tensor":

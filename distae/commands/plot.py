@@ -6,16 +6,15 @@ distae plot runs/sweep --metrics loss kl --out sweep.svg
 
 import argparse
 import io
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from distae.commands.runs import RecordedRun, check_metrics, find
+from distae.commands.runs import RecordedRun, check_metrics, serve
 from distae.config.extras import needs
 from distae.errors import UserError
-from distae.runtime.files import with_path, write_atomically
+from distae.runtime.files import check_absent, write_atomically
 
 FORMATS = (".png", ".svg", ".pdf")
 AXES = ("step", "epoch", "samples_seen", "time")
@@ -29,16 +28,14 @@ AT_MOST = 12
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m distae plot") -> int:
     options = arguments(prog).parse_args(argv)
-    try:
-        runs = find(options.runs)
+
+    def plot(runs: Sequence[RecordedRun]) -> Path:
         path = _target(runs, options)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, drawn(runs, options.metrics, options.x, path.suffix, options.log), durable=False)
-        sys.stdout.write(f"wrote {path}\n")
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"distae: {with_path(error)}\n")
-        return 2
-    return 0
+        return path
+
+    return serve(options, plot)
 
 
 def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -61,8 +58,7 @@ def _target(runs: Sequence[RecordedRun], options: argparse.Namespace) -> Path:
     path: Path = options.out or one / ("evaluation/curves.png" if runs[0].path == one.absolute() else "curves.png")
     if path.suffix not in FORMATS:
         raise UserError(f"--out: {path} ends in {path.suffix or 'no format'}; valid: {', '.join(FORMATS)}")
-    if path.exists() and not options.force:
-        raise UserError(f"{path} exists: give --force to overwrite it, or another --out")
+    check_absent(path, options.force)
     return path
 
 

@@ -9,7 +9,7 @@ import io
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from distae.commands.stored import npy, rows_as_csv
 from distae.commands.trained import Trained, serve
@@ -74,13 +74,10 @@ def _check(files: Sequence[Path]) -> None:
 
 def _of_samples(run: Trained, folder: Path) -> None:
     """Of the split: one array or table, and a grid of images."""
-    from distae.evaluation.exact import gathered
     from distae.evaluation.pictures import first, is_image, pairs, png
 
-    model, settings = run.model.module, run.settings
-    _, (values,) = gathered(
-        run.loader, range(len(run.split)), settings.eval_batch_size, settings.seed, lambda x, label: [model.reconstruct(x, label)]
-    )
+    model = run.model.module
+    _, (values,) = run.gathered(run.loader, lambda x, label: [model.reconstruct(x, label)])
     assert values is not None
     if not run.is_main:
         return
@@ -93,7 +90,7 @@ def _of_samples(run: Trained, folder: Path) -> None:
     write_atomically(folder / name, text)
     written = [name]
     if is_image(model.shape):
-        x, _ = first(run.loader, settings.seed)
+        x, _ = first(run.loader, run.settings.seed)
         write_atomically(folder / "reconstructions.png", png(pairs(x[: len(values)].cpu(), values[: len(x)])))
         written.append("reconstructions.png")
     run.say(f"wrote {', '.join(written)} of {len(values)} samples to {folder}")
@@ -142,6 +139,8 @@ def _rows(run: Trained, path: Path) -> Iterator[bytes]:
     """A table's reconstruction."""
     from dataclasses import replace
 
+    import torch
+
     from distae.config.data import TableConfig
     from distae.data import load
     from distae.data.trained import as_trained
@@ -150,14 +149,8 @@ def _rows(run: Trained, path: Path) -> Iterator[bytes]:
     base = asked if isinstance(asked, TableConfig) else TableConfig()
     cfg = replace(base, path=str(path), label=None, test_fraction=0.0, val_fraction=0.0, split=None, group=None, time=None)
     split = as_trained(load(cfg), run.saved.transform, run.saved.model.shape)["train"]
-    stored = run.model.reconstruct(split.read(_every(len(split)))[0].numpy())
+    stored = run.model.reconstruct(split.read(torch.arange(len(split)))[0].numpy())
     return rows_as_csv(stored, split.transform)
-
-
-def _every(n: int) -> Any:
-    import torch
-
-    return torch.arange(n)
 
 
 class Kind(NamedTuple):

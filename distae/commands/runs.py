@@ -1,7 +1,9 @@
-"""What the commands that look at finished and unfinished runs read of their folders; without torch."""
+"""What the commands that look at finished and unfinished runs read of their folders; most often without torch."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +13,7 @@ from typing import Any
 from distae.config import TrainConfig
 from distae.config.cli import near
 from distae.config.fields import leaves
+from distae.config.names import METRICS, metric_of
 from distae.errors import UserError
 from distae.runtime import files, outcome
 from distae.runtime.run_dir import CONFIG, read_settings
@@ -66,9 +69,10 @@ class RecordedRun:
 
     @property
     def best(self) -> dict[str, float]:
-        """The metrics of the row where --best-metric is lowest; empty where there is none."""
-        having = [row for row in self.rows if not math.isnan(row.get(self.config.best_metric, math.nan))]
-        return min(having, key=lambda row: row[self.config.best_metric]) if having else {}
+        """The metrics of the row where --best-metric is best; empty where there is none."""
+        name = self.config.best_metric
+        having = [row for row in self.rows if not math.isnan(row.get(name, math.nan))]
+        return min(having, key=lambda row: _sign(name) * row[name]) if having else {}
 
     @property
     def state(self) -> str:
@@ -77,12 +81,33 @@ class RecordedRun:
         return f"{end.outcome} at step {end.step}" if end else f"step {step}, not ended"
 
 
+def _sign(best_metric: str) -> int:
+    """-1 where higher is better, which only registered metrics say; these import torch."""
+    if metric_of(best_metric) not in METRICS.keys_known:
+        return 1
+    from distae.evaluation.metrics import named
+
+    metric = named(best_metric)
+    return metric.sign if metric else 1
+
+
 def _decoded(lines: Iterable[bytes]) -> Iterator[dict[str, float]]:
     """Rows; a line that is torn or damaged is left out, and so are a row's values that are null."""
     for line in lines:
         with suppress(ValueError, RecursionError):
             row = files.decode(line, dict[str, float | None])
             yield {k: v for k, v in row.items() if v is not None}
+
+
+def serve(options: Namespace, work: Callable[[list[RecordedRun]], Path | None]) -> int:
+    """Call `work` with the runs that the command line names, and say what it wrote; returns the exit code."""
+    try:
+        if path := work(find(options.runs)):
+            sys.stdout.write(f"wrote {path}\n")
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"distae: {files.with_path(error)}\n")
+        return 2
+    return 0
 
 
 def find(paths: Sequence[Path]) -> list[RecordedRun]:

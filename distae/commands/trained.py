@@ -16,7 +16,7 @@ from distae.commands.session import refuse
 from distae.commands.sources import given, guessed
 from distae.errors import DistaeError, TrainingError, UserError
 from distae.runtime.environment import Environment, environment
-from distae.runtime.files import with_path
+from distae.runtime.files import check_absent, with_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from distae.models.serialization import SavedModel
 
 T = TypeVar("T")
+Of = Callable[["Tensor", "Tensor | None"], Sequence["Tensor | None"]]
+"""What is computed of the values and labels of samples."""
 SPLITS = ("train", "val", "test", "all")
 OPTIONS = ("--device", "--threads", "--seed", "--eval-batch-size", "--timeout", "--plugin")
 """Settings of training that these commands take, besides those of the data."""
@@ -71,14 +73,14 @@ class Trained:
         return self._loaded(self.settings.data)
 
     @cached_property
-    def training(self) -> "Split":
-        """The samples that the model was trained on, whatever --data says. Raises UserError where they cannot be read."""
+    def own_splits(self) -> "dict[str, Split]":
+        """Those of the run's data, whatever --data says. Raises UserError where they cannot be read."""
         if not self.has_other_data:
-            return self.splits["train"]
+            return self.splits
         from distae.config import TrainConfig
         from distae.config.cli import build
 
-        return self._loaded(build(TrainConfig, {"data": self.saved.about.data or {}}).data)["train"]
+        return self._loaded(build(TrainConfig, {"data": self.saved.about.data or {}}).data)
 
     def _loaded(self, cfg: "DataConfig") -> "dict[str, Split]":
         from distae import data
@@ -125,22 +127,34 @@ class Trained:
 
         return Loader(split, self.settings.data.binarize, self.device, self.model.dtype, reading=self._reading)
 
-    def names(self, split: "Split", rows: "Tensor") -> Any:
-        """Array `[n]` of what a user calls rows of the source: the first column of --data.id, files, or numbers from 0 on."""
-        ids = [name for name in getattr(self.settings.data, "id", ()) if name in split.source.columns]
-        names = split.source.columns[ids[0]][rows.numpy()] if ids else split.source.names(rows)
-        return names.astype(str) if names.dtype == object else names
+    def gathered(self, loader: "Loader", of: "Of", samples: range | None = None) -> "tuple[Tensor, list[Tensor | None]]":
+        """See `evaluation.exact.gathered`; of all samples of the loader where `samples` does not say which."""
+        from distae.evaluation.exact import gathered
+
+        chosen = range(len(loader)) if samples is None else samples
+        return gathered(loader, chosen, self.settings.eval_batch_size, self.settings.seed, of)
+
+    def known(self, split: "Split", positions: "Tensor") -> dict[str, Any]:
+        """What is known of samples at positions `[n]` of a split, as arrays `[n]`: `label` where there is one, and `id`.
+
+        An id is what a user calls a row: the first column of --data.id, a file, or the row's number in the source, from 0 on.
+        """
+        source, rows = split.source, split.rows_at(positions)
+        ids = [name for name in getattr(self.settings.data, "id", ()) if name in source.columns]
+        names = source.columns[ids[0]][rows.numpy()] if ids else source.names(rows)
+        label = {} if source.label is None else {"label": source.label[rows].numpy()}
+        return label | {"id": names.astype(str) if names.dtype == object else names}
 
     def evaluation(self, settings: "EvaluationConfig") -> "Evaluation":
-        """For metrics of the samples to use. Without training samples where those of the run cannot be read."""
+        """For metrics of the samples to use; without the run's own splits where these cannot be read."""
         from distae.evaluation.evaluation import Evaluation
 
-        splits = {**self.splits, self.split_name: self.split}
-        if self.has_other_data:
-            del splits["train"]
-            with contextlib.suppress(UserError):
-                splits["train"] = self.training
-        return Evaluation(self.model.module, self.settings, splits, self.split_name, settings, self._reading)
+        name = "other data" if self.has_other_data else self.split_name
+        splits: dict[str, Split] = {}
+        with contextlib.suppress(UserError):
+            splits |= self.own_splits
+        splits[name] = self.split
+        return Evaluation(self.model.module, self.settings, splits, name, settings, self._reading)
 
     @property
     def _reading(self) -> "Reading":
@@ -156,8 +170,7 @@ class Trained:
         path = self.options.out or self.run / "evaluation" / default
 
         def check() -> Path:
-            if path.exists() and not (self.options.force or may_exist):
-                raise UserError(f"{path} exists: give --force to overwrite it, or another --out")
+            check_absent(path, self.options.force or may_exist)
             path.parent.mkdir(parents=True, exist_ok=True)
             return Path(path)
 
@@ -250,9 +263,10 @@ def _check_options(rest: Sequence[str], prog: str) -> None:
 def _timeout(rest: Sequence[str]) -> float:
     """Seconds that the ranks wait for each other."""
     from distae.config import TrainConfig, parse
+    from distae.config.cli import value_of
 
-    at = [i for i, word in enumerate(rest) if word.startswith("--timeout")]
-    return parse(TrainConfig, [word for i in at for word in rest[i : i + 2]], {}, "").settings.timeout
+    given = value_of("timeout", rest)
+    return parse(TrainConfig, [] if given is None else [f"--timeout={given}"], {}, "").settings.timeout
 
 
 def _prepared(
@@ -269,7 +283,7 @@ def _prepared(
         plugin.load(file)
     with _model_folder(Path(words[0]), options.step) as folder:
         saved = load_saved(folder)
-    trained = Trained(words, options, saved, _settings(saved, rest, options.step or ""))
+    trained = Trained(words, options, saved, _settings(saved, rest))
     trained.device = dist.pick_device(trained.settings.device, env)
     dist.set_threads(trained.settings.threads, env)
     same: dict[str, Any] = {"the model's weights": saved.checksum, "the type of device": trained.device.type}
@@ -294,16 +308,16 @@ def _model_folder(run: Path, step: str | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _settings(saved: "SavedModel", rest: Sequence[str], prog: str) -> "TrainConfig":
+def _settings(saved: "SavedModel", rest: Sequence[str]) -> "TrainConfig":
     """The settings of the run's model, with the options of the command line."""
     from distae.config import TrainConfig, parse
 
     base = {"model": saved.about.model, "net": saved.about.net, "data": saved.about.data or {}}
-    return parse(TrainConfig, [*_with_path(rest, base["data"])], {}, prog, base=base).settings
+    return parse(TrainConfig, [*_with_path(rest)], {}, "", base=base).settings
 
 
-def _with_path(rest: Sequence[str], data: dict[str, Any]) -> Iterator[str]:
-    """The options, `--data PATH` as the kind that it looks like: the run's own where that is possible, with its settings."""
+def _with_path(rest: Sequence[str]) -> Iterator[str]:
+    """The options, `--data PATH` as the kind that it looks like; of the run's own kind, the run's other settings stay."""
     from distae.config.data import DataConfig
 
     words = iter(rest)

@@ -46,4 +46,10 @@ METRICS: Registry[str, Any] = Registry("metric", (
 ))  # fmt: skip
 """Metrics that an evaluation reports besides the model's terms."""
 
+
+def metric_of(best_metric: str) -> str:
+    """The registered name in `val/NAME`, or in `val/NAME/SUFFIX` of a metric of several figures."""
+    return best_metric.removeprefix("val/").partition("/")[0]
+
+
 LikelihoodName = Annotated[str, OneOf(LIKELIHOODS)]

@@ -99,13 +99,17 @@ class ImageIndex:
 
     def why_changed(self, row: int) -> str | None:
         """Why the file is no longer the one in the list, if so. As the list may be one of the cache, it is then not used again."""
-        path, size = self.path(row), int(self.sizes[row])
-        why = why_changed(path, (size, int(self.times[row])))
-        if why is None or (not self.times_count and path.exists() and path.stat().st_size == size):
+        size = int(self.sizes[row])
+        why = why_changed(self.file(row), (size, int(self.times[row])))
+        if why is None or (not self.times_count and self._has_size(row, size)):
             return None
         if kept := _cache_file(self.root):
             kept.unlink(missing_ok=True)
         return why
+
+    def _has_size(self, row: int, size: int) -> bool:
+        path = self.path(row)
+        return path.exists() and path.stat().st_size == size
 
     def file(self, row: int) -> str:
         """`path` as text: making a Path takes 4% of the time that decoding a small photograph does."""

@@ -1,17 +1,18 @@
 """Whether a file is still the one that a run began with."""
 
+import os
 from pathlib import Path
 
 Stamp = tuple[int, int]
 """Size in bytes, and time of change in nanoseconds."""
 
 
-def stamp_of(path: Path) -> Stamp:
-    found = path.stat()
+def stamp_of(path: Path | str) -> Stamp:
+    found = os.stat(path)  # noqa: PTH116 - making a Path costs a reader of small files more than this call
     return found.st_size, found.st_mtime_ns
 
 
-def why_changed(path: Path, stamp: Stamp) -> str | None:
+def why_changed(path: Path | str, stamp: Stamp) -> str | None:
     """Why a file with this stamp at the start must not be read any more, if so: past a mapped one's end that kills the process."""
     try:
         now = stamp_of(path)

@@ -1,7 +1,6 @@
 """Anomalies by what a model cannot reconstruct, beside PCA of as many dimensions and an isolation forest."""
 
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor
 from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.intervals import bootstrap
 from distae.evaluation.metrics import Figure, Skip, register_metric
-from distae.evaluation.scores import per_sample
+from distae.evaluation.scores import squared
+from distae.evaluation.shared import flat, pca_of_code
 
 RESAMPLES = 200
 Array = NDArray[Any]
@@ -48,13 +48,13 @@ def anomalies(train: Tensor | None, labels: Tensor) -> tuple[Tensor, str]:
 
 
 def errors_of(e: Evaluation, reconstructions: Tensor) -> Tensor:
-    """Mean squared error of each sample `[n]` over its values that are not missing; 0 where all are."""
-    return per_sample((e.values().double() - reconstructions.double()).square()).nan_to_num(0.0)
+    """`squared` of the samples `[n]`, in float64."""
+    return squared(e.values().double(), reconstructions.double())
 
 
 def _figure(e: Evaluation, score: Callable[[Array, Array], float]) -> Figure:
     labels = e.labels()
-    bad, rule = anomalies(None if e.splits["train"].label is None else e.labels("train"), labels)
+    bad, rule = anomalies(_training_labels(e), labels)
     truth, found = bad.numpy(), errors_of(e, e.reconstructions()).numpy()
     beside = e.once("anomaly scores", lambda: _others(e))
     interval = e.on_main(lambda: bootstrap(lambda rows: _resampled(score, truth[rows], found[rows]), len(truth), e.seed, RESAMPLES))
@@ -67,6 +67,13 @@ def _figure(e: Evaluation, score: Callable[[Array, Array], float]) -> Figure:
     return Figure(float(score(truth, found)), {k: float(score(truth, v)) for k, v in beside.items()}, interval, protocol)
 
 
+def _training_labels(e: Evaluation) -> Tensor | None:
+    try:
+        return e.labels("train")
+    except Skip:
+        return None
+
+
 def _resampled(score: Callable[[Array, Array], float], truth: Array, found: Array) -> float:
     """A resample without anomalies, or of nothing else, tells nothing."""
     return float(score(truth, found)) if truth.any() and not truth.all() else float("nan")
@@ -76,10 +83,8 @@ def _others(e: Evaluation) -> dict[str, Array]:
     """Scores `[n]` of methods that are fitted on the training samples without the model."""
     from sklearn.ensemble import IsolationForest
 
-    train, mine = (e.values(name).flatten(1).double().nan_to_num(0.0).numpy() for name in ("train", e.split))
+    train, mine = (flat(e.values(name)).numpy() for name in ("train", e.split))
     forest = e.on_main(lambda: -IsolationForest(random_state=e.seed).fit(train).score_samples(mine))
-    try:
-        pca = e.pca(prod(e.model.code_shape))
-    except Skip:
-        return {"isolation forest": forest}
-    return {"pca": errors_of(e, pca.reconstruct(e.values())).numpy(), "isolation forest": forest}
+    pca = pca_of_code(e)
+    linear = {"pca": errors_of(e, pca.reconstruct(e.values())).numpy()} if pca else {}
+    return linear | {"isolation forest": forest}

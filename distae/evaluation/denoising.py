@@ -9,7 +9,8 @@ from torch import Tensor
 
 from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.metrics import Figure, Skip, register_metric
-from distae.evaluation.reconstruction import psnr, squared
+from distae.evaluation.reconstruction import psnr
+from distae.evaluation.scores import squared
 from distae.evaluation.shared import are_images, need_images, once, pca_of_code
 from distae.models import Batch
 from distae.noise import Noise, Rows

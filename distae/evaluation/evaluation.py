@@ -1,7 +1,7 @@
 """What the metrics of a whole split are computed from: codes, values and reconstructions, the same on any number of ranks."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,7 +13,7 @@ from distae import distributed as dist
 from distae.config import TrainConfig
 from distae.config.evaluation import EvaluationConfig
 from distae.data import Loader, Reading, Split, Transform
-from distae.evaluation.exact import eval_shards, fetch, gathered, means
+from distae.evaluation.exact import codes_of, eval_shards, fetch, gathered, means
 from distae.evaluation.metrics import Skip
 from distae.models import Autoencoder, Batch, Codes
 from distae.noise import Noise, Rows
@@ -58,9 +58,7 @@ class Evaluation:
         self.loaders = {k: Loader(v, run.data.binarize, first.device, first.dtype, False, reading) for k, v in splits.items()}
         self._once: dict[str, Any] = {}
         self._once_of_model: dict[str, Any] = {}
-        self._codes: dict[str, Codes] = {}
         self._values: dict[str, Tensor] = {}
-        self._reconstructions: dict[str, Tensor] = {}
 
     @property
     def transform(self) -> Transform:
@@ -69,28 +67,34 @@ class Evaluation:
 
     def labels(self, split: str | None = None) -> Tensor:
         """`[n]` int64. Raises Skip where the data has none."""
-        if self.splits[split or self.split].label is None:
-            raise Skip("the data has no labels")
         name = split or self.split
-        parts = [label[good].cpu() for _, label, good in self._local(name) if label is not None]
-        return torch.cat(parts)
+        n, label = self._samples(name)[1], self.splits[name].label
+        if label is None:
+            raise Skip("the data has no labels")
+        if self.splits[name].bad is None:
+            return label[:n].cpu()
+        return torch.cat([label[good].cpu() for _, label, good in self._local(name) if label is not None])
 
     def codes(self, split: str | None = None) -> Codes:
         """`z` and, where there are any, `mu` and `logvar` `[n, D]` float64 and `indices` `[n, N]`, on the CPU of every rank."""
         name = split or self.split
-        if name not in self._codes:
-            parts = self._gathered(name, self.model.encode)
-            self._codes[name] = Codes(*(_double(part) for part in parts))  # type: ignore[arg-type]
-        return self._codes[name]
+
+        def work() -> Codes:
+            return codes_of(self.model, *self._samples(name), self.chunk, self.seed)
+
+        return self.once(f"codes of {name}", work, of_model=True)
 
     def reconstructions(self, split: str | None = None) -> Tensor:
         """`[n, *shape]`: means of p(x|z), on the CPU of every rank."""
         name = split or self.split
-        if name not in self._reconstructions:
-            (found,) = self._gathered(name, lambda x, label: [self.model.reconstruct(x, label)])
+
+        def work() -> Tensor:
+            loader, n = self._samples(name)
+            _, (found,) = gathered(loader, range(n), self.chunk, self.seed, lambda x, label: [self.model.reconstruct(x, label)])
             assert found is not None
-            self._reconstructions[name] = found
-        return self._reconstructions[name]
+            return found
+
+        return self.once(f"reconstructions of {name}", work, of_model=True)
 
     def values(self, split: str | None = None) -> Tensor:
         """`[n, *shape]`: what the model sees (images in [0, 1], normalised columns), on the CPU. Read by this rank alone."""
@@ -128,14 +132,13 @@ class Evaluation:
 
     def forget_model(self) -> None:
         """Forget what follows from the model's weights, which have changed."""
-        for kept in (self._codes, self._reconstructions, self._once_of_model):
-            kept.clear()
+        self._once_of_model.clear()
 
     def other(self, *, model: Autoencoder | None = None, split: str | None = None) -> "Evaluation":
         """The same of another model, or of another split."""
         made = copy.copy(self)
         made.model, made.split = (model or self.model).eval(), split or self.split
-        made._once, made._once_of_model, made._codes, made._reconstructions = {}, {}, {}, {}
+        made._once, made._once_of_model = {}, {}
         return made
 
     def close(self) -> None:
@@ -143,24 +146,21 @@ class Evaluation:
         for loader in self.loaders.values():
             loader.close()
 
-    def _count(self, name: str) -> int:
+    def _samples(self, name: str) -> tuple[Loader, int]:
+        """The loader of a split, and how many of its samples are held in memory. Raises Skip where there are none."""
         if name not in self.splits:
-            raise Skip("the training samples of the run cannot be read")
+            raise Skip(f"the {'training' if name == 'train' else name} samples of the run cannot be read")
         if not len(self.splits[name]):
             raise Skip(f"the {name} split has no samples")
-        return min(self.limit, len(self.splits[name]))
+        return self.loaders[name], min(self.limit, len(self.splits[name]))
 
     def _noise(self, number: int, rows: Rows, device: torch.device) -> Noise:
         """Of binarisation: the noise of the exact evaluation."""
         return Noise(self.seed, ("eval data", number), rows, device)
 
-    def _gathered(self, name: str, of: Callable[[Tensor, Tensor | None], Sequence[Tensor | None]]) -> list[Tensor | None]:
-        """What `of(x, label)` gives, `[n, ...]` each."""
-        return gathered(self.loaders[name], range(self._count(name)), self.chunk, self.seed, of)[1]
-
     def _local(self, name: str) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
         """Values, labels and which of them can be read `[B]` bool, chunk by chunk, read by this rank."""
-        loader, n = self.loaders[name], self._count(name)
+        loader, n = self._samples(name)
         for number, start in enumerate(range(0, n, self.chunk)):
             samples = torch.arange(start, min(start + self.chunk, n), device=loader.storage_device)
             x, label = loader.batch(samples, self._noise(number, Rows(len(samples)), loader.device))
@@ -171,9 +171,8 @@ class Evaluation:
     @torch.no_grad()
     def _principal(self) -> tuple[Tensor, Tensor]:
         """Mean `[D]` and all principal axes `[D, D]` of the training split, missing values as 0."""
-        self._count("train")
-        loader, width = self.loaders["train"], self.model.shape
-        if (size := torch.Size(width).numel()) > MOST_VALUES:
+        loader, _ = self._samples("train")
+        if (size := torch.Size(self.model.shape).numel()) > MOST_VALUES:
             raise Skip(f"PCA: a sample has {size} values, more than {MOST_VALUES}")
         sums = torch.zeros(size + 1, size + 1, dtype=torch.float64)  # of products, of values, and last the number of samples
         for number, here in enumerate(eval_shards(loader, len(loader), self.chunk)):
@@ -185,7 +184,3 @@ class Evaluation:
         mean = moments[-1, :-1]
         covariance = moments[:-1, :-1] - torch.outer(mean, mean)
         return mean, torch.linalg.eigh(covariance).eigenvectors.flip(1).T
-
-
-def _double(x: Tensor | None) -> Tensor | None:
-    return x.double() if x is not None and x.is_floating_point() else x

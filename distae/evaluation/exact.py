@@ -9,7 +9,7 @@ from torch import Tensor
 from distae import distributed as dist
 from distae.data import Loader
 from distae.evaluation.metrics import metrics_of
-from distae.models import Autoencoder, Batch, Output
+from distae.models import Autoencoder, Batch, Codes, Output
 from distae.noise import Noise, Rows
 
 
@@ -58,7 +58,7 @@ def evaluate(
 
     Noise is keyed by chunk. Returns None if `interrupted()` (called between chunks, by all ranks together) is true.
     """
-    return means(model, loader, chunk, seed, lambda *chunk: _terms(model, seed, *chunk), interrupted)
+    return means(model, loader, chunk, seed, lambda *batch: _terms(model, seed, *batch), interrupted)
 
 
 @torch.no_grad()
@@ -101,6 +101,20 @@ def _terms(model: Autoencoder, seed: int, batch: Batch, number: int, rows: Rows)
         of_phase = out.per_sample | ({} if found else metrics_of(model, batch, out)) | out.per_batch
         found |= {name: value for name, value in of_phase.items() if name not in found}
     return found
+
+
+def in_shares(parts: int, work: Callable[[int], Tensor]) -> Tensor:
+    """`work(i)` `[b, ...]` of parts 0, 1, …, each computed by one rank; all rows in order, on the CPU of every rank."""
+    here = dist.world()
+    mine = {i: work(i).cpu() for i in range(here.rank, parts, here.world_size)}
+    found = {i: part for of_rank in dist.gather(mine) for i, part in of_rank.items()}
+    return torch.cat([found[i] for i in range(parts)])
+
+
+def codes_of(model: Autoencoder, loader: Loader, n: int, chunk: int, seed: int) -> Codes:
+    """Of the first `n` samples that can be read, in float64 on the CPU of every rank."""
+    _, found = gathered(loader, range(n), chunk, seed, model.encode)
+    return Codes(*(x.double() if x is not None and x.is_floating_point() else x for x in found))  # type: ignore[arg-type]
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from distae import distributed as dist
 from distae.errors import UserError
 from distae.evaluation.evaluation import Evaluation
+from distae.evaluation.exact import in_shares
+from distae.evaluation.shared import flat
 from distae.losses import upcast
 from distae.noise import Noise, Rows
 
@@ -39,6 +41,11 @@ class Extractor(NamedTuple):
     chunk: int
     """Samples to compute at once."""
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """Features `[n, F]` of `x` `[n, *shape]`, on the CPU of every rank; each rank computes some chunks."""
+        parts = torch.split(x, self.chunk)
+        return in_shares(len(parts), lambda i: self.compute(parts[i]))
+
 
 def frechet(a: Tensor, b: Tensor) -> float:
     """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of features `[n, F]`, `[m, F]` float64 (Dowson & Landau 1982, eq. 4)."""
@@ -56,7 +63,7 @@ def default(e: Evaluation) -> Extractor:
     """Of images a random network's features, of other samples the values themselves."""
     if len(e.model.shape) == 3:
         return random_network(e.model.shape[0])
-    return Extractor("values", lambda x: x.flatten(1).double().nan_to_num(0.0), 1024)
+    return Extractor("values", flat, 1024)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.intervals import bootstrap, wilson
 from distae.evaluation.metrics import Figure, Skip, register_metric
+from distae.evaluation.shared import flat, pca_of_code
 
 NEIGHBOURS = 5
 RESTARTS, RESAMPLES = 5, 200
@@ -126,9 +126,6 @@ def _codes(e: Evaluation) -> Features:
 def _others(e: Evaluation) -> dict[str, Features]:
     """Features that need no training: the values themselves, missing ones as 0, and PCA of as many dimensions as the codes have."""
     train, mine = e.values("train"), e.values()
-    found = {"raw values": tuple(x.flatten(1).double().nan_to_num(0.0).numpy() for x in (train, mine))}
-    try:
-        pca = e.pca(prod(e.model.code_shape))
-    except Skip:
-        return found  # type: ignore[return-value]
-    return found | {"pca": (pca.encode(train).numpy(), pca.encode(mine).numpy())}  # type: ignore[return-value]
+    found = {"raw values": (flat(train).numpy(), flat(mine).numpy())}
+    pca = pca_of_code(e)
+    return found | ({"pca": (pca.encode(train).numpy(), pca.encode(mine).numpy())} if pca else {})

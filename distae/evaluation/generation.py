@@ -5,15 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distae import distributed as dist
 from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.extractors import Extractor, default, frechet, inception
 from distae.evaluation.metrics import Figure, Skip, register_metric
-from distae.evaluation.shared import distance_blocks, in_shares, nearest, need_images, once, pca_of_code
+from distae.evaluation.samplers import sample
+from distae.evaluation.shared import distance_blocks, nearest, need_images, once, pca_of_code
 from distae.noise import Noise, Rows
 
-AT_ONCE = 64
-"""Samples drawn at once, as `Model.sample` does."""
 NEAREST = {"precision": 3, "recall": 3, "density": 5, "coverage": 5}
 """Neighbours k that define the ball around a sample, as in the papers."""
 COPY = 1 / 3
@@ -25,13 +23,7 @@ def samples(e: Evaluation) -> Tensor:
     """As many samples from the prior as the split has, `[n, *shape]` on the CPU of every rank, drawn by the ranks in turn."""
     if not e.model.cfg.generative:
         raise Skip(f"{e.model.cfg.name} has no prior to sample from")
-    n, here = len(e.values()), dist.world()
-    mine = {}
-    with torch.no_grad():
-        for number in range(here.rank, -(-n // AT_ONCE), here.world_size):
-            mine[number] = e.model.sample(AT_ONCE, Noise(e.seed, ("sample", number), Rows(AT_ONCE), here.device)).cpu()
-    found = {number: part for parts in dist.gather(mine) for number, part in parts.items()}
-    return torch.cat([found[number] for number in range(len(found))])[:n]
+    return sample(e.model, None, len(e.values()), e.seed)
 
 
 @once
@@ -67,8 +59,7 @@ class Compared(NamedTuple):
 def _compared(e: Evaluation, extractor: Extractor) -> Compared:
     drawn, linear, n = samples(e), pca_samples(e), len(e.values())
     sets = {"model": drawn, "pca": linear, "training_samples": e.values("train")[:n]}
-    others = {k: in_shares(x, extractor.compute, extractor.chunk) for k, x in sets.items() if x is not None}
-    return Compared(extractor, in_shares(e.values(), extractor.compute, extractor.chunk), others)
+    return Compared(extractor, extractor(e.values()), {k: extractor(x) for k, x in sets.items() if x is not None})
 
 
 @once

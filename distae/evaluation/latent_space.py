@@ -8,7 +8,7 @@ from distae.evaluation.diagnosis import ACTIVE
 from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.generation import pca_samples, samples
 from distae.evaluation.metrics import Figure, Skip, register_metric
-from distae.evaluation.shared import nearest, pca_of_code
+from distae.evaluation.shared import flat, nearest, pca_of_code
 from distae.losses import mmd
 from distae.noise import Noise, Rows, keyed_order
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 def _neighbourhoods(e: Evaluation, codes_first: bool) -> Figure:
     """scikit-learn's trustworthiness of the codes as a map of the values, or of the values as a map of the codes."""
-    x, z = e.values()[:COMPARED].flatten(1).double().nan_to_num(0.0), e.codes().z[:COMPARED]
+    x, z = flat(e.values()[:COMPARED]), e.codes().z[:COMPARED]
     if len(x) <= 2 * NEIGHBOURS:
         raise Skip(f"{len(x)} samples are too few for {NEIGHBOURS} neighbours")
     pca = pca_of_code(e)

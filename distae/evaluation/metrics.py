@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from distae.config.names import METRICS
+from distae.config.names import METRICS, metric_of
 from distae.models import Autoencoder, Batch, Output
 from distae.registry import import_all
 
@@ -40,6 +40,19 @@ class Metric(NamedTuple):
     unit: str = ""
     better: Better | None = "lower"
     """None where neither is."""
+
+    @property
+    def sign(self) -> int:
+        """What makes the best value the lowest: -1 where a higher value is better."""
+        return -1 if self.better == "higher" else 1
+
+
+def named(best_metric: str) -> Metric | None:
+    """The registered metric that --best-metric names; None for a term of the model."""
+    name = metric_of(best_metric)
+    if name in METRICS.keys_known and name not in METRICS:
+        load_all()
+    return METRICS.get(name)
 
 
 def register_metric(

@@ -5,7 +5,7 @@ from distae.evaluation.exact import evaluate
 from distae.evaluation.metrics import Figure, register_metric
 
 
-@register_metric("objective", task="objective", unit="nats per sample, and as docs/metrics.md says", better=None)
+@register_metric("objective", task="objective", unit="as docs/metrics.md says", better=None)
 def objective(e: Evaluation) -> dict[str, Figure]:
     """The terms of the model, and the metrics of every evaluation: as the run's rows `val/...` and `test/...`."""
     found = evaluate(e.model, e.loaders[e.split], e.chunk, e.seed)

@@ -136,7 +136,7 @@ def _baselines(e: Evaluation) -> tuple[dict[str, dict[str, float]], dict[str, fl
 
 def _best(e: Evaluation, scorers: dict[N, Scorer]) -> N:
     """The one with the highest NDCG@100 on the validation users, or in the middle where there are none."""
-    if not len(e.splits["val"]):
+    if not len(e.splits.get("val", ())):
         return list(scorers)[len(scorers) // 2]
     found = _measured(e.other(split="val"), {str(k): scorer for k, scorer in scorers.items()})
     return max(scorers, key=lambda k: found[str(k)]["ndcg_100"])

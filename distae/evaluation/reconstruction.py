@@ -5,7 +5,8 @@ from torch import Tensor
 from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.extractors import frechet, inception, perceptual
 from distae.evaluation.metrics import Figure, Skip, register_metric
-from distae.evaluation.shared import are_images, in_shares, need_images, once, pca_of_code
+from distae.evaluation.scores import squared
+from distae.evaluation.shared import are_images, need_images, once, pca_of_code
 from distae.losses.similarity import ms_ssim, ssim
 from distae.models import Batch
 from distae.noise import Noise
@@ -14,11 +15,6 @@ WINDOW = 11
 """Side of the gaussian window of SSIM in pixels (Wang et al. 2004, sec. III.C); less in smaller images."""
 LEAST_MSE = 1e-10
 """Below it PSNR is 100 dB: that of an exact reconstruction is infinite."""
-
-
-def squared(x: Tensor, made: Tensor) -> Tensor:
-    """Mean squared error of each sample, `[B]`, without values that are missing (NaN)."""
-    return (x - made).square().flatten(1).nanmean(1).nan_to_num(0.0)
 
 
 def psnr(mse: Tensor) -> Tensor:
@@ -110,7 +106,7 @@ def reconstruction_fid(e: Evaluation) -> Figure:
     if not e.settings.inception_weights:
         raise Skip("give --inception-weights, a file of weights")
     net, pca = inception(e.settings.inception_weights), pca_of_code(e)
-    real = in_shares(e.values(), net.compute, net.chunk)
-    value = frechet(real, in_shares(e.reconstructions(), net.compute, net.chunk))
-    beside = {"pca": frechet(real, in_shares(pca.reconstruct(e.values()), net.compute, net.chunk))} if pca else {}
+    real = net(e.values())
+    value = frechet(real, net(e.reconstructions()))
+    beside = {"pca": frechet(real, net(pca.reconstruct(e.values())))} if pca else {}
     return Figure(value, beside, protocol={"extractor": net.name, "images": len(real)})

@@ -13,6 +13,7 @@ from distae import distributed as dist
 from distae import noise as noise_
 from distae.config.models import ModelConfig
 from distae.errors import TrainingError, UserError
+from distae.evaluation.exact import in_shares
 from distae.models import Autoencoder, Batch, Codes
 from distae.models.inference import SAMPLED_AT_ONCE
 from distae.models.second_stage import codes_of, second_stage
@@ -108,12 +109,11 @@ def sample(model: Autoencoder, density: Density | None, n: int, seed: int, label
     Without a density they are those of `distae.Model.sample`. `label` is for variants that are conditioned on it: by default each
     label in turn.
     """
-    here, found = dist.world(), {}
-    for number, start in enumerate(range(0, n, SAMPLED_AT_ONCE)):
-        if number % here.world_size == here.rank:
-            found[number] = _block(model, density, number, min(SAMPLED_AT_ONCE, n - start), seed, label).cpu()
-    blocks = {number: block for part in dist.gather(found) for number, block in part.items()}
-    return torch.cat([blocks[number] for number in sorted(blocks)])
+
+    def block(number: int) -> Tensor:
+        return _block(model, density, number, min(SAMPLED_AT_ONCE, n - number * SAMPLED_AT_ONCE), seed, label)
+
+    return in_shares(-(-n // SAMPLED_AT_ONCE), block)
 
 
 def _block(model: Autoencoder, density: Density | None, number: int, n: int, seed: int, label: int | None) -> Tensor:

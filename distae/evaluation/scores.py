@@ -17,6 +17,11 @@ def per_sample(errors: Tensor) -> Tensor:
     return errors.flatten(1).nanmean(1)
 
 
+def squared(x: Tensor, made: Tensor) -> Tensor:
+    """Mean squared error of each sample, `[B]`, over its values that are not missing (NaN); 0 where all are."""
+    return per_sample((x - made).square()).nan_to_num(0.0)
+
+
 def per_column(errors: Tensor, transform: Transform) -> Tensor:
     """Of a table, errors `[B, width]` as `[B, columns]`: of a category, the mean over its one-hot values."""
     widths = [column.width for column in transform.columns]

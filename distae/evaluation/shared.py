@@ -1,4 +1,4 @@
-"""What the metrics of several tasks share: figures that are computed once, shares of work, the baseline of the code's size."""
+"""What the metrics of several tasks share: figures that are computed once, distances, the baseline of the code's size."""
 
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -8,7 +8,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from distae import distributed as dist
 from distae.config.names import TRAITS
 from distae.evaluation.evaluation import Evaluation, Pca
 from distae.evaluation.metrics import Skip
@@ -56,24 +55,17 @@ def are_images(e: Evaluation) -> bool:
     return True
 
 
-def in_shares(x: Tensor, work: Callable[[Tensor], Tensor], chunk: int) -> Tensor:
-    """`work` of each `chunk` rows of `x` `[n, ...]`, computed by the ranks in turn; all rows in order on the CPU of every rank."""
-    here = dist.world()
-    mine = {i: work(part).cpu() for i, part in enumerate(torch.split(x, chunk)) if i % here.world_size == here.rank}
-    found = {i: part for parts in dist.gather(mine) for i, part in parts.items()}
-    return torch.cat([found[i] for i in range(len(found))])
+def flat(x: Tensor) -> Tensor:
+    """`[n, D]` float64 of `[n, ...]`, missing values as 0."""
+    return x.flatten(1).double().nan_to_num(0.0)
 
 
 def distance_blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Squared distances of the rows of `x` to all of `y`, `[b, m]` float64, missing values as 0, a block of `x` at a time."""
     size = max(1, min(BLOCK, VALUES // x[0].numel()))
-
-    def rows_of(t: Tensor, start: int) -> Tensor:
-        return t[start : start + size].flatten(1).double().nan_to_num(0.0)
-
     for start in range(0, len(x), size):
-        rows = rows_of(x, start)
-        apart = [squared_distances(rows, rows_of(y, other)) for other in range(0, len(y), size)]
+        rows = flat(x[start : start + size])
+        apart = [squared_distances(rows, flat(y[other : other + size])) for other in range(0, len(y), size)]
         yield slice(start, start + len(rows)), torch.cat(apart, 1)
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from distae.config.toml import LARGEST, parse_toml
+from distae.errors import UserError
 
 T = TypeVar("T")
 SMALL = 8 << 20
@@ -95,6 +96,12 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes], durable: bool = 
         raise
     if durable:
         sync(path.parent)
+
+
+def check_absent(path: Path, force: bool) -> None:
+    """Raises UserError if there is something at `path` and --force is not given."""
+    if path.exists() and not force:
+        raise UserError(f"{path} exists: give --force to overwrite it, or another --out")
 
 
 def make_folder(path: Path) -> Path:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from distae import distributed as dist
 from distae.config import TrainConfig
 from distae.config.evaluation import EvaluationConfig
-from distae.config.names import METRICS
+from distae.config.names import METRICS, metric_of
 from distae.data import Reading, Split
 from distae.errors import UserError
 from distae.evaluation.evaluation import Evaluation
-from distae.evaluation.metrics import Metric, Skip, load_all
+from distae.evaluation.metrics import Skip, load_all, named
 from distae.models import Autoencoder
 from distae.training.step import autocast
 
@@ -24,12 +24,11 @@ class Probes:
     def __init__(self, cfg: TrainConfig, splits: dict[str, Split], model: Autoencoder) -> None:
         self.cfg = cfg
         self.best = cfg.best_metric.removeprefix("val/")
-        self.base = self.best.partition("/")[0]
-        """The registered name; a metric of several figures has `NAME/SUFFIX`."""
-        if cfg.probe_every or (self.base in METRICS.keys_known and self.base not in METRICS):
+        self.registered = named(cfg.best_metric)
+        if cfg.probe_every:
             load_all()
         self.names: tuple[str, ...] = PROBES if cfg.probe_every else ()
-        self.of_task = (self.base,) if self._registered and self._registered.task else ()
+        self.of_task = (metric_of(cfg.best_metric),) if self.registered and self.registered.task else ()
         self.evaluation: Evaluation | None = None
         if self.names or self.of_task:  # values stay where they are: a second copy on the GPU would take the memory of training
             reading = Reading(storage="mapped")
@@ -38,20 +37,16 @@ class Probes:
             model.train(was_training)
 
     @property
-    def _registered(self) -> Metric | None:
-        return METRICS.get(self.base)
-
-    @property
     def sign(self) -> int:
         """-1 where a higher value of --best-metric is better."""
-        return -1 if self._registered and self._registered.better == "higher" else 1
+        return self.registered.sign if self.registered else 1
 
     def prepare(self, model: Autoencoder) -> list[str]:
         """Notes on the probes that do not apply, which are left out from then on; baselines are computed and kept.
 
         Raises UserError if --best-metric does not apply.
         """
-        if self._registered and self._registered.better is None:
+        if self.registered and self.registered.better is None:
             raise UserError(f"--best-metric {self.cfg.best_metric}: neither lower nor higher is better")
         if not self.evaluation or not len(self.evaluation.splits["val"]):
             return []

@@ -64,6 +64,16 @@ def test_runs_of_other_variants_are_compared_by_what_one_of_them_lacks(folder, c
     assert not rest
 
 
+def test_the_best_row_is_the_highest_where_higher_is_better(folder: Path) -> None:
+    config = (folder / "a" / "config.toml").read_text()
+    (folder / "a" / "config.toml").write_text(config.replace('"val/loss"', '"val/knn_accuracy"'))
+    rows = [{"step": step, "val/knn_accuracy": x} for step, x in ((10, 0.5), (20, 0.9), (30, 0.7))]
+    (folder / "a" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run,) = runs.find([folder / "a"])
+    assert run.config.best_metric == "val/knn_accuracy"
+    assert run.best == {"step": 20, "val/knn_accuracy": 0.9}
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

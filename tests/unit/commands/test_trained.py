@@ -252,3 +252,46 @@ def _final(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> An
 def test_tasks_that_are_not_there(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(evaluate.main, capsys, home / "digits", "--tasks", "objectiv", "--out", tmp_path / "m.json")
     assert (code, "--tasks: unknown 'objectiv'; valid: all, " in err) == (2, True)
+
+
+def figures_of(path: Path) -> dict[str, float]:
+    return {f["metric"]: f["value"] for f in json.loads(path.read_text())["figures"]}
+
+
+def test_evaluate_measures_the_training_split_of_other_data(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not that of the run, which baselines are fitted on."""
+    argv = (home / "digits", "--data.limit", "50", "--split", "train")
+    assert call(detect.main, capsys, *argv, "--threshold", "1", "--out", tmp_path / "s.npz")[0] == 0
+    assert call(evaluate.main, capsys, *argv, "--tasks", "reconstruction", "--out", tmp_path / "m.json")[0] == 0
+    scores = np.load(tmp_path / "s.npz")["score"]
+    assert len(scores) == 50
+    assert figures_of(tmp_path / "m.json")["reconstruction_mse"] == pytest.approx(scores.mean(), rel=1e-5)
+
+
+def test_evaluate_where_the_data_of_the_run_are_gone(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Metrics that need the training samples are skipped; those of an array in memory cannot be read again."""
+    rng = np.random.default_rng(0)
+    distae.fit(rng.random((60, 5)), run_dir=str(tmp_path / "run"), steps=5, latent_dim=2, hidden=[4], progress=False)
+    np.savez(tmp_path / "new.npz", x=rng.random((40, 5), np.float32), y=np.arange(40) % 2)
+    argv = (tmp_path / "run", "--data", tmp_path / "new.npz", "--data.label-key", "y", "--out", tmp_path / "m.json")
+    code, out, err = call(evaluate.main, capsys, *argv)
+    assert code == 0, err
+    skipped = json.loads((tmp_path / "m.json").read_text())["skipped"]
+    assert {"knn_accuracy", "auroc"} <= skipped.keys()
+    assert "objective/loss" in figures_of(tmp_path / "m.json")
+    assert "skipped knn_accuracy: the training samples of the run cannot be read" in out
+
+
+@pytest.mark.parametrize("option", ["quantile", "threshold"])
+def test_detect_names_the_option_that_is_not_valid(
+    option: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call(detect.main, capsys, home / "digits", f"--{option}", "high", "--out", tmp_path / "s.csv")
+    assert (code, err) == (2, f"distae: --{option}: 'high' is not valid; expected a number\n")
+
+
+def test_an_option_may_be_given_with_an_equals_sign(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = (home / "digits", "--out", tmp_path / "z.npz", "--timeout=60", "--data", "digits", "--data.limit=20", "--split=test")
+    code, out, err = call(encode.main, capsys, *argv)
+    assert code == 0, err
+    assert "z [20, 3]" in out

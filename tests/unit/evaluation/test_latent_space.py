@@ -19,7 +19,7 @@ def with_codes(codes, name="vae", **changes):
     """An evaluation of a model with these codes."""
     n = len(codes.z)
     e = evaluation(name, {"train": images(n, 1), "val": images(2, 2), "test": images(n, 3)}, **changes)
-    e._codes["test"] = codes
+    e._once_of_model["codes of test"] = codes
     return e
 
 
@@ -31,7 +31,7 @@ def test_neighbourhoods_of_a_copy_are_perfect_and_of_noise_random():
     for name in ("trustworthiness", "continuity"):
         e = with_codes(Codes(normal(400, 3)))
         assert value(name, e) == pytest.approx(0.5, abs=0.05)
-        e._codes["test"] = Codes(3 * e.values().flatten(1))
+        e._once_of_model["codes of test"] = Codes(3 * e.values().flatten(1))
         assert value(name, e) == pytest.approx(1)
 
 
@@ -40,9 +40,10 @@ def test_continuity_falls_where_neighbours_are_torn_apart_and_trust_where_strang
     line = torch.linspace(-1, 1, 400, dtype=torch.float64)[:, None]
     e._values["test"] = line
     monkeypatch.setattr(latent_space, "pca_of_code", lambda e: None)
-    e._codes["test"] = Codes(line.abs())  # folded: both halves on each other
+    e._once_of_model["codes of test"] = Codes(line.abs())  # folded: both halves on each other
     assert value("trustworthiness", e) < 0.9 < value("continuity", e)
-    e._codes["test"] = Codes(torch.where(torch.arange(400)[:, None] % 2 == 0, line, line + 10))  # torn: every other one is far away
+    torn = torch.where(torch.arange(400)[:, None] % 2 == 0, line, line + 10)  # every other one is far away
+    e._once_of_model["codes of test"] = Codes(torn)
     assert value("continuity", e) < value("trustworthiness", e)
 
 
@@ -56,7 +57,7 @@ def test_an_even_path_has_no_jump_and_a_step_is_one():
 
 def test_a_decoder_of_training_samples_is_complete_and_of_noise_is_not(monkeypatch):
     e = evaluation("vae", {"train": images(100, 1), "val": images(2, 2), "test": images(100, 3)})
-    e._reconstructions["test"] = e.values("train") + 0.01
+    e._once_of_model["reconstructions of test"] = e.values("train") + 0.01
     monkeypatch.setattr(latent_space, "samples", lambda e: e.values("train"))
     assert value("completeness", e) == 1
     monkeypatch.setattr(latent_space, "samples", lambda e: torch.cat([e.values("train")[:25], e.values()[:75]]))

@@ -79,7 +79,7 @@ class TestFeatures:
 
     def test_clustering_of_codes_apart_is_perfect(self):
         e = evaluation(of_digits())
-        e._codes["test"] = e.codes()._replace(z=torch.eye(10, dtype=torch.float64)[e.labels()])
+        e._once_of_model["codes of test"] = e.codes()._replace(z=torch.eye(10, dtype=torch.float64)[e.labels()])
         for metric in (features.cluster_accuracy, features.cluster_nmi, features.cluster_ari):
             found = metric(e)
             assert found.value == pytest.approx(1.0)
