@@ -1,9 +1,8 @@
 """Reading checkpoints: which is the newest valid one, and what is in it. Every public method is called by all ranks together."""
 
-import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -137,8 +136,8 @@ class CheckpointReader:
 def _read(path: Path, metadata: Metadata, target: dict[str, Tensor]) -> None:
     """All tensors of `target`, by this process; each file is opened once."""
     try:
-        with quiet():
-            load(target, storage_reader=_Reader(path, metadata), no_dist=True)
+        be_quiet()
+        load(target, storage_reader=_Reader(path, metadata), no_dist=True)
     except CheckpointException as error:
         raise TrainingError(f"{path} cannot be read: {describe(error)}") from error
 
@@ -203,9 +202,6 @@ def describe(error: CheckpointException) -> str:
     return "; ".join((f"rank {r}: " if several else "") + with_path(e[0]) for r, e in error.failures.items())
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """DCP warns that there is no process group even with `no_dist=True`."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+def be_quiet() -> None:
+    """DCP warns of a missing process group even with `no_dist=True`. No `catch_warnings`: runs of other threads would undo it."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")

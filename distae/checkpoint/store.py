@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from distae import distributed as dist
-from distae.checkpoint.reader import CheckpointReader, LatestCheckpoint, quiet
+from distae.checkpoint.reader import CheckpointReader, LatestCheckpoint, be_quiet
 from distae.checkpoint.retention import (
     COMMIT,
     STATE,
@@ -123,8 +123,8 @@ class CheckpointStore(CheckpointReader):
             tmp_path.mkdir()
 
     def _save_shards(self, job: Job, writer: ShardWriter) -> None:
-        with quiet():
-            save(dict(job.tensors), storage_writer=writer, **self._kwargs())
+        be_quiet()
+        save(dict(job.tensors), storage_writer=writer, **self._kwargs())
 
     def _commit(self, job: Job, tmp_path: Path, files: dict[str, Any]) -> None:
         if len(job.state) > SMALL:

@@ -122,8 +122,11 @@ class Split:
         """
         if self.source.limits:
             return self.source.limits
-        found = torch.stack([torch.stack(values.aminmax()) for values in self.source.values(self.rows)]).aminmax()
-        return float(found.min), float(found.max)
+        # Numbers, not tensors: those that outlive a block keep the allocator from using its memory again.
+        low, high = torch.tensor(
+            [[float(end) for end in block.aminmax()] for block in self.source.values(self.rows)], dtype=torch.float64
+        ).T
+        return float(low.min()), float(high.max())
 
     def model_values(self) -> Iterator[Tensor]:
         """Tensors of any shape that together hold every distinct value that the model sees; see `Source.values`."""

@@ -4,15 +4,17 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from distae.checkpoint import CheckpointStore, read_tensors, share_out, staging
+from distae.checkpoint import CheckpointStore, read_tensors, share_out, staging, store
 from distae.checkpoint.retention import name_of, steps_in, why_invalid
 from distae.commands.checkpoint import main
 from distae.errors import TrainingError
@@ -60,6 +62,26 @@ def test_training_may_continue_while_a_save_is_written(tmp_path: Path) -> None:
     value += 1
     assert checkpoints.wait() is None
     assert not read_tensors(tmp_path / name_of(1))["model.a"].any()
+
+
+def test_runs_of_two_threads_save_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DCP's is ignored (pytest makes an error of it), also in a save that lasts while that of another thread ends."""
+    begun, ended, write = [threading.Event(), threading.Event()], threading.Event(), store.save
+
+    def overlapping(*args: Any, **kwargs: Any) -> Any:
+        first = not begun[0].is_set()
+        begun[not first].set()
+        assert (begun[1] if first else ended).wait(20)
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(store, "save", overlapping)
+    stores = [CheckpointStore(tmp_path / name, 9, "async") for name in ("first", "second")]
+    for which, each in enumerate(stores):
+        each.save(1, TENSORS, b"{}", None)
+        assert begun[which].wait(20)
+    assert stores[0].wait() is None
+    ended.set()
+    assert stores[1].wait() is None
 
 
 def test_staging_buffers_are_kept(tmp_path: Path) -> None:
