@@ -123,9 +123,8 @@ class Split:
         if self.source.limits:
             return self.source.limits
         # Numbers, not tensors: those that outlive a block keep the allocator from using its memory again.
-        low, high = torch.tensor(
-            [[float(end) for end in block.aminmax()] for block in self.source.values(self.rows)], dtype=torch.float64
-        ).T
+        ends = [[float(end) for end in block.aminmax()] for block in self.source.values(self.rows)]
+        low, high = torch.tensor(ends, dtype=torch.float64).T
         return float(low.min()), float(high.max())
 
     def model_values(self) -> Iterator[Tensor]:
