@@ -21,6 +21,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from data_memory import memory
 from data_parquet import parquet
 from torch import Tensor
 
@@ -159,7 +160,7 @@ def sorted_by_class(args: argparse.Namespace) -> tuple[Split, Split]:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], Figures]] = {
-    "mapped": mapped, "wait": wait, "shuffle": shuffle, "parquet": parquet,
+    "mapped": mapped, "wait": wait, "shuffle": shuffle, "parquet": parquet, "memory": memory,
 }  # fmt: skip
 
 
