@@ -63,7 +63,7 @@ def anonymous(field: str = "RssAnon") -> int:
 def main() -> None:
     """In a process of its own: load a file, train an epoch on it if it is mapped, and print the growth of memory over its size."""
     import torch
-    from data import run, settings
+    from data import run, settings  # type: ignore[attr-defined]
 
     from distae.config.data import ArrayConfig
     from distae.data import Split, Tensors, Transform, load
@@ -73,7 +73,8 @@ def main() -> None:
 
     def train(name: str, splits: dict[str, Split]) -> None:
         table, net = {"name": "array", "path": str(file)}, {"name": "mlp", "hidden": [8]}
-        run(settings(file.with_name(name), epochs=1, global_batch_size=32, eval_batch_size=32, net=net, data=table, log_every=1000), splits)
+        sizes = {"epochs": 1, "global_batch_size": 32, "eval_batch_size": 32, "log_every": 1000}
+        run(settings(file.with_name(name), net=net, data=table, **sizes), splits)
 
     few = Split(Tensors(torch.zeros((2000, *SHAPE), dtype=torch.uint8)), Transform(255.0))
     mapped, size = file.suffix == ".npy", int(sys.argv[2])

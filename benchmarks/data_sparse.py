@@ -1,10 +1,10 @@
-"""What a batch of a sparse matrix costs: compressed rows against the same matrix stored dense, in one run.
+"""The cost of a batch of a sparse matrix: compressed rows against the same matrix stored dense, in one run.
 
     python benchmarks/data_sparse.py [--rows 20000] [--width 20000] [--density 0.01] [--batch 128] [--device cpu|cuda]
 
-The dense paths: a memory-mapped .npy that the page cache holds, and once without, as where the array is larger than the memory;
-an array in memory; and scipy's own `m[rows].toarray()`. Each is timed to the batch on the device, in turn; the median counts, of
-CPU time on CPUs. "zeros alone" is a batch without its values: no way to a dense batch of its own memory can take less.
+The dense paths: a memory-mapped .npy in the page cache, and once outside it, as if the array were larger than the memory; an array
+in memory; and scipy's own `m[rows].toarray()`. Each is timed until the batch is on the device, alternating; figures are medians, of
+CPU time on CPUs. "zeros alone" is a batch without its values: a dense batch in memory of its own cannot take less.
 """
 
 import argparse
@@ -44,7 +44,13 @@ def main() -> None:
         splits = {"CSR": ours, "dense, mapped": Split(Tensors(mapped)), "dense, in memory": Split(Tensors(mapped.clone()))}
         paths = {name: reader(split, device) for name, split in splits.items()}
         paths["scipy toarray"] = lambda rows: torch.from_numpy(matrix[rows.numpy()].toarray()).to(device)
-        report(paths, lambda rows: torch.zeros((len(rows), cfg.width), device=device), cfg, ours.nbytes, mapped.nbytes)
+        report(
+            paths,
+            lambda rows: torch.from_numpy(np.full((len(rows), cfg.width), 0, np.float32)).to(device),
+            cfg,
+            ours.nbytes,
+            mapped.nbytes,
+        )
         rows, start = torch.randint(cfg.rows, (cfg.batch,)), time.perf_counter()
         dropped(pages, f"{folder}/x.npy")
         paths["dense, mapped"](rows)

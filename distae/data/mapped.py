@@ -1,4 +1,4 @@
-"""Arrays in files as one source: shards that are memory-mapped, and parts that had to be read."""
+"""Arrays in files as one source: files that are memory-mapped, and files that had to be read."""
 
 import math
 import os
@@ -17,6 +17,7 @@ from torch import Tensor
 from distae.config.data.stored import Stored
 from distae.data.runs import Rows
 from distae.data.source import BadRowsError, Source, put_rows
+from distae.data.stamps import Stamp, stamp_of, why_changed
 
 SEEN_FOR = 0.01
 """Seconds after which the date of a file is looked at again by a read, which takes as long as a tenth of a small batch."""
@@ -29,7 +30,7 @@ class Part:
     path: Path
     rows: Tensor
     """`[n, *shape]` of the values, or, where these are not aligned in the file, `[n, bytes]`."""
-    stamp: tuple[int, int] | None
+    stamp: Stamp | None
     """Size and time of change of the file that is mapped; None if the values were read."""
     file: mmap | None = None
     """The mapped file."""
@@ -39,25 +40,12 @@ class Part:
         return self.stamp is None or self.file is None or self.file.size() == self.stamp[0]
 
     def why_bad(self) -> str | None:
-        """Why the mapped values can no longer be read, if so."""
-        if self.stamp is None:
-            return None
-        try:
-            now = stamp_of(self.path)
-        except OSError as error:
-            return f"{self.path} cannot be read any more ({error.strerror})"
-        return (
-            None if now == self.stamp else f"{self.path} was changed during the run: it has {now[0]} bytes, and had {self.stamp[0]}"
-        )
-
-
-def stamp_of(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+        """Why the mapped values can no longer be read, if so: reading behind the end of a file kills the process."""
+        return None if self.stamp is None else why_changed(self.path, self.stamp)
 
 
 def mapped(stored: Stored) -> Part:
-    """The values where they are in the file, without reading them."""
+    """The values of an array, mapped from its file without reading them."""
     n, bytes_per_row = stored.shape[0], stored.row_bytes
     stamp = stamp_of(stored.path)
     if not n:

@@ -256,7 +256,7 @@ def test_a_set_beyond_the_limit_is_looked_at_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(data_source, "BLOCK_BYTES", 360)
     monkeypatch.setattr(array_source, "WHOLE_BYTES", X.nbytes // 5)
     np.save(tmp_path / "x.npy", X)
-    assert "in the blocks looked at" in load(ArrayConfig(path=str(tmp_path / "x.npy")))["train"].notes[-1]
+    assert "in the sampled blocks" in load(ArrayConfig(path=str(tmp_path / "x.npy")))["train"].notes[-1]
 
 
 def test_several_words_are_one_set(tmp_path):
