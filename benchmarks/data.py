@@ -21,6 +21,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from data_memory import memory
 from data_parquet import parquet
 from torch import Tensor
 
@@ -88,8 +89,8 @@ def mapped(args: argparse.Namespace, folder: Path) -> Figures:
             loaded = time.process_time()
             train(splits[name], folder / f"{name}{number}", args)
             seconds[name] = [loaded - started, time.process_time() - loaded]
-        for what, memory, file in zip(found, seconds["memory"], seconds["mapped"], strict=True):
-            found[what].append(memory / file)
+        for what, resident, file in zip(found, seconds["memory"], seconds["mapped"], strict=True):
+            found[what].append(resident / file)
     return {name: spread(values) for name, values in found.items()}
 
 
@@ -159,7 +160,7 @@ def sorted_by_class(args: argparse.Namespace) -> tuple[Split, Split]:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], Figures]] = {
-    "mapped": mapped, "wait": wait, "shuffle": shuffle, "parquet": parquet,
+    "mapped": mapped, "wait": wait, "shuffle": shuffle, "parquet": parquet, "memory": memory,
 }  # fmt: skip
 
 

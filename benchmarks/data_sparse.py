@@ -3,7 +3,8 @@
     python benchmarks/data_sparse.py [--rows 20000] [--width 20000] [--density 0.01] [--batch 128] [--device cpu|cuda]
 
 The dense paths: a memory-mapped .npy in the page cache, and once outside it, as if the array were larger than the memory; an array
-in memory; and scipy's own `m[rows].toarray()`. Each is timed until the batch is on the device, alternating; figures are medians.
+in memory; and scipy's own `m[rows].toarray()`. Each is timed until the batch is on the device, alternating; figures are medians, of
+CPU time on CPUs. "zeros alone" is a batch without its values: a dense batch in memory of its own cannot take less.
 """
 
 import argparse
@@ -43,7 +44,13 @@ def main() -> None:
         splits = {"CSR": ours, "dense, mapped": Split(Tensors(mapped)), "dense, in memory": Split(Tensors(mapped.clone()))}
         paths = {name: reader(split, device) for name, split in splits.items()}
         paths["scipy toarray"] = lambda rows: torch.from_numpy(matrix[rows.numpy()].toarray()).to(device)
-        report(paths, cfg, ours.nbytes, mapped.nbytes)
+        report(
+            paths,
+            lambda rows: torch.from_numpy(np.full((len(rows), cfg.width), 0, np.float32)).to(device),
+            cfg,
+            ours.nbytes,
+            mapped.nbytes,
+        )
         rows, start = torch.randint(cfg.rows, (cfg.batch,)), time.perf_counter()
         dropped(pages, f"{folder}/x.npy")
         paths["dense, mapped"](rows)
@@ -72,21 +79,25 @@ def reader(split: Split, device: torch.device):
     return lambda rows: loader.batch(rows.to(loader.storage_device), Noise.seeded(0, len(rows)))[0]
 
 
-def report(paths, cfg, compressed: int, dense: int) -> None:
+def report(paths, zeros, cfg, compressed: int, dense: int) -> None:
+    clock = time.perf_counter if cfg.device == "cuda" else time.process_time
     rng = torch.Generator().manual_seed(0)
     batches = [torch.randint(cfg.rows, (cfg.batch,), generator=rng) for _ in range(20)]
     expected = paths["scipy toarray"](batches[0])
+    for name, path in paths.items():
+        assert torch.equal(path(batches[0]), expected), name
+    paths = paths | {"zeros alone": zeros}
     times: dict[str, list[float]] = {name: [] for name in paths}
     for repeat in range(cfg.repeats + 1):
         for name, path in paths.items():
-            assert torch.equal(path(batches[0]), expected), name
-            start = time.perf_counter()
+            path(batches[0])
+            start = clock()
             for rows in batches:
                 path(rows)
             if cfg.device == "cuda":
                 torch.cuda.synchronize()
             if repeat:  # the first warms up
-                times[name].append((time.perf_counter() - start) / len(batches))
+                times[name].append((clock() - start) / len(batches))
     print(f"{cfg.rows} x {cfg.width}, {cfg.density:.1%} not 0, batches of {cfg.batch} on {cfg.device}, torch {torch.__version__}")
     print(f"memory: CSR {compressed / 1e6:.0f} MB, dense {dense / 1e6:.0f} MB, {dense / compressed:.0f} times")
     ours = statistics.median(times["CSR"])

@@ -66,10 +66,11 @@ def test_a_split_is_its_rows_wherever_it_is(tmp_path):
 
 
 def test_the_way_of_a_gpu_gives_the_same_rows():
-    held = Rows.of(Matrix("x", DATA, MATRIX.indices, MATRIX.indptr.astype(np.int64), WIDTH)).csr
+    source = Rows.of(Matrix("x", DATA, MATRIX.indices, MATRIX.indptr.astype(np.int64), WIDTH))
+    assert np.shares_memory(source._matrix.indices, source.csr.indices.numpy())
     for at in (torch.arange(N), torch.tensor([7, 7]), torch.tensor([49, 0, 7])):
-        padded = held._scattered(torch.zeros(len(at), WIDTH), at)
-        assert torch.equal(padded, held.dense(at, WIDTH))
+        padded = source.csr.dense(at, WIDTH)
+        assert torch.equal(padded, source.read(at))
         assert torch.equal(padded, DENSE[at])
     empty = Compressed.of(torch.zeros(0), torch.zeros(0, dtype=torch.int32), torch.zeros(3, dtype=torch.int64))
     assert torch.equal(empty.dense(torch.tensor([0, 1]), 2), torch.zeros(2, 2))
