@@ -1,7 +1,6 @@
 """Anomalies by what a model cannot reconstruct, beside PCA of as many dimensions and an isolation forest."""
 
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.intervals import bootstrap
 from distae.evaluation.metrics import Figure, Skip, register_metric
 from distae.evaluation.scores import per_sample
+from distae.evaluation.shared import pca_of_code
 
 RESAMPLES = 200
 Array = NDArray[Any]
@@ -78,8 +78,7 @@ def _others(e: Evaluation) -> dict[str, Array]:
 
     train, mine = (e.values(name).flatten(1).double().nan_to_num(0.0).numpy() for name in ("train", e.split))
     forest = e.on_main(lambda: -IsolationForest(random_state=e.seed).fit(train).score_samples(mine))
-    try:
-        pca = e.pca(prod(e.model.code_shape))
-    except Skip:
+    pca = pca_of_code(e)
+    if pca is None or len(pca.components) == train.shape[1]:  # all components leave rounding alone
         return {"isolation forest": forest}
     return {"pca": errors_of(e, pca.reconstruct(e.values())).numpy(), "isolation forest": forest}
