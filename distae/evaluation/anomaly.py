@@ -86,5 +86,6 @@ def _others(e: Evaluation) -> dict[str, Array]:
     train, mine = (flat(e.values(name)).numpy() for name in ("train", e.split))
     forest = e.on_main(lambda: -IsolationForest(random_state=e.seed).fit(train).score_samples(mine))
     pca = pca_of_code(e)
-    linear = {"pca": errors_of(e, pca.reconstruct(e.values())).numpy()} if pca else {}
-    return linear | {"isolation forest": forest}
+    if pca is None or len(pca.components) == train.shape[1]:  # all components leave only rounding
+        return {"isolation forest": forest}
+    return {"pca": errors_of(e, pca.reconstruct(e.values())).numpy(), "isolation forest": forest}

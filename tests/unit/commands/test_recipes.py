@@ -32,6 +32,9 @@ SIZES = {
     "iwae_mnist_static": [784, 200, 200, 50],
     "vae_mnist": [784, 200, 200, 50],
     "vae_mnist_10": [784, 256, 64, 10],
+    "vae_mnist_20": [784, 400, 20],
+    "rae_fashion_mnist_64": [784, 400, 64],
+    "ae_mnist_one_class": [784, 128, 64, 16],
 }
 BATCHES = {"ae_mnist_64": 64, "ae_mnist_20": 32, "vae_mnist_10": 32, "ae_mnist_32_one_hidden": 128, "ae_mnist_32_deep": 256}
 

@@ -14,6 +14,7 @@ RECIPES = {
     "ae_mnist_32_one_hidden": "b78e1d86", "ae_mnist_32_single_layer": "a05f7107", "ae_mnist_64": "c02934c9",
     "vae_mnist": "804923e6", "vae_mnist_10": "bfd33985", "ae_mnist_2": "7005c605", "ae_mnist_8": "b0efa6ac",
     "ae_mnist_32": "86108242", "denoising_ae_mnist": "9f06910c", "vae_mnist_static": "bc34944b", "iwae_mnist_static": "eaec5800",
+    "vae_mnist_20": "074be264", "rae_fashion_mnist_64": "45e681a0", "ae_mnist_one_class": "6076534e",
 }  # fmt: skip
 VARIANTS = {"ae": "05603667", "vae": "a5272bd0", "vq_vae": "493695be", "factor_vae": "29f1ca39"}
 """With everything else at its default."""

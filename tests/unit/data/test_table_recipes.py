@@ -33,7 +33,13 @@ def interactions(folder: Path) -> list[str]:
     return ["--data.path", str(folder / "x.inter")]
 
 
-FILES = {"table_vae": table, "count_vae": counts, "mult_vae": interactions}
+def normal_rows(folder: Path) -> list[str]:
+    rows = [f"{x:.4f},{y:.4f},{int(i % 9 == 0)}" for i, (x, y) in enumerate(np.random.default_rng(0).normal(size=(120, 2)))]
+    (folder / "x.csv").write_text("\n".join(["a,b,anomaly", *rows]))
+    return ["--data.path", str(folder / "x.csv"), "--data.label", "anomaly", "--data.train-classes", "0"]
+
+
+FILES = {"table_vae": table, "count_vae": counts, "mult_vae": interactions, "denoising_ae": normal_rows}
 
 
 def trained(name: str, folder: Path) -> TrainConfig:
@@ -47,7 +53,7 @@ def trained(name: str, folder: Path) -> TrainConfig:
     return cfg
 
 
-@pytest.mark.parametrize("name", ["count_vae", "mult_vae"])
+@pytest.mark.parametrize("name", ["count_vae", "mult_vae", "denoising_ae"])
 def test_the_recipe_trains(name, tmp_path):
     trained(name, tmp_path)
     assert (tmp_path / "run/model/model.safetensors").is_file()

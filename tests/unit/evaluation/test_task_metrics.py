@@ -295,6 +295,15 @@ class TestRecommendation:
             recommendation.recall_50(evaluation())
 
 
+def test_pca_of_all_dimensions_is_no_baseline():
+    """Its error is rounding, by which nothing is to be divided or ranked."""
+    sets = of_digits([0, 1, 2])
+    with pytest.raises(Skip, match="PCA of 64 dimensions has no error: a sample has 64 values"):
+        pca_relative_error(evaluation(sets, model={"latent_dim": 64}))
+    assert anomaly.auroc(evaluation(sets, model={"latent_dim": 64})).baselines.keys() == {"isolation forest"}
+    assert anomaly.auroc(evaluation(sets, model={"latent_dim": 63})).baselines.keys() == {"isolation forest", "pca"}
+
+
 def test_the_error_relative_to_pca():
     e = evaluation(of_digits())
     pca = PCA(4, svd_solver="full").fit(flat(e, "train"))
