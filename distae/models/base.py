@@ -176,6 +176,15 @@ class Autoencoder(nn.Module, ABC):
         raise NotImplementedError(f"{self.cfg.name} has no prior to sample from")
 
     @property
+    def num_codes(self) -> int | None:
+        """How many codes each of `Codes.indices` chooses from; None where codes are not discrete."""
+        return None
+
+    def from_indices(self, indices: Tensor) -> Tensor:
+        """`z` `[B, D]` of `Codes.indices` `[B, N]`, exactly as `encode` gives it. Raises NotImplementedError without `num_codes`."""
+        raise NotImplementedError(f"{self.cfg.name} has no discrete codes")
+
+    @property
     def has_log_bound(self) -> bool:
         """Whether the variant bounds log p(x)."""
         return "kl" in self.cfg.terms

@@ -40,6 +40,13 @@ class CategoricalVAE(NetAutoencoder):
         indices = self.logits(x, None).argmax(2)
         return Codes(self._corners(indices), indices=indices)
 
+    @property
+    def num_codes(self) -> int:
+        return self.cfg.categories
+
+    def from_indices(self, indices: Tensor) -> Tensor:
+        return self._corners(indices)
+
     def sample(self, n: int, noise: Noise) -> Tensor:
         like = next(self.parameters()).new_empty(n, self.cfg.latent_dim // self.cfg.categories)
         return self.decode(self._corners((noise.uniform(like) * self.cfg.categories).long()))

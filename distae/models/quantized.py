@@ -9,7 +9,7 @@ from distae.config.models import FSQVAEConfig, LFQVAEConfig, ModelConfig, RQVAEC
 from distae.config.nets import NetConfig
 from distae.losses import upcast
 from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
-from distae.nn.quantizers import Codebook, describe, fsq, straight_through, usage
+from distae.nn.quantizers import Codebook, describe, fsq, fsq_values, straight_through, usage
 from distae.noise import Noise
 
 
@@ -62,6 +62,17 @@ class VQVAE(NetAutoencoder):
         quantized, index, _, _ = self.quantize(self.vectors(x, None), None)
         return Codes(quantized.flatten(1), indices=index)
 
+    @property
+    def num_codes(self) -> int:
+        return self.cfg.codebook_size
+
+    def from_indices(self, indices: Tensor) -> Tensor:
+        """The codes of all depths are summed in the order of `quantize`, so that no bit differs."""
+        first, *others = self.codebook.codes[indices.view(len(indices), self.depth, -1)].unbind(1)
+        for code in others:
+            first = first + code
+        return first.flatten(1)
+
     def vectors(self, x: Tensor, noise: Noise | None) -> Tensor:
         """The vectors to quantize: `[B, N, dim]`."""
         return vectors(self.encoder(x, noise), self.cfg.code_dim)
@@ -104,6 +115,13 @@ class FSQVAE(NetAutoencoder):
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         z, index = self.quantize(x, None)
         return Codes(z, indices=index)
+
+    @property
+    def num_codes(self) -> int:
+        return prod(self.cfg.levels)
+
+    def from_indices(self, indices: Tensor) -> Tensor:
+        return fsq_values(indices, self.levels).flatten(1).to(next(self.parameters()).dtype)
 
     def quantize(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """Codes `[B, latent_dim]` in [-1, 1] and their indices `[B, N]`."""
@@ -150,6 +168,14 @@ class LFQVAE(NetAutoencoder):
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         _, signs, index = self.quantize(x, None)
         return Codes(signs.flatten(1), indices=index)
+
+    @property
+    def num_codes(self) -> int:
+        return 2**self.cfg.bits
+
+    def from_indices(self, indices: Tensor) -> Tensor:
+        bits = indices[:, :, None] >> torch.arange(self.cfg.bits, device=indices.device) & 1
+        return (2 * bits - 1).flatten(1).to(next(self.parameters()).dtype)
 
     def quantize(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor]:
         """Encoder values and their signs, each `[B, N, bits]`, and the indices of the codes, `[B, N]`."""

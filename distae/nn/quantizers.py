@@ -138,5 +138,15 @@ def fsq(z: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     width = levels // 2
     rounded = straight_through(bounded, bounded.round())
     digits = rounded.detach().round().long() + width
-    basis = torch.cat([levels.new_ones(1), levels[:-1]]).cumprod(0)
-    return torch.where(two, 2 * rounded + 1, rounded / width), (digits * basis).sum(-1)
+    return torch.where(two, 2 * rounded + 1, rounded / width), (digits * _basis(levels)).sum(-1)
+
+
+def fsq_values(index: Tensor, levels: Tensor) -> Tensor:
+    """The values `[..., len(levels)]` float64 in [-1, 1] of the codes of `fsq` with these indices `[...]`."""
+    width = levels // 2
+    rounded = (index[..., None] // _basis(levels) % levels - width).double()
+    return torch.where(levels == 2, 2 * rounded + 1, rounded / width)
+
+
+def _basis(levels: Tensor) -> Tensor:
+    return torch.cat([levels.new_ones(1), levels[:-1]]).cumprod(0)

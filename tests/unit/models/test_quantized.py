@@ -266,3 +266,30 @@ def test_codes_decode_to_the_reconstruction(name):
     codes = model.encode(x)
     assert codes.indices.dtype == torch.int64
     torch.testing.assert_close(model.decode(codes.z), model.likelihood.mean(run(model.eval(), x).recon))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("vq_vae", VQ), ("rq_vae", VQ | {"depth": 3}), ("fsq_vae", {"latent_dim": 8, "levels": (8, 5, 2, 3)}),
+        ("lfq_vae", {"latent_dim": 8, "bits": 4}), ("categorical_vae", {"latent_dim": 6, "categories": 3}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_indices_give_the_codes_bit_for_bit(name, settings, dtype):
+    model, x = make(name, **settings), data(40)
+    train(model, x, 5)
+    model.to(dtype)
+    with torch.no_grad():
+        z, _, _, indices = model.encode(x.to(dtype))
+        made = model.from_indices(indices)
+    assert made.dtype == z.dtype
+    assert torch.equal(made, z)
+    assert int(indices.max()) < model.num_codes
+    assert len(indices.unique()) > 1
+
+
+def test_continuous_codes_have_no_indices():
+    assert make("ae").num_codes is None
+    with pytest.raises(NotImplementedError, match="ae has no discrete codes"):
+        make("ae").from_indices(torch.zeros(1, 2, dtype=torch.int64))
