@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import difflib
 import math
@@ -36,18 +37,22 @@ class Command(Generic[T]):
     """The file behind `--plugin`."""
 
 
-def parse(cls: type[T], argv: Sequence[str], switches: dict[str, str], prog: str, file: str = "config") -> Command[T]:
-    """Settings of class `cls` from `argv` and the TOML file behind `--{file}`. Prints the help and exits on `--help`.
+def parse(
+    cls: type[T], argv: Sequence[str], switches: dict[str, str], prog: str, file: str = "config", base: Table | None = None
+) -> Command[T]:
+    """Settings of class `cls` from `argv` and the TOML file behind `--{file}`, or the nested values `base` in its place.
+
+    Prints the help and exits on `--help`.
 
     Raises UserError on anything it does not know or cannot convert.
     """
     argv = [_kebab(_utf8(a)) for a in argv]
-    if (file_of_plugin := _value_of("plugin", argv)) and _variants(cls):
+    if (file_of_plugin := value_of("plugin", argv)) and _variants(cls):
         plugin.load(file_of_plugin)
     if "--help" in argv or "-h" in argv:
         sys.stdout.write(_help(cls, argv, switches, prog, file) + "\n")
         raise SystemExit(0)
-    table = _table(cls, argv, file)
+    table = _table(cls, argv, file, base)
     parser = _parser(cls, table, switches, prog, file)
     given = vars(parser.parse_args(argv))
     for known in (file, "plugin"):
@@ -63,16 +68,16 @@ def parse(cls: type[T], argv: Sequence[str], switches: dict[str, str], prog: str
 
 def parser_of(cls: type, argv: Sequence[str], switches: dict[str, str], file: str = "config") -> argparse.ArgumentParser:
     """The parser of a command line that begins with `argv`, for completion. Raises UserError as `parse` does."""
-    if (file_of_plugin := _value_of("plugin", argv)) and _variants(cls):
+    if (file_of_plugin := value_of("plugin", argv)) and _variants(cls):
         plugin.load(file_of_plugin)
     return _parser(cls, _table(cls, argv, file), switches, "", file)
 
 
-def _table(cls: type, argv: Sequence[str], file: str) -> Table:
-    """The TOML file's table; a variant chosen on the command line replaces its table."""
-    table = read_toml(_value_of(file, argv), file)
+def _table(cls: type, argv: Sequence[str], file: str, base: Table | None = None) -> Table:
+    """The TOML file's table, or `base`; a variant chosen on the command line replaces its table."""
+    table = read_toml(value_of(file, argv), file) if base is None else copy.deepcopy(base)
     for field in _variants(cls):
-        there, name = table.setdefault(field.name, {}), _value_of(field.name, argv)
+        there, name = table.setdefault(field.name, {}), value_of(field.name, argv)
         if name and isinstance(there, dict) and name != there.get("name"):
             table[field.name] = {"name": name}
     return table
@@ -83,7 +88,7 @@ def _help(cls: type, argv: Sequence[str], switches: dict[str, str], prog: str, f
     variants = _variants(cls)
     if not variants or (*argv, "")[max(argv.index(h) for h in ("--help", "-h") if h in argv) + 1] == "all":
         return render(cls, switches, prog, file)
-    if not any(_value_of(name, argv) for name in (file, *(f.name for f in variants))):
+    if not any(value_of(name, argv) for name in (file, *(f.name for f in variants))):
         return render_short(cls, switches, prog, file)
     table = _table(cls, argv, file)
     return render(cls, switches, prog, file, {f.name: chosen(f, table[f.name], f.name) for f in variants})
@@ -230,7 +235,7 @@ def _utf8(arg: str) -> str:
     return arg
 
 
-def _value_of(name: str, argv: Sequence[str]) -> str | None:
+def value_of(name: str, argv: Sequence[str]) -> str | None:
     """The last value of `--name` in argv."""
     flag, found = _flag(name), None
     for arg, after in pairwise([*argv, "--"]):

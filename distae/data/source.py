@@ -1,9 +1,10 @@
 """Where stored samples come from: the contract of every kind of source, and the one for tensors."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import xxhash
@@ -148,6 +149,12 @@ class Tensors(Source):
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def with_values(self, x: Tensor) -> Self:
+        """The same rows, with other values `[N, *stored]`."""
+        other = copy.copy(self)
+        other.x, other.shape, other.dtype = x, tuple(x.shape[1:]), x.dtype
+        return other
 
     def read(self, rows: Tensor) -> Tensor:
         return self.x.index_select(0, rows)

@@ -1,7 +1,16 @@
 """The processes of a run and what they exchange."""
 
 from distae import deprecation
-from distae.distributed.collectives import all_reduce, all_reduce_, broadcast, broadcast_in_node, gather, gather_rows, local_rows
+from distae.distributed.collectives import (
+    all_reduce,
+    all_reduce_,
+    broadcast,
+    broadcast_in_node,
+    gather,
+    gather_rows,
+    local_rows,
+    on_main,
+)
 from distae.distributed.consensus import LOST, Consensus, first_failure
 from distae.distributed.startup import Rendezvous, ends_within, rendezvous
 from distae.distributed.world import World, memory_of, pick_device, session, set_tf32, set_threads, synchronize, use, world
@@ -21,6 +30,7 @@ __all__ = [
     "gather_rows",
     "local_rows",
     "memory_of",
+    "on_main",
     "pick_device",
     "rendezvous",
     "session",

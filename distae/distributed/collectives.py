@@ -1,12 +1,15 @@
 """Reductions and gathers over the ranks of the current `World`, with and without gradients."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as td
 from torch import Tensor
 
 from distae.distributed.world import World, world
+
+T = TypeVar("T")
 
 
 class _AllReduce(torch.autograd.Function):
@@ -74,6 +77,21 @@ def broadcast(value: Any) -> Any:
     box = [value]
     td.broadcast_object_list(box, group=world().control, group_src=0)
     return box[0]
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, on every rank; what it raises there is raised on every rank."""
+    result, error = None, None
+    if world().is_main:
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+    if world().control is not None:
+        result, error = broadcast((result, error))
+    if error:
+        raise error
+    return result  # type: ignore[return-value]
 
 
 def broadcast_in_node(tensors: list[Tensor]) -> None:

@@ -47,14 +47,27 @@ def fetch(loader: Loader, here: EvalShard, noise: Noise) -> tuple[Tensor, Tensor
     return x, label, here if bad is None else here._replace(valid_mask=here.valid_mask & ~bad)
 
 
-@torch.no_grad()
+Terms = Callable[[Batch, int, Rows], dict[str, Tensor]]
+"""Of a batch, the number of its chunk and its rows there, which key noise: `[B]` by sample, or a scalar, equal on all ranks."""
+
+
 def evaluate(
     model: Autoencoder, loader: Loader, chunk: int, seed: int, interrupted: Callable[[], bool] = lambda: False
 ) -> dict[str, float] | None:
     """Means over all samples of `loader` that can be read: the model's terms in nats per sample, and every registered metric.
 
-    Runs over fixed global chunks with noise keyed by chunk. All ranks make the same number of forward calls; missing and
-    unreadable rows have weight 0. Returns None if `interrupted()` (called between chunks, by all ranks together) is true.
+    Noise is keyed by chunk. Returns None if `interrupted()` (called between chunks, by all ranks together) is true.
+    """
+    return means(model, loader, chunk, seed, lambda *chunk: _terms(model, seed, *chunk), interrupted)
+
+
+@torch.no_grad()
+def means(
+    model: Autoencoder, loader: Loader, chunk: int, seed: int, terms: Terms, interrupted: Callable[[], bool] = lambda: False
+) -> dict[str, float] | None:
+    """Means of `terms` over all samples of `loader` that can be read, with the model in evaluation mode; as `evaluate`.
+
+    Runs over fixed global chunks. All ranks make the same number of calls; missing and unreadable rows have weight 0.
     """
     was_training = model.training
     model.eval()
@@ -63,7 +76,7 @@ def evaluate(
         for number, here in enumerate(eval_shards(loader, len(loader), chunk)):
             if interrupted():
                 return None
-            for name, value in _chunk(model, loader, number, here, seed).items():
+            for name, value in _sums(loader, number, here, seed, terms).items():
                 sums[name] = sums[name] + value if name in sums else value
     finally:
         model.train(was_training)
@@ -71,17 +84,20 @@ def evaluate(
     return {name: value / count for name, value in zip(sums, total, strict=False)}
 
 
-def _chunk(model: Autoencoder, loader: Loader, number: int, here: EvalShard, seed: int) -> dict[str, Tensor]:
-    """Sums over this rank's rows of one chunk, in float64, of the terms of all phases, and last the number of samples."""
+def _sums(loader: Loader, number: int, here: EvalShard, seed: int, terms: Terms) -> dict[str, Tensor]:
+    """Sums of `terms` over this rank's rows of one chunk, in float64, and last the number of samples."""
     x, label, here = fetch(loader, here, Noise(seed, ("eval data", number), here.rows, here.valid_mask.device))
     weight = here.valid_mask.double()
-    sums: dict[str, Tensor] = {}
-    for phase in model.phases():
-        noise = Noise(seed, ("eval", number, phase.name), here.rows, weight.device)
-        batch = Batch(x, label, None, here.valid_mask, len(loader))
-        out: Output = model(batch, phase.name, noise)
-        per_sample = out.per_sample | ({} if sums else metrics_of(model, batch, out))
-        terms = {name: (value.double() * weight).sum() for name, value in per_sample.items()}
-        terms |= {name: value.double() * weight.sum() for name, value in out.per_batch.items()}
-        sums |= {name: value for name, value in terms.items() if name not in sums}
+    found = terms(Batch(x, label, None, here.valid_mask, len(loader)), number, here.rows)
+    sums = {k: (v.double() * weight).sum() if v.ndim else v.double() * weight.sum() for k, v in found.items()}
     return sums | {"": weight.sum()}
+
+
+def _terms(model: Autoencoder, seed: int, batch: Batch, number: int, rows: Rows) -> dict[str, Tensor]:
+    """The terms of all phases, and the metrics."""
+    found: dict[str, Tensor] = {}
+    for phase in model.phases():
+        out: Output = model(batch, phase.name, Noise(seed, ("eval", number, phase.name), rows, batch.x.device))
+        of_phase = out.per_sample | ({} if found else metrics_of(model, batch, out)) | out.per_batch
+        found |= {name: value for name, value in of_phase.items() if name not in found}
+    return found

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import torch
@@ -48,6 +48,11 @@ class About:
     shape: list[Annotated[int, Meta(ge=1)]]
     transform: Any = None
     """From stored values to the model's; older folders have none."""
+    data: dict[str, Any] | None = None
+    """The settings of the data."""
+    step: int | None = None
+    data_identity: Identity | None = None
+    """What identifies the data that it was trained on; older folders have none."""
     weights: Entry | None = None
     """Size and checksum of model.safetensors; older folders have none."""
     xxh3: str | None = None
@@ -101,15 +106,34 @@ def load(run_dir: str | Path) -> base.Autoencoder:
     return load_with_transform(run_dir)[0]
 
 
-def load_with_transform(run_dir: str | Path) -> tuple[base.Autoencoder, Transform]:
-    """As `load`, and the transform from stored values to the model's."""
+class SavedModel(NamedTuple):
+    """A model folder."""
+
+    model: base.Autoencoder
+    transform: Transform
+    """From stored values to the model's."""
+    about: About
+    """What is saved beside the weights."""
+    checksum: str
+    """Of the weights."""
+
+
+def load_saved(run_dir: str | Path) -> SavedModel:
+    """As `load`, and what is saved beside the weights."""
     folder = _model_folder(Path(run_dir).expanduser())
     about = _about(folder)
     cfg = _settings(about, folder / CONFIG)
     shapes = _stored_shapes(folder / WEIGHTS)
     _check_fit(cfg.model, cfg.net, tuple(about.shape), shapes)
     model = assemble(cfg.model, cfg.net, tuple(about.shape), _weights(folder, about)).eval()
-    return model, _transform(about, folder / CONFIG, tuple(about.shape))
+    transform = _transform(about, folder / CONFIG, tuple(about.shape))
+    return SavedModel(model, transform, about, checksum(folder / WEIGHTS))
+
+
+def load_with_transform(run_dir: str | Path) -> tuple[base.Autoencoder, Transform]:
+    """As `load`, and the transform from stored values to the model's."""
+    saved = load_saved(run_dir)
+    return saved.model, saved.transform
 
 
 def stored_shape(transform: Transform, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ class Rows(Tensors):
 
     def __init__(self, table: Table) -> None:
         super().__init__(torch.from_numpy(table.x), None if table.label is None else torch.from_numpy(table.label))
-        self.table, self.columns = table.name, table.aside
+        self.table, self.columns, self.classes = table.name, table.aside, table.classes
 
     def name_of(self, row: int) -> str:
         return f"{self.table} row {row + 1}"

@@ -1,0 +1,266 @@
+"""The set-up of commands that use a trained model: RUN and options to the model on its device and the splits of its data."""
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from distae.commands.session import refuse
+from distae.commands.sources import given, guessed
+from distae.errors import DistaeError, TrainingError, UserError
+from distae.runtime.environment import Environment, environment
+from distae.runtime.files import with_path
+
+if TYPE_CHECKING:
+    from distae.config import TrainConfig
+    from distae.config.evaluation import EvaluationConfig
+    from distae.data import Loader, Reading, Split
+    from distae.evaluation.evaluation import Evaluation
+    from distae.models.inference import Model
+    from distae.models.serialization import SavedModel
+
+T = TypeVar("T")
+SPLITS = ("train", "val", "test", "all")
+OPTIONS = ("--device", "--threads", "--seed", "--eval-batch-size", "--timeout", "--plugin")
+"""Settings of training that these commands take, besides those of the data."""
+EPILOG = (
+    "RUN: a run folder, or a model folder. Further options: --data PATH, or --data NAME and --data.OPTION as of distae train, for "
+    "data other than the run's; " + ", ".join(OPTIONS) + "."
+)
+
+
+def arguments(prog: str, about: str, words: str = "RUN", *, output: str | None = None) -> ArgumentParser:
+    """The parser of what these commands share; with `output`, the default file or folder, --out and --force too."""
+    parser = ArgumentParser(prog, f"{prog} {words} [OPTION ...]", about, EPILOG, allow_abbrev=False)
+    parser.add_argument("--step", help="best, last, or the number of a checkpoint; default: the model that the run exported")
+    parser.add_argument("--split", choices=SPLITS, help="samples to use; default: test, and all of other data")
+    if output:
+        parser.add_argument("--out", type=Path, help=f"where to write; default: RUN/evaluation/{output}")
+        parser.add_argument("--force", action="store_true", help="overwrite what is there")
+    return parser
+
+
+class Trained:
+    """A trained model, and the data that the command line names. Every rank has one."""
+
+    def __init__(self, words: list[str], options: argparse.Namespace, saved: "SavedModel", settings: "TrainConfig") -> None:
+        self.run, self.words, self.options, self.settings = Path(words[0]), words[1:], options, settings
+        self.saved, self.step = saved, saved.about.step
+        self.device: Any = None
+
+    @cached_property
+    def model(self) -> "Model":
+        """On the device of this rank."""
+        from distae.models.inference import Model
+
+        return Model(self.saved.model, self.saved.transform).to(self.device)
+
+    @cached_property
+    def splits(self) -> "dict[str, Split]":
+        """`train`, `val` and `test` of the run's data or of --data's, with the transform of the model."""
+        from distae import data
+        from distae.data.trained import as_trained
+
+        return as_trained(data.load(self.settings.data), self.saved.transform, self.saved.model.shape)
+
+    @property
+    def has_other_data(self) -> bool:
+        """Whether the data are not those of the run."""
+        from distae.config import to_dict
+
+        return to_dict(self.settings.data) != (self.saved.about.data or {})
+
+    @cached_property
+    def split_name(self) -> str:
+        """The split that --split names; by default `test`, and of other data `all`, where these are one source."""
+        if self.options.split:
+            return str(self.options.split)
+        return "all" if self.has_other_data and self._is_one_source() else "test"
+
+    @cached_property
+    def split(self) -> "Split":
+        """The samples to use, in order. Raises UserError where there are none."""
+        name = self.split_name
+        if name == "all" and not self._is_one_source():
+            raise UserError(f"--split all: --data {self.settings.data.name} has test samples of their own; valid: train, val, test")
+        found = _joined(self.splits) if name == "all" else self.splits[name]
+        if not len(found):
+            raise UserError(f"--split {name}: --data {self.settings.data.name} has no samples there")
+        return found
+
+    def _is_one_source(self) -> bool:
+        return len({id(split.source) for split in self.splits.values() if len(split)}) == 1
+
+    def loader(self, split: "Split") -> "Loader":
+        """Batches of the model's values, read ahead."""
+        from distae.data import Loader
+
+        return Loader(split, self.settings.data.binarize, self.device, self.model.dtype, reading=self._reading)
+
+    def evaluation(self, settings: "EvaluationConfig") -> "Evaluation":
+        """For metrics of the samples to use; baselines are fitted on the training samples of the same data."""
+        from distae.evaluation.evaluation import Evaluation
+
+        splits = {**self.splits, self.split_name: self.split}
+        return Evaluation(self.model.module, self.settings, splits, self.split_name, settings, self._reading)
+
+    @property
+    def _reading(self) -> "Reading":
+        import torch
+
+        from distae.data import Reading
+
+        data = self.settings.data
+        return Reading(data.storage, data.workers, data.prefetch, torch.get_num_threads())
+
+    def target(self, default: str) -> Path:
+        """Where to write. Raises UserError, on every rank, if something is there and --force is not given."""
+        from distae.distributed import on_main
+
+        path = self.options.out or self.run / "evaluation" / default
+
+        def check() -> Path:
+            if path.exists() and not self.options.force:
+                raise UserError(f"{path} exists: give --force to overwrite it, or another --out")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return Path(path)
+
+        return on_main(check)
+
+    @property
+    def is_main(self) -> bool:
+        from distae.distributed import world
+
+        return world().is_main
+
+    def say(self, text: str) -> None:
+        """Print a line, once."""
+        if self.is_main:
+            sys.stdout.write(f"{text}\n")
+
+
+def _joined(splits: "dict[str, Split]") -> "Split":
+    """All samples of splits of one source, in its order."""
+    import torch
+
+    parts = [split for split in splits.values() if len(split)]
+    rows = torch.cat([part.rows_at(torch.arange(len(part))) for part in parts]).sort().values
+    return replace(parts[0], rows=rows, augment=None)
+
+
+def serve(
+    argv: Sequence[str] | None, parser: ArgumentParser, work: Callable[[Trained], None], words: int = 1, reads_data: bool = True
+) -> int:
+    """Call `work` on every rank with the model that the command line names; returns the exit code.
+
+    `words`: how many words may stand before the options. Errors and Ctrl-C end with a message.
+    """
+    env = Environment()
+    try:
+        leading, options, rest = given(argv, parser, words)
+        if not leading:
+            raise UserError(f"{parser.prog} needs RUN, a run folder; {parser.format_usage().strip()}")
+        _check_options(rest, parser.prog)
+        env = environment()
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        from distae import distributed as dist
+
+        with dist.rendezvous(env, _timeout(rest)) as meeting:
+            trained = meeting.prepare(lambda: _prepared(leading, options, rest, env, reads_data))
+            with dist.session(meeting, trained.device):
+                work(trained)
+        return 0
+    except DistaeError as error:
+        return refuse(error, env)
+    except OSError as error:
+        return refuse(TrainingError(with_path(error)), env)
+    except KeyboardInterrupt:
+        sys.stderr.write("distae: interrupted\n")
+        return 130
+
+
+def _check_options(rest: Sequence[str], prog: str) -> None:
+    """Raises UserError on options that are not of the data, nor OPTIONS."""
+    for word in rest:
+        name = word.partition("=")[0].replace("_", "-")
+        if name.startswith("--") and name not in OPTIONS and name != "--data" and not name.startswith("--data."):
+            raise UserError(f"unknown option {name!r}; {prog} --help lists the valid ones")
+
+
+def _timeout(rest: Sequence[str]) -> float:
+    """Seconds that the ranks wait for each other."""
+    from distae.config import TrainConfig, parse
+
+    at = [i for i, word in enumerate(rest) if word.startswith("--timeout")]
+    return parse(TrainConfig, [word for i in at for word in rest[i : i + 2]], {}, "").settings.timeout
+
+
+def _prepared(
+    words: list[str], options: argparse.Namespace, rest: list[str], env: Environment, reads_data: bool
+) -> tuple[Trained, dict[str, Any]]:
+    """The model and the data as this rank has read them, and what must be equal on all ranks. Raises UserError."""
+    from distae import data
+    from distae import distributed as dist
+    from distae.config import plugin, to_dict
+    from distae.config.cli import value_of
+    from distae.models.serialization import load_saved
+
+    if file := value_of("plugin", rest):
+        plugin.load(file)
+    with _model_folder(Path(words[0]), options.step) as folder:
+        saved = load_saved(folder)
+    trained = Trained(words, options, saved, _settings(saved, rest, options.step or ""))
+    trained.device = dist.pick_device(trained.settings.device, env)
+    dist.set_threads(trained.settings.threads, env)
+    same: dict[str, Any] = {"the model's weights": saved.checksum, "the type of device": trained.device.type}
+    same |= {f"--data: {key}": value for key, value in to_dict(trained.settings.data).items()}
+    if reads_data:
+        _ = trained.split
+        if env.world_size > 1:
+            same |= {f"data: {key}": value for key, value in data.identity(trained.splits).items()}
+    return trained, same
+
+
+@contextlib.contextmanager
+def _model_folder(run: Path, step: str | None) -> Iterator[Path]:
+    """The folder of the model of a step. Raises UserError where there is none."""
+    if step is None:
+        yield run
+        return
+    from distae.commands.checkpoint import export_step
+
+    with tempfile.TemporaryDirectory(prefix="distae-") as folder:
+        export_step(run, None if step == "last" else step, Path(folder))
+        yield Path(folder)
+
+
+def _settings(saved: "SavedModel", rest: Sequence[str], prog: str) -> "TrainConfig":
+    """The settings of the run's model, with the options of the command line."""
+    from distae.config import TrainConfig, parse
+
+    base = {"model": saved.about.model, "net": saved.about.net, "data": saved.about.data or {}}
+    return parse(TrainConfig, [*_with_path(rest, base["data"])], {}, prog, base=base).settings
+
+
+def _with_path(rest: Sequence[str], data: dict[str, Any]) -> Iterator[str]:
+    """The options, `--data PATH` as the kind that it looks like: the run's own where that is possible, with its settings."""
+    from distae.config.data import DataConfig
+
+    words = iter(rest)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name != "--data":
+            yield word
+            continue
+        value = value if equals else next(words, "")
+        if value in DataConfig.choices() and not Path(value).exists():
+            yield from ("--data", value)
+        else:
+            yield from ("--data", guessed(value), "--data.path", value)

@@ -1,0 +1,173 @@
+"""What the metrics of a whole split are computed from: codes, values and reconstructions, the same on any number of ranks."""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distae import distributed as dist
+from distae.config import TrainConfig
+from distae.config.evaluation import EvaluationConfig
+from distae.data import Loader, Reading, Split, Transform
+from distae.evaluation.exact import eval_shards, fetch, means
+from distae.evaluation.metrics import Skip
+from distae.models import Autoencoder, Batch, Codes
+from distae.noise import Noise, Rows
+
+T = TypeVar("T")
+MOST_VALUES = 4096
+"""Values of a sample up to which PCA is computed: its covariance has the square of that."""
+
+
+class Pca(NamedTuple):
+    """Principal components of the training split."""
+
+    mean: Tensor
+    """`[D]` float64."""
+    components: Tensor
+    """`[dim, D]`, orthonormal, by falling variance."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """`[N, dim]` of `[N, ...]` with D values each, which may be missing (NaN): then they are the mean."""
+        return torch.where((flat := x.flatten(1).double()).isnan(), self.mean, flat).sub(self.mean) @ self.components.T
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """`x` `[N, ...]` projected on the components, float64."""
+        return (self.encode(x) @ self.components + self.mean).view(x.shape)
+
+
+class Evaluation:
+    """A trained model on the splits of its data. Every rank has one and calls the same methods in the same order.
+
+    What is gathered covers the first `limit` samples of a split, without those that cannot be read, in order.
+    """
+
+    def __init__(
+        self, model: Autoencoder, run: TrainConfig, splits: dict[str, Split], split: str = "test",
+        settings: EvaluationConfig | None = None, reading: Reading | None = None,
+    ) -> None:  # fmt: skip
+        """`split` is the one that metrics are of; baselines are fitted on `train`. Of `run`, `eval_batch_size` and `seed` count."""
+        self.model, self.run, self.splits, self.split = model.eval(), run, splits, split
+        self.settings = settings or EvaluationConfig()
+        self.chunk, self.seed, self.limit = run.eval_batch_size, run.seed, self.settings.limit
+        first, reading = next(model.parameters()), reading or Reading()
+        self.loaders = {k: Loader(v, run.data.binarize, first.device, first.dtype, False, reading) for k, v in splits.items()}
+        self._codes: dict[str, Codes] = {}
+        self._values: dict[str, Tensor] = {}
+        self._reconstructions: dict[str, Tensor] = {}
+
+    @property
+    def transform(self) -> Transform:
+        """From stored values to those of the model."""
+        return self.splits[self.split].transform
+
+    def labels(self, split: str | None = None) -> Tensor:
+        """`[n]` int64. Raises Skip where the data has none."""
+        if self.splits[split or self.split].label is None:
+            raise Skip("the data has no labels")
+        name = split or self.split
+        parts = [label[good].cpu() for _, label, good in self._local(name) if label is not None]
+        return torch.cat(parts)
+
+    def codes(self, split: str | None = None) -> Codes:
+        """`z` and, where there are any, `mu` and `logvar` `[n, D]` float64 and `indices` `[n, N]`, on the CPU of every rank."""
+        name = split or self.split
+        if name not in self._codes:
+            parts = self._gathered(name, lambda x, label: [*self.model.encode(x, label)])
+            self._codes[name] = Codes(*(_double(part) for part in parts))  # type: ignore[arg-type]
+        return self._codes[name]
+
+    def reconstructions(self, split: str | None = None) -> Tensor:
+        """`[n, *shape]`: means of p(x|z), on the CPU of every rank."""
+        name = split or self.split
+        if name not in self._reconstructions:
+            (found,) = self._gathered(name, lambda x, label: [self.model.reconstruct(x, label)])
+            assert found is not None
+            self._reconstructions[name] = found
+        return self._reconstructions[name]
+
+    def values(self, split: str | None = None) -> Tensor:
+        """`[n, *shape]`: what the model sees (images in [0, 1], normalised columns), on the CPU. Read by this rank alone."""
+        name = split or self.split
+        if name not in self._values:
+            self._values[name] = torch.cat([x[good].cpu() for x, _, good in self._local(name)])
+        return self._values[name]
+
+    def pca(self, dim: int) -> Pca:
+        """Of all training samples, exact. Raises Skip where a sample has more than MOST_VALUES values."""
+        mean, components = self._principal
+        return Pca(mean, components[: min(dim, len(components))])
+
+    def mean(self, terms: Callable[[Batch, Noise], dict[str, Tensor]], name: str) -> dict[str, float]:
+        """Means over all samples of the split of `terms(batch, noise)`: `[B]` each; the noise is keyed by `name` and chunk."""
+
+        def keyed(batch: Batch, number: int, rows: Rows) -> dict[str, Tensor]:
+            return terms(batch, Noise(self.seed, (name, number), rows, batch.x.device))
+
+        found = means(self.model, self.loaders[self.split], self.chunk, self.seed, keyed)
+        assert found is not None
+        return found
+
+    @staticmethod
+    def on_main(work: Callable[[], T]) -> T:
+        """`work` of rank 0 alone, such as scikit-learn's; its result on every rank."""
+        return dist.on_main(work)
+
+    def close(self) -> None:
+        """End the threads that read."""
+        for loader in self.loaders.values():
+            loader.close()
+
+    def _count(self, name: str) -> int:
+        if not len(self.splits[name]):
+            raise Skip(f"the {name} split has no samples")
+        return min(self.limit, len(self.splits[name]))
+
+    def _noise(self, number: int, rows: Rows, device: torch.device) -> Noise:
+        """Of binarisation: the noise of the exact evaluation."""
+        return Noise(self.seed, ("eval data", number), rows, device)
+
+    @torch.no_grad()
+    def _gathered(self, name: str, of: Callable[[Tensor, Tensor | None], list[Tensor | None]]) -> list[Tensor | None]:
+        """What `of(x, label)` gives, `[B, ...]` each, of the split's samples in order; every rank computes its share."""
+        parts = []
+        loader = self.loaders[name]
+        for number, here in enumerate(eval_shards(loader, self._count(name), self.chunk)):
+            x, label, here = fetch(loader, here, self._noise(number, here.rows, here.valid_mask.device))  # noqa: PLW2901
+            batch = Batch(x, label, None, here.valid_mask)
+            parts.append([None if found is None else batch.pool(found).cpu() for found in of(x, label)])
+        return [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
+
+    def _local(self, name: str) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+        """Values, labels and which of them can be read `[B]` bool, chunk by chunk, read by this rank."""
+        loader, n = self.loaders[name], self._count(name)
+        for number, start in enumerate(range(0, n, self.chunk)):
+            samples = torch.arange(start, min(start + self.chunk, n), device=loader.storage_device)
+            x, label = loader.batch(samples, self._noise(number, Rows(len(samples)), loader.device))
+            bad = loader.unreadable(samples)
+            yield x, label, torch.ones(len(x), dtype=torch.bool, device=x.device) if bad is None else ~bad
+
+    @cached_property
+    @torch.no_grad()
+    def _principal(self) -> tuple[Tensor, Tensor]:
+        """Mean `[D]` and all principal axes `[D, D]` of the training split, missing values as 0."""
+        loader, width = self.loaders["train"], self.model.shape
+        if (size := torch.Size(width).numel()) > MOST_VALUES:
+            raise Skip(f"PCA: a sample has {size} values, more than {MOST_VALUES}")
+        sums = torch.zeros(size + 1, size + 1, dtype=torch.float64)  # of products, of values, and last the number of samples
+        for number, here in enumerate(eval_shards(loader, len(loader), self.chunk)):
+            x, _, here = fetch(loader, here, self._noise(number, here.rows, here.valid_mask.device))  # noqa: PLW2901
+            flat = F.pad(x[here.valid_mask].flatten(1).double().nan_to_num(0.0).cpu(), (0, 1), value=1.0)
+            sums += flat.T @ flat
+        sums = dist.all_reduce_(sums.to(dist.world().device)).cpu()
+        moments = sums / sums[-1, -1]
+        mean = moments[-1, :-1]
+        covariance = moments[:-1, :-1] - torch.outer(mean, mean)
+        return mean, torch.linalg.eigh(covariance).eigenvectors.flip(1).T
+
+
+def _double(x: Tensor | None) -> Tensor | None:
+    return x.double() if x is not None and x.is_floating_point() else x
