@@ -26,6 +26,8 @@ COMMANDS = {
     "data": Command("distae.commands.data", "look at data without training: shape, range, classes, what would be done"),
     "prepare": Command("distae.commands.prepare", "write images, tables or other data as shards that are memory-mapped"),
     "evaluate": Command("distae.commands.evaluate", "metrics of a trained model beside baselines"),
+    "compress": Command("distae.commands.compress", "codes of images or arrays as one small file"),
+    "decompress": Command("distae.commands.decompress", "the images or arrays of such a file, as the model decodes them"),
     "launch": Command("launch.start", "start a training run with many processes: on this machine, on Slurm, or by a plugin"),
     "sweep": Command("launch.sweep", "submit every combination of some settings to Slurm"),
     "status": Command("launch.status", "how a run or a job stands"),

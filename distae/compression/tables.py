@@ -38,7 +38,7 @@ class Tables:
     """`[T]`: the distance of two symbols' values."""
 
     def symbols(self, codes: NDArray[np.floating] | Ints) -> tuple[Ints, int]:
-        """`[N, D]` integers of indices, or of the nearest values on the grid; and how many values were outside, and are its ends."""
+        """`[N, D]` integers of indices, or of the nearest values on the grid; and how many values lay outside, and are its ends."""
         if self.step is None or self.offset is None:
             return codes.astype(np.int64), 0
         last = (self.frequencies > 0).sum(1) - 1
@@ -65,7 +65,9 @@ class Tables:
         return decode(data, self._table(n, dims), self.frequencies).reshape(n, dims)
 
     def _table(self, n: int, dims: int) -> Ints:
-        """The number of the table of each value of n codes."""
+        """The number of the table of each value of n codes. Raises ValueError where there are others."""
+        if len(self.frequencies) not in (1, dims):
+            raise ValueError(f"the tables are of {len(self.frequencies)} values; a code has {dims}")
         return np.tile(np.arange(dims), n) if len(self.frequencies) > 1 else np.zeros(n * dims, np.int64)
 
     @property
@@ -96,29 +98,24 @@ def fit_discrete(indices: Ints, num_codes: int) -> Tables:
     return Tables(_integers(counts + PRIOR * everywhere / everywhere.sum()))
 
 
-def fit_grid(z: NDArray[np.floating], step_size: float) -> Tables:
-    """Tables of the training split's continuous codes `z` `[N, D]`, on a grid of `step_size` standard deviations of each value.
+def fit_grid(z: NDArray[np.floating], step: NDArray[np.float64]) -> Tables:
+    """Tables of the training split's continuous codes `z` `[N, D]` on a grid of steps `[D]`, above 0, with a symbol at the mean.
 
-    A value's frequencies are its histogram, and PRIOR samples of a gaussian of its mean and deviation; so symbols that the
-    training codes lack are coded as well. The grid has a symbol at the mean.
+    A value's frequencies are its histogram, and PRIOR samples of a gaussian of its mean and deviation, so that symbols that the
+    training codes lack are coded as well. Raises UserError where the steps are too fine.
     """
-    if not np.isfinite(step_size) or step_size <= 0:
-        raise UserError(f"--step-size {step_size}: above 0, in standard deviations of the training split's codes")
     z = z.astype(np.float64)
-    mean, std = z.mean(0), z.std(0)
-    step = np.where(std > 0, std, 1.0) * step_size
-    low = np.floor((z.min(0) - MARGIN * np.ptp(z, 0) - mean) / step)
-    kinds = (np.ceil((z.max(0) + MARGIN * np.ptp(z, 0) - mean) / step) - low + 1).astype(np.int64)
-    most = int(kinds.max())
-    if most > MOST_SYMBOLS or most * len(kinds) > MOST_CELLS:
-        raise UserError(f"--step-size {step_size}: the grid would have {most} steps; give a larger one")
+    mean, width = z.mean(0), np.ptp(z, 0)
+    step = np.where(width > 0, np.minimum(step, 2 * width), 1.0)
+    low = np.floor((z.min(0) - MARGIN * width - mean) / step)
+    kinds = np.ceil((z.max(0) + MARGIN * width - mean) / step) - low + 1
+    if (most := int(kinds.max())) > MOST_SYMBOLS or most * len(kinds) > MOST_CELLS:
+        raise UserError(f"--step-size: the finest grid would have {most} steps; give a larger one")
     symbols = np.rint((z - mean) / step) - low
     flat = (symbols + np.arange(len(kinds)) * most).astype(np.int64)
-    counts = np.bincount(flat.ravel(), minlength=len(kinds) * most).reshape(len(kinds), most).astype(np.float64)
-    away = (np.arange(most) + low[:, None]) * step_size
-    gaussian = np.exp(-0.5 * away**2) + 1e-6
-    there = np.arange(most) < kinds[:, None]
-    gaussian = np.where(there, gaussian, 0.0)
+    counts = np.bincount(flat.ravel(), minlength=len(kinds) * most).reshape(len(kinds), most)
+    away = (np.arange(most) + low[:, None]) * (step / np.where(width > 0, z.std(0), 1.0))[:, None]
+    gaussian = np.where(np.arange(most) < kinds[:, None], np.exp(-0.5 * away**2) + 1e-6, 0.0)
     return Tables(_integers(counts + PRIOR * gaussian / gaussian.sum(1, keepdims=True)), mean + low * step, step)
 
 

@@ -181,7 +181,7 @@ class Autoencoder(nn.Module, ABC):
         return None
 
     def from_indices(self, indices: Tensor) -> Tensor:
-        """`z` `[B, D]` of `Codes.indices` `[B, N]`, exactly as `encode` gives it. Raises NotImplementedError without `num_codes`."""
+        """`z` `[B, D]` of `Codes.indices` `[B, N]`, exactly as `encode` gives it. Raises NotImplementedError for others."""
         raise NotImplementedError(f"{self.cfg.name} has no discrete codes")
 
     @property

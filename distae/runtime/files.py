@@ -4,10 +4,12 @@ Anything but a regular file (a FIFO, a device, a link out of the folder) is reje
 blocks forever, reading /dev/zero fills the memory, and writing through a link changes somebody else's file.
 """
 
+import contextlib
 import errno
 import os
+import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,6 +94,25 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes], durable: bool = 
         raise
     if durable:
         sync(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write in, which takes the place of `path` once it is whole; what was there stays where that fails."""
+    fresh, old = path.with_name(f".{path.name}.writing"), path.with_name(f".{path.name}.old")
+    for left in (fresh, old):
+        shutil.rmtree(left, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+        sync(fresh)
+        if path.exists():
+            path.rename(old)
+        fresh.rename(path)
+        sync(path.parent)
+    finally:
+        for left in (fresh, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def make_folder(path: Path) -> Path:

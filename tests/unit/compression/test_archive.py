@@ -37,7 +37,7 @@ def test_forged_names_are_an_error(names, tmp_path):
     packed = zlib.compress(names)
     head = struct.pack("<3sBQQIBI", b"DAE", 1, 1, 2, 3, 2, len(packed)) + packed
     (tmp_path / "x.dae").write_bytes(head + struct.pack("<I", zlib.crc32(head)))
-    with pytest.raises(UserError, match="names|utf-8"):
+    with pytest.raises(UserError, match=r"names|utf-8"):
         read_archive(tmp_path / "x.dae")
 
 
