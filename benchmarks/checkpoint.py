@@ -1,12 +1,13 @@
-"""What a checkpoint costs: how long the loop is blocked, how long until it is on disk, and how much training beside it slows down.
+"""The cost of a checkpoint: how long the loop is blocked, how long until it is on disk, and how much it slows training meanwhile.
 
     python benchmarks/checkpoint.py                # 100M parameters and Adam's state, 1.2 GB; 1 and 2 ranks
     python benchmarks/checkpoint.py --quick        # the same code on a small model, for CI
 
-Five ways in turn, several rounds: torch.save and fsync on rank 0, torch.distributed.checkpoint's own writer, ours in both modes,
-and a plain write and fsync of as many bytes, which is what the disk can do. Figures are medians and the smallest and largest of the
-rounds, without each way's first save. 4 GB are written first: memory that the machine has not used yet makes a first write up to
-seven times slower, whoever writes. Older files are deleted between the measurements. The last line is one JSON object.
+Five methods, alternating over several rounds: torch.save and fsync on rank 0, torch.distributed.checkpoint's own writer, ours in
+both modes, and a plain write and fsync of the same number of bytes, which is the limit of the disk. Figures are medians and the
+smallest and largest of the rounds, without each method's first save. 4 GB are written first: memory that the machine has not used
+yet makes any first write up to seven times slower. Older files are deleted between the measurements. The last line is one JSON
+object.
 """
 
 import argparse
@@ -66,7 +67,7 @@ class Job:
 
 
 class Bench:
-    """One process's part of the measurement; every way returns its seconds, blocked and until durable."""
+    """One process's part of the measurement; every method of saving returns its seconds, blocked and until durable."""
 
     def __init__(self, job: Job, folder: Path) -> None:
         self.job, self.folder, self.main = job, folder, dist.world().is_main
@@ -75,7 +76,7 @@ class Bench:
         self.number = 0
 
     def clean(self) -> None:
-        """Delete what was written and let the disk come to rest."""
+        """Delete what was written and wait until the disk is idle."""
         if self.main:
             for path in self.folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -110,7 +111,7 @@ class Bench:
         return both(started)
 
     def ours_async(self, steps: bool = False) -> Seconds:
-        """With `steps`, training goes on beside the writer: also the mean seconds of the steps that overlap with it."""
+        """With `steps`, training continues during the write: also the mean seconds of the steps that overlap with it."""
         started = time.perf_counter()
         self._save(self.beside)
         blocked = time.perf_counter() - started
@@ -134,7 +135,7 @@ class Bench:
 
 
 class Finish:
-    """When a save under way ended, though nobody waits for it."""
+    """The time at which a pending save ended, without waiting for it."""
 
     def __init__(self, checkpoints: CheckpointStore) -> None:
         self.ended, self.time = threading.Event(), 0.0
@@ -157,7 +158,7 @@ def both(started: float) -> Seconds:
 
 
 def write_raw(path: Path, tensors: dict[str, Tensor]) -> None:
-    """The bytes and nothing else."""
+    """Write and fsync the bytes, nothing else."""
     with path.open("wb", buffering=0) as file:
         for t in tensors.values():
             view = t.detach().reshape(-1).view(torch.uint8).numpy().data
@@ -167,7 +168,7 @@ def write_raw(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def measure(bench: Bench, rounds: int) -> dict[str, list[Seconds]]:
-    """Every way once per round, each round starting with another one; on a disk that is at rest."""
+    """Every method once per round, each round starting with a different one, on an idle disk."""
     ways: dict[str, Callable[[], Seconds]] = {
         "raw_write": bench.raw,
         "torch_save": bench.torch_save,
@@ -188,7 +189,7 @@ def measure(bench: Bench, rounds: int) -> dict[str, list[Seconds]]:
 
 
 def summary(found: dict[str, list[Seconds]], size: int) -> dict[str, Any]:
-    """Medians, spread and the figures that are wanted."""
+    """Medians, spread, and ratios to torch.save and to the plain write."""
     report: dict[str, Any] = {
         name: {k: spread([r[k] for r in rows[1:] if k in r]) for k in rows[1]} for name, rows in found.items()
     }
@@ -210,7 +211,7 @@ def spread(values: list[float]) -> Seconds:
 
 
 def peak_rss() -> int:
-    """Bytes of host memory that this process has held at most."""
+    """Peak bytes of host memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -239,7 +240,7 @@ def rank(number: int, ranks: int, port: int, width: int, rounds: int, folder: Pa
 
 
 def warm(folder: Path, size: int) -> None:
-    """Have the machine use that much of its memory once."""
+    """Make the machine use this much of its memory once."""
     with (folder / "warm").open("wb", buffering=0) as file:
         for _ in range(size // PIECE):
             file.write(bytes(PIECE))

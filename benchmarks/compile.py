@@ -1,12 +1,12 @@
-"""What --compile gives each variant: seconds at the start, speed of a step, and how far its losses are from eager ones.
+"""The effect of --compile on each variant: seconds at the start, speed of a step, and difference of its losses from eager ones.
 
     python benchmarks/compile.py --root data                          # each of recipes/variants that compiles: a table
     python benchmarks/compile.py --root data --recipes vae vq_vae
 
-A recipe's training runs eagerly and compiled in turns, on one thread. Speed is eager over compiled CPU time of a window, the
-median over rounds with the smallest and the largest; the terms are those of the first steps, before rounding is amplified by
-training, and differ relative to the larger of term and loss: some are what is left of large numbers that cancel. The last line is
-one JSON object.
+A recipe trains eagerly and compiled, alternating, on one thread. Speed is eager over compiled CPU time of a window, the median over
+rounds with the smallest and the largest. Terms are compared over the first steps, before training amplifies rounding; differences
+are relative to the larger of term and loss, since some terms are small differences of large numbers. The last line is one JSON
+object.
 """
 
 import argparse
@@ -31,7 +31,7 @@ COMPARED, WINDOW = 5, 20
 
 
 def mean_terms(steps: Steps) -> tuple[Tensor, float]:
-    """Means of all terms over the steps since the last call, and that of the loss."""
+    """Means of all terms over the steps since the last call, and the mean of the loss."""
     window = steps.trainer.train_step.window
     means, _ = window.read()
     window.clear()
@@ -52,7 +52,7 @@ def measure(cfg: TrainConfig, rounds: int) -> dict[str, Any]:
     for run in (eager, compiled):
         run.trainer.close()
     return {
-        "seconds": compiled.seconds_to_prime, "speed": [statistics.median(speeds), min(speeds), max(speeds)],
+        "seconds": compiled.warmup_seconds, "speed": [statistics.median(speeds), min(speeds), max(speeds)],
         "difference": max(differences),
     }  # fmt: skip
 

@@ -1,11 +1,11 @@
-"""What data cost: mapped beside memory, the wait of a training step, and what a windowed shuffle loses to a full one.
+"""The cost of data: mapped files against memory, the waiting of a training step, and a windowed shuffle against a full one.
 
     python benchmarks/data.py                          # all parts
     python benchmarks/data.py mapped wait --rounds 9   # some
     python benchmarks/data.py shuffle --root ../shared/data
 
-A part is a function of the arguments in PARTS; add others there. Rounds interleave what is compared; each figure is [median,
-smallest, largest] over them, and ratios are of one round. The last line is one JSON object.
+A part is a function in PARTS; add others there. Rounds interleave what is compared; each figure is [median, smallest, largest] over
+the rounds, and ratios are within a round. The last line is one JSON object.
 """
 
 import argparse
@@ -38,7 +38,7 @@ Figures = dict[str, Any]
 
 
 def spread(values: list[float]) -> list[float]:
-    """Of the rounds that count: all but the first, unless it is all there is."""
+    """Median, smallest and largest of the rounds without the first, which warms up, unless it is the only one."""
     return [round(f(values[1:] or values), 4) for f in (statistics.median, min, max)]
 
 
@@ -70,8 +70,8 @@ def random_images(n: int) -> np.ndarray:
 
 
 def mapped(args: argparse.Namespace, folder: Path) -> Figures:
-    """Batches per second of CPU time from a mapped .npy file over those from the same in memory, both in the page cache: of the
-    loader alone, and of a run that trains."""
+    """Batches per second of CPU time from a mapped .npy file, in the page cache, over those from memory: of the loader alone,
+    and of a run that trains."""
     n = int(200_000 * args.scale)
     np.save(folder / "x.npy", random_images(n))
     split = load(ArrayConfig(path=str(folder / "x.npy"), test_fraction=0, val_fraction=0, scale=255.0))["train"]
@@ -94,7 +94,7 @@ def mapped(args: argparse.Namespace, folder: Path) -> Figures:
 
 
 class InMemoryUnits(UnitSource):
-    """Rows of a tensor as if they were in units, each of which takes `seconds` to come, as from a disk or a network."""
+    """Rows of a tensor in units, each of which takes `seconds` to read, as from a disk or a network."""
 
     def __init__(self, x: Tensor, size: int, seconds: float = 0.0) -> None:
         self.x, self.seconds, self.shape, self.dtype, self.decodes = x, seconds, tuple(x.shape[1:]), x.dtype, True
@@ -110,8 +110,8 @@ class InMemoryUnits(UnitSource):
 
 
 def wait(args: argparse.Namespace, folder: Path) -> Figures:
-    """`train/data_wait_fraction` of training on units that take 20 ms each to come, without and with threads that read ahead, and
-    of the same from memory; and the rates over that from memory."""
+    """`train/data_wait_fraction` of training on units that take 20 ms each to read, without and with threads that read ahead, and
+    from memory; and the rates relative to that from memory."""
     n = int(100_000 * args.scale) // 100 * 100
     x = torch.from_numpy(random_images(n))
     found: dict[str, list[float]] = {}
@@ -129,8 +129,8 @@ def wait(args: argparse.Namespace, folder: Path) -> Figures:
 
 
 def shuffle(args: argparse.Namespace, folder: Path) -> Figures:
-    """Validation loss in nats after an epoch on Fashion-MNIST sorted by class, in units of 100 images, another seed each round:
-    shuffled in full, in windows on as many lanes as we take, and in windows on one lane, as a shuffle buffer does."""
+    """Validation loss in nats after an epoch on Fashion-MNIST sorted by class, in units of 100 images, a new seed each round:
+    shuffled in full, in windows with our number of lanes, and in windows with one lane, like a shuffle buffer."""
     ordered, val = sorted_by_class(args)
     sizes, n = torch.full((len(ordered) // 100,), 100), len(ordered)
     found: dict[str, list[float]] = {}

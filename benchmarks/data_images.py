@@ -1,13 +1,13 @@
-"""Images read per second: the loader of image_folder beside the decoder alone, torch, Hugging Face datasets and litdata.
+"""Images read per second: the loader of image_folder against the decoder alone, torch, Hugging Face datasets and litdata.
 
     python benchmarks/data_images.py ../shared/data/photos/short_side_256
     python benchmarks/data_images.py FOLDER --size 224 --workers 2 --rounds 5
 
 All decode the same files to squares of --size with --workers threads or processes; those whose package is missing are left out.
 `rate` is images per second of wall time, over the decoder's own rate on one thread times the workers (at most the cores);
-`per_cpu_second` is images per second of CPU time of all threads and processes, over the decoder's: on a machine that others use
-too, it is the one to look at. Rounds interleave what is compared, and a figure is the [median, smallest, largest] of the rounds'
-ratios. The last line is one JSON object. litdata reads shards that are made of the same JPEG bytes first.
+`per_cpu_second` is images per second of CPU time of all threads and processes, over the decoder's: use it on a shared machine.
+Rounds interleave what is compared, and a figure is the [median, smallest, largest] of the rounds' ratios. The last line is one JSON
+object. litdata reads shards, which are made of the same JPEG bytes before.
 """
 
 import argparse
@@ -139,7 +139,7 @@ def prepared(files: list[Path], args: argparse.Namespace) -> Iterator[tuple[str,
 
 
 def cpu_seconds() -> float:
-    """Of this process and its children, those that still run too."""
+    """CPU seconds of this process and its children, also of those that still run."""
     own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime
     for child in Path(f"/proc/{os.getpid()}/task").glob("*/children"):

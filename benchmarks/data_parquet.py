@@ -1,4 +1,4 @@
-"""What Parquet costs beside its decoder: the same encoded images decoded from memory, and read from row groups."""
+"""The cost of Parquet beyond decoding: the same encoded images decoded from memory, and read from row groups."""
 
 import argparse
 import io
@@ -31,7 +31,7 @@ def encoded(n: int) -> list[bytes]:
 
 
 def rate(read: Callable[[Tensor], object], n: int, threads: int) -> float:
-    """Samples per second of CPU time, which what else runs on the machine takes no part in, of reading all rows once."""
+    """Samples per second of this process's CPU time when all rows are read once."""
     parts = torch.arange(n).split(BATCH)
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         start = time.process_time()

@@ -1,9 +1,9 @@
-"""What a batch of a sparse matrix costs: compressed rows against the same matrix stored dense, in one run.
+"""The cost of a batch of a sparse matrix: compressed rows against the same matrix stored dense, in one run.
 
     python benchmarks/data_sparse.py [--rows 20000] [--width 20000] [--density 0.01] [--batch 128] [--device cpu|cuda]
 
-The dense paths: a memory-mapped .npy that the page cache holds, and once without, as where the array is larger than the memory;
-an array in memory; and scipy's own `m[rows].toarray()`. Each is timed to the batch on the device, in turn; the median counts.
+The dense paths: a memory-mapped .npy in the page cache, and once outside it, as if the array were larger than the memory; an array
+in memory; and scipy's own `m[rows].toarray()`. Each is timed until the batch is on the device, alternating; figures are medians.
 """
 
 import argparse

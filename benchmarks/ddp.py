@@ -1,19 +1,19 @@
-"""What two processes that train together lose: beside the same two without gradient exchange, and beside DDP by hand.
+"""The overhead of two processes that train together: against the same two without gradient exchange, and against DDP by hand.
 
     python benchmarks/ddp.py --root data
-    python benchmarks/ddp.py --workloads ae-32 --ours-args "--ema 0.999"       # measured beside ours as it comes
+    python benchmarks/ddp.py --workloads ae-32 --ours-args "--ema 0.999"       # measured in addition to the defaults
 
 2 gloo processes, one thread each, at the workload's batch per process:
 
-apart           two runs of ours side by side, one process each: the most that this machine can give
+apart           two runs of ours at the same time, one process each: the most that this machine can give
 ours            one run of ours over both, from its command line
 by hand         torch's DDP with gradients as bucket views, fused Adam, resident uint8, index_select, denormals flushed
 by hand, apart  the same loop without DDP
-in step         and the two wait for one another after every step: the most that two which train together can give
-alone           one run of ours in one process, the other one idle: weak scaling is over twice its speed
-local norm      ours, with torch's batch norm over each process's rows, as it is by hand: what the global batch's statistics cost
+in step         the same, but the two wait for each other after every step: the most that two which train together can give
+alone           one run of ours in one process, the other one idle: weak scaling is relative to twice its speed
+local norm      ours, with torch's batch norm over each process's rows, as by hand: shows the cost of global batch statistics
 
-Samples per second of both processes by the wall's clock, training only; rounds are interleaved, and a figure is the median over
+Samples per second of wall time of both processes, training only; rounds are interleaved, and a figure is the median over
 rounds of the ratio within a round, with the smallest and the largest. The last line is one JSON object.
 """
 
@@ -53,7 +53,7 @@ from workloads import (
 )
 
 RANKS = 2
-WANTED = {("ours", "apart", "conv-128"): 0.95, ("ours", "by hand", "ae-32"): 0.95, ("ours", "by hand", "conv-128"): 0.95}
+TARGETS = {("ours", "apart", "conv-128"): 0.95, ("ours", "by hand", "ae-32"): 0.95, ("ours", "by hand", "conv-128"): 0.95}
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Pair:
     runs: int = 0
 
     def meet(self) -> None:
-        """Both are here, know a free port, and are about to start."""
+        """Wait for the other process, and agree on a free port."""
         if self.rank == 0:
             self.port.value = free_port()
         self.barrier.wait()
@@ -150,7 +150,7 @@ def process(rank: int, barrier: Any, port: Any, name: str, args: argparse.Namesp
 
 
 def steps_of(workload: Workload, scale: float) -> int:
-    """Within one epoch."""
+    """Steps of a round, within one epoch."""
     return max(2 * workload.warm, min(int(workload.steps * scale), 60_000 // (RANKS * workload.batch)))
 
 
@@ -181,8 +181,8 @@ def table(name: str, report: dict[str, Any]) -> str:
     lines = [f"{name:34} {'samples/s':>10} {' '.join(heads)}"]
     for who, speed in report["samples_per_second"].items():
         cells = [f"{show(r):>18}" for r in report["over"].get(who, {}).values()]
-        wanted = [f"{bar} of {of}" for (a, of, workload), bar in WANTED.items() if (a, workload) == (who, name)]
-        lines.append(f"  {who:32} {speed:>10,} {' '.join(cells)}   {'wanted ' + ', '.join(wanted) if wanted else ''}".rstrip())
+        targets = [f"{bar} of {of}" for (a, of, workload), bar in TARGETS.items() if (a, workload) == (who, name)]
+        lines.append(f"  {who:32} {speed:>10,} {' '.join(cells)}   {'target: ' + ', '.join(targets) if targets else ''}".rstrip())
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Training speed on one GPU: ours beside the step on a fixed batch, that step replayed as a CUDA graph, and pythae.
+"""Training speed on one GPU: ours against the step on a fixed batch, that step replayed as a CUDA graph, and pythae.
 
     python benchmarks/gpu.py --root data                             # one H100 or H200
     python benchmarks/gpu.py --device cpu --tiny --rounds 0          # the same code without a GPU, in a minute: does it run?
@@ -7,14 +7,14 @@ No GPU was at hand when this was written: it has run on the CPU only. Jobs: the 
 published one (VQ-VAE with its ResNet on MNIST, batch 256: 235 s for 100 epochs on a V100); a ResNet VAE of 54.7M parameters on
 128x128 images in bf16.
 
-limit   the network by hand on one batch on the device: fused Adam, lr 1e-12, no input path, no logging
+limit   the network by hand on one batch on the device: fused Adam, lr 1e-12, no data loading, no logging
 replay  that whole step captured as a CUDA graph
 ours    `distae.train.main` from its command line; `--ours-args` adds ours with other options
-pythae  its BaseTrainer's epoch, as it comes and with fused Adam; in fp32 also where ours is in bf16, which it does not offer
+pythae  its BaseTrainer's epoch, with its defaults and with fused Adam; always in fp32, as it has no bf16
 
-Samples per second by the wall's clock, training only, rounds interleaved; ratios are medians with the smallest and the largest.
+Samples per second of wall time, training only, rounds interleaved; ratios are medians with the smallest and the largest.
 `flops` are those of forward and backward, counted by torch; their rate is given as a share of the card's dense bf16 peak.
-Then two processes train on the one card over gloo (NCCL wants a card for each): their loss is compared with one process's.
+Then two processes train on the one card over gloo (NCCL needs a card for each): their loss is compared with one process's.
 The last line is one JSON object.
 """
 
@@ -121,7 +121,7 @@ def resnet_coder(argv: str, shape: tuple[int, ...]) -> Coder:
 
 @dataclass(frozen=True)
 class Job:
-    """A workload and what else the GPU needs to know of it."""
+    """A workload, the shape of its samples, and its precision."""
 
     workload: Workload
     shape: tuple[int, ...] = (1, 28, 28)
@@ -163,7 +163,7 @@ def timed(step: Callable[[], object], workload: Workload, device: str) -> Rate:
 
 
 def fixed_step(job: Job, x: Tensor, device: str) -> Callable[[], None]:
-    """The step by hand on one batch on the device, at a rate that leaves the weights where they are."""
+    """The step by hand on one batch on the device, at a learning rate that does not change the weights."""
     model = job.workload.by_hand().to(device)
     optimizer = torch.optim.Adam(model.parameters(), 1e-12, fused=True, capturable=device == "cuda")
     fixed = x[: job.workload.batch].to(device)
@@ -209,7 +209,7 @@ def ours(job: Job, folder: Path, device: str, more: str) -> Contestant:
 
 
 def in_fp32(contestant: Contestant) -> Rate:
-    """Not in the TF32 that one of ours may have been asked for before."""
+    """Run without TF32, which one of ours may have set before."""
     dist.set_tf32(False)
     return contestant()
 
@@ -256,7 +256,7 @@ def measure(job: Job, stored: np.ndarray, args: argparse.Namespace) -> dict[str,
 
 
 def table(name: str, job: Job, report: dict[str, Any]) -> str:
-    lines = [f"{name:34} {'samples/s':>12} {'ours over it':>20}   wanted   100 epochs of 50,000 (s)"]
+    lines = [f"{name:34} {'samples/s':>12} {'ours over it':>20}   target   100 epochs of 50,000 (s)"]
     for who, speed in report["samples_per_second"].items():
         over = show(report["ours_over"][who]) if who in report["ours_over"] else ""
         bar, seconds = job.workload.bars.get(who, ""), report["seconds_for_100_epochs_of_50000"][who]

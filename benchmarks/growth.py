@@ -1,11 +1,11 @@
-"""How costs grow: a step with the batch, the width, the depth and the data set; a save and an evaluation with the model.
+"""How costs grow: of a step with batch, width, depth and data set; of a save and an evaluation with the model.
 
     python benchmarks/growth.py                            # a table, and docs/images/growth.png (needs matplotlib)
 
 Our trainer from its command line, fp32 on one thread, an MLP VAE on random images 28x28 (uint8). A step is CPU time of the process
-between the rows of metrics, data and logging included; a save is the time for which it holds the loop up; an evaluation is of
-10,000 images. Rounds over the points of a line are interleaved; figures are medians with the smallest and the largest. The order of
-an epoch is drawn once, before the window that is timed where the data set is large. The last line is one JSON object.
+between the rows of metrics, with data and logging; a save is the time for which it blocks the loop; an evaluation is of 10,000
+images. Rounds over the points of a line are interleaved; figures are medians with the smallest and the largest. The order of an
+epoch is drawn once, for large data sets before the window that is timed. The last line is one JSON object.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def parameters(run_dir: Path) -> int:
 
 
 def save_and_evaluate(point: Point, folder: Path) -> dict[str, float]:
-    """Milliseconds that a save holds the loop up, the first one left out, and seconds of an evaluation."""
+    """Milliseconds for which a save blocks the loop, without the first save, and seconds of an evaluation."""
     path = write_images(folder, IMAGES)
     argv = f"{training_argv(point.workload, 41, path)} --save-every 10"
     rows = training_rows(run_ours(argv, folder / "run"))
@@ -97,7 +97,7 @@ def save_and_evaluate(point: Point, folder: Path) -> dict[str, float]:
 
 
 def rounds_of(points: list[Point], measure: Any, rounds: int) -> list[dict[str, Any]]:
-    """Spread of every figure at each point; a round before them is not counted, unless it is all there is."""
+    """Spread of every figure at each point; the first round is not counted, unless it is the only one."""
     found: list[list[dict[str, float]]] = [[] for _ in points]
     for _ in range(rounds + 1):
         for point, report in zip(points, found, strict=True):

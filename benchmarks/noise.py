@@ -1,11 +1,11 @@
-"""What noise costs: a rank's time and memory from 1 to 1,024 ranks and over accumulation, and blocks against one draw.
+"""The cost of noise: a rank's time and memory from 1 to 1,024 ranks and over accumulation, and blocks against one draw.
 
     python benchmarks/noise.py                  # three tables, then one JSON object
 
-The ranks are simulated: what one rank draws depends on its rows alone, so the last of N ranks is asked for its share of a global
-batch of N times as many rows. Time is CPU time on one thread, the median of rounds over all points in turns; memory of a draw is
-what it allocates. Memory of training is the resident set's, a process each, of our trainer on `denoising_ae`, its noise as wide as
-the images: at its peak, and how far that is above what it was before the first step. The micro-batch is always the same.
+The ranks are simulated: what one rank draws depends on its rows alone, so only the last of N ranks draws its share of a global
+batch of N times as many rows. Time is CPU time on one thread, the median over interleaved rounds; memory of a draw is what it
+allocates. Memory of training is the resident set of our trainer on `denoising_ae`, whose noise is as wide as the images, in a
+process of its own: its peak, and its growth since the first step. The micro-batch is always the same.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SHARE, WIDTH = 128, 3072
 """Rows of a rank, and values per row: a 3-channel image of 32x32 pixels."""
 SHAPES = ((128, 16), (128, 784), (512, 3072))
 SIDE, MICRO, STEPS = 64, 512, 2
-"""Of the training whose peak is measured: images SIDE x SIDE, so a micro-batch is 8 MiB."""
+"""The training whose peak is measured: images of SIDE x SIDE, so a micro-batch is 8 MiB."""
 
 
 def draw(rows: Rows, width: int) -> Tensor:
@@ -44,7 +44,7 @@ def whole(rows: Rows, width: int) -> Tensor:
 
 
 def milliseconds(calls: Sequence[Callable[[], Tensor]], rounds: int) -> list[float]:
-    """Median CPU time of each call, taken in turns."""
+    """Median CPU milliseconds of each call; the calls alternate."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds + 1):
         for call, spent in zip(calls, times, strict=True):
@@ -98,7 +98,7 @@ def _train(accum: int, results: "multiprocessing.Queue[tuple[int, int]]") -> Non
 
 def over_accumulation(counts: tuple[int, ...]) -> list[dict[str, float]]:
     """MiB at the peak of a process that trains, and above what it had before, by accumulation."""
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # tensors are given back as they are freed, or the heap's holes count too
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # freed tensors are returned to the system, else holes in the heap count too
     spawn = multiprocessing.get_context("spawn")
     found: list[dict[str, float]] = []
     for accum in counts:

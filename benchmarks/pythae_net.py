@@ -87,14 +87,14 @@ class Residual(nn.Module):
 
 
 class Vectors(nn.Module):
-    """`[B, C, H, W]` to `[B, H * W * C]`: the channels of a pixel are one vector, as a quantizer wants them."""
+    """`[B, C, H, W]` to `[B, H * W * C]`: the channels of a pixel are one vector, as a quantizer needs them."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
 class Pixels(nn.Module):
-    """The way back to `[B, C, 4, 4]`."""
+    """The inverse of `Vectors`, to `[B, C, 4, 4]`."""
 
     def forward(self, z: Tensor) -> Tensor:
         return z.view(len(z), 4, 4, -1).permute(0, 3, 1, 2).contiguous(memory_format=torch.contiguous_format)

@@ -1,9 +1,9 @@
-"""vq_vae and rq_vae next to a textbook loop: same networks, images, budget and seeds; squared error on images not trained on.
+"""vq_vae and rq_vae against a textbook loop: same networks, images, steps and seeds; squared error on held-out images.
 
     python benchmarks/quantized.py --images cifar10_batch_1.npy      # [N, 3, 32, 32], bytes; the last tenth is for the test
 
-The loop: van den Oord 2017 with moving averages (app. A.1, decay 0.99), rq_vae's depths as Lee 2022, no restarts; its codes start
-at vectors of the first batch.
+The loop follows van den Oord 2017 with moving averages (app. A.1, decay 0.99), for rq_vae with the depths of Lee 2022, without
+restarts; its codes start at vectors of the first batch.
 """
 
 import argparse
@@ -43,14 +43,14 @@ def settings(name: str, file: Path, steps: int, seed: int, run_dir: str) -> Trai
 
 
 def ours(cfg: TrainConfig) -> Any:
-    """The reconstructions of images in [0, 1] by a model that `distae train` has trained."""
+    """The function that reconstructs images in [0, 1], of a model that `distae train` has trained."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         assert train.run(cfg, Environment()).outcome == "done"
     return load(str(cfg.run_dir)).module.reconstruct
 
 
 class Loop:
-    """The textbook: nearest codes of the residual, moving averages of what is assigned to them."""
+    """The textbook algorithm: nearest codes of the residual, moving averages of the vectors assigned to them."""
 
     def __init__(self, cfg: TrainConfig, depth: int) -> None:
         model = build_model(cfg.model, cfg.net, cfg.data.shape(), cfg.seed)
@@ -118,21 +118,21 @@ def main() -> None:
     images = np.load(args.images)
     cut = len(images) - len(images) // 10
     train_x, test_x = (torch.from_numpy(part).float() / 255 for part in (images[:cut], images[cut:]))
-    told: dict[str, dict[str, list[float]]] = {}
+    errors: dict[str, dict[str, list[float]]] = {}
     for name in args.variants:
-        told[name] = {"distae": [], "the loop": []}
+        errors[name] = {"distae": [], "the loop": []}
         for seed in range(args.seeds):
             with tempfile.TemporaryDirectory() as folder:
                 np.save(Path(folder) / "x.npy", images[:cut])
                 cfg = settings(name, Path(folder) / "x.npy", args.steps, seed, f"{folder}/run")
                 for who, reconstruct in (("distae", ours(cfg)), ("the loop", theirs(cfg, train_x, args.steps))):
                     with torch.no_grad():
-                        told[name][who].append((reconstruct(test_x) - test_x).square().mean().item())
-                    print(f"{name}, seed {seed}, {who}: {told[name][who][-1]:.5f}", flush=True)
+                        errors[name][who].append((reconstruct(test_x) - test_x).square().mean().item())
+                    print(f"{name}, seed {seed}, {who}: {errors[name][who][-1]:.5f}", flush=True)
     print(f"\n| | distae | the loop |  (mean of {args.seeds} seeds, {args.steps} steps)\n|---|---|---|")
-    for name, by in told.items():
+    for name, by in errors.items():
         print(f"| {name} | " + " | ".join(f"{statistics.mean(v):.5f}" for v in by.values()) + " |")
-    print(json.dumps(told))
+    print(json.dumps(errors))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/scale_model.py --compute-ms 120 --parameters 100e6
 
-Closed forms for the table; a simulation of the same step (buckets queue for the network while the backward pass goes on, the
-slowest rank holds up the others) and of the same failures says how far off they are. The last line is one JSON object.
+The table is from closed forms; a simulation of the same step (buckets queue for the network during the backward pass, the slowest
+rank delays the others) and of the same failures shows their error. The last line is one JSON object.
 
 Figures and where they come from:
 - NVLink 4: "18x 4th Gen NVLink, 900GB/s", both directions of a GPU together, so 450 GB/s each (NVIDIA's H200 SXM in MLCommons'
@@ -14,8 +14,8 @@ Figures and where they come from:
 - What an all-reduce reaches of the wires: 0.8, for a link of 25 GB/s carries 20 GB/s in packets of 128 bytes (S. Jeaugey of NCCL,
   NVIDIA/nccl-tests#149); copies between two H100 reach 380 of 450 GB/s (NVIDIA/nccl#1264). Taken for InfiniBand, too;
   nccl-tests on your machine gives yours.
-- Failures, and the interval between saves: `distae.saving`. Time lost to failures: Daly 2006 (Future Generation Computer
-  Systems 22).
+- Failures, and the interval between saves: `distae.training.save_schedule`. Time lost to failures: Daly 2006 (Future Generation
+  Computer Systems 22).
 - DDP's buckets: 1 MiB, then 25 MiB (torch.nn.parallel.DistributedDataParallel, bucket_cap_mb).
 """
 
@@ -38,7 +38,7 @@ FORWARD = 1 / 3
 
 @dataclass(frozen=True)
 class Job:
-    """What one GPU does, and what the cluster costs it."""
+    """The speed of one GPU, and the costs of the cluster."""
 
     compute: float
     """Seconds of forward and backward on one GPU at its micro-batch."""
@@ -46,7 +46,7 @@ class Job:
     jitter: float
     """Standard deviation of a rank's compute time, relative."""
     staging: float
-    """Bytes/s from a GPU to the host: what a save holds the loop up for."""
+    """Bytes/s from a GPU to the host: while a save copies, it blocks the loop."""
     restart: float
     """Seconds from a failure to the first new step: requeue, imports, reading the checkpoint."""
 
@@ -61,7 +61,7 @@ class Job:
 
     @property
     def blocked(self) -> float:
-        """Seconds that a save holds the loop up: parameters and Adam's two moments, copied by every GPU."""
+        """Seconds for which a save blocks the loop: parameters and Adam's two moments, copied by every GPU."""
         return 12 * self.parameters / self.staging
 
 
@@ -80,7 +80,7 @@ def all_reduce(size: float, gpus: int) -> float:
 
 
 def step_time(job: Job, gpus: int) -> float:
-    """Closed form: the slowest rank's compute, and what of the all-reduces does not fit beside its backward pass."""
+    """Closed form: the slowest rank's compute, and the part of the all-reduces that its backward pass does not hide."""
     slowest = NormalDist().inv_cdf((gpus - 0.375) / (gpus + 0.25)) if gpus > 1 else 0.0  # Blom 1958
     compute = job.compute * (1 + job.jitter * slowest)
     times = [all_reduce(b, gpus) for b in job.buckets]
@@ -99,7 +99,7 @@ def simulated_step(job: Job, gpus: int, rng: random.Random) -> float:
 
 
 def goodput(job: Job, mtbf: float, between: float) -> float:
-    """Share of the time that ends up in the result (Daly): the rest is saving, restarting, and steps made twice."""
+    """Share of the time that contributes to the result (Daly); the rest is saving, restarting, and repeated steps."""
     return between / (mtbf * math.exp(job.restart / mtbf) * math.expm1((between + job.blocked) / mtbf))
 
 

@@ -1,11 +1,11 @@
-"""From launch to the first step, and the memory of a run: ours beside a bare script, in processes of their own, in turns.
+"""Time from launch to the first step, and memory of a run: ours against a bare script, in separate processes, alternating.
 
     python benchmarks/startup.py --root data
 
-bare  imports torch and torchvision, reads MNIST's files through torchvision, and makes its steps on a resident tensor
+bare  imports torch and torchvision, reads MNIST through torchvision, and trains on a tensor in memory
 ours  `python -m distae.train --data mnist --tracking none` with the same network, batch and steps
 
-Seconds are from the start of the interpreter to the end of the first step; bytes are the most that was resident, at the end of the
+Seconds are from the start of the interpreter to the end of the first step; bytes are the peak of resident memory at the end of the
 steps. A figure is the median over rounds of ours / bare in the same round. The last line is one JSON object.
 """
 
@@ -55,7 +55,7 @@ def bare(root: str, steps: int) -> tuple[float, float]:
 
 
 def ours(root: str, steps: int, folder: Path) -> tuple[float, float]:
-    """The same of a run of distae; its last row comes after the last step and before the last save and evaluation."""
+    """The same for a run of distae; its last row is written after the last step, before the last save and evaluation."""
     run_dir = folder / "run"
     argv = [*OURS.split(), "--data.root", root, "--steps", str(steps), "--run-dir", str(run_dir)]
     started = time.time()
@@ -81,7 +81,7 @@ def main() -> None:
     figures = {name: [statistics.median(v), min(v), max(v)] for name, v in report.items()}
     for name, bar in (("seconds", 1.3), ("bytes", 1.2)):
         median, least, most = figures[name]
-        print(f"{name}: ours {median:.2f} of a bare script ({least:.2f} to {most:.2f}); wanted at most {bar}")
+        print(f"{name}: ours {median:.2f} of a bare script ({least:.2f} to {most:.2f}); target: at most {bar}")
     print(json.dumps(figures))
 
 

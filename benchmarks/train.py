@@ -1,19 +1,19 @@
-"""Training speed beside the compute limit and other trainers: one process, one thread, interleaved rounds.
+"""Training speed against the compute limit and other trainers: one process, one thread, interleaved rounds.
 
     python benchmarks/train.py --root data                # pip install -r requirements-peers.txt for pythae and Lightning
     python benchmarks/train.py --workloads ae-32 --rounds 5
 
-limit      a network by hand on one resident batch: fused Adam, denormals flushed, no input path, no logging; lr 1e-12, as a normal
-           rate would drive a fixed batch into denormals and make a false limit
+limit      a network by hand on one batch in memory: fused Adam, denormals flushed, no data loading, no logging; lr 1e-12, because
+           with a normal rate a fixed batch would lead to denormals and a wrong limit
 ours       `distae.train.main` from its command line, with metrics.jsonl; `--ours-args` adds ours with other options
-tutorial   torchvision's images through ToTensor and a DataLoader, Adam as it comes, loss.item() at every step
-pythae     its BaseTrainer's epoch; lightning: its Trainer; both as they come, and tuned: fused Adam, denormals flushed
+tutorial   torchvision's images through ToTensor and a DataLoader, default Adam, loss.item() at every step
+pythae     its BaseTrainer's epoch; lightning: its Trainer; both with defaults, and tuned: fused Adam, denormals flushed
 
 Same layers (equal parameter counts are asserted), loss, batch, precision and thread. Only training between evaluations and saves
 is timed, progress bars and logging included. A figure is the median over rounds of the ratio within a round, with the smallest and
-the largest. The table is by the process's CPU time, which a neighbour on the machine disturbs least and which on one thread without
-waiting is the wall's; the JSON object on the last line has both. Ours is then train/samples_per_second by the wall, and the CPU
-time between the rows of metrics.
+the largest. The table is by CPU time of the process, which other work on the machine disturbs least and which equals wall time on
+one thread without waiting; the JSON object on the last line has both. For ours these are train/samples_per_second, and the CPU time
+between the rows of metrics.
 """
 
 import argparse
@@ -69,7 +69,7 @@ PEERS = {"pythae": "peers.pythae_trainer", "lightning": "peers.lightning_trainer
 
 
 def bare_step(workload: Workload, x: Tensor) -> Callable[[], None]:
-    """The step on one batch; at a rate that leaves the weights where they are."""
+    """The step on one batch, at a learning rate that does not change the weights."""
     model, x = workload.by_hand(), x[: workload.batch].clone()
     optimizer = torch.optim.Adam(model.parameters(), 1e-12, fused=True)
 
@@ -95,7 +95,7 @@ def limit(workload: Workload, x: Tensor, steps: int) -> Contestant:
 
 
 def in_turns(workload: Workload, x: Tensor, steps: int, folder: Path) -> list[float]:
-    """Our step's speed over the limit's, one of each in turns, which drift of the machine cannot part: median and quartiles."""
+    """Our step's speed over the limit's, alternating step by step, so that drift cancels: median and quartiles."""
     argv = f"{training_argv(workload, steps, folder / 'images.npy')} --tracking none --run-dir {folder / 'steps'}"
     cfg = check(parse(TrainConfig, argv.split(), {}, "").settings, 1)
     mine, bare, over = Steps(cfg, data.load(cfg.data)), bare_step(workload, x), []
@@ -122,7 +122,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def tutorial(workload: Workload, stored: np.ndarray, steps: int) -> Contestant:
-    """The loop that tutorials show."""
+    """The training loop of tutorials."""
     model, loader = workload.by_hand(), DataLoader(Pictures(stored[: steps * workload.batch]), workload.batch, shuffle=True)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
@@ -157,7 +157,7 @@ def ours(workload: Workload, folder: Path, steps: int, set_ups: list[float], mor
 
 
 def with_denormals(flushed: bool, contestant: Contestant) -> Rate:
-    """Set for the only thread before each turn, as ours sets it for itself."""
+    """Set flushing before each run: ours sets it for itself, and it stays set."""
     torch.set_flush_denormal(flushed)
     return contestant()
 
@@ -169,7 +169,7 @@ def missing() -> list[str]:
 def contestants(
     workload: Workload, stored: np.ndarray, x: Tensor, steps: int, folder: Path, set_ups: dict[str, list[float]]
 ) -> dict[str, Contestant]:
-    """Who runs, by name; `set_ups` names ours and has its options."""
+    """The contestants by name; `set_ups` has the options of each of ours."""
     made: dict[str, Contestant] = {
         "limit": partial(with_denormals, True, limit(workload, x, steps)),
         "tutorial": partial(with_denormals, False, tutorial(workload, stored, steps)),
@@ -212,7 +212,7 @@ def evaluation(workload: Workload, stored: np.ndarray, rounds: int) -> dict[str,
 
 
 def blocked(workload: Workload, folder: Path, saves: int = 5) -> list[float]:
-    """Seconds that a save holds training up, without the first one, which allocates its buffers."""
+    """Seconds for which a save blocks training, without the first one, which allocates its buffers."""
     steps = saves * workload.warm
     rows = run_ours(f"{training_argv(workload, steps + 1, folder / 'images.npy')} --save-every {workload.warm}", folder / "run")
     return spread([row["train/checkpoint_blocked_seconds"] for row in training_rows(rows)[2:]])
@@ -241,13 +241,13 @@ def measure(workload: Workload, stored: np.ndarray, args: argparse.Namespace, fo
 def table(name: str, found: dict[str, Any]) -> str:
     """Median (smallest-largest) by CPU time."""
     bars = WORKLOADS[name].bars
-    lines = [f"{name}: {found['parameters']:,} parameters", f"  {'':18} {'of the limit':>20} {'ours over it':>20}   wanted"]
+    lines = [f"{name}: {found['parameters']:,} parameters", f"  {'':18} {'of the limit':>20} {'ours over it':>20}   target"]
     for who, over in found["ours_over"].items():
         of = show(found["of_limit"][who]["cpu"]) if who in found["of_limit"] else ""
         lines.append(f"  {who:18} {of:>20} {show(over['cpu']):>20}   {bars.get(who, '')}")
     alone, whole = (show(found["evaluation_of_forward_loop"][k]) for k in ("evaluate", "with_diagnosis"))
-    lines.append(f"  step by step in turns with the limit: {show(found['steps_in_turns_of_limit'])}, median and quartiles")
-    lines.append(f"  apart: evaluation {alone} of a forward-only loop (wanted 0.9), with diagnosis {whole};")
+    lines.append(f"  alternating step by step with the limit: {show(found['steps_in_turns_of_limit'])}, median and quartiles")
+    lines.append(f"  besides: evaluation {alone} of a forward-only loop (target 0.9), with diagnosis {whole};")
     shown = [" ({}-{})".join(["{}", ""]).format(*found[k]) for k in ("blocked_seconds_per_save", "set_up_seconds")]
     return "\n".join([*lines, f"  seconds that a save blocks: {shown[0]}; of set-up: {shown[1]}"])
 

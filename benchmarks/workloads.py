@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: the workloads, their networks by hand, our trainer as a contestant, and paired rounds."""
+"""Shared by the speed benchmarks: the workloads, their networks by hand, our trainer as a contestant, and paired rounds."""
 
 import argparse
 import contextlib
@@ -32,7 +32,7 @@ N = 60_000
 
 
 class Coder(nn.Module):
-    """A network by hand and its loss, mean over the batch: half the squared error or, from logits, nats; of a VAE, and the KL."""
+    """A network by hand and its loss, the mean over the batch of half the squared error or, with logits, nats; plus KL of a VAE."""
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, variational: bool, logits: bool) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Workload:
     argv: str
     """Settings of our trainer."""
     bars: dict[str, float] = field(default_factory=dict)
-    """Our speed over a contestant's that is wanted."""
+    """Target of our speed over a contestant's, by its name."""
 
     @property
     def parameters(self) -> int:
@@ -144,7 +144,7 @@ def images(root: str | None, scale: float = 1.0) -> np.ndarray:
 
 
 class Rate(NamedTuple):
-    """Samples per second, by the wall's clock and by the CPU time of this process."""
+    """Samples per second of wall time and of CPU time of this process."""
 
     wall: float
     cpu: float
@@ -169,7 +169,7 @@ class Clock:
 
 @contextlib.contextmanager
 def cpu_marks() -> Iterator[list[tuple[int, float]]]:
-    """Step and CPU seconds of this process at each row of training metrics: our own rate is by the wall's clock only."""
+    """Step and CPU seconds of this process at each row of training metrics, whose own rate is of wall time only."""
     marks, write = [], Jsonl.row
 
     def row(self: Jsonl, row: dict[str, float]) -> None:
@@ -186,7 +186,7 @@ def cpu_marks() -> Iterator[list[tuple[int, float]]]:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Progress bars and log lines are made as ever, and go nowhere."""
+    """Discard stdout and stderr; progress bars and log lines still take their time."""
     with open("/dev/null", "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):  # noqa: PTH123
         yield
 
@@ -241,7 +241,7 @@ def wall_rate(rows: list[dict[str, float]]) -> float:
 
 
 class Steps:
-    """Our steps without the run around them: a training that is taken further, some steps at a time."""
+    """Our training steps without the rest of a run, some at a time."""
 
     def __init__(self, cfg: TrainConfig, splits: dict[str, data.Split]) -> None:
         """`cfg` is checked, and its run folder is new."""
@@ -249,14 +249,14 @@ class Steps:
         self.trainer = Trainer(cfg, splits, StopRequest(), 1)
         started = time.perf_counter()
         self.trainer.train_step.warmup(next(self._rows()))
-        self.seconds_to_prime = time.perf_counter() - started
+        self.warmup_seconds = time.perf_counter() - started
         self.rows = self._rows()
 
     def _rows(self) -> Iterator[Tensor]:
         return data.steps(self.trainer.sampler, 0, self.trainer.loaders["train"].storage_device)
 
     def cpu_seconds(self, n: int) -> float:
-        """Of `n` steps."""
+        """CPU seconds of the next `n` steps."""
         started = time.process_time()
         for _ in range(n):
             self.trainer.train_step(self.trainer.state.step, next(self.rows))
@@ -268,9 +268,9 @@ Contestant = Callable[[], Rate]
 
 
 def interleave(contestants: dict[str, Contestant], rounds: int) -> dict[str, list[Rate]]:
-    """Rates of each contestant in each round; in a round all run once, and each round starts with another one.
+    """Rates of each contestant in each round; in a round all run once, and each round starts with a different one.
 
-    A round before them is not counted; with 0 rounds it is all there is, which tells whether everything runs.
+    The first round is not counted, unless it is the only one (`rounds` 0), to see whether everything runs.
     """
     names, found = [*contestants], {name: list[Any]() for name in contestants}
     for number in range(rounds + 1):

@@ -2,7 +2,7 @@
 
 run = distae.fit(x, model="vae", epochs=20)
 model = run.model               # or distae.load("runs/a"), of a finished run
-z = model.encode(x)             # x: arrays or tensors [N, ...] as the data has them
+z = model.encode(x)             # x: arrays or tensors [N, ...] in the data's own units
 y = model.decode(z)
 """
 
@@ -40,6 +40,7 @@ def __getattr__(name: str) -> Any:
 
 
 def fit(x: Any, y: Any = None, *, validation: Any = None, test: Any = None, progress: bool = True, **settings: Any) -> "Run":
+    """Train an autoencoder on `x` and return the run: see distae.commands.fit. Imports torch only when called."""
     from distae.commands.fit import fit
 
     return fit(x, y, validation=validation, test=test, progress=progress, **settings)

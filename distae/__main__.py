@@ -23,14 +23,21 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("distae.commands.train", "train a model on this process, or under torchrun on many"),
-    "data": Command("distae.commands.data", "look at data without training: shape, range, classes, what would be done"),
+    "data": Command("distae.commands.data", "inspect data without training: shape, range, classes, what training would do"),
     "prepare": Command("distae.commands.prepare", "write images, tables or other data as shards that are memory-mapped"),
     "evaluate": Command("distae.commands.evaluate", "metrics of a trained model beside baselines"),
+    "encode": Command("distae.commands.encode", "codes of data, in one file"),
+    "reconstruct": Command("distae.commands.reconstruct", "what a model makes of images, arrays and tables"),
+    "denoise": Command("distae.commands.reconstruct", "the same, of noisy ones"),
+    "detect": Command("distae.commands.detect", "anomalies, by the reconstruction error"),
     "compress": Command("distae.commands.compress", "codes of images or arrays as one small file"),
     "decompress": Command("distae.commands.decompress", "the images or arrays of such a file, as the model decodes them"),
     "launch": Command("launch.start", "start a training run with many processes: on this machine, on Slurm, or by a plugin"),
-    "sweep": Command("launch.sweep", "submit every combination of some settings to Slurm"),
-    "status": Command("launch.status", "how a run or a job stands"),
+    "sweep": Command("launch.sweep", "train every combination of some settings: on this machine, or on Slurm"),
+    "status": Command("launch.status", "show the state of a run or a job"),
+    "generate": Command("distae.commands.generate", "new samples, interpolations and traversals of a trained model's codes"),
+    "plot": Command("distae.commands.plot", "draw the losses and terms of runs"),
+    "compare": Command("distae.commands.compare", "a table of runs: what differs, metrics, mean and spread over seeds"),
     "checkpoint": Command("distae.commands.checkpoint", "list, verify or export a run's checkpoints"),
     "sync": Command("distae.commands.tracking", "upload a run that had no network to Weights & Biases"),
     "completion": Command("distae.commands.completion", "completion of commands and options in bash, zsh or fish"),
@@ -60,7 +67,7 @@ def overview() -> str:
     """The help of `distae` itself."""
     rows = [f"  {name:<12}{command.doc}" for name, command in COMMANDS.items()]
     head = ["usage: distae COMMAND [OPTION ...]", "", "Train autoencoders on one CPU, one GPU or many GPUs.", "", "commands:"]
-    foot = ["", "distae COMMAND --help    what a command takes", "distae --version         the version", ""]
+    foot = ["", "distae COMMAND --help    a command's options", "distae --version         the version", ""]
     return "\n".join([*head, *rows, *foot])
 
 
@@ -75,7 +82,7 @@ def load(name: str):  # type: ignore[no-untyped-def]
 
 
 def beside(module: str) -> str:
-    """A module of `launch`, which is `distae.launch` in a wheel, and in a checkout lies beside distae. Raises UserError."""
+    """A module of `launch`, which is `distae.launch` in a wheel, and next to distae in a checkout. Raises UserError."""
     if importlib.util.find_spec("distae.launch"):
         return f"distae.{module}"
     found = importlib.util.find_spec("launch")
@@ -92,8 +99,8 @@ def entry() -> None:
         from distae.commands.completion import complete
 
         complete(COMMANDS, load)
-    console.outlast()
-    leave(main())
+    console.ignore_closed_streams()
+    leave(console.exit_code(main))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What can be added from outside: variants, networks, data sets, likelihoods, metrics, callbacks, launchers."""
+"""What plugins can add: variants, networks, data sets, likelihoods, metrics, callbacks, launchers."""
 
 import importlib
 import pkgutil
@@ -24,7 +24,7 @@ class Registry(dict[K, V]):
     """Implementations by key: a settings class, or a name if there are no settings."""
 
     def __init__(self, what: str, shipped: Iterable[K] = ()) -> None:
-        """`shipped`: keys that are valid before the modules that bind them are imported; those import torch."""
+        """`shipped`: keys that are valid before the modules that register them are imported, because those import torch."""
         super().__init__()
         self.shipped = tuple(shipped)
         REGISTRIES[what] = self

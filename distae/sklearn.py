@@ -27,11 +27,11 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
     latent_dim : number of values of the code.
     hidden : widths of the encoder's hidden layers; the decoder mirrors them.
     likelihood : p(x|z); gaussian is the squared error, bernoulli is for values in [0, 1].
-    lr, epochs, batch_size : of the optimizer; the batch is at most the number of samples.
+    lr, epochs, batch_size : learning rate, passes over the data, samples per step (at most the number of samples).
     contamination : share of the training samples that `predict` calls outliers, above 0 and at most 0.5.
     random_state : a seed, a numpy RandomState, or None for seed 0.
     device : auto, cpu or cuda.
-    settings : further settings by name, as for `distae.fit`: `{"beta": 4.0, "net": "resnet"}`.
+    settings : other settings by name, as for `distae.fit`: `{"beta": 4.0, "norm": "layer"}`.
 
     Attributes
     ----------

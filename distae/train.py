@@ -8,5 +8,5 @@ __all__ = ["SWITCHES", "main", "run"]
 
 
 if __name__ == "__main__":
-    console.outlast()
-    leave(main())
+    console.ignore_closed_streams()
+    leave(console.exit_code(main))

@@ -43,7 +43,7 @@ class Slurm:
 
 
 def newest_job(run_dir: Path) -> str | None:
-    """The job that was last submitted for this run."""
+    """Id of the job submitted last for this run; None without one."""
     found = [p for p in (run_dir / "slurm").glob("*") if re.fullmatch(jobs.JOB, p.name)]
     return max(found, key=lambda p: p.lstat().st_mtime).name if found else None
 

@@ -35,7 +35,7 @@ REQUEUE_TRIES, REQUEUE_PAUSE = 4, 5.0
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Trains as `settings` (TOML) say. It holds no progress: a submission that Slurm replays finds the newest checkpoint itself."""
+    """Trains with `settings` (TOML). It holds no progress: a submission that Slurm replays finds the newest checkpoint itself."""
 
     settings: str
     max_requeues: int
@@ -44,7 +44,7 @@ class TrainJob:
 
     def __call__(self) -> dict[str, Any]:
         """How the run ended, if it is done; else exits with the outcome's code."""
-        console.outlast()
+        console.ignore_closed_streams()
         request = StopRequest()
         requeue = signal.signal(signal.SIGUSR2, request)  # submitit's; ours stays, so that a run that is done is not requeued
         signal.signal(signal.SIGTERM, request)

@@ -43,20 +43,23 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.local"
 def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(prog, description="Start a job on this machine with torchrun.")
-    parser.add_argument("--nproc", type=int, help="processes (default: one for each GPU, or for each CPU core where there is none)")
+    parser.add_argument("--nproc", type=int, help="processes (default: one per GPU, or one per CPU core without a GPU)")
     parser.add_argument("--max-restarts", type=int, default=0, help="restarts of a crashed job, each from the newest checkpoint")
     parser.add_argument("train", nargs=argparse.REMAINDER, help="-- and the options of distae.train")
     return parser
 
 
-def processes(device: str) -> int:
-    """One for each GPU that is visible, else one for each CPU core; without torch, which takes seconds to import."""
+def gpus() -> list[str]:
+    """The GPUs that are visible, as CUDA_VISIBLE_DEVICES names them; without torch, which takes seconds to import."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        gpus = len([index for index in visible.split(",") if index.strip() not in ("", "-1")])
-    else:
-        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return (gpus if device != "cpu" else 0) or os.cpu_count() or 1
+        return [index for index in visible.split(",") if index.strip() not in ("", "-1")]
+    return [str(i) for i, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
+def processes(device: str) -> int:
+    """One for each GPU that is visible, else one for each CPU core."""
+    return (len(gpus()) if device != "cpu" else 0) or os.cpu_count() or 1
 
 
 def _written(path: Path) -> tuple[int, int] | None:
@@ -92,5 +95,5 @@ def _torchrun(nproc: int, max_restarts: int, train: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    console.outlast()
-    sys.exit(main())
+    console.ignore_closed_streams()
+    sys.exit(console.exit_code(main))

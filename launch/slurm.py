@@ -26,7 +26,7 @@ from .settings import SlurmConfig
 from .submit import Submission
 
 SWITCHES = {
-    "wait": "Wait until the job has ended; the exit code is the job's.",
+    "wait": "Wait until the job has ended, and exit with its code.",
     "follow": "Like --wait, and show rank 0's log.",
     "dry-run": "Print the sbatch script and the resolved settings; submit nothing.",
     "no-snapshot": "Run the code as it is when the job starts, not a copy made now.",
@@ -110,5 +110,5 @@ def show(plan: Submission, runs: Sequence[TrainConfig], with_snapshot: bool) -> 
 
 
 if __name__ == "__main__":
-    console.outlast()
-    sys.exit(main())
+    console.ignore_closed_streams()
+    sys.exit(console.exit_code(main))

@@ -54,7 +54,7 @@ def overview(prog: str) -> str:
     """The help of `distae launch` itself."""
     rows = [f"  {name:<12}{(backend.__doc__ or '').splitlines()[0]}" for name, backend in BACKENDS.items()]
     head = [f"usage: {prog} BACKEND [--plugin FILE.py] [OPTION ...] [-- TRAIN OPTION ...]", "", "backends:"]
-    foot = ["", f"{prog} BACKEND --help    what a backend takes", "distae train --help      what follows after --", ""]
+    foot = ["", f"{prog} BACKEND --help    a backend's options", "distae train --help      the options after --", ""]
     return "\n".join([*head, *rows, *foot])
 
 

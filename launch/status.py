@@ -1,4 +1,4 @@
-"""How a job stands.
+"""Show the state of a run or a job.
 
 python -m launch.status runs/a          # a run folder, or a sweep's
 python -m launch.status 1234            # a job
@@ -15,12 +15,13 @@ from pathlib import Path
 from distae.errors import UserError
 from distae.runtime import console, files, outcome
 from distae.runtime.backends import BACKENDS
+from distae.runtime.run_dir import CONFIG
 
 from . import jobs
 from .backends import newest_job
 
 LAST_BYTES = 4 << 20
-"""Of metrics.jsonl: some ten thousand rows, of every split where evaluations are not rarer than that."""
+"""Bytes read from the end of metrics.jsonl: some ten thousand rows."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.status") -> int:
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m launch.status
 
 def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser(prog, description="How a job stands.")
+    parser = argparse.ArgumentParser(prog, description="Show the state of a run or a job.")
     parser.add_argument("target", metavar="RUN_OR_JOB", help="a run's or a sweep's folder, or a job id")
     return parser
 
@@ -45,7 +46,7 @@ def find(target: str) -> list[Path]:
     """The run folders of a folder or a job id. Raises UserError if there are none."""
     if Path(target).is_dir():
         folder = Path(target)
-        children = sorted(p for p in folder.iterdir() if (p / "slurm").is_dir())
+        children = sorted(p for p in folder.iterdir() if (p / "slurm").is_dir() or (p / CONFIG).is_file())
         return children or [folder]
     if not re.fullmatch(jobs.JOB, target):
         raise UserError(f"{target} is neither a run folder nor a job id")
@@ -83,5 +84,5 @@ def _progress(run_dir: Path) -> Iterator[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    console.outlast()
-    sys.exit(main())
+    console.ignore_closed_streams()
+    sys.exit(console.exit_code(main))

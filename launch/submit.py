@@ -60,7 +60,7 @@ class Submission:
         """The same with the code, and the plugin, of a snapshot."""
         if ":" in str(code):
             raise UserError(
-                f"--run-dir: {code.parents[1]} holds a colon, which separates the folders of PYTHONPATH; --no-snapshot, or another"
+                f"--run-dir: {code.parents[1]} contains a colon, which PYTHONPATH does not allow: rename it, or use --no-snapshot"
             )
         plugin = self.plugin and str(code / snapshot.home(self.plugin) / Path(self.plugin).name)
         return replace(self, code=code, plugin=plugin)

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine, for tests, and what they look at in a run folder."""
+"""A real Slurm on this machine for tests, and helpers that read a run folder."""
 
 import contextlib
 import json

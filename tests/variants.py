@@ -1,4 +1,4 @@
-"""Small variants to look at from outside, without the trainer."""
+"""Small variants for tests without the trainer."""
 
 from typing import Any
 

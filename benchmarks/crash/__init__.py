@@ -1,4 +1,4 @@
-"""Faults put into runs on purpose, from outside, and a look at whether anything went wrong without a word.
+"""Injects faults into runs from outside, and checks that nothing goes wrong silently.
 
 python -m benchmarks.crash --all                         # every mode at full size, one table
 python -m benchmarks.crash kills --count 1000 --seed 0   # one mode

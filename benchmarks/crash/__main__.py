@@ -1,7 +1,7 @@
-"""python -m benchmarks.crash --all, or one mode: kills, elastic, frozen, flips, disk, hostile, selfcheck.
+"""python -m benchmarks.crash --all, or one mode: kills, sources, elastic, frozen, flips, disk, hostile, selfcheck.
 
-Each mode does `--count` faults that are drawn from `--seed`, with `--jobs` of them at a time. Printed are a table in Markdown and,
-as the last line, one JSON object; the exit code is 1 where anything went wrong without a word, hung, or needed a human.
+Each mode injects `--count` faults that are drawn from `--seed`, `--jobs` of them at a time. Prints a table in Markdown and, as the
+last line, one JSON object; the exit code is 1 if anything went wrong silently, hung, or needed a human.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-COUNTS = {"kills": 1000, "elastic": 60, "frozen": 12, "flips": 1000, "disk": 100, "hostile": 200, "selfcheck": 1}
+COUNTS = {"kills": 1000, "sources": 192, "elastic": 60, "frozen": 12, "flips": 1000, "disk": 100, "hostile": 200, "selfcheck": 1}
 """Faults of each mode by default. Kills, flips and disk faults are shared out over all cases; a hostile input is tried once."""
 
 

@@ -1,4 +1,4 @@
-"""Two finished runs side by side: bit for bit, or up to rounding."""
+"""Compares two finished runs: bit for bit, or up to rounding."""
 
 import json
 import re
@@ -15,12 +15,12 @@ EXEMPT = ("log.txt", "lock", "config.toml", "outcome.json", "metrics.jsonl", "st
 
 
 def timeless(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of metrics.jsonl without what no two runs share: times, rates and memory."""
+    """A row of metrics.jsonl without what differs between any two runs: times, rates and memory."""
     return {k: v for k, v in row.items() if k != "time" and not k.endswith(UNSTEADY)}
 
 
 def rows_of(run: Path) -> list[Any]:
-    """The rows of metrics.jsonl, timeless; a text where a line is no row."""
+    """The rows of metrics.jsonl, timeless; a string for a line that is not a row."""
     rows: list[Any] = []
     for line in (run / "metrics.jsonl").read_bytes().splitlines():
         try:
@@ -43,7 +43,7 @@ def state_of(run: Path) -> dict[str, Any]:
 def differences(a: Path, b: Path, steady_saves: bool = True) -> list[str]:
     """What differs between two finished runs, bit for bit: files and their contents, state, rows.
 
-    With `steady_saves` false (`--save-every auto`) only the last checkpoint is looked at, older ones are of other steps.
+    With `steady_saves` false (`--save-every auto`) only the last checkpoint is compared: older ones are of different steps.
     """
     bare = [f"no checkpoint in {run.name}" for run in (a, b) if not any((run / "checkpoints").glob("step_*"))]
     if bare:
@@ -62,7 +62,7 @@ def differences(a: Path, b: Path, steady_saves: bool = True) -> list[str]:
 
 
 def leftovers(run: Path) -> list[str]:
-    """Files that an interrupted start left and nothing removed."""
+    """Files that an interrupted start left behind."""
     return sorted(
         str(p.relative_to(run)) for p in run.rglob("*") if ".writing" in str(p.relative_to(run)) or p.name.startswith(".lock")
     )
@@ -88,9 +88,9 @@ def beyond(a: Path, b: Path, tolerance: float) -> list[str]:
     if one.keys() != two.keys():
         return [f"other tensors: {sorted(one.keys() ^ two.keys())[:4]}"]
     for name, x in one.items():
-        apart = float(np.max(np.abs(x - two[name]) / np.maximum(np.abs(x), 1), initial=0))
-        if not apart <= tolerance:
-            found.append(f"{name}: {apart:.1e}")
+        difference = float(np.max(np.abs(x - two[name]) / np.maximum(np.abs(x), 1), initial=0))
+        if not difference <= tolerance:
+            found.append(f"{name}: {difference:.1e}")
     rows = rows_of(a), rows_of(b)
     if any(isinstance(r, str) for r in rows[0] + rows[1]) or [r.keys() for r in rows[0]] != [r.keys() for r in rows[1]]:
         return [*found, f"other rows: {len(rows[0])} and {len(rows[1])}"]

@@ -1,4 +1,4 @@
-"""Full disks: run folders on small file systems, by bytes and by inodes, or filled at a moment; then there is room again."""
+"""Full disks: run folders on file systems with few bytes or inodes, or filled at some moment; then there is room again."""
 
 import ctypes
 import os
@@ -28,7 +28,7 @@ def can_mount() -> bool:
 
 @cache  # once: the server of processes, which starts later, has to be in the same namespace
 def own_mounts() -> None:
-    """From here on, mounts of this process are its own and go with it."""
+    """Give this process a mount namespace of its own, which ends with it."""
     if ctypes.CDLL(None, use_errno=True).unshare(0x20000):  # CLONE_NEWNS
         raise OSError(ctypes.get_errno(), "unshare")
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
@@ -44,7 +44,7 @@ def job(run_dir: Path) -> list[str]:
 
 
 def _limited(argv: list[str], size: int, log: Path) -> End:
-    """Without the right to mount: files cannot grow beyond `size`."""
+    """For users who may not mount: files cannot grow beyond `size`."""
     return run(argv, 1, log, LIMIT, partial(_limit_files, size))
 
 
@@ -111,7 +111,7 @@ def fault(
 
 
 def _different(reference: Path, run_dir: Path) -> list[str]:
-    """Saves and pictures that the full disk did not take, which is reported, are allowed to be absent."""
+    """Differences, except for pictures that were not written because the disk was full, which is reported."""
     found = differences(reference, run_dir, steady_saves=False)
     return [d for d in found if not d.startswith(f"only in {reference.name}: images/")]
 

@@ -1,4 +1,4 @@
-"""Runs whose number of ranks is drawn anew at each start, killed or stopped in between, against a run of one rank: fp64."""
+"""Runs with a random number of ranks at each start, killed or stopped in between, compared with a run of one rank in fp64."""
 
 import random
 import shutil
@@ -21,7 +21,7 @@ VARIANTS = {
     "vae batch norm": ("--model vae --net.norm batch", 1e-6),
 }
 STARTS = 4
-"""Of one run that end early; the last one is left to end."""
+"""Number of starts of a run that end early, before the last one, which finishes."""
 
 
 def chain(variant: str, starts: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def chain(variant: str, starts: int, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def _cut_short(argv: list[str], ranks: int, run_dir: Path, rng: random.Random) -> str:
-    """One start, ended at a drawn step by SIGKILL or SIGTERM; a complaint where it ended otherwise."""
+    """One start, ended at a random step by SIGKILL or SIGTERM; returns a complaint if it ended in another way."""
     progress, log = Progress(run_dir), run_dir.with_suffix(".log")
     at = progress.saved() + rng.randint(1, 10)
     log.unlink(missing_ok=True)
@@ -80,5 +80,5 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def rows(s: dict[str, Any]) -> list[tuple[str, str, str]]:
-    what = "starts with 1 to 3 ranks drawn anew, fp64, against 1 rank: tensors and rows to 1e-9, with batch norm to 1e-6"
+    what = "starts with a random 1 to 3 ranks, fp64, against 1 rank: tensors and rows to 1e-9, with batch norm to 1e-6"
     return [(what, str(s["count"]), f"{s['faults']} of {s['runs']} runs beyond that; {len(s['needed_a_human'])} needed a human")]

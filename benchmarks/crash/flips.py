@@ -1,4 +1,4 @@
-"""One fault in one file of a finished run: what is done with the run then gives what it gave before, or says what is wrong."""
+"""One fault in one file of a finished run: using the run then gives the same result as before, or reports what is wrong."""
 
 import random
 import shutil
@@ -29,7 +29,7 @@ def kind_of(name: str) -> str:
 
 
 def damage(path: Path, rng: random.Random) -> str:
-    """Flip a bit, zero a sector, or cut the file; what was done, nothing where the file is as before."""
+    """Flip a bit, zero a sector, or cut the file; returns what was done, or "" if the file is unchanged."""
     data = bytearray(path.read_bytes())
     before = bytes(data)
     how = rng.choices(("flip", "zero", "cut"), (6, 2, 2))[0]
@@ -46,7 +46,7 @@ def damage(path: Path, rng: random.Random) -> str:
 
 
 class Unharmed:
-    """The finished run, and what each way to go on with it gives."""
+    """The finished run, and the result of each way of using it."""
 
     def __init__(self, ranks: int, folder: Path) -> None:
         self.folder, self.ranks, self.base = folder, ranks, folder / "base"
@@ -60,11 +60,11 @@ class Unharmed:
                 raise SystemExit(f"{way}: {self.ways[way][1].text[-2000:]}")
 
     def files(self) -> list[str]:
-        """Those with something to damage in them."""
+        """Files that are not empty, so that they can be damaged."""
         return sorted(str(p.relative_to(self.base)) for p in self.base.rglob("*") if p.is_file() and p.stat().st_size)
 
     def go(self, way: str, run_dir: Path, plant: Plant | None = None) -> End:
-        """Go on with a run folder in one of the ways; results lie in `out_of(way, run_dir)`."""
+        """Use a run folder in one of the ways; results are in `out_of(way, run_dir)`."""
         log, argv = run_dir.with_suffix(".log"), COMMON.split()
         if way in ("resume", "again"):
             return run(
@@ -82,7 +82,7 @@ class Unharmed:
         return End([None if took == [None] else process.exitcode], text_of(log), took[0] or LIMIT)
 
     def judge(self, way: str, run_dir: Path, end: End, name: str) -> str:
-        """What came of the damage to file `name`."""
+        """The effect of the damage to file `name`."""
         there, unharmed = self.ways[way]
         if end.hung:
             return HANG
@@ -90,14 +90,14 @@ class Unharmed:
             return TRACEBACK
         if any(end.codes):
             return REFUSED if end.text.strip() and set(end.codes) <= {0, 1, 2} else SILENT
-        if not [d for d in self.apart(way, there, run_dir) if d != f"bytes of {name}" or kind_of(name) != "images"]:
+        if not [d for d in self.differences(way, there, run_dir) if d != f"bytes of {name}" or kind_of(name) != "images"]:
             return SAME
         words = (Path(name).name, *(p for p in Path(name).parts if p.startswith("step_")))
         new = [line for line in end.text.splitlines() if any(w in line for w in words)]
         known = [line for line in unharmed.text.splitlines() if any(w in line for w in words)]
         return REPORTED if len(new) > len(known) else SILENT
 
-    def apart(self, way: str, there: Path, here: Path) -> list[str]:
+    def differences(self, way: str, there: Path, here: Path) -> list[str]:
         a, b = out_of(way, there), out_of(way, here)
         if way in ("load", "export"):
             names = [sorted(str(p.relative_to(r)) for p in r.rglob("*") if p.is_file()) for r in (a, b)]
@@ -134,7 +134,7 @@ def load(run_dir: Path, out: Path, plant: Plant | None = None) -> int:
 
 
 def way_for(name: str, number: int) -> str:
-    """What is done with a run whose file `name` is damaged: what reads that file, in turn where several do."""
+    """How a run with a damaged file `name` is used: in a way that reads the file, alternating if there are several."""
     kind = kind_of(name)
     if kind.startswith("model/"):
         return ("load", "load", "init")[number % 3]
@@ -144,7 +144,7 @@ def way_for(name: str, number: int) -> str:
 
 
 def batch(ranks: int, count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
-    """So many faults in runs of so many ranks; every file in turn, model/ and metrics.jsonl more often than their number."""
+    """`count` faults in a run of `ranks` ranks, in one file after the other; model/ and metrics.jsonl come more often."""
     folder.mkdir(parents=True)
     unharmed, report = Unharmed(ranks, folder), []
     names = [n for n in unharmed.files() if kind_of(n) != "images" or n.endswith("20.png")]  # nothing reads them
@@ -168,7 +168,7 @@ def batch(ranks: int, count: int, seed: int, folder: Path) -> list[dict[str, Any
 
 
 def tasks(count: int, seed: int, folder: Path) -> list[tuple[Any, ...]]:
-    """One part in five with checkpoints that two ranks have written, and read again."""
+    """One part in five with checkpoints that two ranks have written, and read."""
     shares = [count // 10] * 10
     shares[0] += count - sum(shares)
     return [(batch, 2 if i < 2 else 1, n, seed + i, folder / f"{i}") for i, n in enumerate(shares) if n]

@@ -1,4 +1,4 @@
-"""SIGSTOP of one rank: the others end by themselves; the run resumes once the frozen one is killed. A short freeze is sat out."""
+"""SIGSTOP of one rank: the others end by themselves; the run resumes once the frozen one is killed. A short freeze is survived."""
 
 import contextlib
 import os
@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.crash.compare import differences
-from benchmarks.crash.kills import POLL_SECONDS, Progress, Reference, job
+from benchmarks.crash.kills import POLL_SECONDS, Progress, Reference
 from benchmarks.crash.processes import COLLECTIVE_TIMEOUT, LIMIT, finish, kill, start, text_of, wait
 
 VARIANT = "vae"
 GRACE_SECONDS = 7
-"""The others have to be gone so long after `--timeout`."""
+"""Seconds after `--timeout` within which the other ranks must have ended."""
 RANKS = 3
 
 
 def freeze(number: int, rank: int, seconds: float | None, seed: int, folder: Path) -> dict[str, Any]:
-    """A run with a rank that stands still for so long, or for good."""
+    """A run with a rank that is frozen for `seconds`, or forever."""
     folder.mkdir(parents=True)
     rng, reference = random.Random(f"{seed} {number}"), Reference(VARIANT, RANKS, folder)
     run_dir, log = folder / "run", folder / "frozen.log"
-    argv, progress = job(VARIANT, run_dir), Progress(run_dir)
+    argv, progress = reference.job(run_dir), Progress(run_dir)
     processes = start(argv, RANKS, log)
     step = rng.randint(0, 30)
     while progress.saved() < step and any(p.exitcode is None for p in processes):
@@ -62,7 +62,7 @@ def _others_end(processes: list[Any], rank: int) -> dict[str, Any]:
 
 
 def tasks(count: int, seed: int, folder: Path) -> list[tuple[Any, ...]]:
-    """One in four is a freeze that is shorter than the timeout."""
+    """One freeze in four is shorter than the timeout."""
     lasts = (None, None, None, COLLECTIVE_TIMEOUT / 3)
     return [(freeze, i, i % RANKS, lasts[i // RANKS % 4], seed, folder / f"{i}") for i in range(count)]
 

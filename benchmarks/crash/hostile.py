@@ -1,7 +1,7 @@
-"""Hostile inputs, each to be answered within 1 s and 1 GB beyond importing torch, in words, with exit code 1 or 2.
+"""Hostile inputs: each must give a message and exit code 1 or 2, within 1 s and 1 GB beyond importing torch.
 
-Seconds are those of the CPU (user and system, all threads and children), or those asleep where these are more: waiting for a
-core of a busy machine is neither, so that other work on it makes no false alarm.
+Seconds are CPU time (user and system, all threads and children), or time asleep if that is more: waiting for a core of a busy
+machine is neither, so other work on the machine causes no false alarm.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from benchmarks.crash.processes import Plant, finish, fork, kill, text_of, tool,
 
 SECONDS, BYTES = 1.0, 1 << 30
 PATIENCE, MOST_BYTES = 40.0, 3 << 30
-"""Wall seconds, and bytes, at which the harness puts an end to it."""
+"""Wall seconds, and bytes, at which the harness kills the process."""
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 JOB = [*COMMON.split(), "--steps", "20"]
 WORDS = re.compile(r"[A-Za-z]{3,}")
@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 def _measured(work: Callable[..., Any], args: tuple[Any, ...], out: Path) -> Any:
-    """Do it in this process; its CPU seconds and peak memory, beyond what it began with, go to `out`."""
+    """Run `work` in this process; writes its CPU seconds and peak memory, beyond those at the start, to `out`."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
     before, began = _memory("VmRSS"), sum(os.times()[:4])
     try:
@@ -63,7 +63,7 @@ def _memory(what: str, pid: int | str = "self") -> int:
 
 
 def attempt(name: str, case: Case, folder: Path, base: Path, plant: Plant | None = None) -> dict[str, Any]:
-    """One hostile input and the answer to it."""
+    """Try one hostile input; returns a report."""
     place, out, log = folder / re.sub(r"\W+", "-", name), folder / "report.json", folder / "case.log"
     shutil.copytree(base, place / "run")
     log.unlink(missing_ok=True)
@@ -91,7 +91,7 @@ def _content(place: Path, name: str) -> bytes | None:
 
 
 def _watch(process: Any) -> dict[str, float]:
-    """Wait, and end what takes too long or too much; its seconds by the wall clock, on a CPU and asleep, and its peak in bytes."""
+    """Wait for a process, and kill it at PATIENCE or MOST_BYTES; returns seconds of wall, CPU and sleep, and peak bytes."""
     began = before = time.monotonic()
     first, report = _memory("VmRSS", process.pid), {"wall": 0.0, "cpu": 0.0, "asleep": 0.0, "bytes": 0.0}
     while process.exitcode is None:
@@ -109,7 +109,7 @@ def _watch(process: Any) -> dict[str, float]:
 
 
 def _clock(pid: int) -> tuple[str, float] | None:
-    """The state of a process, S where it sleeps, and the CPU seconds that it took; None where it is gone."""
+    """The state of a process, S if it sleeps, and its CPU seconds; None if it has ended."""
     with contextlib.suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
         return fields[0], sum(map(int, fields[11:15])) * TICK
@@ -124,7 +124,7 @@ def _problems(case: Case, report: dict[str, Any], changed: bool) -> list[str]:
         "memory": report["bytes"] > BYTES,
         "traceback": "Traceback" in text,
         f"exit code {report['code']}": report["code"] not in case.codes,
-        "no words": not WORDS.search(text),
+        "no message": not WORDS.search(text),
         "another file was changed": changed,
         f"output has {case.wrong}": bool(case.wrong) and bool(re.search(case.wrong, text, re.MULTILINE)),
         f"output lacks {case.right}": not re.search(case.right, text),
@@ -169,9 +169,9 @@ def rows(s: dict[str, Any]) -> list[tuple[str, str, str]]:
     groups = ", ".join(f"{n} {g}" for g, n in s["groups"].items())
     return [
         (
-            f"hostile inputs ({groups}): answered within 1 s (CPU, or asleep) and 1 GB beyond importing torch, in words",
+            f"hostile inputs ({groups}): a message within 1 s (CPU, or asleep) and 1 GB beyond importing torch",
             str(s["count"]),
             f"{s['count'] - s['faults']} so, within {s['slowest_seconds']} s and {int(s['most_bytes']) >> 20} MiB, "
-            f"with code 1 or 2 ({s['trained']} by a resume that says what it passed over, code 0); {s['faults']} not",
+            f"with code 1 or 2 ({s['trained']} by a resume that says what it skipped, code 0); {s['faults']} not",
         )
     ]

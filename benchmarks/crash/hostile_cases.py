@@ -1,4 +1,4 @@
-"""The hostile inputs: what a damaged disk, a wrong command, or somebody who means harm could put in the place of a good one."""
+"""The hostile inputs: what a damaged disk, a wrong command or an attacker could put in place of valid input."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from benchmarks.crash.hostile_models import CONFIG, HUGE, WEIGHTS, checksums, mo
 
 def cases() -> dict[str, Case]:
     found: dict[str, Case] = {}
-    for group in (models(), _places(), _arrays(), _forged(), _texts(), _commands()):
+    for group in (models(), _strange_files(), _arrays(), _forged(), _texts(), _commands()):
         found |= group
     return found
 
@@ -33,7 +33,7 @@ def _nothing(place: Path) -> None:
     pass
 
 
-# things that are no regular file
+# things that are not regular files
 
 
 def _replaced(name: str, by: Callable[[Path], Any]) -> Callable[[Path], None]:
@@ -61,7 +61,7 @@ STRANGE: dict[str, Callable[[Path], Any]] = {
 STEP = "run/checkpoints/step_00000020"
 
 
-def _places() -> dict[str, Case]:
+def _strange_files() -> dict[str, Case]:
     found = {}
     for what, by in STRANGE.items():
         for name in (WEIGHTS, CONFIG):
@@ -193,7 +193,7 @@ def _arrays() -> dict[str, Case]:
 
 
 def _forge(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    """Change the newest checkpoint's state.json or COMMIT with checksums that fit; the older ones are taken away."""
+    """Change the newest checkpoint's state.json or COMMIT, with matching checksums; older checkpoints are deleted."""
 
     def make(place: Path) -> None:
         folder = place / STEP
@@ -358,7 +358,7 @@ def _with(place: Path, more: list[str]) -> list[str]:
 
 
 def _scripts() -> dict[str, Case]:
-    """Names that reach an sbatch script: refused, or quoted so that no line of it is theirs."""
+    """Names that get into an sbatch script: rejected, or quoted so that they cannot add a line."""
     names = {
         "a newline in --run-dir": ("r/x\ntouch PWNED", r"^touch PWNED"), "a carriage return": ("r/x\rtouch PWNED", r"^touch PWNED"),
         "%j in --run-dir": ("r/%j", r"^#SBATCH .*r/%j"),

@@ -1,4 +1,4 @@
-"""Hostile model folders: settings without bounds, weights that are none."""
+"""Hostile model folders: unbounded settings, invalid weights."""
 
 import json
 import struct
@@ -64,14 +64,14 @@ def _configured(place: Path, changes: dict[str, Any]) -> None:
 
 
 def certify_model(folder: Path) -> None:
-    """Rewrite the checksums of a model folder, as somebody who means harm would."""
+    """Rewrite the checksums of a model folder, as an attacker would."""
     path = folder / "config.json"
     if path.is_file() and (report := checksums(path, folder)):
         path.write_text(json.dumps(report))
 
 
 def checksums(path: Path, folder: Path) -> dict[str, Any] | None:
-    """The JSON of `path` with the entries {size, xxh3} of files of the folder made anew."""
+    """The JSON of `path` with new entries {size, xxh3} of the folder's files; None if that is impossible."""
     try:
         report = json.loads(path.read_bytes())
         for name, entry in (report["files"] if "files" in report else {Path(WEIGHTS).name: report["weights"]}).items():

@@ -1,4 +1,4 @@
-"""SIGKILL at moments of every kind; what is left at the end is compared bit for bit with a run that was never killed."""
+"""SIGKILL at moments of every kind; the finished run is compared bit for bit with a run that was never killed."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import random
 import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,14 @@ VARIANTS = {
 }
 MOMENTS = ("start-up", "anywhere", "saving", "commit", "evaluation", "end")
 MOST_KILLS = 14
-"""Of one run, which is then left to end."""
+"""Maximum number of kills of a run, which then finishes."""
 POLL_SECONDS = 0.001
 MORE = "only in run: "
 """How `differences` begins where a killed run has a file that the other has not."""
 
 
-def job(variant: str, run_dir: Path) -> list[str]:
-    return [*COMMON.split(), *VARIANTS[variant].split(), "--run-dir", str(run_dir)]
-
-
 class Progress:
-    """What a run folder says about how far its run is."""
+    """The progress of a run, from its folder."""
 
     def __init__(self, run_dir: Path) -> None:
         self.checkpoints, self.metrics = run_dir / "checkpoints", run_dir / "metrics.jsonl"
@@ -51,11 +48,11 @@ class Progress:
             return []
 
     def saved(self) -> int:
-        """The newest step that is saved."""
+        """The newest saved step."""
         return max((int(n[5:]) for n in self.names() if n.startswith("step_")), default=0)
 
     def writing(self) -> int:
-        """The step that is being saved, 0 where none is."""
+        """The step that is being saved, 0 if there is none."""
         return max((int(n[6:14]) for n in self.names() if n.endswith(".writing")), default=0)
 
     def logged(self) -> int:
@@ -80,14 +77,18 @@ class Progress:
 class Reference:
     """A run that was never killed, and how long its parts take."""
 
-    def __init__(self, variant: str, ranks: int, folder: Path) -> None:
+    def __init__(self, variant: str, ranks: int, folder: Path, options: Sequence[str] = ()) -> None:
+        """`options` are those of a variant that is none of VARIANTS."""
         self.variant, self.ranks, self.run_dir = variant, ranks, folder / f"straight-{variant.replace(' ', '-')}-{ranks}"
-        warm = folder / "warm"
-        finish([*job(variant, warm), "--steps", "2"], ranks, warm)  # the server starts, and what is slow once is behind
+        self.options, warm = options or VARIANTS[variant].split(), folder / "warm"
+        finish(
+            [*self.job(warm), "--steps", "2"], ranks, warm, cache=folder / "cache"
+        )  # the server starts, and what is slow once is behind
         shutil.rmtree(warm)
-        argv, progress = job(variant, self.run_dir), Progress(self.run_dir)
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        argv, progress = self.job(self.run_dir), Progress(self.run_dir)
         began = time.monotonic()
-        processes = start(argv, ranks, self.run_dir.with_suffix(".log"))
+        processes = start(argv, ranks, self.run_dir.with_suffix(".log"), cache=folder / "cache")
         while not progress.logged() and any(p.exitcode is None for p in processes):
             time.sleep(POLL_SECONDS)
         self.start_up = time.monotonic() - began
@@ -97,8 +98,12 @@ class Reference:
             raise SystemExit(f"{variant}: {text_of(self.run_dir.with_suffix('.log'))[-2000:]}")
         self.last = int(last_checkpoint(self.run_dir).name[5:])
 
+    def job(self, run_dir: Path) -> list[str]:
+        """The words of the command that trains in `run_dir`."""
+        return [*COMMON.split(), *self.options, "--run-dir", str(run_dir)]
+
     def draw(self, saved: int, rng: random.Random) -> tuple[str, int, float]:
-        """A moment, the step it is awaited at, and the seconds between its sign and the kill; near by, so that a run dies often."""
+        """A moment, the step to wait for, and the seconds from the moment to the kill; soon, so that a run is killed often."""
         if saved >= self.last:
             return "end", 0, rng.uniform(0, 1.2 * self.start_up + 0.15)
         moment = "end" if saved > self.last / 2 and rng.random() < 0.3 else rng.choice(MOMENTS[:-1])
@@ -111,11 +116,11 @@ class Reference:
 
 
 def life(argv: list[str], reference: Reference, run_dir: Path, log: Path, rng: random.Random) -> dict[str, Any]:
-    """One start of the job, killed at a moment that is drawn; or its end, where that comes before."""
+    """One start of the job, killed at a random moment, unless it ends before."""
     progress = Progress(run_dir)
     moment, at, delay = reference.draw(progress.saved(), rng)
     log.unlink(missing_ok=True)
-    processes = start(argv, reference.ranks, log)
+    processes = start(argv, reference.ranks, log, cache=run_dir.with_name("cache"))
     end = time.monotonic() + 120
     while moment not in ("start-up", "anywhere") and not progress.reached(moment, at) and time.monotonic() < end:
         if all(p.exitcode is not None for p in processes):
@@ -140,11 +145,11 @@ def life(argv: list[str], reference: Reference, run_dir: Path, log: Path, rng: r
 
 
 def chain(reference: Reference, kills: int, seed: object, folder: Path) -> dict[str, Any]:
-    """One run, killed up to so many times and then left to end, against the reference."""
+    """One run, killed up to `kills` times and then finished, compared with the reference."""
     rng = random.Random(f"{seed} {reference.variant} {reference.ranks}")
     folder.mkdir(parents=True)
     run_dir, lives, human = folder / "run", list[dict[str, Any]](), ""
-    argv = job(reference.variant, run_dir)
+    argv = reference.job(run_dir)
     while len(lives) < kills:
         report = life(argv, reference, run_dir, folder / "life.log", rng)
         if not report["killed"]:
@@ -153,7 +158,7 @@ def chain(reference: Reference, kills: int, seed: object, folder: Path) -> dict[
         lives.append(report)
     if not human:
         try:
-            last_words = finish(argv, reference.ranks, run_dir).text
+            last_words = finish(argv, reference.ranks, run_dir, cache=folder / "cache").text
         except SystemExit as error:
             human = str(error)[-300:]
     differing = ["it did not end"] if human else differences(reference.run_dir, run_dir, "auto" not in reference.variant)
@@ -168,10 +173,10 @@ def chain(reference: Reference, kills: int, seed: object, folder: Path) -> dict[
     }  # fmt: skip
 
 
-def batch(variant: str, ranks: int, kills: int, seed: int, folder: Path) -> list[dict[str, Any]]:
+def batch(variant: str, ranks: int, kills: int, seed: int, folder: Path, options: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Chains of one variant and number of ranks until there are so many kills."""
-    folder.mkdir(parents=True)
-    reference, chains, done = Reference(variant, ranks, folder), list[dict[str, Any]](), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    reference, chains, done = Reference(variant, ranks, folder, options), list[dict[str, Any]](), 0
     while done < kills and len(chains) < kills:
         chains.append(chain(reference, min(MOST_KILLS, kills - done), f"{seed} {len(chains)}", folder / f"chain-{len(chains)}"))
         done += len(chains[-1]["lives"])
@@ -180,10 +185,13 @@ def batch(variant: str, ranks: int, kills: int, seed: int, folder: Path) -> list
 
 def tasks(count: int, seed: int, folder: Path) -> list[tuple[Any, ...]]:
     """Kills shared out evenly over variants; half of them on one rank, whose lives are short; those of many ranks go first."""
-    pairs = [(v, r) for r in (3, 2, 1, 1) for v in VARIANTS]
-    shares = [(count * (i + 1)) // len(pairs) - (count * i) // len(pairs) for i in range(len(pairs))]
-    numbered = enumerate(zip(pairs, shares, strict=True))
-    return [(batch, v, r, n, seed + i, folder / f"{i}-{v.replace(' ', '-')}-{r}") for i, ((v, r), n) in numbered if n]
+    shares = shared_out(count, [(v, r) for r in (3, 2, 1, 1) for v in VARIANTS])
+    return [(batch, v, r, n, seed + i, folder / f"{i}-{v.replace(' ', '-')}-{r}") for i, (v, r, n) in enumerate(shares) if n]
+
+
+def shared_out(count: int, pairs: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:
+    """Variants and numbers of ranks, each with its share of `count`."""
+    return [(v, r, (count * (i + 1)) // len(pairs) - (count * i) // len(pairs)) for i, (v, r) in enumerate(pairs)]
 
 
 def summary(results: list[list[dict[str, Any]]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Does the harness see what it looks for? Faults of every kind are planted, and each has to be found."""
+"""A check of the harness itself: faults of every kind are planted, and it must find each."""
 
 import json
 import shutil

@@ -40,7 +40,7 @@ class Ticks(pl.Callback):
 
 
 def contestant(workload: Workload, x: Tensor, steps: int, folder: Path, tuned: bool) -> Contestant:
-    """Each call fits `steps` batches of `x` `[N, 1, 28, 28]` with a new Trainer; weights and optimizer go on from call to call."""
+    """Each call fits `steps` batches of `x` `[N, 1, 28, 28]` with a new Trainer; weights and optimizer are kept between calls."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     module = Module(workload.by_hand(), tuned)

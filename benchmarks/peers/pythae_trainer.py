@@ -21,7 +21,7 @@ from workloads import Clock, Contestant, Rate, Workload, count, silence
 
 
 class Encoder(BaseEncoder):
-    """A network by hand; of a VAE, half of what it gives is the log-variance."""
+    """A network by hand; in a VAE, half of its output is the log-variance."""
 
     def __init__(self, body: nn.Module, variational: bool) -> None:
         BaseEncoder.__init__(self)
@@ -36,7 +36,7 @@ class Encoder(BaseEncoder):
 
 
 class Decoder(BaseDecoder):
-    """With a sigmoid where the network gives logits: its binary cross-entropy wants none."""
+    """A network by hand, with a sigmoid if it returns logits: pythae's binary cross-entropy takes probabilities."""
 
     def __init__(self, body: nn.Module, logits: bool) -> None:
         BaseDecoder.__init__(self)
@@ -84,8 +84,8 @@ def trainer(made: Any, x: Tensor, batch: int, folder: Path, tuned: bool, device:
 
 
 def contestant(workload: Workload, x: Tensor, steps: int, folder: Path, tuned: bool, device: str = "cpu") -> Contestant:
-    """Each call is an epoch over the first rows of `x` `[N, C, H, W]`, `steps` batches; weights and optimizer go on from call to
-    call."""
+    """Each call is an epoch over the first rows of `x` `[N, C, H, W]`, `steps` batches; weights and optimizer are kept from call
+    to call."""
     made = model(workload)
     assert count(made) == workload.parameters
     ready = trainer(made, x[: steps * workload.batch], workload.batch, folder, tuned, device)

@@ -1,6 +1,6 @@
-"""pythae's variants and ours: same network, MNIST split, epochs and seeds; reconstruction error and ELBO side by side.
+"""pythae's variants and ours: same network, MNIST split, epochs and seeds; reconstruction error and ELBO of both.
 
-pip install pythae==0.1.2        # into an environment of its own that has distae: it pins other things than we do
+pip install pythae==0.1.2        # into a separate environment with distae: it pins other versions than we do
 python benchmarks/peers/quality.py --root data
 """
 

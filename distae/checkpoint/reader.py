@@ -35,16 +35,17 @@ T = TypeVar("T")
 
 
 class LatestCheckpoint(NamedTuple):
-    """The newest valid checkpoint, and what is wrong with newer ones."""
+    """The newest valid checkpoint, and newer ones that are not valid."""
 
     step: int
     complaints: list[str]
+    """Why each newer one is not used."""
     passed_over: list[Path]
-    """The newer ones."""
+    """Folders of the newer ones."""
 
 
 class CheckpointReader:
-    """The checkpoints in a folder. Rank 0 alone looks at markers and sizes; one rank of each node reads tensors."""
+    """The checkpoints in a folder. Only rank 0 checks markers and sizes; one rank of each node reads tensors."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.group = folder, dist.world().background
@@ -143,14 +144,14 @@ def _read(path: Path, metadata: Metadata, target: dict[str, Tensor]) -> None:
 
 
 class _Reader(HuggingFaceStorageReader):
-    """Opens the files of the manifest only, and none for what is known from `metadata`."""
+    """Opens only files that are in the manifest, and none for metadata if that is given."""
 
     def __init__(self, path: Path, metadata: Metadata | None = None) -> None:
         super().__init__(str(path))
         self.fs, self.metadata = _Manifest(), metadata
 
     def read_metadata(self) -> Metadata:
-        """Raises TrainingError if a header is not as `save` writes it."""
+        """Shapes and types of all tensors. Raises TrainingError if a file's header is not as `save` writes it."""
         if self.metadata is not None:
             return self.metadata
         try:
@@ -176,7 +177,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _targets(path: Path, metadata: Metadata, into: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """`into`, and an empty tensor for each stored name that starts with `prefix`."""
+    """`into`, and an empty tensor for each stored name that starts with `prefix`. Raises TrainingError if `into` does not fit."""
     stored = metadata.state_dict_metadata
     mine = {k for k in stored if not k.startswith(prefix)}
     if mine != set(into):
@@ -197,7 +198,7 @@ def _targets(path: Path, metadata: Metadata, into: dict[str, Tensor], prefix: st
 
 
 def describe(error: CheckpointException) -> str:
-    """Without the traceback of each rank; the rank is named where there are several."""
+    """The message of an error without the ranks' tracebacks; names the rank if there are several."""
     several = dist.world().world_size > 1
     return "; ".join((f"rank {r}: " if several else "") + with_path(e[0]) for r, e in error.failures.items())
 

@@ -43,8 +43,8 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class _Standing:
-    """The part of state.json that tells whether a checkpoint is usable, and which is the best."""
+class _StateFile:
+    """The part of state.json that is needed to check a checkpoint and to find the best."""
 
     state: Progress
 
@@ -88,7 +88,7 @@ def steps_in(folder: Path) -> list[int]:
 
 
 def manifest_of(path: Path) -> Manifest:
-    """The manifest in a checkpoint's marker. Raises OSError if it is missing or unreadable, ValueError where it is damaged."""
+    """The manifest in a checkpoint's marker. Raises OSError if it is missing or unreadable, ValueError if it is damaged."""
     manifest = decode(read_bytes(path / COMMIT), Manifest)
     for name in manifest.files:
         if not re.fullmatch(r"[a-z][\w.-]{0,200}", name, re.ASCII):
@@ -107,15 +107,15 @@ def summary_of(path: Path) -> Summary | None:
 
 
 def _progress_of(path: Path) -> Progress | None:
-    """Where the run stood; None if state.json is damaged. Nothing else of that file is made into objects."""
+    """Step and best step at the save; None if state.json is damaged. The rest of that file is not made into objects."""
     try:
-        return decode(read_bytes(path / STATE), _Standing).state
+        return decode(read_bytes(path / STATE), _StateFile).state
     except (OSError, ValueError):
         return None
 
 
 def why_invalid(path: Path) -> str | None:
-    """Why a checkpoint is unusable, None if it is usable: all that `usable_manifest` checks."""
+    """Why a checkpoint is unusable, as `usable_manifest` checks it; None if it is usable."""
     try:
         usable_manifest(path)
     except ValueError as error:
@@ -163,7 +163,7 @@ def _why_bad(file: Path, entry: Entry) -> str | None:
 
 
 def best_of(valid: list[Path], best_step: int | None) -> int | None:
-    """The best step; where its save failed, the newest former best that the states of `valid` name and that is among them."""
+    """`best_step` if it is among `valid`; if not (its save failed), the newest earlier best that is, as their states record."""
     steps = {step_of(p) for p in valid}
     if best_step is None or best_step in steps:
         return best_step
@@ -172,9 +172,9 @@ def best_of(valid: list[Path], best_step: int | None) -> int | None:
 
 
 def retain(folder: Path, keep_latest_k: int, committed: int, best_step: int | None) -> None:
-    """Delete all valid checkpoints up to `committed` but the newest `keep_latest_k` of them and the best.
+    """Delete all valid checkpoints up to `committed`, except the newest `keep_latest_k` of them and the best.
 
-    Newer ones belong to a run that was resumed from an earlier step: they are kept. What cannot be deleted stays.
+    Newer ones are left from before the run was resumed at an earlier step: they are kept. What cannot be deleted stays.
     """
     valid = [p for p in checkpoints_in(folder) if step_of(p) <= committed and why_invalid(p) is None]
     best = best_of(valid, best_step)
@@ -184,7 +184,7 @@ def retain(folder: Path, keep_latest_k: int, committed: int, best_step: int | No
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint, its marker first: what an interruption leaves does not look valid. Of a link, the link alone."""
+    """Delete a checkpoint, its marker first, so that an interruption leaves no valid one. Of a link, only the link."""
     if path.is_symlink():
         path.unlink()
         return
@@ -196,7 +196,7 @@ def remove(path: Path) -> None:
 
 
 def replace(path: Path, new: Path) -> None:
-    """Put `new` in the place of a checkpoint, of which one or the other is there at every moment: see `recover`."""
+    """Replace a checkpoint by `new`. If that is interrupted, `recover` finds one or the other."""
     old = path.with_name(f".{path.name}.replaced")
     shutil.rmtree(old, ignore_errors=True)
     path.rename(old)
@@ -215,7 +215,7 @@ def recover(folder: Path) -> None:
 
 
 def remove_remains(folder: Path, newest: int) -> None:
-    """Delete what is left of checkpoints before `newest` whose deletion was interrupted: folders that have no marker any more."""
+    """Delete what is left of checkpoints before `newest` whose deletion was interrupted: folders that no longer have a marker."""
     for path in checkpoints_in(folder):
         if step_of(path) < newest and path.is_dir() and not path.is_symlink() and not os.path.lexists(path / COMMIT):
             shutil.rmtree(path, ignore_errors=True)

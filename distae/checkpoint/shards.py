@@ -1,4 +1,4 @@
-"""One rank's tensors in one safetensors file, through torch.distributed.checkpoint: checksummed on the way, fsynced, no pickle."""
+"""One rank's tensors in one safetensors file, through torch.distributed.checkpoint: with a checksum, fsynced, no pickle."""
 
 import contextlib
 import errno
@@ -24,14 +24,15 @@ from torch.futures import Future
 from distae.checkpoint.retention import Entry
 from distae.runtime.files import in_words
 
-_NAMES = {
+DTYPE_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+"""Names of types in the header of a safetensors file."""
 
 
 class ShardWriter(HuggingFaceStorageWriter):
-    """DCP's safetensors writer with the bytes written once, straight from the tensors, instead of serialised in memory first."""
+    """DCP's safetensors writer, but the bytes are written directly from the tensors, not serialised in memory first."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), save_distributed=True)
@@ -49,14 +50,14 @@ class ShardWriter(HuggingFaceStorageWriter):
 
 
 def _write_safetensors(path: Path, tensors: list[tuple[MetadataIndex, Tensor]]) -> Entry:
-    """Write the file, wide types first so that all values are aligned."""
+    """Write the file, the widest types first, so that all values are aligned."""
     header: dict[str, Any] = {}
     offsets = {}
     end = 0
     ordered = sorted(tensors, key=lambda it: (-it[1].element_size(), it[0].fqn))
     for index, t in ordered:
         start, end = end, end + t.nbytes
-        header[index.fqn] = {"dtype": _NAMES[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
+        header[index.fqn] = {"dtype": DTYPE_NAMES[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
         offsets[index.fqn] = {"saved_offsets": [0] * t.ndim}
     header["__metadata__"] = {"DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets), "format": "pt"}
     head = json.dumps(header).encode()
@@ -68,7 +69,7 @@ def _write_safetensors(path: Path, tensors: list[tuple[MetadataIndex, Tensor]]) 
 def write_file(path: Path, blocks: list[Any]) -> Entry:
     """Write the buffers (bytes, or arrays of bytes) one after another and fsync; the checksum is of what was handed to the disk.
 
-    Past the page cache where the file system can: a fifth of the CPU time, which training needs, and its data stay in the cache.
+    Bypasses the page cache if the file system can: that takes a fifth of the CPU time, and leaves training's data in the cache.
     """
     digest, size = xxhash.xxh3_128(), sum(map(len, blocks))
     buffer = memoryview(mmap.mmap(-1, _CHUNK))
@@ -119,7 +120,7 @@ _CHUNK = 8 << 20
 
 
 def why_damaged(folder: Path, files: dict[str, Entry]) -> str | None:
-    """The first of the files that cannot be read or whose checksum is not the manifest's, and which of the two."""
+    """The first of the files that cannot be read or does not have the manifest's checksum, and why; None if all are fine."""
     for name, entry in files.items():
         try:
             if checksum(folder / name) != entry["xxh3"]:

@@ -50,7 +50,7 @@ class CheckpointStore(CheckpointReader):
     """
 
     def __init__(self, folder: Path, keep_latest_k: int, mode: str, may_commit: Callable[[], None] = lambda: None) -> None:
-        """`may_commit` is asked on rank 0 before each commit and raises TrainingError if the run folder is no longer ours."""
+        """`may_commit` is called on rank 0 before each commit; it raises TrainingError if the run folder is no longer ours."""
         super().__init__(folder)
         self.keep_latest_k, self.mode, self.may_commit = keep_latest_k, mode, may_commit
         self.staging = Staging({})
@@ -128,7 +128,7 @@ class CheckpointStore(CheckpointReader):
 
     def _commit(self, job: Job, tmp_path: Path, files: dict[str, Any]) -> None:
         if len(job.state) > SMALL:
-            raise TrainingError(f"{STATE} would have {len(job.state)} bytes, and could not be read again")
+            raise TrainingError(f"{STATE} would have {len(job.state)} bytes; at most {SMALL} can be read again")
         files[STATE] = write_file(tmp_path / STATE, [job.state])
         write_file(tmp_path / COMMIT, [json.dumps({"step": job.step, "files": files}, indent=1).encode()])
         sync(tmp_path)
@@ -152,11 +152,9 @@ class CheckpointStore(CheckpointReader):
             recover(self.folder)
 
     def clean(self, found: LatestCheckpoint | None) -> list[str]:
-        """Remove what interrupted saves and deletions left, and rename what `newest` skipped; returns notes on that.
+        """Remove what interrupted saves and deletions left, and rename what `newest` skipped; returns notes on that. On rank 0.
 
-        Rank 0 does it.
-
-        If left in place, the next start would check them again, and a later one could use one as the newest.
+        If they stayed, the next start would check them again, and a later one could use one as the newest.
         """
         if not dist.world().is_main:
             return []
@@ -174,7 +172,7 @@ class CheckpointStore(CheckpointReader):
         return notes
 
     def tidy(self, step: int, best_step: int | None) -> None:
-        """Delete what the save of `step` had still to delete when it was killed. For a run that resumes there."""
+        """Delete what the save of `step` should have deleted, if it was killed before. For a run that resumes there."""
         if dist.world().is_main:
             retain(self.folder, self.keep_latest_k, step, best_step)
 

@@ -1,4 +1,4 @@
-"""Look at a run's checkpoints.
+"""List, verify or export a run's checkpoints.
 
 python -m distae.checkpoint RUN                     # step, size, world size, age, valid or why not
 python -m distae.checkpoint RUN --verify            # checksums too
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m distae.checkp
 
 def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser(prog, description="Look at a run's checkpoints.")
+    parser = argparse.ArgumentParser(prog, description="List, verify or export a run's checkpoints.")
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--verify", action="store_true", help="read every file and compare its checksum")
     parser.add_argument("--export", nargs=2, metavar=("STEP", "DIR"), help="write the model of a step, or of `best`, to DIR/model")
@@ -80,7 +80,7 @@ def _usable(folder: Path) -> list[Path]:
 
 
 def _best_step(valid: list[Path]) -> int | None:
-    """The best step as the newest valid checkpoint knows it, or the former best if that could not be saved."""
+    """The best step that the newest valid checkpoint records, or the former best if that could not be saved."""
     from distae.checkpoint.retention import best_of, summary_of
 
     newest = next(filter(None, map(summary_of, valid)), None)
@@ -94,9 +94,9 @@ def _export(run: Path, which: str, target: str) -> int:
 
 
 def export_step(run: Path, which: str | None, target: Path) -> int:
-    """Write the averaged weights (with --ema), else the model's own, of a step to target/model, as a finished run does.
+    """Write the averaged weights (with --ema) or else the model's weights of a step to target/model, as a finished run does.
 
-    `which` is a step's number, `best`, or None for the newest; returns the step. Raises UserError where it is not there.
+    `which` is a step's number, `best`, or None for the newest; returns the step. Raises UserError if there is no such checkpoint.
     """
     from distae.checkpoint import read_tensors
     from distae.checkpoint.retention import step_of, summary_of
@@ -111,7 +111,8 @@ def export_step(run: Path, which: str | None, target: Path) -> int:
     else:
         step = _best_step([*valid.values()]) if which == "best" else int(which) if which.isdecimal() else None
     if step is None or step not in valid:
-        raise UserError(f"--export: no valid checkpoint {which!r} in {folder}; valid: best, {', '.join(map(str, valid))}")
+        asked, known = which or "last", ", ".join(["best", *map(str, valid)]) if valid else "none"
+        raise UserError(f"--export: no valid checkpoint {asked!r} in {folder}; valid: {known}")
     path = valid[step]
     tensors = read_tensors(path)
     prefix = "ema." if any(k.startswith("ema.") for k in tensors) else "model."
@@ -120,5 +121,5 @@ def export_step(run: Path, which: str | None, target: Path) -> int:
     cfg = settings_of(run, summary.settings) if summary else read_settings(run)
     model = assemble(cfg.model, cfg.net, cfg.data.shape(), weights)
     transform = Transform.from_json(summary.transform) if summary and summary.transform else None
-    export(model.state_dict(), cfg, target / "model", step, transform, summary.data if summary else None)
+    export(model, cfg, target / "model", step, transform, summary.data if summary else None)
     return step

@@ -37,7 +37,7 @@ def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
 def complete(commands: Iterable[str], load: Callable[[str], Any], **kwargs: Any) -> None:
     """Answer a shell's question in COMP_LINE and exit; `load` gives the module of a command, and `kwargs` are argcomplete's.
 
-    A module says what may follow `words` by `arguments(prog, words)`, an ArgumentParser.
+    A command's module has `arguments(prog, words)`: the ArgumentParser of what may follow `words`.
     """
     import argcomplete
     from argcomplete.lexers import split_line

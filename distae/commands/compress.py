@@ -170,7 +170,9 @@ def _codes_of_files(run: Trained, paths: list[Path]) -> "tuple[Codes, Any]":
         raise UserError(f"{arrays[0]}: give one array, or images alone")
     if arrays:
         x = _array(arrays[0])
-        return run.model.codes(x), Kind.BYTES if x.dtype == np.uint8 else Kind.FLOATS
+        codes = run.model.codes(x)
+        tensors: Any = (None if column is None else torch.from_numpy(column) for column in codes)
+        return Codes(*tensors), Kind.BYTES if x.dtype == np.uint8 else Kind.FLOATS
     with torch.no_grad():
         parts = [run.model.module.encode(x.to(run.device)) for x in _images(run, paths)]
     columns: Any = (None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))
@@ -198,7 +200,9 @@ def _images(run: Trained, paths: Sequence[Path]) -> Iterator[Any]:
     shape = run.saved.model.shape
     modes = {1: "L", 3: "RGB"}
     if len(shape) != 3 or shape[0] not in modes or shape[1] != shape[2] or not takes_pixels(run):
-        raise UserError(f"{paths[0]}: the model takes samples of shape {list(run.model.shape)}, not images of bytes; give a .npy file")
+        raise UserError(
+            f"{paths[0]}: the model takes samples of shape {list(run.model.shape)}, not images of bytes; give a .npy file"
+        )
     for start in range(0, len(paths), AT_ONCE):
         here = paths[start : start + AT_ONCE]
         try:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from distae.data import Split
 
 LOOKED_AT = 512
-"""Samples of a split that are read, evenly spaced."""
+"""Number of samples of a split that are read, evenly spaced."""
 ON_THE_SHEET, COLUMNS = 64, 8
 """Images on the contact sheet."""
 SHOWN = 12
-"""Classes whose counts are printed, and samples that could not be read."""
+"""Most classes whose counts are printed, and most unreadable samples that are named."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m distae data") -> int:
@@ -50,12 +50,14 @@ def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 
 def look(cfg: TrainConfig, sheet: Path, force: bool) -> Iterator[str]:
-    """Lines on the data; writes the contact sheet if the samples are images. Raises UserError."""
+    """Describe the data line by line; writes the contact sheet if the samples are images. Raises UserError."""
     import torch
 
     from distae import data
 
-    if sheet.exists() and not force:
+    shape = cfg.data.shape()
+    is_image = len(shape) == 3 and shape[0] in (1, 3)
+    if is_image and sheet.exists() and not force:
         raise UserError(f"--sheet: {sheet} exists: give another file, or --force")
     splits = data.load(cfg.data)
     train = splits["train"]
@@ -69,7 +71,7 @@ def look(cfg: TrainConfig, sheet: Path, force: bool) -> Iterator[str]:
     yield from _unread(train, seen["train"][1])
     yield from _what_would_be_done(cfg, splits)
     images = train.transform.apply(seen["train"][0][_evenly(len(seen["train"][0]), ON_THE_SHEET)], torch.float32)
-    if len(train.shape) == 3 and train.shape[0] in (1, 3) and len(images):
+    if is_image and len(images):
         _draw(images, sheet)
         yield f"pictures    {sheet}: {len(images)} training samples, as the model sees them"
 
@@ -86,7 +88,7 @@ def _evenly(n: int, most: int) -> "Tensor":
 
 
 def _some(split: "Split") -> "tuple[Tensor, dict[int, str]]":
-    """Stored samples, evenly spaced, and why others of them could not be read."""
+    """Stored samples, evenly spaced, and why some could not be read, by row number."""
     stored, _, bad = split.source.read_good(split.rows_at(_evenly(len(split), LOOKED_AT)))
     return stored, bad
 
@@ -96,7 +98,7 @@ def _values(split: "Split", stored: "Tensor") -> str:
     import torch
 
     if not len(stored):
-        return "none of those looked at can be read"
+        return "none of the samples inspected can be read"
     seen = split.transform.apply(stored, torch.float32)
     known = seen[~seen.isnan()]
     missing = f", {1 - len(known) / seen.numel():.1%} of the values missing" if len(known) < seen.numel() else ""
@@ -120,7 +122,7 @@ def _classes(split: "Split") -> Iterator[str]:
 def _unread(split: "Split", bad: Mapping[int, str]) -> Iterator[str]:
     reasons = [*(f"{name}: {why}" for name, why in split.source.left_out.items()), *bad.values()]
     if reasons:
-        yield f"unreadable  {len(reasons)} of those looked at"
+        yield f"unreadable  {len(reasons)} of the samples inspected"
         yield from (f"  {reason}" for reason in reasons[:SHOWN])
 
 

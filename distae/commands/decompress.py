@@ -73,7 +73,9 @@ def codes_in(run: Trained, archive: "Archive", path: Path) -> "torch.Tensor":
     from distae.evaluation.compression import codes_of
 
     if archive.model != checksum_of(run):
-        raise UserError(f"{path} was compressed with another model than that of {run.run} (checksum mismatch): give its own --model")
+        raise UserError(
+            f"{path} was compressed with another model than that of {run.run} (checksum mismatch): give its own --model"
+        )
     model, tables = run.model.module, _tables_of(run, archive, path)
     dims = _dims(run)
     try:

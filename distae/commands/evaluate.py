@@ -8,7 +8,7 @@ import dataclasses
 import json
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin
 
 from distae.commands.trained import Trained, serve
 from distae.commands.trained import arguments as shared
@@ -32,8 +32,13 @@ def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
     """The parser of the command's own options."""
     parser = shared(prog, "Metrics of a trained model beside baselines.", output=FILE)
     for field in fields_of(EvaluationConfig).values():
-        parser.add_argument(f"--{field.name.replace('_', '-')}", dest=field.name, help=field.doc)
+        kind = _several if get_origin(field.type) is tuple else str
+        parser.add_argument(f"--{field.name.replace('_', '-')}", dest=field.name, type=kind, help=field.doc)
     return parser
+
+
+def _several(text: str) -> list[str]:
+    return text.split(",")
 
 
 def evaluate(run: Trained) -> None:
@@ -66,8 +71,7 @@ def evaluate(run: Trained) -> None:
 
 def evaluation_settings(run: Trained) -> EvaluationConfig:
     """The options of the command line. Raises UserError."""
-    names = fields_of(EvaluationConfig)
-    given = {k: v for k, v in vars(run.options).items() if k in names and v is not None}
+    given = {k: v for k in fields_of(EvaluationConfig) if (v := getattr(run.options, k)) is not None}
     return build(EvaluationConfig, given)
 
 

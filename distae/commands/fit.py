@@ -43,7 +43,7 @@ class TemporaryFolder:
 
 
 class Run:
-    """A run that `fit` has made: finished, or stopped after a save. A temporary run folder is removed with the object."""
+    """The run that `fit` returns: finished, or stopped after a save. A temporary run folder is removed with this object."""
 
     def __init__(self, settings: TrainConfig, load: Callable[[], dict[str, Split]], folder: TemporaryFolder | None) -> None:
         self.settings, self._load, self._folder = settings, load, folder
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def stopped(self) -> bool:
-        """Whether Ctrl-C, or another rank, has stopped it before its end: `resume` continues it."""
+        """Whether Ctrl-C or a signal, on any rank, stopped it before its end: `resume` continues it."""
         return self.outcome.outcome == "stopped"
 
     @property
@@ -66,7 +66,7 @@ class Run:
 
     @cached_property
     def model(self) -> "Model":
-        """The best model by `best_metric` where there is validation data, else the last; of a stopped run the newest saved."""
+        """The best model by `best_metric` if there is validation data, else the last; for a stopped run, the newest saved one."""
         if self.stopped:
             with tempfile.TemporaryDirectory(prefix="distae-") as folder:
                 export_step(self.run_dir, None, Path(folder))
@@ -79,7 +79,7 @@ class Run:
 
     @property
     def history(self) -> Any:
-        """Every row of metrics (docs/metrics.md), as a pandas DataFrame where pandas is installed, else a list of dicts."""
+        """Every row of metrics (docs/metrics.md), as a pandas DataFrame if pandas is installed, else a list of dicts."""
         with contextlib.suppress(ImportError):
             import pandas as pd
 
@@ -92,10 +92,10 @@ class Run:
         return {k: v for row in self._rows for k, v in row.items() if "/" in k}
 
     def resume(self, **changes: Any) -> "Run":
-        """Continue where it stands, on the same data: to the end of a stopped run, or further with `epochs=` or `steps=`.
+        """Continue training on the same data: to the end of a stopped run, or beyond it with `epochs=` or `steps=`.
 
-        `changes` are of settings that do not define the result, such as `log_every`. Returns the run, with a new `model`.
-        Raises UserError on others, TrainingError as `fit`.
+        `changes` are settings that do not define the result, such as `log_every`. Returns the run, with a new `model`.
+        Raises UserError if a setting defines the result, and TrainingError as `fit` does.
         """
         with _in_python():
             env = environment()
@@ -139,24 +139,25 @@ class Run:
 
 
 def fit(x: Any, y: Any = None, *, validation: Any = None, test: Any = None, progress: bool = True, **settings: Any) -> Run:
-    """Train an autoencoder on `x`, and return the run: its `model`, `history` and `metrics`.
+    """Train an autoencoder on `x` and return the run with its `model`, `history` and `metrics`.
 
     x: `[N, D]`, `[N, H, W]`, `[N, C, H, W]`, or `[N, H, W, C]` with `layout="channels_last"`, of bytes or numbers: a numpy array, a
         tensor, nested lists, a torch Dataset (read into memory once; pairs are values and label), a `distae.data.Split`; a pandas
-        DataFrame, as `--data table`; a path, with its kind in `data=`; or the name of a data set, such as "digits".
-    y: labels `[N]`, integers from 0 on, for variants that are conditioned on them.
-    validation, test: data as `x`, or the share of `x` to hold out for it: by default 0.1 and 0.
+        DataFrame, read as by `--data table`; a path, with its kind in `data=` if that cannot be guessed; or the name of a data
+        set, such as "digits".
+    y: labels `[N]`, integers from 0 on, for conditional variants.
+    validation, test: data in the form of `x`, or the share of `x` to hold out; by default 0.1 and 0.
     progress: whether to show a bar.
-    settings: all those of `distae train --help all`: `model="vae"`, `epochs=20`, `latent_dim=8`, `net="conv"`, `lr=1e-3`,
+    settings: any of `distae train --help all`: `model="vae"`, `epochs=20`, `latent_dim=8`, `net="conv"`, `lr=1e-3`,
         `batch_size=64`, `run_dir="runs/a"`, or in full: `**{"model.latent_dim": 8}`, `model={"name": "vae", "beta": 4}`.
 
-    Without `run_dir` or `name` the run folder is a temporary one, removed with the returned object; with one, a run that is there
-    is resumed.
+    Without `run_dir` or `name` the run folder is a temporary one, removed with the returned object; with one of them, a run that
+    is already in the folder is resumed.
     `tracking="wandb"` turns W&B on. Ctrl-C saves and returns the stopped run; other signals save, and then reach the program.
-    `batch_size` is at most the number of training samples where it is not given. Works in any thread, in several at once on one
-    device, and on every rank under torchrun.
+    The default `batch_size` is reduced to the number of training samples if that is smaller. Works in any thread, in several at
+    once on one device, and on every rank under torchrun.
 
-    Raises UserError on invalid data or settings, before training; TrainingError if training fails, such as by a loss of NaN.
+    Raises UserError on invalid data or settings, before training; TrainingError if training fails, for example on a NaN loss.
     """
     with _in_python():
         env = environment()
@@ -175,13 +176,13 @@ def _prepared(given: Given, settings: Mapping[str, Any], progress: bool, env: En
     splits, asked = splits_and_settings(given, defaults | dict(settings))
     run_dir, first = asked.run_dir or (None if asked.name else _unused()), asked.fresh and env.first_start
     if run_dir == _unused() and env.world_size > env.local_world_size:
-        raise UserError("run_dir is needed where there are several machines: a folder that all of them see")
+        raise UserError("run_dir is required on several machines: give a folder that all of them can access")
     cfg = check(dataclasses.replace(asked, run_dir=run_dir, fresh=first), env.world_size)
     return Run(cfg, cache(lambda: data.load(cfg.data) if splits is None else splits), None)
 
 
 def _unused() -> str:
-    """Stands for a temporary folder until the ranks have met."""
+    """Placeholder for a temporary folder until the process group exists."""
     return str(Path(tempfile.gettempdir()) / "distae-temporary")
 
 
@@ -201,7 +202,7 @@ def _in_python() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _program_settings() -> Iterator[None]:
-    """Put back what training sets for the whole process."""
+    """Restore torch's process-wide settings that training changes."""
     threads, tf32 = torch.get_num_threads(), (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
     flushes = float(torch.tensor(1e-310, dtype=torch.float64) * 1.0) == 0
     try:

@@ -35,11 +35,11 @@ class Given(NamedTuple):
 
 
 def splits_and_settings(given: Given, settings: Mapping[str, Any]) -> tuple[Splits | None, TrainConfig]:
-    """The splits, None where they are to be loaded from files, and the settings with those of the data. Raises UserError."""
+    """The splits (None if they are to be loaded from files), and the settings with those of the data. Raises UserError."""
     if isinstance(given.x, str | Path):
         return None, _of_path(given, settings)
     if _kind(settings) not in (None, MemoryConfig.name, TableConfig.name):
-        raise UserError(f"data={_kind(settings)!r} is read from files: give x as a path, or leave data out")
+        raise UserError(f"data={_kind(settings)!r} is read from files: pass a path as x, or leave data out")
     if isinstance(given.x, Split):
         return _of_split(given, settings)
     if hasattr(given.x, "iloc") and given.y is None and _kind(settings) != MemoryConfig.name:
@@ -64,11 +64,11 @@ def _with_data(settings: Mapping[str, Any], name: str, **values: Any) -> TrainCo
 
 
 def _share(value: Any, name: str) -> float | None:
-    """The share of the samples that is asked for; None where data are given, or nothing."""
+    """The share of the samples to hold out; None if `value` is data, or nothing."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
         return None
     if not 0 <= value < 1:
-        raise UserError(f"{name} is {value}; expected data, or a share from 0 to below 1")
+        raise UserError(f"{name} is {value}; expected data, or a share >= 0 and < 1")
     return float(value)
 
 
@@ -79,14 +79,14 @@ def _shares(given: Given) -> dict[str, float]:
 
 def _of_path(given: Given, settings: Mapping[str, Any]) -> TrainConfig:
     if any(v is not None and _share(v, name) is None for name, v in (("y", given.y), *given._asdict().items()) if name != "x"):
-        raise UserError("x is a path: give labels and other splits by the settings of data, and validation and test as shares")
+        raise UserError("x is a path: labels and splits come from the settings of data; validation and test can only be shares")
     choices, path, kind = DataConfig.choices(), Path(given.x).expanduser(), _kind(settings)
     if kind is None and str(given.x) in choices and not path.exists():
         return _with_data(settings, str(given.x), **_known_shares(choices[str(given.x)], given))
     kind = kind or kind_of(path)
     if kind not in choices:
         hint = near(str(kind or given.x), choices)
-        raise UserError(f"x is {str(given.x)!r}: name its kind by data=; valid: {', '.join(choices)}{hint}")
+        raise UserError(f"x is {str(given.x)!r}, whose kind is unknown: give data=, one of {', '.join(choices)}{hint}")
     where = "path" if any(f.name == "path" for f in dataclasses.fields(choices[kind])) else "root"
     return _with_data(settings, kind, **{where: str(given.x)}, **_known_shares(choices[kind], given))
 
@@ -100,9 +100,11 @@ def _known_shares(config: type[DataConfig], given: Given) -> dict[str, float]:
 
 
 def _of_frame(given: Given, settings: Mapping[str, Any]) -> tuple[Splits, TrainConfig]:
-    """A DataFrame as a table: columns of numbers are normalised, texts are categories."""
+    """A DataFrame as a table: columns of numbers are normalised, strings are categories."""
     if any(v is not None and _share(v, name) is None for name, v in (("validation", given.validation), ("test", given.test))):
-        raise UserError("x is a DataFrame: give validation and test as shares, or a column that says it: data={'split': 'column'}")
+        raise UserError(
+            "x is a DataFrame: give shares for validation and test, or a column of split names: data={'split': 'column'}"
+        )
     cfg = _with_data(settings, TableConfig.name, **({"test_fraction": 0.0} | _shares(given)))
     assert isinstance(cfg.data, TableConfig)
     splits = {k: v.take(slice(cfg.data.limit)) for k, v in from_frame(given.x, cfg.data).items()}
@@ -125,7 +127,7 @@ def _of_split(given: Given, settings: Mapping[str, Any]) -> tuple[Splits, TrainC
     x: Split = given.x
     if given.y is not None:
         raise UserError("y: a Split holds its own labels; leave y out")
-    # The model's own shape: the split's transform is not for these settings to make.
+    # The shape that the model sees: the split has its transform already.
     cfg = _with_data(settings, MemoryConfig.name, stored=x.shape, layout="channels_first", **_shares(given))
     assert isinstance(cfg.data, MemoryConfig)
     others = {name: v for name, v in (("validation", given.validation), ("test", given.test)) if isinstance(v, Split)}
@@ -187,14 +189,14 @@ def _labels(y: Any, n: int) -> Tensor:
     label = as_tensor(y, "y").cpu()
     if label.shape != (n,) or label.is_floating_point() or int(label.min()) < 0:
         kind = str(label.dtype).removeprefix("torch.")
-        raise UserError(f"y is {kind} {list(label.shape)}; expected [{n}] integers from 0 on, one for each sample")
+        raise UserError(f"y is {kind} {list(label.shape)}; expected [{n}] integers >= 0, one per sample")
     return label.long()
 
 
 def _read(dataset: "Dataset[Any]", name: str) -> tuple[Tensor, list[int] | None]:
     """All samples of a map-style dataset, once, and labels where each item is a pair with an integer."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        raise UserError(f"{name} is a dataset without a length; expected one that is read by number, dataset[i]")
+        raise UserError(f"{name} is a dataset without a length; expected a map-style one, with len(dataset) and dataset[i]")
     items, labels = [], []
     for i in range(len(dataset)):
         item = dataset[i]
@@ -202,7 +204,7 @@ def _read(dataset: "Dataset[Any]", name: str) -> tuple[Tensor, list[int] | None]
         items.append(as_tensor(value, f"{name}[{i}]"))
         labels += [int(rest[0])] if rest and _is_integer(rest[0]) else []
         if items[-1].shape != items[0].shape:
-            raise UserError(f"{name}[{i}] has shape {list(items[-1].shape)}, and {name}[0] {list(items[0].shape)}")
+            raise UserError(f"{name}[{i}] has shape {list(items[-1].shape)}, but {name}[0] has {list(items[0].shape)}")
     if not items:
         raise UserError(f"{name} is a dataset without samples")
     return torch.stack(items), labels if len(labels) == len(items) else None

@@ -1,10 +1,10 @@
-"""distae prepare SOURCE DEST: any data as shards that `--data array --data.path DEST` maps.
+"""distae prepare SOURCE DEST: write any data as shards that `--data array --data.path DEST` memory-maps.
 
     distae prepare photos/ shards/ --data.size 64
     distae prepare s3://bucket/train/ shards/ --data.column image
     distae prepare mnist shards/ --data.root data
 
-Rerun to resume: what is whole stays. What cannot be read is reported at the end, and in DEST/manifest.json.
+Rerun to resume: complete shards are kept. Unreadable samples are reported at the end, and in DEST/manifest.json.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from distae.errors import DistaeError, UserError
 from distae.runtime.files import in_words
 
 SHOWN = 10
-"""Files that could not be read whose names are printed; the manifest has all."""
+"""Most unreadable files whose names are printed; the manifest lists all."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m distae prepare") -> int:
@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m distae prepar
     except OSError as error:
         sys.stderr.write(f"distae: {error.filename or 'the disk'}: {in_words(error)}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("distae: interrupted by Ctrl-C: rerun to resume\n")
+        return 130
 
 
 def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -45,7 +48,7 @@ def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog, usage, about, "SOURCE: a path, a URL, or the name of a data set.", allow_abbrev=False)
     parser.add_argument("--workers", type=_count, default=len(os.sched_getaffinity(0)), help="threads that read and decode")
     parser.add_argument("--shard-mb", type=_count, default=256, help="megabytes per shard")
-    parser.add_argument("--force", action="store_true", help="remove what DEST holds")
+    parser.add_argument("--force", action="store_true", help="delete the shards that are in DEST first")
     return parser
 
 
@@ -65,7 +68,7 @@ def prepare(source: str, folder: Path, options: argparse.Namespace, rest: Sequen
         _remove(folder)
     preparation = Preparation(splits, folder, options.shard_mb << 20, options.workers)
     if manifest := preparation.done_before():
-        sys.stdout.write(f"{folder} is complete: nothing was done\n")
+        sys.stdout.write(f"{folder} is complete: nothing to do\n")
         return _report(manifest, folder)
     train = splits["train"].source
     about = Manifest(
@@ -83,10 +86,10 @@ def prepare(source: str, folder: Path, options: argparse.Namespace, rest: Sequen
 
 
 def _remove(folder: Path) -> None:
-    """What an earlier preparation left. Raises UserError if the folder holds anything else."""
+    """Remove the folder of an earlier preparation. Raises UserError, and removes nothing, if it holds anything else."""
     for path in sorted(folder.iterdir()):
         if path.is_dir() or not (path.name == MANIFEST or path.suffix in (".safetensors", ".writing")):
-            raise UserError(f"--force: {path} is not from distae prepare, and is not removed")
+            raise UserError(f"--force: {path} is not from distae prepare; nothing was removed")
     shutil.rmtree(folder)
 
 
@@ -98,7 +101,8 @@ def _report(manifest: Manifest, folder: Path) -> int:
     sys.stdout.write(f"{folder}: {counts} samples in {len(shards)} shards, {size:.3g} GB\n")
     if manifest.unread:
         sys.stdout.write(f"{len(manifest.unread)} could not be read and are left out (all in {folder / MANIFEST}):\n")
-        sys.stdout.writelines(f"  {u.file}: {u.reason}\n" for u in manifest.unread[:SHOWN])
+        reasons = (u.reason if u.reason.startswith(u.file) else f"{u.file}: {u.reason}" for u in manifest.unread[:SHOWN])
+        sys.stdout.writelines(f"  {reason}\n" for reason in reasons)
     sys.stdout.write(f"train on it: distae train --data array --data.path {folder}\n")
     return 0
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 TELL_SECONDS = 30.0
-"""Timeout to meet the others if the settings, and with them --timeout, are unknown."""
+"""Timeout of the rendezvous if the settings, and so --timeout, are unknown."""
 FAILURE_SECONDS = 60.0
 """Seconds for a failed rank to report; then the process is ended."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -41,10 +41,10 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 @dataclass(frozen=True)
 class Host:
-    """Whose process it is: ours, as here, or a program's that calls `distae.fit`."""
+    """Who owns the process: a command of distae, or a program that calls `distae.fit`."""
 
     load: "Callable[[DataConfig], dict[str, Split]] | None" = None
-    """Gives the splits; by default those of the files."""
+    """Returns the splits; by default they are read from files."""
     after: "Callable[[Outcome], None] | None" = None
     """Called by all ranks together at the end of a run that has not failed."""
     is_ours: bool = True
@@ -56,7 +56,7 @@ def run_in_turn(
 ) -> Outcome:
     """One run after the other in one process group; they share the device, threads and data of `cfg`, which is checked first.
 
-    `runs` is entered inside the process group: it may broadcast. A run that is not done is the last.
+    `runs` is entered inside the process group, so it may broadcast. Stops after the first run that does not finish.
     """
     run_dir, main = Path(str(cfg.run_dir)), env.rank == 0 and not cfg.fresh
     if main and not env.restarts:
@@ -131,15 +131,15 @@ def refuse(error: DistaeError, env: Environment) -> int:
 
 
 def tell_others(error: DistaeError, env: Environment) -> None:
-    """Meet the others only to report the error: it may be on this rank's node alone, and they would wait for --timeout."""
+    """Join the other ranks only to report the error: if it is on this node alone, they would wait until --timeout."""
     from distae import distributed as dist
 
     with contextlib.suppress(DistaeError), dist.rendezvous(env, TELL_SECONDS) as meeting:
-        meeting.refuse(error)
+        meeting.report(error)
 
 
 def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, threads: int, is_ours: bool = True) -> Outcome:
-    """Train in the current world, and write how that ended. Raises UserError; TrainingError as `Host` says."""
+    """Train in the current world and record the outcome. Raises UserError; TrainingError as `Host` says."""
     from distae import distributed as dist
     from distae.training.trainer import Trainer
 
@@ -153,14 +153,14 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, t
         todo = trainer.resume()
         if not todo and main and is_ours:
             more = "--steps" if cfg.steps else "--epochs"
-            sys.stderr.write(f"{run_dir} is complete at step {trainer.state.step}: give more {more} to continue, or --fresh\n")
+            sys.stderr.write(f"{run_dir} is complete at step {trainer.state.step}: raise {more} to continue, or give --fresh\n")
         done = not todo or trainer.fit()
         trainer.close()
         signal = "" if done else Signals(trainer.stop.signal).name
         end = Outcome("done" if done else "stopped", trainer.state.step, str(run_dir), trainer.why_early if done else "", signal)
     except (UserError, KeyboardInterrupt):
         if trainer:
-            trainer.tracker.close()  # a callback of a plugin may raise it when they are open
+            trainer.tracker.close()  # a plugin's callback may raise it while the sinks are open
             trainer.checkpoints.abandon()
         if folder:
             folder.withdraw()
@@ -192,11 +192,11 @@ def _open_folder(cfg: TrainConfig) -> OpenRunDir:
             refusal = str(error)
     if refusal := dist.broadcast(refusal):
         raise UserError(refusal)
-    return folder or make_run_dir(cfg)  # by all: nodes may not share it, or see rank 0's late
+    return folder or make_run_dir(cfg)  # on all ranks: nodes may not share it, or see rank 0's late
 
 
 def _leave_folder(lock: RunLock, end: Outcome) -> None:
-    """Rank 0 writes how the run ended, and releases the folder."""
+    """Rank 0 writes the outcome and releases the folder."""
     try:
         lock.check()
         end.write()
@@ -208,7 +208,7 @@ def _leave_folder(lock: RunLock, end: Outcome) -> None:
 def _failed(error: Exception, trainer: "Trainer | None", run_dir: Path, quiet: bool) -> Outcome:
     """Report an error on the rank where it happened, and on rank 0. Only a possible bug gets a traceback.
 
-    If all that is known is lost contact, rank 0 may be the lost one: the rank that noticed first reports it too.
+    If only lost contact is known, rank 0 may be the lost rank: the rank that noticed first reports it too.
     """
     from distae import distributed as dist
 

@@ -1,4 +1,4 @@
-"""What the commands that look at data share: SOURCE and `--data` options to settings."""
+"""What the commands that read data share: SOURCE and `--data` options to settings."""
 
 import argparse
 import glob
@@ -22,13 +22,13 @@ def given(argv: Sequence[str] | None, own: argparse.ArgumentParser, words: int) 
         raise SystemExit(0)
     leading = [*takewhile(lambda word: not word.startswith("-"), argv)]
     if len(leading) > words:
-        raise UserError(f"{own.prog}: {leading[words]!r} is one word too many; {own.format_usage().strip()}")
+        raise UserError(f"{own.prog}: unexpected argument {leading[words]!r}; {own.format_usage().strip()}")
     options, rest = own.parse_known_args(argv[len(leading) :])
     return leading, options, rest
 
 
 def settings_of(source: str | None, options: Sequence[str], prog: str) -> TrainConfig:
-    """Settings whose data is SOURCE: a path or a URL, whose kind is guessed unless `--data` says it, or the name of a data set.
+    """Settings whose data is SOURCE: a path or a URL, whose kind is guessed unless `--data` gives it, or the name of a data set.
 
     Raises UserError.
     """
@@ -42,14 +42,14 @@ def settings_of(source: str | None, options: Sequence[str], prog: str) -> TrainC
 
 
 def guessed(source: str) -> str:
-    """The `--data` that a path looks like. Raises UserError if there is nothing, or it looks like none."""
+    """The kind of data (`--data`) that a path looks like. Raises UserError if nothing is there, or the kind is unknown."""
     first = source if _is_there(source) else source.split(",", maxsplit=1)[0]
     matching = sorted(glob.glob(str(Path(first).expanduser()))) if not is_url(first) else [first]  # noqa: PTH207 - absolute patterns
     if not matching:
         raise UserError(f"no file, folder or data set {source}; valid names: {', '.join(DataConfig.choices())}")
     kind = "parquet" if is_url(first) else kind_of(Path(matching[0]))
     if kind is None:
-        raise UserError(f"{source} looks like no data that is known; say which with --data: {', '.join(DataConfig.choices())}")
+        raise UserError(f"{source} is of an unknown kind of data; give --data, one of {', '.join(DataConfig.choices())}")
     return kind
 
 

@@ -23,6 +23,6 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m distae.tracki
 
 def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser(prog, description="Upload all of a run as one W&B run.")
+    parser = argparse.ArgumentParser(prog, description="Upload a whole run to Weights & Biases, as one run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run folder")
     return parser

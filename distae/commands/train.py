@@ -52,7 +52,7 @@ def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
 def run(cfg: TrainConfig, env: Environment) -> Outcome:
     """Train as `cfg` (checked) says, resuming what is in its run folder. Raises UserError before any training starts.
 
-    `--fresh` is for the first start: a launcher that repeats the command resumes the run that it began.
+    `--fresh` counts at the first start only: a launcher that repeats the command resumes the run that it started.
     """
     cfg = replace(cfg, fresh=cfg.fresh and env.first_start)
     return run_in_turn(cfg, env, nullcontext([cfg]))
@@ -72,7 +72,7 @@ def smoke(cfg: TrainConfig, env: Environment) -> Outcome:
 
 @contextmanager
 def _smoke_runs(short: TrainConfig) -> Iterator[list[TrainConfig]]:
-    """Both runs, in a folder that rank 0 makes, and removes when they are over, however they end."""
+    """Both runs, in a folder that rank 0 creates, and removes afterwards even if they fail."""
     from distae import distributed as dist
 
     main, run_dir = dist.world().is_main, Path(str(short.run_dir)).absolute()

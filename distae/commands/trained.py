@@ -19,7 +19,10 @@ from distae.runtime.environment import Environment, environment
 from distae.runtime.files import with_path
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distae.config import TrainConfig
+    from distae.config.data import DataConfig
     from distae.config.evaluation import EvaluationConfig
     from distae.data import Loader, Reading, Split
     from distae.evaluation.evaluation import Evaluation
@@ -65,10 +68,23 @@ class Trained:
     @cached_property
     def splits(self) -> "dict[str, Split]":
         """`train`, `val` and `test` of the run's data or of --data's, with the transform of the model."""
+        return self._loaded(self.settings.data)
+
+    @cached_property
+    def training(self) -> "Split":
+        """The samples that the model was trained on, whatever --data says. Raises UserError where they cannot be read."""
+        if not self.has_other_data:
+            return self.splits["train"]
+        from distae.config import TrainConfig
+        from distae.config.cli import build
+
+        return self._loaded(build(TrainConfig, {"data": self.saved.about.data or {}}).data)["train"]
+
+    def _loaded(self, cfg: "DataConfig") -> "dict[str, Split]":
         from distae import data
         from distae.data.trained import as_trained
 
-        return as_trained(data.load(self.settings.data), self.saved.transform, self.saved.model.shape)
+        return as_trained(data.load(cfg), self.saved.transform, self.saved.model.shape)
 
     @property
     def has_other_data(self) -> bool:
@@ -98,17 +114,32 @@ class Trained:
     def _is_one_source(self) -> bool:
         return len({id(split.source) for split in self.splits.values() if len(split)}) == 1
 
-    def loader(self, split: "Split") -> "Loader":
-        """Batches of the model's values, read ahead."""
+    @cached_property
+    def loader(self) -> "Loader":
+        """Batches of the model's values of the samples to use, read ahead."""
+        return self.loader_of(self.split)
+
+    def loader_of(self, split: "Split") -> "Loader":
+        """The same of any split."""
         from distae.data import Loader
 
         return Loader(split, self.settings.data.binarize, self.device, self.model.dtype, reading=self._reading)
 
+    def names(self, split: "Split", rows: "Tensor") -> Any:
+        """Array `[n]` of what a user calls rows of the source: the first column of --data.id, files, or numbers from 0 on."""
+        ids = [name for name in getattr(self.settings.data, "id", ()) if name in split.source.columns]
+        names = split.source.columns[ids[0]][rows.numpy()] if ids else split.source.names(rows)
+        return names.astype(str) if names.dtype == object else names
+
     def evaluation(self, settings: "EvaluationConfig") -> "Evaluation":
-        """For metrics of the samples to use; baselines are fitted on the training samples of the same data."""
+        """For metrics of the samples to use. Without training samples where those of the run cannot be read."""
         from distae.evaluation.evaluation import Evaluation
 
         splits = {**self.splits, self.split_name: self.split}
+        if self.has_other_data:
+            del splits["train"]
+            with contextlib.suppress(UserError):
+                splits["train"] = self.training
         return Evaluation(self.model.module, self.settings, splits, self.split_name, settings, self._reading)
 
     @property
@@ -120,25 +151,47 @@ class Trained:
         data = self.settings.data
         return Reading(data.storage, data.workers, data.prefetch, torch.get_num_threads())
 
-    def target(self, default: str) -> Path:
-        """Where to write. Raises UserError, on every rank, if something is there and --force is not given."""
-        from distae.distributed import on_main
-
+    def target(self, default: str, may_exist: bool = False) -> Path:
+        """Where to write. Raises UserError, on every rank, if something is there, and --force is not given."""
         path = self.options.out or self.run / "evaluation" / default
 
         def check() -> Path:
-            if path.exists() and not self.options.force:
+            if path.exists() and not (self.options.force or may_exist):
                 raise UserError(f"{path} exists: give --force to overwrite it, or another --out")
             path.parent.mkdir(parents=True, exist_ok=True)
             return Path(path)
 
-        return on_main(check)
+        return self.on_main(check)
+
+    @staticmethod
+    def on_main(work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, on every rank; what it raises there, every rank raises."""
+        from distae.distributed import on_main
+
+        return on_main(work)
+
+    @staticmethod
+    def gather(value: T) -> list[T]:
+        """Every rank's value, on every rank."""
+        from distae.distributed import gather
+
+        return gather(value)
+
+    @property
+    def rank(self) -> int:
+        from distae.distributed import world
+
+        return world().rank
+
+    @property
+    def world_size(self) -> int:
+        from distae.distributed import world
+
+        return world().world_size
 
     @property
     def is_main(self) -> bool:
-        from distae.distributed import world
-
-        return world().is_main
+        return self.rank == 0
 
     def say(self, text: str) -> None:
         """Print a line, once."""

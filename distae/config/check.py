@@ -16,13 +16,13 @@ from distae.errors import UserError
 
 ADDED = frozenset(
     {"model.inverse_temperature"}
-    | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "shuffle", "window")}
+    | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "shuffle", "window", "train_classes")}
     | {
         f"model.{name}"
         for name in ("count_rate", "dispersion", "total", "mixtures", "columns", "input", "input_dropout", "missing")
     }
 )
-"""Settings added after run folders had hashes: they count only off their default. Add every new setting here."""
+"""Settings added after run folders had hashes: they count only if not at their default. Add every new setting here."""
 WANDB_MODES = ("online", "offline", "disabled", "dryrun")
 DEFAULT_EPOCHS = 100
 LONGEST_NAME, LONGEST_PATH = 230, 3900
@@ -79,7 +79,7 @@ def shared_settings(cfg: TrainConfig) -> dict[str, Any]:
 
 
 def couples_samples(cfg: TrainConfig) -> bool:
-    """Whether a sample's loss depends on the others of its batch, so that accumulation is another objective."""
+    """Whether a sample's loss depends on the others of its batch, so that accumulation changes the objective."""
     return cfg.net.norm == "batch" or cfg.model.couples_samples
 
 
@@ -90,7 +90,7 @@ def _check_batch(cfg: TrainConfig, world_size: int) -> None:
         shown = ", ".join(map(str, works[:12])) + (" …" if len(works) > 12 else "")
         what = f"world size {world_size}" + (f" x --grad-accum-steps {accum}" if accum > 1 else "")
         advice = f"world sizes that work: {shown}" if works else f"--grad-accum-steps must divide {batch}"
-        raise UserError(f"--global-batch-size {batch} does not divide by {what}; {advice}")
+        raise UserError(f"--global-batch-size {batch} is not divisible by {what}; {advice}")
 
 
 def _check_net(net: NetConfig, shape: tuple[int, ...]) -> None:
@@ -107,7 +107,7 @@ def _check_halvings(net: ConvConfig | ResNetConfig, shape: tuple[int, ...]) -> N
         raise UserError(f"--net {net.name} needs images [C, H, W]; this data has shape {list(shape)}: use --net mlp")
     halvings = len(net.channels)
     if not halvings:
-        raise UserError("--net.channels: at least one")
+        raise UserError("--net.channels is empty; expected one or more integers >= 1")
     if shape[1] % 2**halvings or shape[2] % 2**halvings:
         fits = max(n for n in range(halvings) if shape[1] % 2**n == 0 and shape[2] % 2**n == 0)
         advice = f"give at most {fits} --net.channels" if fits else "use --net mlp"
@@ -119,19 +119,22 @@ def _check_halvings(net: ConvConfig | ResNetConfig, shape: tuple[int, ...]) -> N
 
 def _check_choices(cfg: TrainConfig, world_size: int) -> None:
     valid = [f"val/{t}" for t in dict.fromkeys(("loss", *cfg.model.terms, *METRICS.keys_known))]
-    if cfg.best_metric not in valid:
+    name, _, figure = cfg.best_metric.removeprefix("val/").partition("/")
+    if cfg.best_metric not in valid and not (figure and f"val/{name}" in valid):
         raise UserError(f"--best-metric: unknown {cfg.best_metric!r}; valid: {', '.join(valid)}")
+    if cfg.data.val_fraction == 0 and cfg.probe_every:
+        raise UserError("--data.val-fraction 0 leaves nothing to probe: --probe-every needs it")
     if cfg.data.val_fraction == 0 and (cfg.early_stop.patience or cfg.schedule.name == "plateau"):
         raise UserError("--data.val-fraction 0 leaves nothing to evaluate: --early-stop.patience and --schedule plateau need it")
     if cfg.model.missing and cfg.data.binarize != "none":
-        raise UserError(f"--data.binarize {cfg.data.binarize} does not go with missing values (--model.missing)")
+        raise UserError(f"--data.binarize {cfg.data.binarize} cannot be used with missing values (--model.missing)")
     if cfg.compile and not cfg.model.compiles:
-        raise UserError(f"--compile: {cfg.model.name} takes gradients of gradients, which torch.compile cannot; leave it out")
+        raise UserError(f"--compile: {cfg.model.name} needs double backward, which torch.compile does not support; leave it out")
     if cfg.cuda_graphs and (not cfg.compile or cfg.device == "cpu"):
-        raise UserError("--cuda-graphs goes with --compile, on a GPU")
+        raise UserError("--cuda-graphs requires --compile and a GPU")
     if cfg.cuda_graphs and (cfg.grad_accum_steps > 1 or world_size > 1):
         raise UserError(
-            f"--cuda-graphs goes with one process and --grad-accum-steps 1 (now {world_size} and {cfg.grad_accum_steps}): "
+            f"--cuda-graphs requires one process and --grad-accum-steps 1 (now {world_size} and {cfg.grad_accum_steps}): "
             "a replay overwrites the gradients of the one before"
         )
     mode = os.environ.get("WANDB_MODE")
@@ -158,7 +161,7 @@ def _expanded(text: str) -> str:
 def _check_run_dir(text: str) -> None:
     path = Path(text)
     if "\0" in text:
-        raise UserError(f"--run-dir: {text!r} holds a zero byte")
+        raise UserError(f"--run-dir: {text!r} contains a null byte")
     if len(os.fsencode(path.name)) > LONGEST_NAME or len(os.fsencode(path.absolute())) > LONGEST_PATH:
         raise UserError(
             f"--run-dir: {text[:40]}… is too long: at most {LONGEST_NAME} bytes in its last part, {LONGEST_PATH} in all"

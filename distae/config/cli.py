@@ -40,11 +40,11 @@ class Command(Generic[T]):
 def parse(
     cls: type[T], argv: Sequence[str], switches: dict[str, str], prog: str, file: str = "config", base: Table | None = None
 ) -> Command[T]:
-    """Settings of class `cls` from `argv` and the TOML file behind `--{file}`, or the nested values `base` in its place.
+    """Settings of class `cls` from `argv` and the TOML file that `--{file}` names, or the nested values `base` instead.
 
     Prints the help and exits on `--help`.
 
-    Raises UserError on anything it does not know or cannot convert.
+    Raises UserError on unknown options and keys, and on values that cannot be converted.
     """
     argv = [_kebab(_utf8(a)) for a in argv]
     if (file_of_plugin := value_of("plugin", argv)) and _variants(cls):
@@ -118,13 +118,13 @@ def build(cls: type[T], table: Table, prefix: str = "") -> T:
 
 def _check_removed(dotted: str, value: Any, default: Any, instead: str) -> None:
     if value != default:
-        raise UserError(f"{_flag(dotted)}: {value!r} is no longer valid, for {instead}: leave the setting out")
+        raise UserError(f"{_flag(dotted)}: {value!r} is no longer valid, because {instead}: leave the setting out")
 
 
 def chosen(field: Field, table: Any, dotted: str) -> type[Any]:
-    """The settings class that a table is for: the variant it names, else the default's own class."""
+    """The settings class that a table is for: the variant that it names, else the class of the default."""
     if not isinstance(table, dict):
-        raise UserError(f"{dotted} = {table!r}: a table is expected, as in [{dotted}]")
+        raise UserError(f"{dotted} = {table!r} is not valid; expected a table, as in [{dotted}]")
     if not field.is_variant:
         return field.type  # type: ignore[no-any-return]
     if "name" not in table:
@@ -208,7 +208,7 @@ ALIASES = {
 
 
 def _meant(flag: str, known: Sequence[str]) -> str:
-    """The option that an unknown one probably means: by its usual name elsewhere, its last part, or its spelling."""
+    """A hint at the option that was probably meant: by its name in other libraries, its last part, or its spelling."""
     word = flag.removeprefix("--")
     alias = f"--{ALIASES.get(word, '')}"
     found = [alias] if alias in known else [k for k in known if k.rpartition(".")[2] == word]
@@ -216,7 +216,7 @@ def _meant(flag: str, known: Sequence[str]) -> str:
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """A hint at the known word that is most like this one; empty if none is."""
+    """A hint at the known word most similar to this one; empty if none is similar."""
     close = difflib.get_close_matches(word, list(known), 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -253,10 +253,10 @@ def read_toml(path: str | None, option: str = "config") -> Table:
         path = str(recipes.find(path.removeprefix(recipes.PREFIX)))
     file = Path(path)
     try:
-        if file.exists() and not file.is_file():  # a FIFO is waited for without end, /dev/zero fills the memory
+        if file.exists() and not file.is_file():  # opening a FIFO waits forever, reading /dev/zero fills the memory
             raise UserError(f"--{option}: {path} is not a file")
         if file.stat().st_size > LARGEST:
-            raise UserError(f"--{option}: {path} has {file.stat().st_size} bytes; at most {LARGEST} are expected")
+            raise UserError(f"--{option}: {path} has {file.stat().st_size} bytes; at most {LARGEST} are allowed")
         return parse_toml(file.read_bytes())
     except OSError as error:
         raise UserError(f"--{option}: cannot read {path} ({error.strerror})") from error
@@ -265,7 +265,7 @@ def read_toml(path: str | None, option: str = "config") -> Table:
 
 
 def put(table: Table, dotted: str, value: Any) -> None:
-    """Set a value in nested tables. Raises UserError where a table is something else."""
+    """Set a value in nested tables. Raises UserError if a part of the path is not a table."""
     *path, last = dotted.split(".")
     for part in path:
         table = table.setdefault(part, {})
@@ -332,7 +332,7 @@ def _add(parser: _Parser, field: Field, dotted: str) -> None:
 
 
 def _complete(option: argparse.Action, words: Iterable[str]) -> None:
-    """What argcomplete offers as the option's value; where there is nothing, it offers files."""
+    """The values that argcomplete offers for the option; without any it offers files."""
     if words := tuple(words):
         option.completer = lambda **_: words  # type: ignore[attr-defined]
 

@@ -12,4 +12,12 @@ class EvaluationConfig:
     tasks: tuple[str, ...] = ("all",)
     """Questions to answer, separated by commas; all: those that apply to the model and the data."""
     limit: Count = 10_000
-    """Samples of a split at most that are held in memory by metrics of codes; means cover all samples."""
+    """Most samples of a split that metrics of codes keep in memory; means cover all samples."""
+    importance_samples: Count = 128
+    """Posterior samples K of the bound of log p(x)."""
+    lpips_weights: str | None = None
+    """File of LPIPS' linear layers, such as alex.pth of the package lpips; the distance is skipped without."""
+    lpips_backbone: str | None = None
+    """File of torchvision's AlexNet or VGG16 of ImageNet that these layers are of, such as alexnet-owt-7be5be79.pth."""
+    inception_weights: str | None = None
+    """File of FID's Inception network, pt_inception-2015-12-05-6726825d.pth of pytorch-fid; FID and rFID are skipped without."""

@@ -7,7 +7,7 @@ from distae.errors import UserError
 
 
 def needs(module: str, extra: str, what: str) -> ModuleType:
-    """The module, imported. Raises UserError that says how to install it; `what` needs it, such as `--data.path x.parquet`."""
+    """Import the module that `what`, such as `--data.path x.parquet`, needs. Raises UserError that says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -13,7 +13,7 @@ WIDTH, INDENT, LONGEST_METAVAR = 118, 36, 60
 
 
 def render(cls: type, switches: dict[str, str], prog: str, file: str = "config", chosen: Mapping[str, type] | None = None) -> str:
-    """Help of an entry whose settings are `cls` and whose own switches are `switches`; of `chosen` variants only, where given."""
+    """Help of a command with the settings `cls` and its own `switches`; only of the `chosen` variants, if given."""
     rows = _head(cls, switches, prog, file)
     fields = fields_of(cls).values()
     rows += _rows((f for f in fields if not dataclasses.is_dataclass(f.type)), "")
@@ -31,7 +31,7 @@ def render(cls: type, switches: dict[str, str], prog: str, file: str = "config",
 
 
 def render_short(cls: type, switches: dict[str, str], prog: str, file: str = "config") -> str:
-    """Help of an entry with very many settings: the groups in its `common`, the names of all variants, and how to see more."""
+    """Help of a command with very many settings: the groups in its `common`, the names of all variants, and how to see more."""
     rows, every = _head(cls, switches, prog, file), _dotted(cls)
     for title, names in cls.common.items():  # type: ignore[attr-defined]
         rows += ["", f"{title}:"]
@@ -40,7 +40,7 @@ def render_short(cls: type, switches: dict[str, str], prog: str, file: str = "co
             rows += _choice(every[name]) if every[name].is_variant else _rows([every[name]], prefix)
     rows += ["", "more:"]
     rows += _row(
-        "--model NAME --help", "that variant's settings, those of the chosen network and data set, and those that all share"
+        "--model NAME --help", "settings of that variant, of the chosen network and data set, and those that all variants share"
     )
     return "\n".join([*rows, *_row("--help all", "every variant, network, data set and setting")])
 
@@ -54,14 +54,14 @@ def _dotted(cls: type) -> dict[str, Field]:
 
 def _head(cls: type, switches: dict[str, str], prog: str, file: str) -> list[str]:
     rows = [f"usage: {prog} [--{file} FILE.toml] [--option VALUE ...]", "", _oneline(cls.__doc__), ""]
-    recipe = "; recipe:NAME is one that comes with distae" if file == "config" else ""
+    recipe = "; recipe:NAME is one of those that come with distae" if file == "config" else ""
     rows += _row(
         f"--{file} FILE",
-        f"TOML file of settings{recipe}. The command line wins over it; "
-        "another variant chosen there replaces the file's whole table",
+        f"TOML file of settings{recipe}. Options on the command line override it; "
+        "a different variant there replaces the file's whole table",
     )
     if any(f.is_variant for f in fields_of(cls).values()):
-        rows += _row("--plugin FILE.py", "Python file of yours that adds variants, networks, data sets and more: CONTRIBUTING.md")
+        rows += _row("--plugin FILE.py", "your Python file that adds variants, networks, data sets and more: see CONTRIBUTING.md")
     for switch, doc in switches.items():
         rows += _row(f"--{switch}", doc)
     return rows

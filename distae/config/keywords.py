@@ -15,8 +15,8 @@ T = TypeVar("T")
 def from_keywords(cls: type[T], given: Mapping[str, Any], base: Table | None = None) -> T:
     """Settings of class `cls`, changed from the nested values `base`.
 
-    Keys are dotted (`model.latent_dim`), or the last part alone where it is clear (`latent_dim`), or the usual name elsewhere
-    (`batch_size`). A variant is a name, a table with one, or settings. Raises UserError that names what was probably meant.
+    Keys are dotted (`model.latent_dim`), or the last part alone if it is unambiguous (`latent_dim`), or the name in other
+    libraries (`batch_size`). A variant is a name, a dict with one, or a settings object. Raises UserError with a hint.
     """
     table, groups = dict(base or {}), {k: f for k, f in fields_of(cls).items() if dataclasses.is_dataclass(f.type)}
     for key in [k for k in given if k in groups]:
@@ -32,7 +32,7 @@ def from_keywords(cls: type[T], given: Mapping[str, Any], base: Table | None = N
 
 
 def _group(key: str, value: Any, field: Field, there: Table) -> Table:
-    """The table of a group of settings: a variant that is chosen anew keeps nothing of the one before."""
+    """The table of a group of settings; choosing a different variant drops the settings of the one before."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_dict(value)
     if isinstance(value, str) and field.is_variant:
@@ -54,7 +54,7 @@ def _resolved(key: str, known: list[str], groups: Mapping[str, Field]) -> str:
     alias = ALIASES.get(key.replace("_", "-"), "").replace("-", "_")
     found = [key] if key in known else [alias] if alias in known else [k for k in known if k.rpartition(".")[2] == key]
     if len(found) > 1:
-        raise UserError(f"{key!r} may be {' or '.join(found)}: give one of them, as in **{{{found[0]!r}: ...}}")
+        raise UserError(f"{key!r} is ambiguous: {' or '.join(found)}; write **{{{found[0]!r}: ...}}")
     if not found:
         short = {k.rpartition(".")[2] for k in known} | {a.replace("-", "_") for a in ALIASES} | {*groups}
         hint = near(key, known) if "." in key else near(key, groups) or near(key, short)
@@ -63,7 +63,7 @@ def _resolved(key: str, known: list[str], groups: Mapping[str, Field]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Python's own kinds of a path, an array's scalar, and an array."""
+    """Paths, numpy scalars and arrays as plain Python values."""
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "tolist") and not isinstance(value, str):

@@ -32,9 +32,18 @@ TRAITS: dict[str, Traits] = {
     "zinb": Traits(support="counts"),
     "multinomial": Traits(support="counts"),
 }
-"""Of each likelihood."""
+"""Traits of each likelihood that ships with distae."""
 LIKELIHOODS: Registry[str, Any] = Registry("likelihood", TRAITS)
-METRICS: Registry[str, Any] = Registry("metric", ("mse",))
+METRICS: Registry[str, Any] = Registry("metric", (
+    "mse",
+    "reconstruction_mse", "reconstruction_mae", "psnr", "ssim", "ms_ssim", "lpips", "rfid", "pca_relative_error",
+    "elbo", "iwae_bound", "bits_per_dim", "denoising_mse", "denoising_psnr", "code_use", "code_perplexity",
+    "knn_accuracy", "linear_probe", "cluster_accuracy", "cluster_nmi", "cluster_ari", "auroc", "average_precision",
+    "ndcg_100", "recall_20", "recall_50", "mig", "modularity", "sap", "factor_vae_score",
+    "dci_disentanglement", "dci_completeness", "dci_informativeness",
+    "frechet_distance", "fid", "precision", "recall", "density", "coverage", "copies",
+    "trustworthiness", "continuity", "interpolation_jump", "completeness", "active_units", "aggregate_kl", "aggregate_mmd",
+))  # fmt: skip
 """Metrics that an evaluation reports besides the model's terms."""
 
 LikelihoodName = Annotated[str, OneOf(LIKELIHOODS)]

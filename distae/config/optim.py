@@ -13,7 +13,7 @@ class OptimConfig:
     name: Literal["adam", "adamw", "sgd"] = "adam"
     """adam, adamw (decoupled weight decay) or sgd."""
     lr: Positive = 2e-3
-    """Peak learning rate, reached after warm-up. Not scaled by the world size: the global batch is what you say."""
+    """Peak learning rate, reached after warm-up. It is not scaled with the world size, because the global batch is fixed."""
     momentum: Fraction = 0.0
     """Momentum of sgd."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -55,7 +55,7 @@ class CosineConfig(ScheduleConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class StepConfig(ScheduleConfig):
-    """Times gamma every step_size epochs, as torch's StepLR."""
+    """Multiplied by gamma every step_size epochs, as torch's StepLR."""
 
     name: ClassVar[str] = "step"
 
@@ -67,7 +67,7 @@ class StepConfig(ScheduleConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ExponentialConfig(ScheduleConfig):
-    """Times gamma every epoch, as torch's ExponentialLR."""
+    """Multiplied by gamma every epoch, as torch's ExponentialLR."""
 
     name: ClassVar[str] = "exponential"
 
@@ -77,7 +77,7 @@ class ExponentialConfig(ScheduleConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PlateauConfig(ScheduleConfig):
-    """Times factor when --best-metric has not improved for patience evaluations, as torch's ReduceLROnPlateau."""
+    """Multiplied by factor when --best-metric has not improved for patience evaluations, as torch's ReduceLROnPlateau."""
 
     name: ClassVar[str] = "plateau"
 

@@ -16,13 +16,13 @@ def load(file: str) -> None:
     """
     path = Path(file).resolve()
     if not path.is_file() or path.suffix != ".py" or not path.stem.isidentifier():
-        raise UserError(f"--plugin: {file} is not a Python file with an importable name")
+        raise UserError(f"--plugin: {file} is not a Python file that can be imported; expected NAME.py, NAME an identifier")
     known = sys.modules.get(path.stem)
     if known is not None and getattr(known, "__file__", None) == str(path):
         return
     other = importlib.util.find_spec(path.stem)
     if other is not None and Path(other.origin or "").resolve() != path:  # its folder may be on the path, as that of `python -m` is
-        raise UserError(f"--plugin: there is another module {path.stem!r}; give {file} another name")
+        raise UserError(f"--plugin: a module {path.stem!r} exists already; rename {file}")
     sys.path.append(str(path.parent))
     try:
         importlib.import_module(path.stem)

@@ -1,4 +1,4 @@
-"""TOML within bounds: the parser is written in Python, and takes a time that grows with the square of a dotted key's length."""
+"""TOML with limits: tomllib's time grows with the square of a dotted key's length."""
 
 import re
 import tomllib
@@ -13,9 +13,9 @@ _DEEP = re.compile(rb"(?<![\w\\-])(?:%b\.[ \t]*+){%d}" % (_PART, MOST_PARTS))
 
 
 def parse_toml(data: bytes) -> dict[str, Any]:
-    """The table of a TOML file. Raises ValueError where it is not valid, too large, or nested too deeply."""
+    """The table of a TOML file. Raises ValueError if it is not valid, too large, or nested too deeply."""
     if len(data) > LARGEST:
-        raise ValueError(f"it has {len(data)} bytes; at most {LARGEST} are expected")
+        raise ValueError(f"it has {len(data)} bytes; at most {LARGEST} are allowed")
     if _DEEP.search(data):
         raise ValueError("it is nested too deeply")
     try:

@@ -19,7 +19,7 @@ class EarlyStopConfig:
     patience: Count | None = None
     """Evaluations without improvement before the run ends; off by default."""
     min_delta: Annotated[float, Meta(ge=0)] = 0.0
-    """Smallest decrease that counts as an improvement."""
+    """Smallest change for the better that counts as an improvement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class CheckpointConfig:
     keep_latest_k: Count = 2
     """Number of recent checkpoints to keep, besides the best by --best-metric."""
     mtbf_hours: Positive | None = None
-    """Mean hours between failures of the job, for --save-every auto; by default 50,677 divided by the number of processes, which is
-    what the training of Llama 3 saw per GPU. Lower where jobs are also killed for other reasons."""
+    """Mean hours between failures of the job, for --save-every auto; by default 50,677 divided by the number of processes (the
+    GPU hours per failure of Llama 3's training). Set it lower if jobs are also killed for other reasons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,45 +75,49 @@ class TrainConfig:
     ddp: DDPConfig = field(default_factory=DDPConfig)
 
     epochs: Count | None = None
-    """Passes over the training data; 100 where --steps is not given either."""
+    """Passes over the training data; 100 if --steps is not given either."""
     steps: Count | None = None
     """Optimizer steps, instead of --epochs."""
     global_batch_size: Count = 128
     """Samples per optimizer step, over all ranks and accumulation steps: the result does not depend on their number."""
     grad_accum_steps: Count = 1
-    """Micro-steps whose gradients are accumulated for one optimizer step."""
+    """Number of micro-steps whose gradients are accumulated for one optimizer step."""
     eval_batch_size: Count = 512
     """Samples per evaluation chunk, over all ranks."""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     """bf16 and fp16 are autocast over fp32 parameters (fp16 with loss scaling); fp64 is for checks."""
     tf32: bool = False
-    """Let a GPU multiply fp32 matrices and convolve in TF32: 10 bits of mantissa, up to 8 times the speed."""
+    """Compute fp32 matrix products and convolutions on a GPU in TF32: 10 bits of mantissa, up to 8 times the speed."""
     channels_last: bool = False
-    """Keep images and kernels with the channels innermost: faster convolutions on GPUs with bf16 or fp16."""
+    """Use torch's channels_last memory format: faster convolutions on GPUs with bf16 or fp16."""
     compile: bool = False
-    """Compile forward, loss and backward with torch.compile: some seconds at the start; losses as without, up to rounding."""
+    """Compile forward, loss and backward with torch.compile: takes some seconds at the start; losses are equal up to rounding."""
     cuda_graphs: bool = False
-    """With --compile on a GPU: replay them as CUDA graphs, for small models whose time goes into launching kernels."""
+    """With --compile on a GPU: replay them as CUDA graphs, for small models that are limited by kernel launches."""
     ema: Fraction = 0.0
     """Decay of an exponential moving average of the parameters that evaluation and the exported model use; 0 is off."""
     best_metric: str = "val/loss"
-    """Metric for the best checkpoint, plateau and early stop; lower is better."""
+    """Metric for the best checkpoint, plateau and early stop: a term of the loss, or a metric of distae evaluate, on the validation
+    split. Higher is better where the metric says so."""
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
-    """Seed of initial weights, order and noise."""
+    """Seed of initial weights, the order of samples and noise."""
 
     log_every: Count = 20
     """Optimizer steps between two rows of training metrics."""
     eval_every: Count | None = None
     """Optimizer steps between two evaluations on the validation split; by default one epoch, but at least 50."""
+    probe_every: Count | None = None
+    """Optimizer steps between two probes of the codes on the validation split: val/knn_accuracy, where the data have labels, and
+    val/pca_relative_error, the squared error over that of PCA with as many dimensions. Off by default."""
     profile: bool = False
-    """Print where the time of a window of steps goes, and write a torch.profiler trace to the run folder."""
+    """Print how much time each phase of steps 11 to 60 takes, and write a torch.profiler trace to the run folder."""
     save_every: Literal["auto"] | Count = 500
-    """Optimizer steps between two checkpoints; one is also taken at each new best and at the end. auto: the interval that
+    """Optimizer steps between two checkpoints; one is also saved at each new best and at the end. auto: the interval that
     minimises the expected lost time (Daly 2006), from the measured cost of a save and --checkpoint.mtbf-hours."""
     name: str | None = None
     """A readable name for the default run folder: runs/NAME_HASH."""
     run_dir: str | None = None
-    """Folder of the run; by default runs/MODEL_DATA_HASH or runs/NAME_HASH, HASH over the settings that define the result."""
+    """Run folder; by default runs/MODEL_DATA_HASH or runs/NAME_HASH, with a hash of the settings that define the result."""
     fresh: bool = False
     """Rename an existing run folder and start a new run, instead of resuming."""
     allow_changed_data: bool = False
@@ -123,26 +127,38 @@ class TrainConfig:
     init_from: str | None = None
     """Start from the weights of this finished run (weights only; optimizer and counters are reset)."""
     fork_from: str | None = None
-    """Start from the newest checkpoint of this run: its full state, under the other settings given here."""
+    """Start from the newest checkpoint of this run: its full state, with the settings given here."""
     tracking: Literal["wandb", "none"] = "wandb"
     """wandb also logs to Weights & Biases from rank 0; metrics.jsonl, log.txt and images are always written."""
     progress: Literal["auto", "bar", "none"] = "auto"
-    """auto: a progress bar and lines on a terminal, lines elsewhere; bar: a bar alone, also in a notebook; none: nothing.
-    log.txt has all lines."""
+    """auto: a progress bar and lines on a terminal, lines elsewhere; bar: only a bar, also in a notebook; none: no output.
+    log.txt always has all lines."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU if there is one."""
+    """auto uses a GPU if there is one."""
     threads: Literal["auto"] | Count = "auto"
-    """CPU threads per process; auto divides the cores among the node's processes. Bit-exactness on CPU needs the same number."""
+    """CPU threads per process; auto divides the cores among the node's processes. Bit-exact results on CPU need the same number."""
     timeout: Positive = 600.0
-    """Seconds after which a collective that waits for a lost rank fails."""
+    """Seconds after which a collective fails that waits for a rank that is lost."""
 
 
 MAY_CHANGE = frozenset(
-    {"epochs", "steps", "grad_accum_steps", "log_every", "eval_every", "save_every", "name", "run_dir", "fresh", "export"}
+    {
+        "epochs",
+        "steps",
+        "grad_accum_steps",
+        "log_every",
+        "eval_every",
+        "probe_every",
+        "save_every",
+        "name",
+        "run_dir",
+        "fresh",
+        "export",
+    }
     | {"tracking", "progress", "device", "threads", "timeout", "profile", "data.root"}
     | {"data.storage", "data.workers", "data.prefetch", "data.on_error"}
     | {"allow_changed_data", "checkpoint.keep_latest_k", "checkpoint.mode", "checkpoint.mtbf_hours"}
 )
-"""Settings that may change on a resume. All others define the result and are in the run folder's hash."""
+"""Settings that may change on resume. All others define the result and are in the run folder's hash."""
 OF_A_NODE = frozenset({"data.root", "data.path", "data.test", "data.storage", "data.workers", "data.prefetch", "threads", "fresh"})
 """Settings that may differ between ranks: the node's data and how it reads them, its cores, and --fresh, which is rank 0's."""

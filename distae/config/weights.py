@@ -11,7 +11,7 @@ _RAMP = re.compile(rf"({_NUMBER}):({_NUMBER})@([1-9]\d*)(?:x([1-9]\d*))?")
 class Ramp(str):
     """`FROM:TO@STEPS` goes linearly from FROM to TO over the first STEPS optimizer steps, then stays (KL warm-up: `0:1@1000`).
 
-    `FROM:TO@STEPSxN` makes N such cycles of STEPS each, the ramp taking the first half of a cycle (Fu 2019, cyclic annealing).
+    `FROM:TO@STEPSxN` is N cycles of STEPS each, with the ramp in the first half of a cycle (Fu 2019, cyclic annealing).
     Raises ValueError if the text is neither.
     """
 
@@ -23,7 +23,7 @@ class Ramp(str):
         return super().__new__(cls, text)
 
     def at(self, step: int | None) -> float:
-        """The weight of the update that makes `step` (from 0) into step + 1; None gives the final weight."""
+        """The weight at the update from `step` (counted from 0) to step + 1; None gives the final weight."""
         match = _RAMP.fullmatch(self)
         assert match
         first, last, steps, cycles = float(match[1]), float(match[2]), int(match[3]), int(match[4] or 0)

@@ -1,4 +1,4 @@
-"""Samples in columns of Arrow tables: encoded images or lists of numbers, read in units."""
+"""Samples in a column of Arrow tables: encoded images or lists of numbers, read in units."""
 
 import io
 from abc import abstractmethod
@@ -22,7 +22,7 @@ LARGEST_LABEL = 2**31
 
 
 class ColumnSource(UnitSource):
-    """The column of samples of some files. Subclasses say how a unit's column is read, as `UnitSource.read_unit`."""
+    """The column of samples of some files. Subclasses define how a unit's column is read: `UnitSource.read_unit`."""
 
     decodes = True
 
@@ -38,7 +38,7 @@ class ColumnSource(UnitSource):
 
     @abstractmethod
     def digest(self) -> str:
-        """Checksum of the files' contents, or of samples of them."""
+        """Checksum of the files' contents, or of sampled blocks of them."""
 
     def checksum(self, rows: Rows | None) -> str:
         of_rows = b"" if rows is None else rows.numpy().tobytes()
@@ -50,7 +50,8 @@ class ColumnSource(UnitSource):
             return super().read(rows)
         except BadRowsError as error:
             named = {row: (self.name_of(row), reason) for row, reason in error.reasons.items()}
-            raise BadRowsError({row: r if r.startswith(n) else f"{n}: {r}" for row, (n, r) in named.items()}) from error
+            file = {n: n.rpartition(" row ")[0] for n, _ in named.values()}
+            raise BadRowsError({row: r if r.startswith(file[n]) else f"{n}: {r}" for row, (n, r) in named.items()}) from error
 
     def decode(self, unit: Any, rows: Tensor) -> Tensor:
         if self.column.kind == "array":
@@ -69,10 +70,10 @@ class ColumnSource(UnitSource):
         return samples
 
     def _arrays(self, unit: Any, rows: Tensor) -> Tensor:
-        """Rows of a column of lists. Raises BadRowsError on those of another length, with missing values or NaN."""
+        """Rows of a column of lists. Raises BadRowsError on those of a different length, with missing values or NaN."""
         values, owner = flattened(unit.take(rows.numpy()))
         lengths, wanted = np.bincount(owner, minlength=len(rows)).tolist(), torch.Size(self.shape).numel()
-        bad = {row: f"it has {n} values, the first {wanted}" for row, n in zip(rows.tolist(), lengths, strict=True) if n != wanted}
+        bad = {row: f"it has {n} values, expected {wanted}" for row, n in zip(rows.tolist(), lengths, strict=True) if n != wanted}
         if values.dtype.kind == "f":
             bad |= dict.fromkeys(rows[owner[~np.isfinite(values)]].tolist(), "it has a value that is missing, NaN or infinite")
         if bad:
@@ -87,14 +88,14 @@ def missing(cell: Any) -> NoReturn:
 
 
 def flattened(column: Any) -> tuple[np.ndarray, np.ndarray]:
-    """All numbers of a column of nested lists, and which row each is of. Missing numbers are NaN, missing rows have none."""
+    """All numbers of a column of nested lists, and the row of each. Missing numbers are NaN; missing rows have no numbers."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     column = getattr(column, "storage", column)
     owner = np.arange(len(column))
     while hasattr(column.type, "value_type"):
-        if pa.types.is_fixed_size_list(column.type):  # one that is missing still has places for its values
+        if pa.types.is_fixed_size_list(column.type):  # a missing one still has slots for its values
             column = column.cast(pa.list_(column.type.value_type))
         owner = owner[pc.list_parent_indices(column).to_numpy(zero_copy_only=False)]
         column = pc.list_flatten(column)
@@ -104,7 +105,7 @@ def flattened(column: Any) -> tuple[np.ndarray, np.ndarray]:
 def labels_of(cfg: ColumnsConfig, chunks: Sequence[Any], schema: Any, name: str) -> tuple[Tensor | None, tuple[str, ...]]:
     """Labels `[N]` and the names of the classes, of the column of labels in parts.
 
-    Raises UserError on values that are no labels; without `--data.label`, Hugging Face's -1 for "no label" is none.
+    Raises UserError on values that are not labels. Without `--data.label`, a column of -1 (Hugging Face's "no label") is ignored.
     """
     import pyarrow as pa
 
@@ -113,7 +114,7 @@ def labels_of(cfg: ColumnsConfig, chunks: Sequence[Any], schema: Any, name: str)
         column = column.cast(column.type.value_type)
     if column.null_count:
         row = column.is_null().to_numpy().argmax()
-        raise UserError(f"--data.label: row {row} has no {name!r}")
+        raise UserError(f"--data.label: row {row} has no value in column {name!r}; labels are integers from 0 on, or names")
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         names, numbers = np.unique(column.to_numpy().astype(str), return_inverse=True)
         return torch.from_numpy(numbers.astype(np.int64)), tuple(names.tolist())

@@ -13,12 +13,12 @@ class Augment:
     """Random crops and mirror images, of training samples only."""
 
     crop: int = 0
-    """Side of the squares cut from random places; 0: none."""
+    """Side in pixels of randomly placed square crops; 0: no crop."""
     flip: bool = False
     """Whether a random half is mirrored left to right."""
 
     def apply(self, x: Tensor, noise: Noise) -> Tensor:
-        """Of `[B, C, H, W]` a copy `[B, C, crop, crop]`, or of the same size."""
+        """A changed copy of `[B, C, H, W]`: `[B, C, crop, crop]`, or the same size without `crop`."""
         drawn = noise.uniform(torch.empty((len(x), 3), device=x.device))
         height, width = (self.crop, self.crop) if self.crop else x.shape[2:]
         rows = _window(drawn[:, 0], x.shape[2], height)
@@ -30,6 +30,6 @@ class Augment:
 
 
 def _window(uniform: Tensor, size: int, length: int) -> Tensor:
-    """Indices `[B, length]` of windows of `length` at uniform places within `size`."""
+    """Indices `[B, length]` of windows of `length` at positions within `size`, which `uniform` `[B]` in [0, 1) determines."""
     start = (uniform * (size - length + 1)).long().clamp_max(size - length)
     return start[:, None] + torch.arange(length, device=uniform.device)

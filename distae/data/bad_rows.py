@@ -1,8 +1,8 @@
-"""Samples that cannot be read, under --data.on-error skip: what takes their place, and the list of them.
+"""Samples that cannot be read, under --data.on-error skip: their substitutes, and the list of them.
 
-A substitute follows from the row's number and from which rows are bad, so every rank finds the same one on its own. The list is
-agreed over ranks where a row of metrics or a checkpoint is written: a sample that was once bad then stays so, on any rank, and
-after a resume.
+A substitute depends only on the row's number and on which rows are bad, so every rank finds the same one on its own. The list is
+merged over ranks whenever a row of metrics or a checkpoint is written: from then on a bad sample stays bad, on any rank and after a
+resume.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from distae.data.splits import Split
 
 MOST = 5000
-"""Bad rows of a split, beyond which a run ends: its state stays small, and so many are no accident."""
+"""Maximum number of bad rows in a split; with more the run ends: its state stays small, and there is a larger problem."""
 TRIES = 1000
-"""Substitutes of one row that are tried."""
+"""Maximum number of substitutes tried for a row."""
 LONGEST = 300
-"""Letters of a reason that are kept."""
+"""Maximum characters of a reason."""
 SHOWN = 5
-"""Reasons in one line."""
+"""Maximum number of reasons in one line."""
 State = dict[str, dict[str, str]]
 """By split and row number: why it cannot be read."""
 
@@ -36,16 +36,16 @@ class BadRows:
 
     def __init__(self) -> None:
         self.known: dict[int, str] = {}
-        """All that were found, by reading ahead too. Filled by any thread."""
+        """All that were found, also by reading ahead. Filled by any thread."""
         self.met: dict[int, str] = {}
-        """Those whose place came, on this rank."""
+        """Those that were in a batch of this rank."""
         self.agreed: dict[int, str] = {}
-        """Those that all ranks know, in the order of their numbers."""
+        """Those that all ranks know, sorted by number."""
 
     def read(self, source: Source, rows: Tensor, pick: Callable[[int], int]) -> tuple[Tensor, Tensor]:
-        """Samples `[B, *shape]`, and the rows `[B]` that they are of: `rows`, and substitutes of bad ones.
+        """Samples `[B, *shape]`, and their rows `[B]`: `rows`, with substitutes for bad ones.
 
-        `pick` gives one of the split's rows for any number from 0 on. Raises TrainingError where there are too many bad ones.
+        `pick` maps any number from 0 on to one of the split's rows. Raises TrainingError if there are too many bad ones.
         """
         while True:
             used = self._replaced(rows, pick)
@@ -63,7 +63,7 @@ class BadRows:
         return torch.tensor([row in self.known for row in rows.tolist()]) if self.known else None
 
     def meet(self, rows: Tensor) -> None:
-        """Note the bad ones among rows `[B]` whose place has come."""
+        """Note the bad ones among the rows `[B]` of a batch."""
         if self.known:
             self.met.update({row: self.known[row] for row in rows.tolist() if row in self.known})
 
@@ -89,7 +89,7 @@ class Skipped:
         self.splits = {name: split.bad for name, split in splits.items() if split.bad is not None}
 
     def agree(self) -> list[str]:
-        """Make one list of those of all ranks; a line for people for each split that has more now."""
+        """Merge the lists of all ranks; returns a line of text for each split that has new ones."""
         if not self.splits:
             return []
         lines = []
@@ -104,7 +104,7 @@ class Skipped:
         return lines
 
     def counts(self, split: str) -> dict[str, float]:
-        """The metric of a split; none where bad rows end the run."""
+        """The metric of a split; empty if bad rows end the run."""
         return {"skipped_rows": float(len(self.splits[split].agreed))} if split in self.splits else {}
 
     def state(self) -> State | None:
@@ -113,7 +113,7 @@ class Skipped:
         return state or None
 
     def load(self, state: State | None) -> None:
-        """Take over what a checkpoint of the same data keeps; rows that are not there are none."""
+        """Load the state from a checkpoint of the same data; rows out of range are ignored."""
         for name, rows in (state or {}).items():
             if name in self.splits:
                 known = {int(row): why[:LONGEST] for row, why in rows.items() if row.isdecimal()}

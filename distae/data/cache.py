@@ -1,4 +1,4 @@
-"""Files of URLs on this node's disk: shared by its processes, whole or not at all, bounded in size."""
+"""Downloaded files on this node's disk: shared by its processes, complete or absent, bounded in size."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from distae.runtime.cache import cache_folder, make_room
 
 
 class FileCache:
-    """Copies of files of URLs; those used longest ago make room for new ones."""
+    """Local copies of URLs; the least recently used are deleted to make room for new ones."""
 
     def __init__(self, limit: int) -> None:
         """At most `limit` bytes, over all processes that share the folder."""
@@ -22,7 +22,7 @@ class FileCache:
         self.known: dict[str, tuple[str, int]] = {}
 
     def fetch(self, file: str) -> Path:
-        """The local copy of a URL, downloaded if it is not there; a path is its own. Raises what the file system does."""
+        """The local copy of a URL, downloaded if it is missing; a path is returned as it is. Raises what the file system raises."""
         if not is_url(file):
             return Path(file)
         name, size = self._name(file)
@@ -39,7 +39,7 @@ class FileCache:
         return self._name(file)[1] if is_url(file) else Path(file).stat().st_size
 
     def _name(self, file: str) -> tuple[str, int]:
-        """Name of the copy, which another version of the file does not share, and its size."""
+        """Name of the copy, different for each version of the file, and its size in bytes."""
         if file not in self.known:
             fs, path = filesystem(file)
             info = retried(lambda: fs.info(path))
@@ -61,8 +61,8 @@ class FileCache:
             fresh.unlink(missing_ok=True)
 
 
-class Ahead:
-    """Fills the cache in the background with all files, if they fit; else the workers that read ahead fill it as they go."""
+class Prefetch:
+    """Fills the cache in the background with all files, if they fit; if not, the workers that read ahead download as needed."""
 
     def __init__(self, cache: FileCache, files: Sequence[str]) -> None:
         self.cache, self.files = cache, [file for file in files if is_url(file)]
@@ -70,7 +70,7 @@ class Ahead:
         self.lock = threading.Lock()
 
     def start(self) -> None:
-        """Begin, at the first read: ranks that share the node share the work, file by file."""
+        """Start at the first read; ranks on the same node share the work, file by file."""
         with self.lock:
             if self.files and self.thread is None and sum(map(self.cache.size, self.files)) <= self.cache.limit:
                 self.thread = threading.Thread(target=self._fill, name="distae-cache", daemon=True)
@@ -78,5 +78,5 @@ class Ahead:
 
     def _fill(self) -> None:
         for file in self.files:
-            with contextlib.suppress(Exception):  # who needs the file reports it
+            with contextlib.suppress(Exception):  # reported when the file is needed
                 self.cache.fetch(file)

@@ -32,7 +32,7 @@ def check_data(cfg: TrainConfig, splits: dict[str, Split]) -> None:
 
 
 def _check_support(cfg: TrainConfig, name: str, split: Split) -> None:
-    """Raises UserError if the split has values that the likelihood gives no probability."""
+    """Raises UserError if the split has values to which the likelihood cannot give a probability."""
     likelihood = cfg.model.likelihood
     support = "unit" if cfg.data.binarize == "stochastic" else TRAITS.get(likelihood, Traits()).support
     which = f"the {name} split of --data {cfg.data.name} has"
@@ -51,7 +51,7 @@ def _check_support(cfg: TrainConfig, name: str, split: Split) -> None:
 def _check_range(cfg: TrainConfig, split: Split, which: str, support: str) -> None:
     low, high = _known_bounds(split) if cfg.model.missing else split.model_bounds()
     if math.isnan(low):
-        raise UserError(f"{which} missing values (NaN): set --model.missing true, with which they have no part in the loss")
+        raise UserError(f"{which} missing values (NaN): set --model.missing true, which leaves them out of the loss")
     if cfg.model.input == "log1p" and low < 0:
         raise UserError(f"--model.input log1p needs values from 0 on; {which} values down to {low:.4g}")
     if support != "unit" or (low >= 0 and high <= 1):
@@ -64,7 +64,7 @@ def _check_range(cfg: TrainConfig, split: Split, which: str, support: str) -> No
 
 
 def _known_bounds(split: Split) -> tuple[float, float]:
-    """The smallest and the largest value that is not missing; 0 counts as one."""
+    """The smallest and the largest value that is not missing, or 0 if that is smaller or larger."""
     found = [values.nan_to_num(0.0).aminmax() for values in split.model_values()]
     return min(float(low) for low, _ in found), max(float(high) for _, high in found)
 
@@ -74,11 +74,11 @@ FITS: dict[str, Callable[[Tensor], Tensor]] = {
     "binary": lambda x: ((x >= 0) & (x <= 1)).all(1),
     "onehot": lambda x: ((x == 0) | (x == 1)).all(1) & (x.sum(1) == 1),
 }
-"""Which rows `[b, d]` fit: `[b]` bool."""
+"""Functions of rows `[b, d]`: which of them fit, `[b]` bool."""
 NEEDED = {
     "numeric": "finite numbers in numeric columns (missing ones: --model.missing true)",
     "binary": "values in [0, 1] in binary columns",
-    "onehot": "one-hot values, one 1 and else 0",
+    "onehot": "one-hot values: a single 1, otherwise 0",
 }
 
 
@@ -105,5 +105,7 @@ def _check_labels(cfg: TrainConfig, split: Split) -> None:
         named = {ArrayConfig: "--data.label-key", TableConfig: "--data.label", SparseConfig: "--data.label"}.get(type(cfg.data))
         advice = f"; name them with {named}" if named else ""
         raise UserError(f"--model {cfg.model.name} needs labels; --data {cfg.data.name} has none{advice}")
-    if len(split) and int(split.label.max()) >= classes:
-        raise UserError(f"--model.classes {classes}: --data {cfg.data.name} has labels up to {int(split.label.max())}")
+    if len(split) and (largest := int(split.label.max())) >= classes:
+        raise UserError(
+            f"--model.classes {classes}: --data {cfg.data.name} has labels up to {largest}; valid: {largest + 1} or more"
+        )

@@ -11,7 +11,7 @@ from distae.config.fields import Positive
 from distae.config.tables import Feature
 
 MOST_QUANTILES, EXTREME = 1000, 1e-7
-"""Values in a column's table of quantiles at most, and the probability at which its ends are cut (both as scikit-learn)."""
+"""Maximum length of a column's table of quantiles, and the probability at which its ends are clipped (both as scikit-learn)."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Scaled(Feature):
     offset: float = 0.0
     scale: Positive = 1.0
     quantiles: Annotated[tuple[float, ...], Meta(max_length=MOST_QUANTILES)] = ()
-    """Ascending, at equal steps of probability from 0 to 1; empty unless numbers are normalised by rank."""
+    """Ascending, at equally spaced probabilities from 0 to 1; empty unless numbers are normalised by rank."""
     fill: float | None = None
-    """What is put in the place of a missing value, as stored; None leaves NaN."""
+    """Stored value that replaces a missing one; None leaves NaN."""
 
 
 def check_columns(columns: tuple[Scaled, ...]) -> None:
-    """Raises ValueError on columns that no table gives: a file may have been changed."""
+    """Raises ValueError if no table can have these columns: the file may have been changed."""
     order = [("numeric", "binary", "categorical").index(c.kind) for c in columns]
     if order != sorted(order):
         raise ValueError("its columns are not in the order numeric, binary, categorical")
@@ -62,7 +62,7 @@ class Columns:
         return self.single + len(self.group)
 
     def apply(self, x: Tensor) -> Tensor:
-        """Stored rows `[B, columns]` as the model's `[B, width]`, float64; NaN stays where nothing fills it."""
+        """Stored rows `[B, columns]` as the model's `[B, width]`, float64; NaN stays in columns without `fill`."""
         x = torch.where(x.isnan(), self.fill, x.double())
         single, codes = x[:, : self.single], x[:, self.single :]
         seen = (single - self.offset) / self.scale
@@ -89,7 +89,7 @@ class Columns:
 def normal_scores(x: Tensor, quantiles: Tensor) -> Tensor:
     """Normal scores of `x` `[B, C]` by tables `[C, Q]`: Phi^-1 of the mean rank.
 
-    As scikit-learn's QuantileTransformer, but for a smallest or largest value that is there many times: it too has its mean rank.
+    As scikit-learn's QuantileTransformer, except that a repeated smallest or largest value gets its mean rank, too.
     """
     low = _rank(x.T.contiguous(), quantiles)
     high = 1 - _rank(-x.T.contiguous(), -quantiles.flip(1))

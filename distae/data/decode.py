@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
-"""Of one image: Pillow's own limit for a decompression bomb, 179 million."""
+"""Maximum number of pixels of an image: Pillow's own limit for a decompression bomb, 179 million."""
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-"""Pillow's modes of 16 bits; "I" is what its versions before 11 make of a 16 bit PNG."""
+"""Pillow's modes of 16 bits; its versions before 11 read a 16 bit PNG as "I"."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MOST_PIXELS decides
+Image.preinit()  # the common formats first, or a JPEG is tried as many others before, which takes a tenth of its time
 Image.init()  # all formats at once: worker threads would race to do it
 
 
@@ -24,14 +25,14 @@ def header(path: Path) -> tuple[str, int]:
         return image.mode, min(image.size)
 
 
-def decode(file: Path | BinaryIO, mode: str, side: int, part: float = 1.0) -> NDArray[Any]:
+def decode(file: Path | str | BinaryIO, mode: str, side: int, part: float = 1.0) -> NDArray[Any]:
     """The central square of an image, resized to `side`: `[C, side, side]` uint8, or float32 for mode F.
 
     The square's side is the image's shorter side times `part`.
 
-    A JPEG is decoded at a half, a quarter or an eighth of its size where that is at least twice what is asked for (Pillow's draft
-    mode). Bilinear with antialiasing, as torchvision's Resize. Turned upright by its EXIF tag; of an animation, the first frame;
-    transparency over white. Raises what Pillow raises, and ValueError.
+    A JPEG is decoded at a half, a quarter or an eighth of its size if that is at least twice the requested size (Pillow's draft
+    mode). Resized bilinearly with antialiasing, as by torchvision's Resize; rotated by the EXIF tag; the first frame of an
+    animation; transparent pixels become white. Raises what Pillow raises, and ValueError.
     """
     with Image.open(file) as opened:
         _check(opened)
@@ -68,7 +69,7 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _as_float(image: Image.Image) -> Image.Image:
-    """Grey in [0, 1]: of 16 bits all of them; floating point pixels as they are."""
+    """Grey in [0, 1], with all bits of 16; floating point pixels as they are."""
     if image.mode == "F":
         return image
     if image.mode in SIXTEEN_BITS:

@@ -1,4 +1,4 @@
-"""Decoded samples in a file of this node's cache, which all its processes map: decoded once, for this run and later ones."""
+"""Decoded samples in a file of this node's cache, which all processes map: decoded once, for this run and later ones."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +18,11 @@ from distae.data.splits import Split
 from distae.runtime.cache import cache_folder, make_room
 
 MOST_BYTES = 50 << 30
-"""Of all decoded sets of a node; those used longest ago make room."""
+"""Maximum bytes of all decoded sets on a node; the least recently used are deleted."""
 
 
 class DecodedCopy(Tensors):
-    """The samples of a split, decoded. The names of its rows, its units and its identity are those of what was decoded."""
+    """The samples of a split, decoded. Names of rows, units and identity are those of the original."""
 
     def __init__(self, x: Tensor, split: Split, path: Path) -> None:
         super().__init__(x, split.label, f"the decoded copy {path}")
@@ -39,7 +39,7 @@ class DecodedCopy(Tensors):
 
 
 def decoded(split: Split, settings: str, workers: int) -> Split:
-    """The same samples from a decoded copy on this node, made by `workers` threads where there is none.
+    """The same samples from a decoded copy on this node, made by `workers` threads if there is none.
 
     `settings` are those that decoding depends on. Raises OSError if it cannot be written, BadRowsError if a row cannot be read.
     """
@@ -61,7 +61,7 @@ def _write(split: Split, path: Path, workers: int) -> None:
     fresh = path.with_name(f".{path.name}.writing")
     try:
         with fresh.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, split.nbytes)  # a full disk is said now, not by a SIGBUS
+            os.posix_fallocate(file.fileno(), 0, split.nbytes)  # a full disk is an error now, not a SIGBUS later
         values = _mapped(fresh, "r+").view(split.source.dtype).view(-1, *split.source.shape)
 
         def copy(positions: Tensor) -> None:

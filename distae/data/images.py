@@ -1,9 +1,10 @@
-"""Image files as a source: decoded where they are read, in worker threads."""
+"""Image files as a source: decoded when they are read, in worker threads."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
@@ -16,7 +17,7 @@ from distae.data.source import BadRowsError, Source
 
 
 class ImageFiles(Source):
-    """The files of an index, as central squares of `side` pixels. The same values at every read, whoever reads."""
+    """The files of an index, as central squares of `side` pixels. Every read gives the same values, in any thread or process."""
 
     decodes = True
 
@@ -41,8 +42,11 @@ class ImageFiles(Source):
         samples = torch.empty((len(rows), *self.shape), dtype=self.dtype)
         into, bad = samples.numpy(), dict[int, str]()
         for i, row in enumerate(rows.tolist()):
+            if changed := self.index.why_changed(row):
+                bad[row] = printable(changed)
+                continue
             try:
-                into[i] = decode(self.index.path(row), self.mode, self.side, self.part)
+                into[i] = decode(self.index.file(row), self.mode, self.side, self.part)
             except Exception as error:  # decoders raise anything on damaged files
                 bad[row] = f"{self.name_of(row)} cannot be read ({why(error)})"
         if bad:
@@ -52,12 +56,15 @@ class ImageFiles(Source):
     def name_of(self, row: int) -> str:
         return printable(str(self.index.path(row)))
 
+    def names(self, rows: Tensor) -> Any:
+        return np.array([printable(self.index.name(row)) for row in rows.tolist()])
+
     @property
     def version(self) -> str:
         return xxhash.xxh3_128_hexdigest(self.index.times.tobytes())
 
     def checksum(self, rows: Rows | None) -> str:
-        """Of the names and sizes of all files, of the contents of some, as they were looked at, and of the row numbers."""
+        """Of the names and sizes of all files, of the contents of some at the time of the scan, and of the row numbers."""
         index, rows = self.index, torch.arange(len(self)) if rows is None else rows
         digest = xxhash.xxh3_128(index.text.tobytes() + repr(index.contents).encode())
         for part in (index.ends, index.sizes, rows.numpy()):

@@ -16,24 +16,24 @@ from distae.noise import Noise
 
 T = TypeVar("T")
 COLD_READERS = 4
-"""Threads at least that read a file larger than the memory: they wait for the disk, not for a core."""
+"""Minimum number of threads to read a file larger than the memory: they wait for the disk, not for a core."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How batches are read: numbers do not depend on it."""
+    """How batches are read; their values do not depend on it."""
 
     storage: str = "auto"
     """As `--data.storage`: which values may be copied to the device."""
     workers: Literal["auto"] | int = 0
-    """Threads that read ahead; 0 reads when a batch is asked for."""
+    """Threads that read ahead; 0: read when a batch is asked for."""
     prefetch: int = 4
     """Steps, or chunks of an evaluation, that are read ahead."""
     threads: int = 1
-    """CPU threads of this process, of which `workers` auto starts as many."""
+    """CPU threads of this process; `workers` auto starts at most this number, or COLD_READERS."""
 
     def workers_for(self, split: Split, device: torch.device) -> int:
-        """auto: none where a read is a copy from memory, which the CPU that also trains does no faster elsewhere."""
+        """Threads to read a split; auto: none if a read is a copy from memory and training is on the CPU: nothing to gain."""
         if split.device.type != "cpu":
             return 0
         if self.workers != "auto":
@@ -86,7 +86,7 @@ class Loader:
         return x, None if label is None else self._to_device(label)
 
     def unreadable(self, rows: Tensor) -> Tensor | None:
-        """`[B]` bool on the device, for which of the rows of the last `batch` others stand; None if for none."""
+        """`[B]` bool on the device, which rows of the last `batch` were substituted; None if no row is known to be bad."""
         bad = self.split.bad.among(self.split.rows_at(rows)) if self.split.bad else None
         return None if bad is None else bad.to(self.device)
 
@@ -118,7 +118,7 @@ class Loader:
 
     @property
     def where(self) -> str:
-        """Where the values are, for people."""
+        """Where the values are, as shown in the log."""
         source, by = self.split.source, f", {self.workers} worker thread{'s' * (self.workers > 1)}" if self.workers else ""
         if self.split.device.type != "cpu":
             return "resident on the GPU"

@@ -1,4 +1,4 @@
-"""Splits of any source to shards that `--data array` maps: in parallel, resumable, whole or not at all."""
+"""Writes splits of any source as shards that `--data array` maps: in parallel, resumable, complete or not at all."""
 
 import json
 from collections import deque
@@ -30,11 +30,11 @@ CODES = {name: code for code, (name, _) in SAFETENSORS.items()}
 Described = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 """Types and shapes by name."""
 Read = tuple[Tensor, list[int], list[Unread]]
-"""Stored samples, their rows in the source, and those that could not be read."""
+"""Stored samples, their rows in the source, and the samples that could not be read."""
 
 
 class Preparation:
-    """Writes splits to a folder. A shard gets its name once it is whole; the manifest lists them once all are."""
+    """Writes splits to a folder. A shard gets its name once it is complete; the manifest lists the shards once all are."""
 
     def __init__(self, splits: dict[str, Split], folder: Path, shard_bytes: int, workers: int) -> None:
         self.splits, self.folder, self.workers = splits, folder, workers
@@ -43,7 +43,7 @@ class Preparation:
         self.rows_per_block = max(1, min(BLOCK // row_bytes, self.rows_per_shard))
         about = json.dumps([identity(splits), self.rows_per_shard], sort_keys=True)
         self.key = xxhash.xxh3_128_hexdigest(about.encode())
-        """Of the data and how it is cut; shards of another key are of something else."""
+        """Identifies the data and how they are cut; shards with a different key are not of this preparation."""
 
     def done_before(self) -> Manifest | None:
         """The manifest, if the folder already has all of it. Raises UserError if it holds something else."""
@@ -91,7 +91,7 @@ class Preparation:
                 yield name, number, range(start, min(start + self.rows_per_shard, len(split)))
 
     def _kept(self, path: Path) -> tuple[int, list[Unread]] | None:
-        """Rows of a shard and what it leaves out, if it is a whole one of this preparation."""
+        """Number of rows of a shard, and what it leaves out; None if it is not a complete shard of this preparation."""
         try:
             about = metadata_of(path)
             if about.get("key") != self.key:
@@ -101,7 +101,7 @@ class Preparation:
             return None
 
     def _write(self, path: Path, split: Split, rows: range, pool: ThreadPoolExecutor, done: Callable[[int], object]) -> None:
-        """The shard of these positions, its values first: how many there are is known at the end."""
+        """Write the shard of these positions, the values first: their number is only known at the end."""
         values = path.with_name(f".{path.name}.values.writing")
         kept: list[int] = []
         unread: list[Unread] = []
@@ -120,7 +120,7 @@ class Preparation:
         values.unlink()
 
     def _blocks(self, split: Split, rows: range, pool: ThreadPoolExecutor) -> Iterator[Read]:
-        """What blocks of positions hold, in order, while the next are read: at most two for each thread are in memory."""
+        """Blocks of these positions, in order, while the next are read: at most two per thread are in memory."""
         coming: deque[Future[Read]] = deque()
         for start in range(rows.start, rows.stop, self.rows_per_block):
             at = torch.arange(start, min(start + self.rows_per_block, rows.stop))
@@ -137,7 +137,7 @@ def _read(source: Source, rows: Tensor) -> Read:
 
 
 def _header(tensors: Described, about: dict[str, str]) -> bytes:
-    """Of a .safetensors file with these tensors one after the other."""
+    """The header of a .safetensors file with these tensors in order."""
     table: dict[str, Any] = {"__metadata__": about}
     end = 0
     for name, (dtype, shape) in tensors.items():

@@ -1,4 +1,4 @@
-"""Row numbers of a split of very many rows, in memory that does not grow with them."""
+"""Row numbers of a very large split, in memory that does not grow with their number."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Runs:
-    """Sorted row numbers as runs of consecutive ones. Indexing and `len` are those of the tensor `[n]` that it stands for."""
+    """Sorted row numbers as runs of consecutive ones. Indexing and `len` are those of the tensor `[n]` that it represents."""
 
     def __init__(self, starts: Tensor, sizes: Tensor) -> None:
         """`[K]` int64 each: the first row of each run, and its number of rows, at least 1."""
@@ -24,7 +24,7 @@ class Runs:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def __getitem__(self, at: Tensor | slice) -> Tensor:
-        """Row numbers at these positions, in as much memory as their number needs."""
+        """Row numbers at these positions; memory grows with the number of positions only."""
         if isinstance(at, slice):
             at = torch.arange(*at.indices(len(self)))
         run = torch.searchsorted(self.ends, at, right=True)
@@ -48,14 +48,14 @@ class Runs:
         return Runs((self.starts + low - befores)[kept], (high - low)[kept])
 
     def numpy(self) -> NDArray[np.int64]:
-        """What they are, for a checksum: `[2, K]`, the starts and the sizes."""
+        """The starts and the sizes, `[2, K]`, for a checksum."""
         return torch.stack([self.starts, self.sizes]).numpy()
 
     def blocks(self, starts: Tensor, sizes: Tensor) -> "Runs":
-        """Those at the positions of these blocks `[K]`, which are in order."""
+        """Those at the positions of these blocks `[K]`, which must be in ascending order."""
         parts = [self.cut(start, start + size) for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
         return Runs(torch.cat([p.starts for p in parts]), torch.cat([p.sizes for p in parts]))
 
 
 Rows = Tensor | Runs
-"""Row numbers `[n]`, by either."""
+"""Row numbers `[n]`, as a tensor or as runs."""

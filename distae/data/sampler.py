@@ -16,50 +16,49 @@ from distae.noise import KeyedPermutation, split_order
 AHEAD = 64
 """Steps whose rows are computed at once."""
 WINDOWED_BYTES = 256 << 20
-"""With --data.shuffle auto, a smaller training split is shuffled in full: a number of its own, for the order must not depend on
-the machine."""
+"""With --data.shuffle auto, smaller training splits are shuffled in full. A constant: the order must not depend on the machine."""
 
 
 class Order(Protocol):
-    """Which sample is at which place of which global batch of an epoch."""
+    """Which sample is in which slot of which global batch of an epoch."""
 
-    def rows(self, epoch: int, steps: range, places: range) -> Tensor:
-        """Positions in the split `[steps, places]` int64, of these consecutive steps and places of a global batch."""
+    def rows(self, epoch: int, steps: range, slots: range) -> Tensor:
+        """Positions in the split `[steps, slots]` int64, of these consecutive steps and slots of a global batch."""
         ...
 
-    def units_in_use(self, places: range) -> int:
-        """How many of the units used last to keep for these places."""
+    def units_in_use(self, slots: range) -> int:
+        """Number of recently used units to keep for these slots."""
         ...
 
 
 class FullOrder:
-    """The order of torch's DistributedSampler: one permutation of all samples an epoch, kept as a table."""
+    """The order of torch's DistributedSampler: one permutation of all samples per epoch, stored as a table."""
 
     def __init__(self, n: int, batch: int, seed: int) -> None:
         self.n, self.batch, self.seed = n, batch, seed
         self.epoch, self.order = -1, torch.empty(0)
 
-    def rows(self, epoch: int, steps: range, places: range) -> Tensor:
+    def rows(self, epoch: int, steps: range, slots: range) -> Tensor:
         if epoch != self.epoch:
             self.epoch, self.order = epoch, split_order(self.n, self.seed + epoch)
         wanted = self.order[steps.start * self.batch : steps.stop * self.batch].view(len(steps), self.batch)
-        return wanted[:, places.start : places.stop]
+        return wanted[:, slots.start : slots.stop]
 
-    def units_in_use(self, places: range) -> int:
+    def units_in_use(self, slots: range) -> int:
         return 0
 
 
 class KeyedOrder:
-    """One permutation of all samples an epoch, of which only what is asked for is computed."""
+    """One permutation of all samples per epoch, computed only for the rows that are asked for."""
 
     def __init__(self, n: int, batch: int, seed: int) -> None:
         self.n, self.batch, self.seed = n, batch, seed
 
-    def rows(self, epoch: int, steps: range, places: range) -> Tensor:
-        at = torch.arange(steps.start, steps.stop)[:, None] * self.batch + torch.arange(places.start, places.stop)
+    def rows(self, epoch: int, steps: range, slots: range) -> Tensor:
+        at = torch.arange(steps.start, steps.stop)[:, None] * self.batch + torch.arange(slots.start, slots.stop)
         return KeyedPermutation(self.n, (self.seed, "order", epoch))(at)
 
-    def units_in_use(self, places: range) -> int:
+    def units_in_use(self, slots: range) -> int:
         return 0
 
 
@@ -81,7 +80,7 @@ class GlobalBatchSampler(DistributedSampler[Tensor]):
         self.steps_per_epoch = n // global_batch_size
         micro = global_batch_size // micro_steps
         share = micro // world_size
-        self.places = [range(start, start + share) for start in range(rank * share, global_batch_size, micro)]
+        self.slots = [range(start, start + share) for start in range(rank * share, global_batch_size, micro)]
         self.first_step = 0
 
     def enter(self, step: int) -> None:
@@ -93,24 +92,24 @@ class GlobalBatchSampler(DistributedSampler[Tensor]):
         """One `[micro_steps, micro_batch]` int64 tensor per step left in the epoch."""
         for first in range(self.first_step, self.steps_per_epoch, AHEAD):
             steps = range(first, min(first + AHEAD, self.steps_per_epoch))
-            yield from torch.stack([self.order.rows(self.epoch, steps, places) for places in self.places], 1)
+            yield from torch.stack([self.order.rows(self.epoch, steps, slots) for slots in self.slots], 1)
 
     def __len__(self) -> int:
         return self.steps_per_epoch
 
     @property
     def units_in_use(self) -> int:
-        """How many of the units of the source that this rank used last are to be kept."""
-        return sum(self.order.units_in_use(places) for places in self.places)
+        """Number of recently used units of the source that this rank should keep."""
+        return sum(self.order.units_in_use(slots) for slots in self.slots)
 
 
 def full_order(n: int, batch: int, seed: int) -> Order:
-    """A shuffle of all samples, of very many without a table."""
+    """A shuffle of all samples; above TABLE_ROWS without a table."""
     return (FullOrder if n <= TABLE_ROWS else KeyedOrder)(n, batch, seed)
 
 
 def order_of(cfg: TrainConfig, split: Split) -> Order:
-    """The order of the training split that `--data.shuffle` asks for. Raises UserError where the source has no units to shuffle."""
+    """The order of the training split by `--data.shuffle`. Raises UserError if that is windowed, and the source has no units."""
     units = None if cfg.data.shuffle == "full" else split.units
     if cfg.data.shuffle == "windowed" and units is None:
         raise UserError(

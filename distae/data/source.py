@@ -14,19 +14,22 @@ from distae.data.runs import Rows
 from distae.errors import TrainingError
 
 BLOCK_BYTES = 16 << 20
-"""Bytes read at once when all values are scanned."""
+"""Bytes of a block: beyond `WHOLE_BYTES`, blocks evenly spaced are scanned."""
+READ_BYTES = 1 << 20
+"""Bytes read at once of a block, so that a scan takes little memory."""
 WHOLE_BYTES = 4 << 30
-"""Up to this size in bytes a split is compared by all values, beyond by sampled blocks."""
+"""Up to this size in bytes the checksum of a split is of all values, above of sampled blocks."""
 SHOWN = 5
-"""Reasons in one message."""
+"""Maximum number of reasons in a message."""
 
 
 class BadRowsError(TrainingError):
     """Rows that cannot be read, and why."""
 
     def __init__(self, reasons: Mapping[int, str]) -> None:
-        first = [*reasons.values()][:SHOWN]
-        super().__init__("; ".join(first) + (f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""))
+        different = [*dict.fromkeys(reasons.values())]  # a file that is gone is the reason of many rows
+        more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+        super().__init__("; ".join(different[:SHOWN]) + more)
         self.reasons = dict(reasons)
 
 
@@ -34,29 +37,29 @@ class Source(ABC):
     """Stored samples, read by row. Splits are row numbers over one source: nothing is copied per split or per rank."""
 
     shape: tuple[int, ...]
-    """Of one stored sample."""
+    """Shape of a stored sample."""
     dtype: torch.dtype
-    """Of the values that `read` returns: uint8 or floating point."""
+    """Type of the values that `read` returns: uint8 or floating point."""
     label: Tensor | None = None
     """`[N]` int64."""
     device: torch.device = torch.device("cpu")
     """Where the values are, and row numbers must be."""
     units: Tensor | None = None
-    """`[U]` int64, numbers of consecutive rows that are read as one, such as row groups; None: rows are read one by one."""
+    """`[U]` int64, sizes of units of consecutive rows that are read together, such as row groups; None: read row by row."""
     units_kept: int = 0
-    """Set by the trainer: how many of the units read last to keep, for the order needs them again soon."""
+    """Set by the trainer: number of recently read units to keep, because the order needs them again soon."""
     decodes: bool = False
     """Whether reading takes CPU time, so that worker threads should read ahead."""
     origin: str = ""
-    """What the values are memory-mapped from, for people: `x.npy`; empty where they are in memory, or read in another way."""
+    """The file that the values are memory-mapped from, as shown to users: `x.npy`; empty if they are not mapped."""
     left_out: Mapping[str, str] = {}
-    """What the source could not take in, by file, and why."""
+    """Files that the source could not use, and why."""
     classes: tuple[str, ...] = ()
     """Names of the classes, by label; empty if they have none."""
     limits: tuple[float, float] | None = None
-    """Bounds of the stored values that are known without reading them."""
+    """Bounds of the stored values, if they are known without reading them."""
     columns: Mapping[str, Any] = {}
-    """Arrays `[N]` that are kept aside by name: ids, file names, covariates."""
+    """Arrays `[N]` by name that are not trained on: ids, file names, covariates."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -69,7 +72,7 @@ class Source(ABC):
         """
 
     def read_good(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[int, str]]:
-        """`read` of those of the rows `[B]` that can be read, these rows, and why the others cannot be."""
+        """The samples of those rows `[B]` that can be read, these rows, and why each other row cannot be read."""
         bad: dict[int, str] = {}
         while True:
             good = torch.tensor([row for row in rows.tolist() if row not in bad], dtype=torch.int64)
@@ -81,29 +84,36 @@ class Source(ABC):
                 bad |= error.reasons
 
     def name_of(self, row: int) -> str:
-        """What a user knows the row by: a file, or a file and a row."""
+        """Name of a row in messages: a file, or a file and a row."""
         return f"row {row}"
 
+    def names(self, rows: Tensor) -> Any:
+        """What to call rows `[n]` in results: an array `[n]` of their numbers, or of files."""
+        return rows.numpy()
+
     def remember(self, run_dir: Path) -> None:  # noqa: B027
-        """Write what `datasets.load` needs to give the same rows after some have vanished; for --data.on-error skip."""
+        """Write what `datasets.load` needs to find the same rows after files have vanished; for --data.on-error skip."""
 
     @property
     def version(self) -> str:
-        """Of what the values are read from, such as times of files: a decoded copy of another version is not used."""
+        """Version of the files, such as their times: a decoded copy of a different version is not used."""
         return ""
 
     def checksum(self, rows: Rows | None) -> str:
-        """Of the stored values of these rows, or of all: of all values up to `WHOLE_BYTES`, of sampled blocks beyond."""
+        """Of the stored values of these rows, or of all rows: of all values up to `WHOLE_BYTES`, of sampled blocks above."""
         size = (len(self) if rows is None else len(rows)) * self.row_bytes
         return checksum(self.blocks(rows, max(1, size // WHOLE_BYTES)))
 
     def blocks(self, rows: Rows | None, every: int = 1) -> Iterator[Tensor]:
-        """The stored values `[b, *shape]` of these rows, or of all, in order, block by block: to scan them without a copy of all.
+        """The stored values `[b, *shape]` of these rows, or of all rows, in order, block by block, to scan them in little memory.
 
         With `every` n, only every nth block.
         """
-        for part in self.ranges(len(self) if rows is None else len(rows), every):
-            yield self.read(torch.arange(part.start, part.stop) if rows is None else rows[part])
+        step = max(1, READ_BYTES // max(1, self.row_bytes))
+        for block in self.ranges(len(self) if rows is None else len(rows), every):
+            for start in range(block.start, block.stop, step):
+                part = slice(start, min(start + step, block.stop))
+                yield self.read(torch.arange(part.start, part.stop) if rows is None else rows[part])
 
     def ranges(self, n: int, every: int = 1) -> Iterator[slice]:
         """Consecutive rows of `n`, BLOCK_BYTES of them at a time; with `every` n, only every nth part."""
@@ -111,15 +121,15 @@ class Source(ABC):
         return (slice(start, min(start + step, n)) for start in range(0, n, step * every))
 
     def values(self, rows: Rows | None) -> Iterator[Tensor]:
-        """Tensors of any shape with every value that these rows, or all, hold: to find the smallest, or a bad one."""
+        """Tensors of any shape that together hold every distinct value of these rows, or of all rows: to find bounds."""
         return self.blocks(rows)
 
     def nbytes(self, rows: Rows | None) -> int:
-        """Memory that these rows, or all, take."""
+        """Bytes of memory that these rows, or all rows, take."""
         return (len(self) if rows is None else len(rows)) * self.row_bytes
 
     def to(self, device: torch.device, rows: Rows | None) -> "Source":
-        """These rows, or all, alone in the memory of `device`, without a copy of all on the host."""
+        """Only these rows, or all rows, in the memory of `device`, without a copy of all of them on the host."""
         n = len(self) if rows is None else len(rows)
         copy, start = torch.empty((n, *self.shape), dtype=self.dtype, device=device), 0
         for block in self.blocks(rows):
@@ -130,12 +140,12 @@ class Source(ABC):
 
     @property
     def row_type(self) -> str:
-        """Type and shape of a stored sample, for people: `uint8 [3, 32, 32]`."""
+        """Type and shape of a stored sample, as shown to users: `uint8 [3, 32, 32]`."""
         return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one stored sample as read."""
+        """Bytes of a stored sample as it is read."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 

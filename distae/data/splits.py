@@ -1,6 +1,6 @@
 """Splits of a source: row numbers, and the transform to the model's values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -12,16 +12,17 @@ from distae.data.bad_rows import BadRows
 from distae.data.runs import Rows, Runs
 from distae.data.source import Source, Tensors, checksum
 from distae.data.transform import Transform
+from distae.errors import UserError
 from distae.noise import split_order
 
 Identity = dict[str, str | int | float | None]
-"""What identifies the data, by name."""
+"""Properties that identify the data, by name."""
 TABLE_ROWS = 10**8
-"""Above this number of samples nothing is kept of each of them: the order is computed as it is needed, hold-outs are of blocks."""
+"""Above this number of samples nothing is stored per sample: the order is computed when needed, and whole blocks are held out."""
 LABELS = 1 << 20
-"""Labels that are looked at at once."""
+"""Labels read at once."""
 MANY_UNITS, BLOCKS = 1000, 10_000
-"""From this number of units on whole ones are held out; blocks of a split of more than TABLE_ROWS that has fewer."""
+"""From MANY_UNITS units on, whole units are held out; a split of more than TABLE_ROWS with fewer units is cut into BLOCKS."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class Split:
     transform: Transform = field(default_factory=Transform)
     """Transform from stored values to the model's."""
     rows: Rows | None = None
-    """`[n]` int64, rows of `source` in this split; None is all of them, in order. Above TABLE_ROWS: as runs."""
+    """`[n]` int64, rows of `source` in this split; None is all of them, in order. Above TABLE_ROWS they are runs."""
     notes: tuple[str, ...] = ()
     """Notes on guesses, printed at the start of a run."""
     augment: Augment | None = None
-    """What training does with these samples; evaluation sees them as they are."""
+    """Random changes of the samples in training; evaluation does not apply them."""
     bad: BadRows | None = None
-    """Rows that cannot be read, which others then stand for; None: reading one raises BadRowsError."""
+    """Rows that cannot be read, which are substituted; None: reading one raises BadRowsError."""
 
     @classmethod
     def of(
@@ -49,7 +50,7 @@ class Split:
 
     @property
     def x(self) -> Tensor:
-        """The stored values `[n, *shape]` in the model's layout: a copy of all."""
+        """A copy of all stored values, `[n, *shape]`, in the model's layout."""
         return self.transform.arrange(self.read(torch.arange(len(self)))[0])
 
     @property
@@ -61,7 +62,7 @@ class Split:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample, as the model sees it."""
+        """Shape of a sample as the model sees it."""
         return self.transform.shape(self.source.shape)
 
     @property
@@ -71,9 +72,9 @@ class Split:
 
     @cached_property
     def units(self) -> Tensor | None:
-        """`[U]` int64, how many of these samples are in each unit of the source that has any.
+        """`[U]` int64, the numbers of these samples in each unit of the source that has any.
 
-        None where the source is read row by row, or the samples are not in the order of its rows.
+        None if the source is read row by row, or the samples are not in the order of its rows.
         """
         if self.source.units is None or self.rows is None:
             return self.source.units
@@ -86,7 +87,7 @@ class Split:
 
     @property
     def nbytes(self) -> int:
-        """Of the stored values."""
+        """Bytes of the stored values."""
         return self.source.nbytes(self.rows)
 
     def read(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -103,11 +104,11 @@ class Split:
         return positions if self.rows is None else self.rows.index_select(0, positions)
 
     def blocks(self) -> Iterator[Tensor]:
-        """The stored values `[b, *stored]` in order, block by block: to scan all of them without a copy."""
+        """The stored values `[b, *stored]` in order, block by block, to scan them in little memory."""
         return self.source.blocks(self.rows)
 
     def _label_blocks(self) -> Iterator[Tensor]:
-        """The labels in order, without a copy of all."""
+        """The labels in order, block by block."""
         label, n = self.source.label, len(self)
         assert label is not None
         for start in range(0, n, LABELS):
@@ -115,9 +116,9 @@ class Split:
             yield label[part if self.rows is None else self.rows[part]]
 
     def bounds(self) -> tuple[float, float]:
-        """The smallest and the largest stored value; both NaN if one is NaN. There must be samples.
+        """The smallest and the largest stored value; both NaN if one is NaN. The split must not be empty.
 
-        Bounds that the source knows without reading hold them, and stand for them.
+        If the source knows bounds without reading, it is these, which may be wider.
         """
         if self.source.limits:
             return self.source.limits
@@ -125,13 +126,13 @@ class Split:
         return float(found.min), float(found.max)
 
     def model_values(self) -> Iterator[Tensor]:
-        """Tensors of any shape with every value that the model sees; of a sparse matrix, of zeros at most one."""
+        """Tensors of any shape that together hold every distinct value that the model sees; see `Source.values`."""
         if self.transform.columns:
             return (self.transform.apply(block, torch.float64) for block in self.blocks())
         return (values if self.transform.scale == 1 else values / self.transform.scale for values in self.source.values(self.rows))
 
     def model_bounds(self) -> tuple[float, float]:
-        """The smallest and the largest value that the model sees; of a table, missing values aside. There must be samples."""
+        """The smallest and the largest value that the model sees; of a table, of those not missing. Must not be empty."""
         if not self.transform.columns:
             low, high = self.bounds()
             return low / self.transform.scale, high / self.transform.scale
@@ -151,7 +152,7 @@ class Split:
         }
 
     def take(self, rows: Tensor | slice) -> "Split":
-        """Some of these samples: other row numbers, the same source."""
+        """A split of the samples at these positions; the source is shared, not copied."""
         mine = self.rows
         if mine is None:
             mine = torch.arange(len(self)) if len(self) <= TABLE_ROWS else Runs.of(len(self))
@@ -160,8 +161,19 @@ class Split:
             return replace(self, rows=mine[rows] if stop - start <= TABLE_ROWS else mine.cut(start, stop))
         return replace(self, rows=mine[rows])
 
+    def of_classes(self, names: Sequence[str]) -> "Split":
+        """The samples of some classes, by name, or by number where they have no names. Raises UserError on unknown ones."""
+        label = self.label
+        if label is None or self.source.label is None:
+            raise UserError("--data.train-classes: the data have no labels")
+        classes = self.source.classes
+        number = {name: i for i, name in enumerate(classes)} or {str(i): i for i in torch.unique(self.source.label).tolist()}
+        if odd := next((name for name in names if name not in number), None):
+            raise UserError(f"--data.train-classes: there is no class {odd!r}; valid: {', '.join([*number][:20])}")
+        return self.take(torch.isin(label, torch.tensor([number[name] for name in names])).nonzero()[:, 0])
+
     def to(self, device: torch.device) -> "Split":
-        """These samples alone in the memory of `device`, without a copy of all on the host."""
+        """Only these samples in the memory of `device`, without a copy of all of them on the host."""
         return replace(self, source=self.source.to(device, self.rows), rows=None)
 
     def __len__(self) -> int:
@@ -169,19 +181,19 @@ class Split:
 
 
 def identity(splits: dict[str, Split]) -> Identity:
-    """Identity of all splits, by names such as `train.samples`. A copy elsewhere, with another date, is the same data."""
+    """Identity of all splits, by names such as `train.samples`. A copy in a different place with a different date is the same."""
     return {f"{name}.{key}": value for name, split in splits.items() for key, value in split.identity.items()}
 
 
 SPLIT_SEED = 0
-"""Hold-outs do not change with --seed, so runs with other seeds are compared on the same samples."""
+"""Hold-outs do not depend on --seed, so runs with different seeds are compared on the same samples."""
 
 
 def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
-    """The rest, and a random `fraction` of the samples, both in their order.
+    """The rest, and a random `fraction` of the samples, both in the original order.
 
-    Where the source has many units whole ones are held out, so that an evaluation does not read all of them; and blocks of rows
-    where there are more than TABLE_ROWS.
+    If the source has many units, whole units are held out, so that an evaluation does not read all of them; in splits of more than
+    TABLE_ROWS, blocks of rows.
     """
     blocks = split.units
     if blocks is None or len(blocks) < MANY_UNITS:
@@ -193,7 +205,7 @@ def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
 
 
 def held_out(n: int, fraction: float) -> tuple[Tensor, Tensor]:
-    """Of `n` rows the rest, and a random `fraction`, both ascending: the same ones always."""
+    """The rest of `n` rows, and a random `fraction` of them, both ascending; always the same ones."""
     order, size = split_order(n, SPLIT_SEED), round(n * fraction)
     return order[size:].sort().values, order[:size].sort().values
 
@@ -211,5 +223,5 @@ def _hold_out_blocks(split: Split, fraction: float, sizes: Tensor) -> tuple[Spli
 
 
 def _even(n: int, parts: int) -> Tensor:
-    """Sizes `[parts]` of `n` that differ by at most 1."""
+    """`n` as `[parts]` sizes that differ by at most 1."""
     return torch.full((parts,), n // parts) + (torch.arange(parts) < n % parts)

@@ -13,9 +13,9 @@ from distae.errors import UserError
 
 PAGE = 4096
 SMALL_BYTES = 256 << 20
-"""What would be streamed is decoded once and for all where it is not larger."""
+"""Sources that would be streamed are decoded once instead if they are not larger than this."""
 VALID = {"streamed": ("auto", "resident", "streamed"), "mapped": ("auto", "resident", "mapped"), "resident": ("auto", "resident")}
-"""What `--data.storage` may be, by where the values of the source are."""
+"""Valid `--data.storage`, by where the values of the source are."""
 
 
 def streams(source: Source) -> bool:
@@ -24,11 +24,11 @@ def streams(source: Source) -> bool:
 
 
 def place(cfg: DataConfig, splits: dict[str, Split], workers: int) -> dict[str, Split]:
-    """The same splits with their values where `--data.storage` asks for them; `workers` threads decode. The same data, also to
-    `data.identity`. Raises UserError if that is impossible.
+    """The same splits with their values where `--data.storage` asks for them, decoded by `workers` threads.
 
-    Resident is one copy for all processes of a node: what is mapped is read into the page cache, what is streamed is decoded into a
-    file of the node's cache. A copy on the GPU, where it fits, is the loader's.
+    `data.identity` does not change. Raises UserError if that is impossible. Resident is one copy for all processes of a node:
+    mapped files are read into the page cache, streamed samples are decoded into a file of the node's cache. The loader copies them
+    to the GPU if they fit.
     """
     source, size = splits["train"].source, sum(split.nbytes for split in splits.values())
     here = "streamed" if streams(source) else "mapped" if source.origin else "resident"
@@ -45,13 +45,13 @@ def place(cfg: DataConfig, splits: dict[str, Split], workers: int) -> dict[str, 
 
 
 def decodes_once(cfg: DataConfig, splits: dict[str, Split]) -> bool:
-    """Whether `place` decodes into a copy that is then mapped, rather than stream."""
+    """Whether `place` decodes into a copy that is then mapped, instead of streaming."""
     small = cfg.storage == "auto" and cfg.on_error == "raise" and sum(split.nbytes for split in splits.values()) <= SMALL_BYTES
     return streams(splits["train"].source) and (cfg.storage == "resident" or small)
 
 
 class _NoCopyError(UserError):
-    """The samples can be read, but not kept decoded."""
+    """The samples can be read, but a decoded copy cannot be kept."""
 
 
 def _check_memory(size: int, here: str) -> None:
@@ -72,13 +72,15 @@ def _decoded(cfg: DataConfig, splits: dict[str, Split], workers: int, size: int)
     try:
         return {name: decoded(split, settings, workers) if streams(split.source) else split for name, split in splits.items()}
     except BadRowsError as error:
-        raise UserError(f"--data {cfg.name}: {error};\nmend or remove them, or skip them with --data.on-error skip") from error
+        raise UserError(f"--data {cfg.name}: {error};\nfix or remove them, or skip them with --data.on-error skip") from error
     except OSError as error:
-        raise _NoCopyError(f"--data.storage resident: the decoded copy cannot be written ({error}); set DISTAE_CACHE") from error
+        raise _NoCopyError(
+            f"--data.storage resident: the decoded copy cannot be written ({error}); set DISTAE_CACHE to another folder"
+        ) from error
 
 
 def _touched(splits: dict[str, Split]) -> dict[str, Split]:
-    """The same, after each page of their sources was read once."""
+    """The same splits, after each page of their sources was read once."""
     for source in {id(split.source): split.source for split in splits.values()}.values():
         for block in source.blocks(None):
             block.reshape(-1)[:: max(1, PAGE // block.element_size())].sum()
@@ -86,7 +88,7 @@ def _touched(splits: dict[str, Split]) -> dict[str, Split]:
 
 
 def available_memory() -> int:
-    """Bytes of main memory that programs on this node, or in this container, could still take; Linux, elsewhere all there is."""
+    """Bytes of main memory that are available on this node, or in this container; not on Linux: all memory."""
     try:
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(fields["MemAvailable"].split()[0]) * 1024
@@ -100,6 +102,6 @@ def available_memory() -> int:
 
 
 def in_words(splits: dict[str, Split]) -> str:
-    """The size of all splits, for people."""
+    """The size of all splits, as shown in the log."""
     size = sum(split.nbytes for split in splits.values())
     return f"{sum(map(len, splits.values()))} samples, {size / 1e9:.3g} GB"

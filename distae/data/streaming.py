@@ -9,7 +9,7 @@ from torch import Tensor
 from distae.data.splits import Split
 
 PART_ROWS = 8
-"""Rows that a thread reads at once, at least."""
+"""Minimum number of rows that a thread reads at once."""
 Stored = tuple[Tensor, Tensor | None]
 """Stored samples `[B, *stored]` and labels `[B]`."""
 
@@ -17,12 +17,12 @@ Stored = tuple[Tensor, Tensor | None]
 class ReadAhead:
     """Reads samples of a split before they are asked for, each batch in parts by several threads.
 
-    What is read depends on the positions alone, so the number of threads changes no value. The threads start at the first
-    `expect`, and end with `close`.
+    Samples depend on the positions alone, not on the number of threads. The threads start at the first `expect`, and end with
+    `close`.
     """
 
     def __init__(self, split: Split, workers: int, pinned: bool) -> None:
-        """`pinned`: into memory from which a GPU copies without the host."""
+        """`pinned`: read into pinned memory, from which a GPU copies asynchronously."""
         self.split, self.workers, self.pinned = split, workers, pinned
         self.pool: ThreadPoolExecutor | None = None
         self.coming: dict[bytes, _Batch] = {}
@@ -36,7 +36,7 @@ class ReadAhead:
             self.coming[key] = _Batch(self.split, positions, self.workers, self.pinned, self.pool)
 
     def take(self, positions: Tensor) -> Stored:
-        """The samples at these positions, waiting for what is late; read here if nobody expected them.
+        """The samples at these positions: waits for them, or reads them in this thread if they were not expected.
 
         Raises what reading them raised.
         """
@@ -44,12 +44,12 @@ class ReadAhead:
         return self.split.read(positions) if batch is None else batch.result()
 
     def forget(self, positions: Tensor) -> None:
-        """Do not read these any more; nothing if they were taken."""
+        """Cancel reading these; does nothing if they were taken."""
         if batch := self.coming.pop(_key(positions), None):
             batch.cancel()
 
     def close(self) -> None:
-        """End the threads, after the parts that they are reading. The next `expect` starts others."""
+        """End the threads, after the parts that they are reading. The next `expect` starts new ones."""
         pool, self.pool = self.pool, None
         self.coming.clear()
         if pool:

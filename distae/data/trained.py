@@ -1,5 +1,6 @@
 """Data for a trained model: with the model's own transform, tables by its columns."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -54,12 +55,26 @@ def _with_columns(split: Split, transform: Transform) -> Source:
         raise UserError(f"the data lack the column {absent[0]!r} of the model; they have {have}")
     source = split.source
     assert isinstance(source, Tensors)
-    columns = [_values(source.x[:, theirs[c.name]], split.transform.columns[theirs[c.name]], c) for c in transform.columns]
+    columns = []
+    for wanted in transform.columns:
+        i = theirs[wanted.name]
+        try:
+            columns.append(_values(source.x[:, i], split.transform.columns[i], wanted))
+        except UnknownValueError as error:
+            raise UserError(f"{source.name_of(error.row)}, column {wanted.name!r}: {error}") from error
     return source.with_values(torch.stack(columns, 1))
 
 
+class UnknownValueError(ValueError):
+    """A value that the model was not trained on."""
+
+    def __init__(self, row: int, text: str) -> None:
+        super().__init__(text)
+        self.row = row
+
+
 def _values(x: Tensor, found: Scaled, wanted: Scaled) -> Tensor:
-    """Stored values `[N]` of a column that was `found` as those of the model's. Raises UserError."""
+    """Stored values `[N]` of a column that was `found` as those of the model's. Raises UnknownValueError."""
     if found.kind == "numeric" == wanted.kind or found.categories == wanted.categories:
         return x
     code = {text: float(i) for i, text in enumerate(wanted.categories)}
@@ -69,13 +84,23 @@ def _values(x: Tensor, found: Scaled, wanted: Scaled) -> Tensor:
     try:
         value = {k: float(text) if wanted.kind == "numeric" else code[text] for k, text in used.items()}
     except (KeyError, ValueError) as error:
-        odd = next(text for text in used.values() if text not in code)
+        k, odd = next((k, text) for k, text in used.items() if not _fits(text, wanted))
         valid = ", ".join(wanted.categories[:20]) or "numbers"
-        raise UserError(f"column {wanted.name!r} holds {odd!r}; the model knows {valid}") from error
+        row = int((x == k).nonzero()[0])
+        raise UnknownValueError(row, f"{odd!r} is unknown to the model; it was trained on {valid}") from error
     made = torch.full_like(x, float("nan"))
     for k, v in value.items():
         made[x == k] = v
     return made
+
+
+def _fits(text: str, wanted: Scaled) -> bool:
+    if wanted.kind != "numeric":
+        return text in wanted.categories
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _text(value: float) -> str:

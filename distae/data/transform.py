@@ -1,4 +1,4 @@
-"""Stored values to the values that a model sees, and back: one transform for training, encoding, detection and pictures."""
+"""The transform from stored values to those that a model sees, and back: for training, encoding and pictures."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -24,18 +24,18 @@ class Transform:
     """The model's values are the stored ones divided by this."""
     layout: StoredLayout = "as_stored"
     columns: tuple[Scaled, ...] = ()
-    """Of a table: then the others are at their default."""
+    """Columns of a table; the other fields then have their defaults."""
     crop: Index = 0
-    """Side of the central square of an image that the model sees; 0: all of it. Training may see others: `Augment`."""
+    """Side of the central square of an image that the model sees; 0: all of it. Training may use random crops: `Augment`."""
 
     def apply(self, x: Tensor, dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-        """Stored samples `[B, *stored]` as the model's values `[B, *shape]`, floating point of `dtype`; `x` stays as it is."""
+        """Stored samples `[B, *stored]` as the model's values `[B, *shape]` of `dtype`; `x` is not modified."""
         if self.columns:
             return self._on(x.device).apply(x).to(dtype)
         return self.rescale(self.arrange(x), dtype, memory_format)
 
     def rescale(self, x: Tensor, dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-        """Stored values in any layout as the model's values, floating point of `dtype`; `x` stays as it is."""
+        """Stored values in any layout as the model's values of `dtype`, in the same layout; `x` is not modified."""
         made = x.to(dtype, memory_format=memory_format)
         if self.scale == 1:
             return made
@@ -65,7 +65,7 @@ class Transform:
         return x.unsqueeze(1) if self.layout == "no_channel" else x
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of a sample as the model sees it, of one that is `stored` so."""
+        """Shape for the model of a sample that has the shape `stored`."""
         if self.columns:
             return (self._on(torch.device("cpu")).width,)
         return tuple(self.arrange(torch.empty((1, *stored), device="meta")).shape[1:])
@@ -80,11 +80,11 @@ class Transform:
         return self._devices[device]
 
     def to_json(self) -> dict[str, Any]:
-        """Without `columns` and `crop` where there are none: they are newer than the files of other data."""
+        """The fields by name, without `columns` and `crop` if they are empty: files of older versions do not have them."""
         return {k: v for k, v in asdict(self).items() if k not in ("columns", "crop") or v}
 
     def identity(self) -> dict[str, str | int | float | None]:
-        """`to_json` in short: a checksum of the columns."""
+        """`to_json` with a checksum instead of the columns."""
         table: dict[str, Any] = self.to_json()
         if self.columns:
             table["columns"] = xxhash.xxh3_128_hexdigest(json.dumps(table["columns"]).encode())

@@ -1,4 +1,4 @@
-"""Sources that are read in units, such as row groups or shards: the units read last are kept."""
+"""Sources that are read in units, such as row groups or shards: recently read units are kept."""
 
 import functools
 import threading
@@ -13,24 +13,24 @@ from torch import Tensor
 from distae.data.source import BadRowsError, Source, put_rows
 
 KEPT_BYTES = 256 << 20
-"""Units of together so many bytes, as decoded, are kept of a source at least."""
+"""Minimum total bytes, as decoded, of the units of a source that are kept."""
 
 
 class UnitSource(Source):
-    """A source whose rows are read in units. Subclasses set `shape`, `dtype` and `units`, and give the two methods below."""
+    """A source whose rows are read in units. Subclasses set `shape`, `dtype` and `units`, and define the two methods below."""
 
     units: Tensor
 
     @abstractmethod
     def read_unit(self, number: int) -> Any:
-        """What is kept of a unit in memory: best as it is stored, before decoding. From any thread.
+        """Read what is kept of a unit in memory, best as it is stored, before decoding. Called by any thread.
 
-        Raises BadRowsError, its rows numbered as in the source; or OSError, which makes all rows of the unit bad ones.
+        Raises BadRowsError, with rows numbered as in the source; or OSError, which makes all rows of the unit bad.
         """
 
     @abstractmethod
     def decode(self, unit: Any, rows: Tensor) -> Tensor:
-        """The samples `[B, *shape]` at the rows `[B]` of a unit, numbered from 0 in it. Raises BadRowsError, numbered alike."""
+        """The samples `[B, *shape]` at the rows `[B]` of a unit, numbered from 0 in the unit, also in a BadRowsError."""
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self.units) else 0
@@ -39,18 +39,16 @@ class UnitSource(Source):
         of_row, by_unit = torch.sort(torch.searchsorted(self._ends, rows, right=True), stable=True)
         within = rows[by_unit] - (self._ends - self.units)[of_row]
         numbers, counts = torch.unique_consecutive(of_row, return_counts=True)
-        parts: list[Tensor] = []
+        samples = torch.empty((len(rows), *self.shape), dtype=self.dtype)
         bad: dict[int, str] = {}
-        for number, here in zip(numbers.tolist(), torch.split(within, counts.tolist()), strict=True):
+        sizes = counts.tolist()
+        for number, at, here in zip(numbers.tolist(), torch.split(by_unit, sizes), torch.split(within, sizes), strict=True):
             try:
-                parts.append(self._decoded(number, here))
+                put_rows(samples, at, self._decoded(number, here))
             except BadRowsError as error:
                 bad |= error.reasons
         if bad:
             raise BadRowsError(bad)
-        samples = torch.empty((len(rows), *self.shape), dtype=self.dtype)
-        if parts:
-            put_rows(samples, by_unit, torch.cat(parts))
         return samples
 
     @functools.cached_property
@@ -76,7 +74,7 @@ class UnitSource(Source):
 
 
 class Kept:
-    """The results of a function used last, each computed by one thread while others that want it wait."""
+    """A cache of the most recently used results of a function; one thread computes each, while others that need it wait."""
 
     def __init__(self, read: Callable[[int], Any], least: int) -> None:
         self.read, self.least, self.reads = read, least, 0

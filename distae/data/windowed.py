@@ -1,6 +1,6 @@
-"""A shuffle for samples that are read in units, such as row groups: near to a full one, and each unit is read once.
+"""A shuffle for samples that are read in units, such as row groups: close to a full shuffle, but each unit is read once.
 
-The units of the split, in a new random order each epoch, are one stream of rows. As much of it as fills whole global batches is
+The units of the split, in a new random order each epoch, form one stream of rows. The part of it that fills whole global batches is
 cut into equal lanes, and lane i fills the i-th of as many equal parts of every global batch; inside a lane, rows are shuffled
 within windows of a few units' rows. The number of lanes follows from the settings and the units alone, so the batches are the same
 at every world size; a rank whose share of a batch is whole lanes reads the units of those and no others.
@@ -14,15 +14,15 @@ from torch import Tensor
 from distae.noise import keyed_order
 
 MOST_LANES = 128
-"""Lanes at most: a process that trains alone keeps a window of units for each of them."""
+"""Maximum number of lanes: a process that trains alone keeps a window of units for each of them."""
 UNITS_PER_LANE = 4
-"""Units of a lane at least, of which it may share the first and the last with its neighbours."""
+"""Minimum number of units of a lane, of which it may share the first and the last with its neighbours."""
 
 
 class WindowedOrder:
-    """Which sample is at which place of which global batch of an epoch, as a function of (seed, epoch, units, window, batch).
+    """Which sample is in which slot of which global batch of an epoch, as a function of (seed, epoch, units, window, batch).
 
-    Memory is that of the units and the windows; any step is entered without those before it.
+    Memory is that of the units and the windows; any step can be entered without the steps before it.
     """
 
     def __init__(self, units: Tensor, batch: int, seed: int, window: int) -> None:
@@ -30,7 +30,7 @@ class WindowedOrder:
         self.units, self.seed, self.units_per_window, n = units, seed, window, int(units.sum())
         self.lanes = lanes_of(batch, len(units))
         self.width = batch // self.lanes
-        """Places of a lane in a global batch."""
+        """Slots of a lane in a global batch."""
         self.length = n // batch * self.width
         """Rows of a lane in an epoch."""
         windows = max(1, self.length * len(units) // (n * window))
@@ -41,23 +41,23 @@ class WindowedOrder:
         self.kept: dict[int, tuple[int, Tensor]] = {}
         """The newest window of each lane, and its rows."""
 
-    def rows(self, epoch: int, steps: range, places: range) -> Tensor:
-        """Positions in the split `[steps, places]` int64, of these consecutive steps and places of a global batch."""
+    def rows(self, epoch: int, steps: range, slots: range) -> Tensor:
+        """Positions in the split `[steps, slots]` int64, of these consecutive steps and slots of a global batch."""
         if epoch != self.epoch:
             self._enter(epoch)
         width, found = self.width, []
-        for lane in range(places.start // width, -(-places.stop // width)):
+        for lane in range(slots.start // width, -(-slots.stop // width)):
             of_lane = torch.cat([*self._of_lane(lane, steps.start * width, steps.stop * width)]).view(len(steps), width)
-            found.append(of_lane[:, max(0, places.start - lane * width) : places.stop - lane * width])
+            found.append(of_lane[:, max(0, slots.start - lane * width) : slots.stop - lane * width])
         return torch.cat(found, 1)
 
-    def units_in_use(self, places: range) -> int:
-        """How many of the units used last to keep, so that each is read once for these places: measured, 1.00 to 1.01 times."""
-        lanes = -(-places.stop // self.width) - places.start // self.width
+    def units_in_use(self, slots: range) -> int:
+        """Number of recently used units to keep, so that each is read once for these slots (measured: 1.00 to 1.01 times)."""
+        lanes = -(-slots.stop // self.width) - slots.start // self.width
         return lanes * (-(-3 * self.units_per_window // 2) + 2)
 
     def _enter(self, epoch: int) -> None:
-        """Lay the units out in the epoch's order."""
+        """Put the units in the order of the epoch."""
         order = keyed_order(len(self.units), self.seed, "units", epoch)
         sizes = self.units[order]
         self.ends = sizes.cumsum(0)
@@ -66,18 +66,18 @@ class WindowedOrder:
         self.kept.clear()
 
     def _of_lane(self, lane: int, first: int, end: int) -> Iterator[Tensor]:
-        """The rows of a lane from its `first` to before its `end`, window by window.
+        """The rows `first` to `end` - 1 of a lane, window by window.
 
-        Windows of different lanes end at different times, so that ranks and disks always have some units to read, never all.
+        Windows of different lanes end at different times, so that units are read at an even rate, not all at once.
         """
-        shift = lane * 40503 % 65536 * self.window >> 16 if self.window < self.length else 0  # the golden ratio's multiples
+        shift = lane * 40503 % 65536 * self.window >> 16 if self.window < self.length else 0  # multiples of the golden ratio
         for number in range((first + shift) // self.window, (end - 1 + shift) // self.window + 1):
             start = max(0, number * self.window - shift)
             stop = min(self.length, (number + 1) * self.window - shift)
             yield self._window(lane, number, start, stop)[max(0, first - start) : end - start]
 
     def _window(self, lane: int, number: int, start: int, stop: int) -> Tensor:
-        """The shuffled rows of a window, which are those from `start` to before `stop` of its lane."""
+        """The rows `start` to `stop` - 1 of a lane, which form a window, shuffled."""
         if lane not in self.kept or self.kept[lane][0] != number:
             shuffled = keyed_order(stop - start, self.seed, "window", self.epoch, lane, number)
             self.kept[lane] = number, self._positions(lane, start + shuffled)

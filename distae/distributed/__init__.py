@@ -12,7 +12,7 @@ from distae.distributed.collectives import (
     on_main,
 )
 from distae.distributed.consensus import LOST, Consensus, first_failure
-from distae.distributed.startup import Rendezvous, ends_within, rendezvous
+from distae.distributed.startup import Rendezvous, ends_within, first_in_node, rendezvous
 from distae.distributed.world import World, memory_of, pick_device, session, set_tf32, set_threads, synchronize, use, world
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "broadcast_in_node",
     "ends_within",
     "first_failure",
+    "first_in_node",
     "gather",
     "gather_rows",
     "local_rows",

@@ -52,8 +52,8 @@ _LOST_CONTACT = re.compile(r"gloo|nccl|connection (closed|reset|refused)|pair cl
 class Consensus:
     """A number on which all ranks agree without waiting: posted in one round, read in the next.
 
-    A round takes a tenth of a tiny step's time. Rounds are about PERIOD seconds apart, counted in calls (at most MOST_CALLS), of
-    which all ranks make the same number.
+    A round takes a tenth of the time of a very small step. Rounds are about PERIOD seconds apart, measured in calls (at most
+    MOST_CALLS), because all ranks make the same number of calls.
     """
 
     PERIOD = 0.1
@@ -67,7 +67,7 @@ class Consensus:
         self.began, self.seconds = time.perf_counter(), 0.0
 
     def post(self, value: int, at_once: bool = False) -> int:
-        """The largest value that any rank gave in the round before, 0 between rounds; give `value` to the next.
+        """Contribute `value` to the next round; returns the largest value of the previous round, or 0 between rounds.
 
         Called by all ranks together. `at_once` makes this call a round: for calls that take longer than those before.
         """

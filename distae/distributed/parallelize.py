@@ -16,7 +16,7 @@ COMPRESSION = {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}
 def parallelize(model: nn.Module, cfg: DDPConfig, shares_gradients: bool = False) -> nn.Module:
     """`model`, or with several ranks a wrapper that averages the gradients of those parameters that require one now.
 
-    A variant with several phases gets one wrapper for each: no phase sends another's gradients, and each graph is static.
+    A variant with several phases gets one wrapper per phase: no phase reduces another's gradients, and each graph is static.
     `shares_gradients` says that another wrapper has some of these parameters too. Gradients cannot then be views of buckets, and
     the graph is not declared static: such a wrapper would count the gradients of the other's backward pass as its own.
     """

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as td
 
-from distae.distributed.startup import GRACE_SECONDS, Rendezvous, ends_within, in_words
+from distae.distributed.startup import GRACE_SECONDS, Rendezvous, ends_within, explaining_lost_ranks
 from distae.errors import UserError
 from distae.runtime import signals
 from distae.runtime.environment import Environment
@@ -78,14 +78,14 @@ def pick_device(name: str, env: Environment) -> torch.device:
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of a device's memory, whether free or not."""
+    """Total memory of a device in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def synchronize() -> None:
-    """Wait for what is queued on the device."""
+    """Wait for the work that is queued on the device."""
     if world().device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -111,11 +111,13 @@ def set_tf32(allowed: bool) -> None:
 def session(meeting: Rendezvous, device: torch.device) -> Iterator[World]:
     """The world of this job: joins the process group if there are several ranks, and leaves it at the end.
 
-    Raises TrainingError if another rank is lost meanwhile, UserError beside another world that it cannot share the process with.
+    Raises TrainingError if another rank is lost meanwhile, UserError if this process has another world that excludes this one.
     """
     env = meeting.env
     if _entered and (meeting.store is not None or _entered[-1].group is not None or _entered[-1].device != device):
-        raise UserError("another run is under way in this process: two at a time need one process, and the same --device")
+        raise UserError(
+            "another run is under way in this process: runs at the same time must have one rank each, and the same --device"
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if meeting.store is None:
@@ -126,7 +128,7 @@ def session(meeting: Rendezvous, device: torch.device) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     bound = device if device.type == "cuda" else None
     late = "lost contact with another rank at the start"
-    with signals.meeting(), in_words(), ends_within(meeting.timeout + 2 * GRACE_SECONDS, late):
+    with signals.default_actions(), explaining_lost_ranks(), ends_within(meeting.timeout + 2 * GRACE_SECONDS, late):
         td.init_process_group(
             backend, timeout=limit, world_size=env.world_size, rank=env.rank, store=meeting.store, device_id=bound
         )

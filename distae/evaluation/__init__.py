@@ -1,1 +1,1 @@
-"""Questions asked of a model, one file each."""
+"""Evaluation of a model: metrics over a split, diagnosis of its codes, pictures."""

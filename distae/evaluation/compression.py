@@ -149,7 +149,7 @@ def _beside(sheets: list[Pixels], kind: str, sizes: list[int]) -> tuple[str, flo
 
 
 def lossy(sheet: Pixels, kind: str, most: int) -> bytes:
-    """A JPEG or WEBP file of `sheet` `[H, W]` or `[H, W, 3]` of the highest quality that takes at most so many bytes, or else of 1."""
+    """A JPEG or WEBP file of `sheet` `[H, W]` or `[H, W, 3]` of the highest quality that takes at most `most` bytes."""
     low, high = 1, 95
     while low < high:
         quality = (low + high + 1) // 2

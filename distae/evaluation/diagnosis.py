@@ -15,7 +15,7 @@ from distae.noise import Noise
 SAMPLES = 4096
 """Maximum number of samples used: the diagnosis is cheap next to an evaluation."""
 ACTIVE = 0.01
-"""Variance above which a dimension counts as active (Burda 2016, sec. 5.3)."""
+"""Variance above which a dimension counts as active (Burda 2016, sec. 5)."""
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def _chunk(model: Autoencoder, loader: Loader, number: int, here: EvalShard, see
     z = mu + noise.normal(mu) * torch.exp(0.5 * logvar)
     each = log_normal_pairs(z, batch.pool(mu), batch.pool(logvar))
     aggregate = torch.logsumexp(each, 1) - math.log(each.shape[1])
-    own = batch.global_indices.clamp_max(each.shape[1] - 1)  # rows past the end weigh nothing
+    own = batch.global_indices.clamp_max(each.shape[1] - 1)  # rows past the end have weight 0
     information = (each.gather(1, own[:, None])[:, 0] - aggregate) * weight[:, 0]
     kl = model.kl_of_dimensions(codes)
     sums = [weight.sum(), (mu * weight).sum(0), (mu.square() * weight).sum(0), information.sum()]
@@ -65,7 +65,7 @@ def _chunk(model: Autoencoder, loader: Loader, number: int, here: EvalShard, see
 
 
 def warnings(metrics: dict[str, float], latent_dim: int) -> list[str]:
-    """Warnings on a trained model, and what to try."""
+    """Warnings about a trained model, with what to try."""
     lines = []
     active, live = metrics.get("active_units", latent_dim), metrics.get("live", 1.0)
     if active < max(1, 0.1 * latent_dim):

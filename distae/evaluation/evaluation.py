@@ -1,8 +1,9 @@
 """What the metrics of a whole split are computed from: codes, values and reconstructions, the same on any number of ranks."""
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from distae import distributed as dist
 from distae.config import TrainConfig
 from distae.config.evaluation import EvaluationConfig
 from distae.data import Loader, Reading, Split, Transform
-from distae.evaluation.exact import eval_shards, fetch, means
+from distae.evaluation.exact import eval_shards, fetch, gathered, means
 from distae.evaluation.metrics import Skip
 from distae.models import Autoencoder, Batch, Codes
 from distae.noise import Noise, Rows
@@ -55,6 +56,8 @@ class Evaluation:
         self.chunk, self.seed, self.limit = run.eval_batch_size, run.seed, self.settings.limit
         first, reading = next(model.parameters()), reading or Reading()
         self.loaders = {k: Loader(v, run.data.binarize, first.device, first.dtype, False, reading) for k, v in splits.items()}
+        self._once: dict[str, Any] = {}
+        self._once_of_model: dict[str, Any] = {}
         self._codes: dict[str, Codes] = {}
         self._values: dict[str, Tensor] = {}
         self._reconstructions: dict[str, Tensor] = {}
@@ -76,7 +79,7 @@ class Evaluation:
         """`z` and, where there are any, `mu` and `logvar` `[n, D]` float64 and `indices` `[n, N]`, on the CPU of every rank."""
         name = split or self.split
         if name not in self._codes:
-            parts = self._gathered(name, lambda x, label: [*self.model.encode(x, label)])
+            parts = self._gathered(name, self.model.encode)
             self._codes[name] = Codes(*(_double(part) for part in parts))  # type: ignore[arg-type]
         return self._codes[name]
 
@@ -116,12 +119,33 @@ class Evaluation:
         """`work` of rank 0 alone, such as scikit-learn's; its result on every rank."""
         return dist.on_main(work)
 
+    def once(self, name: str, work: Callable[[], T], *, of_model: bool = False) -> T:
+        """`work()`, kept by name, for metrics that share it; `of_model` if it follows from the model's weights."""
+        kept = self._once_of_model if of_model else self._once
+        if name not in kept:
+            kept[name] = work()
+        return kept[name]  # type: ignore[no-any-return]
+
+    def forget_model(self) -> None:
+        """Forget what follows from the model's weights, which have changed."""
+        for kept in (self._codes, self._reconstructions, self._once_of_model):
+            kept.clear()
+
+    def other(self, *, model: Autoencoder | None = None, split: str | None = None) -> "Evaluation":
+        """The same of another model, or of another split."""
+        made = copy.copy(self)
+        made.model, made.split = (model or self.model).eval(), split or self.split
+        made._once, made._once_of_model, made._codes, made._reconstructions = {}, {}, {}, {}
+        return made
+
     def close(self) -> None:
         """End the threads that read."""
         for loader in self.loaders.values():
             loader.close()
 
     def _count(self, name: str) -> int:
+        if name not in self.splits:
+            raise Skip("the training samples of the run cannot be read")
         if not len(self.splits[name]):
             raise Skip(f"the {name} split has no samples")
         return min(self.limit, len(self.splits[name]))
@@ -130,16 +154,9 @@ class Evaluation:
         """Of binarisation: the noise of the exact evaluation."""
         return Noise(self.seed, ("eval data", number), rows, device)
 
-    @torch.no_grad()
-    def _gathered(self, name: str, of: Callable[[Tensor, Tensor | None], list[Tensor | None]]) -> list[Tensor | None]:
-        """What `of(x, label)` gives, `[B, ...]` each, of the split's samples in order; every rank computes its share."""
-        parts = []
-        loader = self.loaders[name]
-        for number, here in enumerate(eval_shards(loader, self._count(name), self.chunk)):
-            x, label, here = fetch(loader, here, self._noise(number, here.rows, here.valid_mask.device))  # noqa: PLW2901
-            batch = Batch(x, label, None, here.valid_mask)
-            parts.append([None if found is None else batch.pool(found).cpu() for found in of(x, label)])
-        return [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
+    def _gathered(self, name: str, of: Callable[[Tensor, Tensor | None], Sequence[Tensor | None]]) -> list[Tensor | None]:
+        """What `of(x, label)` gives, `[n, ...]` each."""
+        return gathered(self.loaders[name], range(self._count(name)), self.chunk, self.seed, of)[1]
 
     def _local(self, name: str) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
         """Values, labels and which of them can be read `[B]` bool, chunk by chunk, read by this rank."""
@@ -154,6 +171,7 @@ class Evaluation:
     @torch.no_grad()
     def _principal(self) -> tuple[Tensor, Tensor]:
         """Mean `[D]` and all principal axes `[D, D]` of the training split, missing values as 0."""
+        self._count("train")
         loader, width = self.loaders["train"], self.model.shape
         if (size := torch.Size(width).numel()) > MOST_VALUES:
             raise Skip(f"PCA: a sample has {size} values, more than {MOST_VALUES}")

@@ -1,6 +1,6 @@
 """Exact evaluation: every sample once, with equal weights, the same numbers at every world size."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ class EvalShard(NamedTuple):
 
 
 def eval_shard(loader: Loader, start: int, chunk: int) -> EvalShard:
-    """This rank's share of the `chunk` samples from `start` on, or of those left; every rank has as many rows."""
+    """This rank's share of the `chunk` samples from `start` on, or of those left; all ranks have the same number of rows."""
     world = dist.world()
     here = min(chunk, len(loader) - start)
     local = -(-here // world.world_size)
@@ -34,9 +34,9 @@ def eval_shard(loader: Loader, start: int, chunk: int) -> EvalShard:
     return EvalShard(rows, torch.where(valid_mask, start + number, 0), valid_mask.to(world.device))
 
 
-def eval_shards(loader: Loader, samples: int, chunk: int) -> Iterator[EvalShard]:
-    """This rank's share of each chunk of the first `samples`, in order; the coming ones are read ahead."""
-    shards = (eval_shard(loader, start, chunk) for start in range(0, samples, chunk))
+def eval_shards(loader: Loader, samples: int, chunk: int, first: int = 0) -> Iterator[EvalShard]:
+    """This rank's share of each chunk of the samples from `first` to `samples`, in order; later ones are read ahead."""
+    shards = (eval_shard(loader, start, min(chunk, samples - start)) for start in range(first, samples, chunk))
     return loader.ahead(shards, lambda shard: (shard.samples,))
 
 
@@ -101,3 +101,21 @@ def _terms(model: Autoencoder, seed: int, batch: Batch, number: int, rows: Rows)
         of_phase = out.per_sample | ({} if found else metrics_of(model, batch, out)) | out.per_batch
         found |= {name: value for name, value in of_phase.items() if name not in found}
     return found
+
+
+@torch.no_grad()
+def gathered(
+    loader: Loader, samples: range, chunk: int, seed: int, of: Callable[[Tensor, Tensor | None], Sequence[Tensor | None]]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Positions `[n]` of the samples that can be read, and each `[n, ...]` that `of(x, label)` gives of them, in order.
+
+    On the CPU of every rank; each computes its share of every chunk. `samples` begins at a multiple of `chunk`.
+    """
+    parts, positions, first = [], [], samples.start // chunk
+    for number, here in enumerate(eval_shards(loader, samples.stop, chunk, samples.start), first):
+        x, label, here = fetch(loader, here, Noise(seed, ("eval data", number), here.rows, here.valid_mask.device))  # noqa: PLW2901
+        batch = Batch(x, label, None, here.valid_mask)
+        positions.append(batch.pool(here.samples.to(x.device)).cpu())
+        parts.append([None if found is None else batch.pool(found).cpu() for found in of(x, label)])
+    columns = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
+    return torch.cat(positions), columns

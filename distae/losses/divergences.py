@@ -75,7 +75,7 @@ KERNELS: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 def mmd(x: Tensor, y: Tensor, kernel: str, widths: tuple[float, ...], own: Tensor | None = None) -> Tensor:
-    """Unbiased estimate of the squared maximum mean discrepancy of two samples `[N, D]`, a scalar (Gretton 2012, eq. 4).
+    """Unbiased estimate of the squared maximum mean discrepancy of two samples `[N, D]`, a scalar (Gretton 2012, lemma 6).
 
     The kernel is the sum of the kernels of all widths, in units per dimension. `own` `[B]` int64 selects rows and returns their
     share of the estimate, at a cost of B * N: the shares of disjoint sets that cover all rows sum to the estimate.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from distae.config.models import AAEConfig, FactorVAEConfig, ModelConfig, VAEGANConfig, WAEGANConfig
 from distae.config.nets import MLPConfig, NetConfig
 from distae.losses import kl_standard_normal, upcast
-from distae.models.base import Batch, Output, Phase, output, register
+from distae.models.base import Batch, Output, Phase, output, parameters_except, register
 from distae.models.vae import GaussianAutoencoder, GaussianVAE, Posterior
 from distae.models.wasserstein import CodePrior
 from distae.nn import build_encoder
@@ -24,12 +24,6 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Te
     """-log D(real) - log(1 - D(fake)) in nats (Goodfellow 2014, eq. 1) and the critic's accuracy, each `[B]`, from logits `[B]`."""
     right = ((real > 0).to(real.dtype) + (fake < 0).to(real.dtype)) / 2
     return F.softplus(-real) + F.softplus(fake), {"critic_accuracy": right}
-
-
-def parameters_except(model: nn.Module, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    """The model's parameters without `parameters`, in order."""
-    known = {id(p) for p in parameters}
-    return [p for p in model.parameters() if id(p) not in known]
 
 
 class LatentDiscriminator(CodePrior):

@@ -27,15 +27,15 @@ class Batch(NamedTuple):
     x: Tensor
     """`[B, *shape]`, floating point."""
     label: Tensor | None = None
-    """`[B]` int64, where the data has labels."""
+    """`[B]` int64, if the data has labels."""
     step: int | None = None
-    """Optimizer step, from 0; None in evaluation: weights that change over training then have their final values."""
+    """Optimizer step, from 0; None in evaluation: loss weights that change over training then have their final values."""
     valid_mask: Tensor | None = None
-    """`[B]` bool, which rows count; None is all. In evaluation a rank may lack rows."""
+    """`[B]` bool, which rows count; None is all. In evaluation some rows may be padding, or unreadable."""
     dataset_size: int = 0
     """Samples in the split that these were drawn from."""
     ramps: dict[str, Tensor] | None = None
-    """Current values of the weights that change over training, for compiled programs, which must not read the step."""
+    """Current values of the loss weights that change over training, for compiled programs, which must not read the step."""
 
     def weight(self, weight: Weight) -> Any:
         """Value of a loss weight of the settings at this step: a number, or a scalar tensor."""
@@ -88,9 +88,9 @@ class Codes(NamedTuple):
     """The codes of a batch. `D` is the number of values of the model's `code_shape`, in whose order they are laid out."""
 
     z: Tensor
-    """`[B, D]`; the posterior's mean where there is a posterior."""
+    """`[B, D]`; the posterior's mean if there is a posterior."""
     mu: Tensor | None = None
-    """`[B, D]`: mean of the gaussian posterior, where there is one."""
+    """`[B, D]`: mean of the gaussian posterior, if there is one."""
     logvar: Tensor | None = None
     """`[B, D]`: log of its variances."""
     indices: Tensor | None = None
@@ -111,7 +111,7 @@ class Output(NamedTuple):
 
 
 def output(loss: Tensor, recon: Tensor, terms: dict[str, Tensor], objective: str = "loss") -> Output:
-    """An Output that minimises the mean of `loss` `[B]` and reports it as `objective`, beside `terms`: `[B]`, or scalars per batch.
+    """An Output that minimises the mean of `loss` `[B]` and reports it as `objective`, with `terms`: `[B]`, or scalars per batch.
 
     Each phase of a variant reports under its own name: only the first phase's objective is "loss".
     """
@@ -129,8 +129,17 @@ class Phase(NamedTuple):
     """Peak learning rate; None is the one of the settings."""
 
 
+def parameters_except(model: nn.Module, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    """The model's parameters without `parameters`, in order."""
+    known = {id(p) for p in parameters}
+    return [p for p in model.parameters() if id(p) not in known]
+
+
 class Autoencoder(nn.Module, ABC):
     """The contract of all variants. Most build on `NetAutoencoder`; a direct subclass brings its own networks and `code_shape`."""
+
+    normal_prior: ClassVar[bool] = False
+    """Whether codes are meant to follow N(0, I)."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -152,7 +161,7 @@ class Autoencoder(nn.Module, ABC):
     def code_shape(self) -> tuple[int, ...]:
         """Shape of a sample's code: its positions, then the channels of each: `(channels,)` or `(rows, columns, channels)`.
 
-        Codes themselves are flat, `[B, D]` with D = prod(code_shape); `z.view(-1, *code_shape)` puts them in place.
+        Codes themselves are flat, `[B, D]` with D = prod(code_shape); `z.view(-1, *code_shape)` restores the shape.
         """
 
     @abstractmethod
@@ -172,7 +181,7 @@ class Autoencoder(nn.Module, ABC):
         return self.likelihood.matched(self.decode(self.encode(x, label).z, label), x)
 
     def sample(self, n: int, noise: Noise) -> Tensor:
-        """`n` samples from the model, `[n, *shape]`. Raises NotImplementedError where the variant has no prior."""
+        """`n` samples from the model, `[n, *shape]`. Raises NotImplementedError if the variant has no prior."""
         raise NotImplementedError(f"{self.cfg.name} has no prior to sample from")
 
     @property
@@ -181,7 +190,7 @@ class Autoencoder(nn.Module, ABC):
         return None
 
     def from_indices(self, indices: Tensor) -> Tensor:
-        """`z` `[B, D]` of `Codes.indices` `[B, N]`, exactly as `encode` gives it. Raises NotImplementedError for others."""
+        """`z` `[B, D]` of `Codes.indices` `[B, N]`, as `encode` gives it. Raises NotImplementedError without `num_codes`."""
         raise NotImplementedError(f"{self.cfg.name} has no discrete codes")
 
     @property
@@ -194,8 +203,13 @@ class Autoencoder(nn.Module, ABC):
         terms = self(batch, self.phases()[0].name, noise).per_sample
         return -(terms["recon"] + terms["kl"])  # type: ignore[no-any-return]
 
+    def log_weights(self, batch: Batch, k: int, noise: Noise) -> Tensor | None:
+        """log p(x, z) - log q(z|x) in nats of `k` posterior samples of each row, `[B, k]`: their mean is the ELBO, the logarithm of
+        their exponentials' mean the bound of Burda et al. 2016, eq. 8. None where the variant has no such density."""
+        return None
+
     def kl_of_dimensions(self, codes: Codes) -> Tensor | None:
-        """KL of each code dimension from the prior in nats, `[B, D]`, for diagnosis. None where it is not a sum over dimensions."""
+        """KL of each code dimension from the prior in nats, `[B, D]`, for diagnosis. None if it is not a sum over dimensions."""
         return None
 
     def phases(self) -> list[Phase]:
@@ -209,11 +223,11 @@ class Autoencoder(nn.Module, ABC):
         """
 
 
-class SeenInput(nn.Module):
-    """An encoder of another form of x: missing values (NaN) as 0, log(1 + x) or x scaled to length 1, some hidden in training."""
+class PreprocessedEncoder(nn.Module):
+    """An encoder of preprocessed x: missing values (NaN) are 0, x becomes log(1 + x) or has length 1; dropout in training."""
 
     def __init__(self, encoder: nn.Module, cfg: ModelConfig, channels: int) -> None:
-        """`channels` of its input are x, the others (labels) stay as they are."""
+        """The first `channels` of its input are x; the others (labels) stay as they are."""
         super().__init__()
         self.encoder, self.form, self.missing, self.channels = encoder, cfg.input, cfg.missing, channels
         self.dropout = cfg.input_dropout
@@ -233,7 +247,7 @@ class SeenInput(nn.Module):
 
 
 class NetAutoencoder(Autoencoder):
-    """An encoder and a decoder made from the settings of the network. Override a builder to make another one in its place."""
+    """An encoder and a decoder made from the settings of the network. Override a builder to use a different one."""
 
     latent_factor: ClassVar[int] = 1
     """Encoder outputs per latent dimension, such as 2 for a mean and a variance: blocks of `latent_dim`, one after the other."""
@@ -241,7 +255,7 @@ class NetAutoencoder(Autoencoder):
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
         encoder = self.build_encoder()
-        self.encoder = SeenInput(encoder, cfg, shape[0]) if cfg.other_input else encoder
+        self.encoder = PreprocessedEncoder(encoder, cfg, shape[0]) if cfg.other_input else encoder
         self.decoder = self.build_decoder()
 
     def build_encoder(self) -> nn.Module:
@@ -257,7 +271,12 @@ class NetAutoencoder(Autoencoder):
         return self.net.code_shape(self.shape, self.cfg.latent_dim)
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.likelihood.mean(self.decoder(z, None))
+        return self.likelihood.mean(self.decode_raw(z, label))
+
+    def decode_raw(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """The parameters of p(x|z), `[B, *raw_shape]`, of codes `[B, latent_dim]`."""
+        raw: Tensor = self.decoder(z, None)
+        return raw
 
     def normal_codes(self, n: int, noise: Noise) -> Tensor:
         """`n` codes from a standard normal prior: `[n, latent_dim]`."""
@@ -269,7 +288,7 @@ _REGISTRY: Registry[type[ModelConfig], type[Autoencoder]] = Registry("variant")
 
 
 def register(config: type[ModelConfig]) -> Callable[[M], M]:
-    """Bind a variant to its settings class. Raises TypeError where the variant lacks a method of the contract."""
+    """Bind a variant to its settings class. Raises TypeError if the variant lacks a method of the contract."""
 
     def bind(model: M) -> M:
         if missing := sorted(model.__abstractmethods__):
@@ -285,7 +304,7 @@ def registry() -> dict[type[ModelConfig], type[Autoencoder]]:
 
 
 def build(cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...], seed: int = 0, **to: Any) -> Autoencoder:
-    """A new model, its weights made on the CPU from `seed` and their names, then moved by `model.to(**to)`."""
+    """A new model, its weights initialised on the CPU from `seed` and their names, then moved by `model.to(**to)`."""
     if type(cfg) not in _REGISTRY:
         raise UserError(f"--model {cfg.name}: no class is bound to its settings by @register({type(cfg).__name__})")
     with noise_.initialising(seed):

@@ -39,8 +39,8 @@ class CVAE(VAE):
         mu, logvar = self.posterior(self._labelled(x, label), None)
         return Codes(mu, mu, logvar)
 
-    def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.likelihood.mean(self.decoder(self._labelled(z, label), None))
+    def decode_raw(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        return super().decode_raw(self._labelled(z, label))
 
     def sample(self, n: int, noise: Noise, label: Tensor | None = None) -> Tensor:
         """`n` samples, `[n, *shape]`, of the labels `[n]`; by default, of each label in turn."""

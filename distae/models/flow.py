@@ -32,20 +32,20 @@ class FlowVAE(NetAutoencoder):
         """The maps that make up f, the first one applied first."""
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
-        mu, logvar, context = self.start(batch.x, noise)
+        mu, logvar, context = self.base_posterior(batch.x, noise)
         q = Posterior.draw(mu, logvar, noise)
-        z, log_det = self.bend(q.z, context)
+        z, log_det = self.transform(q.z, context)
         recon = self.decoder(z, noise)
         nll = self.likelihood(recon, batch.x)
         kl = log_normal(q.z, mu, logvar).sum(1) - log_det - log_standard_normal(z)
         return output(nll + batch.weight(self.cfg.beta) * kl, recon, {"recon": nll, "kl": kl})
 
-    def start(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor]:
-        """mu and logvar of z0, and the context of the flows, each `[B, latent_dim]`; `[B, 0]` where there is none."""
+    def base_posterior(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor]:
+        """mu and logvar of z0, and the context of the flows, each `[B, latent_dim]`; `[B, 0]` if there is none."""
         mu, logvar, *context = upcast(self.encoder(x, noise)).chunk(self.latent_factor, 1)
         return mu, soft_bound(logvar), context[0] if context else mu[:, :0]
 
-    def bend(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    def transform(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """f(z) `[B, latent_dim]` and log |det df/dz| `[B]`."""
         total = torch.zeros_like(z[:, 0])
         for flow in self.flows:
@@ -53,10 +53,18 @@ class FlowVAE(NetAutoencoder):
             total = total + log_det
         return z, total
 
+    def log_weights(self, batch: Batch, k: int, noise: Noise) -> Tensor | None:
+        mu, logvar, context = (t.repeat_interleave(k, 0) for t in self.base_posterior(batch.x, None))
+        z0 = mu + noise.times(k).normal(mu) * torch.exp(0.5 * logvar)
+        z, log_det = self.transform(z0, context)
+        nll = self.likelihood(self.decode_raw(z), batch.x.repeat_interleave(k, 0))
+        weights: Tensor = log_standard_normal(z) - nll - log_normal(z0, mu, logvar).sum(1) + log_det
+        return weights.view(-1, k)
+
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
-        """`z` is f of the mean of z0. mu and logvar are those of z0, and None where the flows depend on the sample."""
-        mu, logvar, context = self.start(x, None)
-        z, _ = self.bend(mu, context)
+        """`z` is f of the mean of z0. mu and logvar are those of z0, and None if the flows depend on the sample."""
+        mu, logvar, context = self.base_posterior(x, None)
+        z, _ = self.transform(mu, context)
         return Codes(z) if context.shape[1] else Codes(z, mu, logvar)
 
     def sample(self, n: int, noise: Noise) -> Tensor:

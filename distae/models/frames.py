@@ -1,4 +1,4 @@
-"""Rows of a DataFrame for a model of a table: columns by name, texts as the codes that they had in training."""
+"""Rows of a DataFrame for a model of a table: columns by name, categories as the codes that they had in training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from distae.errors import UserError
 
 
 def rows_of(frame: Any, features: Sequence[Feature]) -> NDArray[np.float64]:
-    """`[N, features]` as stored, NaN where a value is missing. Raises UserError on columns or categories that are not there."""
+    """`[N, features]` as stored, NaN where a value is missing. Raises UserError if a column is missing or a category is new."""
     names = [str(name) for name in frame.columns]
     if absent := [f.name for f in features if f.name not in names]:
         raise UserError(f"x lacks the column {absent[0]!r}; expected {', '.join(f.name for f in features)}")
@@ -26,7 +26,7 @@ def _values(feature: Feature, column: Column) -> NDArray[np.float64]:
     there = ~column.missing
     if feature.kind == "numeric":
         if column.kind == "text":
-            raise UserError(f"x, column {feature.name!r} holds texts; expected numbers")
+            raise UserError(f"x, column {feature.name!r} holds strings; expected numbers")
         values[there] = column.values[there]
         return values
     code = {text: i for i, text in enumerate(feature.categories)}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distae.config.models import CIWAEConfig, IWAEConfig, MIWAEConfig, PIWAEConfig
 from distae.losses import kl_standard_normal, log_normal, log_standard_normal
-from distae.models.base import Batch, Output, Phase, output, register
+from distae.models.base import Batch, Output, Phase, output, parameters_except, register
 from distae.models.vae import GaussianAutoencoder
 from distae.noise import Noise
 
@@ -77,7 +77,7 @@ class PIWAE(MIWAE):
 
     def phases(self) -> list[Phase]:
         encoder = list(self.encoder.parameters())
-        return [Phase("decoder", [p for p in self.parameters() if all(p is not q for q in encoder)]), Phase("encoder", encoder)]
+        return [Phase("decoder", parameters_except(self, encoder)), Phase("encoder", encoder)]
 
     def objective(self, log_weights: Tensor, phase: str) -> Tensor:
         return super().objective(log_weights, phase) if phase == "encoder" else bound(log_weights.flatten(1))

@@ -1,4 +1,4 @@
-"""A trained model in use: arrays, tensors and lists in the data's own units, in batches, on any device."""
+"""Using a trained model: arrays, tensors and lists in the data's own units, in batches, on any device."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +16,9 @@ from distae.models.serialization import load_with_transform, stored_shape
 from distae.noise import Noise, Rows
 
 BATCH = 512
-"""Samples computed at once by default."""
+"""Default batch size."""
 SAMPLED_AT_ONCE = 64
-"""Samples drawn at once: fixed, so that how many are asked for does not change their noise."""
+"""Samples drawn at once: fixed, so that the number of samples does not change their noise."""
 
 
 class Given(NamedTuple):
@@ -33,25 +33,25 @@ class Model:
     """A trained autoencoder.
 
     `x` is `[N, *shape]` in the units and layout of the training data (bytes stay bytes): a numpy array, a tensor on any device, a
-    DataFrame, or nested lists, of any integer or floating point type. A model of a table takes a DataFrame's columns by name, and
-    its texts as categories; in arrays these are codes. Tensors give tensors on their own device, everything else gives numpy
-    arrays, in the model's floating point type, `dtype` (tables: float64). Only methods with a `seed` draw at random, and
+    DataFrame, or nested lists, of any integer or floating point type. A model of a table takes a DataFrame's columns by name, with
+    categories as strings; in arrays categories are codes. Results are tensors on the same device if `x` is a tensor, else numpy
+    arrays, in the model's floating point type, `dtype` (tables: float64). Only methods with a `seed` draw random numbers, and
     `batch_size` changes results by rounding only. `label` `[N]` integers is needed by variants that are conditioned on it. All
-    methods raise UserError on another shape or type, and on NaN and infinite values.
+    methods raise UserError on a wrong shape or type, and on NaN and infinite values.
     """
 
     def __init__(self, module: Autoencoder, transform: Transform | None = None) -> None:
-        """`transform` is from stored values to those of `module`."""
+        """`transform` converts stored values to those of `module`."""
         self.module, self.transform = module.eval(), transform or Transform()
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample as given and returned."""
+        """Shape of one sample as given and returned."""
         return stored_shape(self.transform, self.module.shape)
 
     @property
     def code_shape(self) -> tuple[int, ...]:
-        """Of one code: its positions, then the channels of each. Codes are flat: `z.reshape(-1, *code_shape)`."""
+        """Shape of one code: its positions, then the channels of each. Codes are flat: `z.reshape(-1, *code_shape)`."""
         return self.module.code_shape
 
     @property
@@ -74,7 +74,7 @@ class Model:
         return self.reconstruct(x, label, batch_size=batch_size)
 
     def encode(self, x: Any, label: Any = None, *, batch_size: int = BATCH) -> Any:
-        """Codes `[N, D]` of `x`, D being the number of values of `code_shape`; the mean where the variant has a posterior."""
+        """Codes `[N, D]` of `x`, D being the number of values of `code_shape`; the mean if the variant has a posterior."""
         return self.codes(x, label, batch_size=batch_size).z
 
     @torch.no_grad()
@@ -96,7 +96,7 @@ class Model:
         return _joined(parts, given)
 
     def reconstruct(self, x: Any, label: Any = None, *, batch_size: int = BATCH) -> Any:
-        """`[N, *shape]`: what the model makes of `x` without noise, most often `decode(encode(x))`."""
+        """The reconstruction `[N, *shape]` of `x` without noise; for most variants `decode(encode(x))`."""
         return self._each(x, label, batch_size, lambda x, label, _: self.transform.invert(self.module.reconstruct(x, label)))
 
     def score(self, x: Any, label: Any = None, *, batch_size: int = BATCH) -> Any:
@@ -111,7 +111,7 @@ class Model:
         """A lower bound of log p(x) of each sample in nats, `[N]`, with posterior samples keyed by `seed`.
 
         The ELBO of one sample, -(recon + kl); for the importance weighted variants their bound of several. It is of the model's own
-        values: a probability of binary or counted values, a density of others. Raises UserError where the variant has no bound.
+        values: a probability of binary or counted values, a density of others. Raises UserError if the variant has no bound.
         """
         if not self.module.has_log_bound:
             raise UserError(f"{self.module.cfg.name} gives no probability of x; score(x) is its reconstruction error")
@@ -124,9 +124,9 @@ class Model:
 
     @torch.no_grad()
     def sample(self, n: int, *, seed: int = 0, label: Any = None) -> Any:
-        """`n` samples from the prior, a numpy array `[n, *shape]`; of the labels `[n]` where the variant is conditioned on them.
+        """`n` samples from the prior, a numpy array `[n, *shape]`; of the labels `[n]` if the variant is conditioned on them.
 
-        Raises UserError where the variant has no prior.
+        Raises UserError if the variant has no prior.
         """
         if not self.module.cfg.generative:
             raise UserError(f"{self.module.cfg.name} has no prior to sample from; decode(z) takes codes of your own")
@@ -165,7 +165,7 @@ class Model:
         return given
 
     def _check_units(self, x: Tensor) -> None:
-        """Raises UserError where bytes are given to a model of [0, 1], or values in [0, 1] to a model of bytes."""
+        """Raises UserError if bytes are given to a model of [0, 1], or values in [0, 1] to a model of bytes."""
         scale, bernoulli = self.transform.scale, self.module.cfg.likelihood == "bernoulli"
         if scale == 1 and bernoulli and not x.is_floating_point() and int(x.max()) > 1:
             raise UserError(f"x holds integers up to {int(x.max())}; this model takes values in [0, 1]: give x / 255 for bytes")
@@ -198,12 +198,12 @@ class Model:
 
 
 def load(run_dir: str | Path) -> Model:
-    """The trained model of a run folder, or of a model folder, on the CPU. Raises UserError where there is none."""
+    """The trained model of a run folder, or of a model folder, on the CPU. Raises UserError if there is none."""
     return Model(*load_with_transform(run_dir))
 
 
 def as_array(x: Any, name: str = "x") -> np.ndarray:
-    """A numpy array of numbers of an array, a DataFrame or nested lists. Raises UserError on anything else."""
+    """A numpy array of numbers from an array, a DataFrame or nested lists. Raises UserError on anything else."""
     if type(x).__module__.partition(".")[0] == "scipy" or hasattr(x, "toarray"):
         raise UserError(f"{name} is a sparse matrix; expected a dense array: give {name}.toarray()")
     try:
@@ -221,7 +221,7 @@ def as_array(x: Any, name: str = "x") -> np.ndarray:
 
 
 def _numbers_of(array: np.ndarray, name: str) -> np.ndarray:
-    """Python numbers, as scikit-learn's users hand them over."""
+    """An object array of Python numbers as float64. Raises UserError if it holds anything else."""
     try:
         return array.astype(np.float64)
     except (ValueError, TypeError) as error:
@@ -229,7 +229,7 @@ def _numbers_of(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def as_tensor(x: Any, name: str = "x") -> Tensor:
-    """A tensor of numbers, of the array's own memory where torch can read it. Raises UserError on anything else."""
+    """A tensor of numbers, which shares the array's memory if torch can read it. Raises UserError on anything else."""
     if isinstance(x, Tensor):
         if x.is_complex() or x.layout != torch.strided or x.is_quantized:
             raise UserError(
@@ -240,14 +240,14 @@ def as_tensor(x: Any, name: str = "x") -> Tensor:
     array = as_array(x, name)
     if array.dtype.kind == "b":
         array = array.astype(np.uint8)
-    if array.dtype.itemsize > 8 or array.dtype in (np.uint16, np.uint32, np.uint64):  # of which torch does little
+    if array.dtype.itemsize > 8 or array.dtype in (np.uint16, np.uint32, np.uint64):  # types with few operations in torch
         array = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
     array = np.require(array, array.dtype.newbyteorder("="), "C")
     return torch.from_numpy(array if array.flags.writeable or array.nbytes > _COPIED else array.copy())
 
 
 _COPIED = 64 << 20
-"""Bytes up to which a read-only array is copied: torch warns about others, and a memory map may be larger than the memory."""
+"""Read-only arrays up to this size in bytes are copied, since torch warns about them; a larger one may not fit in memory."""
 
 
 def _tensor(x: Any, name: str) -> Given:

@@ -11,7 +11,7 @@ from distae.noise import Noise
 
 
 class PatchEncoder(nn.Module):
-    """Codes `[B, V, latent_dim]` of V visible patches: `visible` `[B, V]` int64 are their numbers, row by row of the image."""
+    """Codes `[B, V, latent_dim]` of V visible patches: `visible` `[B, V]` int64 are their indices, row by row of the image."""
 
     positions: Tensor
 
@@ -29,7 +29,7 @@ class PatchEncoder(nn.Module):
 
 
 class PatchDecoder(nn.Module):
-    """All patches `[B, N, C * side * side]` from the codes `[B, V, latent_dim]` of the patches numbered `visible` `[B, V]`."""
+    """All patches `[B, N, C * side * side]` from the codes `[B, V, latent_dim]` of the patches with indices `visible` `[B, V]`."""
 
     positions: Tensor
 

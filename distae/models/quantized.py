@@ -47,8 +47,10 @@ class VQVAE(NetAutoencoder):
         return output(loss, recon, {"recon": nll, "commitment": commitment, **used})
 
     def quantize(self, z: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Codes `[B, N, dim]` for `z` `[B, N, dim]`, their indices `[B, N * depth]`, and the squared distance `[B]` of codes and z,
-        summed over depths: once with gradients to z only, once with gradients to the codes only."""
+        """Codes `[B, N, dim]` for `z` `[B, N, dim]`, their indices `[B, N * depth]`, and two squared distances `[B]`.
+
+        Both are of codes and z, summed over depths: the first has gradients to z only, the second to the codes only.
+        """
         quantized, indices, distances = torch.zeros_like(z), [], []
         for level in range(self.depth):
             code, index = self.codebook(z - quantized, noise, level)
@@ -171,7 +173,7 @@ class LFQVAE(NetAutoencoder):
 
     @property
     def num_codes(self) -> int:
-        return 2**self.cfg.bits
+        return 1 << self.cfg.bits
 
     def from_indices(self, indices: Tensor) -> Tensor:
         bits = indices[:, :, None] >> torch.arange(self.cfg.bits, device=indices.device) & 1

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from distae import distributed as dist
 from distae.checkpoint.retention import Entry
-from distae.checkpoint.shards import checksum
+from distae.checkpoint.shards import DTYPE_NAMES, checksum
 from distae.config import TrainConfig, build, to_dict
 from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
@@ -32,9 +32,9 @@ from distae.runtime import files
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 LONGEST_HEADER = 16 << 20
-"""Bytes of a safetensors header: some 100,000 tensors."""
-BUFFERS_BESIDES = 64 << 20
-"""Bytes that a model may need for constants that are not in its file."""
+"""Maximum bytes of a safetensors header: enough for some 100,000 tensors."""
+MOST_CONSTANT_BYTES = 64 << 20
+"""Maximum bytes of a model's buffers that are not in its file."""
 
 Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
@@ -60,23 +60,23 @@ class About:
 
 
 def export(
-    weights: dict[str, Tensor], cfg: TrainConfig, folder: Path, step: int, transform: Transform | None, data: Identity | None
+    model: base.Autoencoder, cfg: TrainConfig, folder: Path, step: int, transform: Transform | None, data: Identity | None
 ) -> None:
-    """Write a model's weights, the step and the data they are of, and what is needed to build it again: whole or not at all."""
+    """Write a model folder: weights, their step and data, and the settings to build the model; completely or not at all."""
     fresh, old = folder.with_name(f".{folder.name}.writing"), folder.with_name(f".{folder.name}.old")
     for left in (fresh, old):
         shutil.rmtree(left, ignore_errors=True)
     fresh.mkdir(parents=True)
     path = fresh / WEIGHTS
-    _save(weights, path)
+    _save(model.state_dict(), path)
     settings = to_dict(cfg)
     about = {key: settings[key] for key in ("model", "net", "data")}
-    about |= {"shape": list(cfg.data.shape()), "step": step, "transform": transform and transform.to_json()}
+    about |= {"shape": list(model.shape), "step": step, "transform": transform and transform.to_json()}
     about |= {"data_identity": data, "weights": {"size": path.stat().st_size, "xxh3": checksum(path)}}
     about["xxh3"] = _digest(about)
     text = json.dumps(about, indent=1).encode() + b"\n"
     if len(text) > files.SMALL:
-        raise TrainingError(f"{CONFIG} of the model would have {len(text)} bytes, and could not be read again")
+        raise TrainingError(f"{CONFIG} of the model would have {len(text)} bytes; at most {files.SMALL} can be read again")
     files.write_atomically(fresh / CONFIG, text)
     path.chmod((fresh / CONFIG).stat().st_mode)  # save_file makes it for its owner alone, whatever the umask
     files.sync(path)
@@ -89,7 +89,7 @@ def export(
 
 
 def _save(weights: dict[str, Tensor], path: Path) -> None:
-    """Raises OSError where the file cannot be written: safetensors wraps it in an error of its own, with its number in the text."""
+    """Raises OSError if the file cannot be written: safetensors raises an error of its own with the errno in its message."""
     try:
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, path)
     except SafetensorError as error:
@@ -99,7 +99,7 @@ def _save(weights: dict[str, Tensor], path: Path) -> None:
 
 
 def load(run_dir: str | Path) -> base.Autoencoder:
-    """The trained model of a run folder, or of a model folder, in evaluation mode on the CPU. Raises UserError where there is none.
+    """The trained model of a run folder, or of a model folder, in evaluation mode on the CPU. Raises UserError if there is none.
 
     `encode(x)`, `decode(z)`, `reconstruct(x)` take and give the model's own values (images in [0, 1]).
     """
@@ -137,14 +137,14 @@ def load_with_transform(run_dir: str | Path) -> tuple[base.Autoencoder, Transfor
 
 
 def stored_shape(transform: Transform, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of a sample in the data's own layout, of one that is `shape` to the model."""
+    """Shape in the data's own layout of a sample that has `shape` for the model."""
     if transform.columns:
         return (len(transform.columns),)
     return tuple(transform.invert(torch.empty((1, *shape), device="meta")).shape[1:])
 
 
 def _transform(about: About, path: Path, shape: tuple[int, ...]) -> Transform:
-    """Raises UserError where config.json holds none that makes samples of this shape."""
+    """The transform in config.json. Raises UserError if it is damaged, or does not make samples of this shape."""
     try:
         transform = Transform() if about.transform is None else Transform.from_json(about.transform)
         made = transform.shape(stored_shape(transform, shape))
@@ -156,13 +156,13 @@ def _transform(about: About, path: Path, shape: tuple[int, ...]) -> Transform:
 
 
 def load_weights(run_dir: Path) -> dict[str, Tensor]:
-    """The weights of a finished run. Raises UserError where there are none, or they are damaged or not finite."""
+    """The weights of a finished run. Raises UserError if there are none, or they are damaged or not finite."""
     folder = _model_folder(run_dir)
     return _weights(folder, _about(folder))
 
 
 def assemble(model: ModelConfig, net: NetConfig, shape: tuple[int, ...], weights: dict[str, Tensor]) -> base.Autoencoder:
-    """A model of these settings with these weights. Raises UserError where they do not fit, before the model is built."""
+    """A model of these settings with these weights. Raises UserError if they do not match, before the model is built."""
     _check_fit(model, net, shape, {k: (t.dtype, tuple(t.shape)) for k, t in weights.items()})
     made = base.build(model, net, shape, dtype=_dtype(t.dtype for t in weights.values()))
     made.load_state_dict(weights)
@@ -170,7 +170,7 @@ def assemble(model: ModelConfig, net: NetConfig, shape: tuple[int, ...], weights
 
 
 def _model_folder(path: Path) -> Path:
-    """`path` itself, or the model of the run that it is. Raises UserError that says how to get one."""
+    """`path` if it is a model folder, or the model of the run folder `path`. Raises UserError that says how to export one."""
     folder = path if (path / CONFIG).is_file() or (path / WEIGHTS).is_file() else path / "model"
     if folder.is_dir():
         return folder
@@ -194,7 +194,7 @@ def _about(folder: Path) -> About:
 
 
 def _digest(about: dict[str, Any]) -> str:
-    """Checksum of the values of config.json, whatever their order and spaces."""
+    """Checksum of the values of config.json; their order and white space do not matter."""
     values = {k: v for k, v in about.items() if k != "xxh3"}
     return str(xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode()))
 
@@ -210,7 +210,7 @@ def _settings(about: About, path: Path) -> TrainConfig:
 
 
 def _stored_shapes(path: Path) -> Shapes:
-    """Dtype and shape of each tensor as the file's header says. Raises UserError where it is no such file."""
+    """Dtype and shape of each tensor, from the file's header. Raises UserError if it is not a safetensors file."""
     try:
         size, memory = files.size_of(path), dist.memory_of(torch.device("cpu"))
         if size > memory:
@@ -218,7 +218,7 @@ def _stored_shapes(path: Path) -> Shapes:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
         if header > min(LONGEST_HEADER, size):
-            raise ValueError(f"its header has {header} bytes")
+            raise ValueError(f"its header has {header} bytes; at most {min(LONGEST_HEADER, size)} are expected")
         with safe_open(path, "pt") as stored:
             slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - it has no __iter__
             return {name: (_DTYPES[s.get_dtype()], tuple(s.get_shape())) for name, s in slices.items()}
@@ -226,14 +226,11 @@ def _stored_shapes(path: Path) -> Shapes:
         raise UserError(f"no finished run in {path.parent.parent}: cannot read {path} ({files.in_words(error)})") from error
 
 
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 def _weights(folder: Path, about: About) -> dict[str, Tensor]:
-    """The file's tensors. Raises UserError where it is not the one that config.json knows, or holds NaN or infinite values."""
+    """The file's tensors. Raises UserError if its checksum is not that in config.json, or it holds NaN or infinite values."""
     path = folder / WEIGHTS
     _stored_shapes(path)
     if about.weights and (path.stat().st_size, checksum(path)) != (about.weights["size"], about.weights["xxh3"]):
@@ -246,18 +243,19 @@ def _weights(folder: Path, about: About) -> dict[str, Tensor]:
 
 
 def _check_fit(model: ModelConfig, net: NetConfig, shape: tuple[int, ...], stored: Shapes) -> None:
-    """Raises UserError where a model of these settings has other tensors than these. No memory is taken for them."""
+    """Raises UserError if a model of these settings has other tensors than `stored`. Allocates no memory for them."""
     try:
         made = build_on_meta(model, net, shape, _dtype(dtype for dtype, _ in stored.values()), 2 * len(stored) + 100)
     except ValueError as error:
-        raise UserError(f"the weights do not fit the settings beside them: {error}") from error
+        raise UserError(f"the weights do not match the model's settings: {error}") from error
     needed = {k: (t.dtype, tuple(t.shape)) for k, t in made.state_dict().items()}
     if odd := [k for k in needed | stored if needed.get(k) != stored.get(k)]:
-        shown = f"{odd[0][:80]} is {_shown(stored.get(odd[0]))}, and would be {_shown(needed.get(odd[0]))}"
-        raise UserError(f"the weights do not fit the settings beside them: {shown}")
-    besides = sum(b.nbytes for b in made.buffers())
-    if besides > BUFFERS_BESIDES + sum(dtype.itemsize * math.prod(dims) for dtype, dims in stored.values()):
-        raise UserError(f"the settings beside the weights ask for {besides} bytes of constants")
+        shown = f"{odd[0][:80]} is {_shown(stored.get(odd[0]))}, expected {_shown(needed.get(odd[0]))}"
+        raise UserError(f"the weights do not match the model's settings: {shown}")
+    buffers = sum(b.nbytes for b in made.buffers())
+    limit = MOST_CONSTANT_BYTES + sum(dtype.itemsize * math.prod(dims) for dtype, dims in stored.values())
+    if buffers > limit:
+        raise UserError(f"the model's settings need {buffers} bytes of buffers; at most {limit} are expected with these weights")
 
 
 def _dtype(dtypes: Iterator[torch.dtype]) -> torch.dtype | None:
@@ -266,4 +264,4 @@ def _dtype(dtypes: Iterator[torch.dtype]) -> torch.dtype | None:
 
 
 def _shown(tensor: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
-    return f"{str(tensor[0]).removeprefix('torch.')} {list(tensor[1])}" if tensor else "not there"
+    return f"{str(tensor[0]).removeprefix('torch.')} {list(tensor[1])}" if tensor else "missing"

@@ -1,4 +1,4 @@
-"""How large a model is, found by building it without memory for its tensors."""
+"""The size of a model, found by building it without memory for its tensors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +14,13 @@ from distae.errors import UserError
 from distae.models import base
 
 MOST_PARAMETERS = 100_000
-"""Tensors of a model that is trained; a deeper one would take minutes to build."""
+"""Maximum number of parameter tensors; a model with more would take minutes to build."""
 
 
 def build_on_meta(
     model: ModelConfig, net: NetConfig, shape: tuple[int, ...], dtype: torch.dtype | None, most: int
 ) -> base.Autoencoder:
-    """A model whose tensors have shapes and no values. Raises ValueError where it cannot be built of at most `most` parameters."""
+    """A model whose tensors have shapes but no values. Raises ValueError if it cannot be built of at most `most` parameters."""
     try:
         with torch.device("meta"), _at_most(most):
             return base.build(model, net, shape, dtype=dtype)
@@ -29,7 +29,7 @@ def build_on_meta(
 
 
 def check_size(cfg: TrainConfig, shape: tuple[int, ...], memory: int) -> None:
-    """Raises UserError where weights and gradients alone need more than `memory` bytes, or the model is too deep to be built."""
+    """Raises UserError if weights and gradients alone need more than `memory` bytes, or the model is too deep to be built."""
     who, advice = f"--model {cfg.model.name} with --net {cfg.net.name}", "lower --model.latent-dim, or give a smaller --net"
     try:
         model = build_on_meta(cfg.model, cfg.net, shape, torch.float64 if cfg.precision == "fp64" else None, MOST_PARAMETERS)
@@ -40,20 +40,20 @@ def check_size(cfg: TrainConfig, shape: tuple[int, ...], memory: int) -> None:
     needed = 2 * sum(p.nbytes for p in model.parameters())
     if needed > memory:
         raise UserError(
-            f"{who}: weights and gradients take {needed / 2**30:.4g} GiB, and there are {memory / 2**30:.4g} GiB: {advice}"
+            f"{who}: weights and gradients take {needed / 2**30:.4g} GiB; the device has {memory / 2**30:.4g} GiB: {advice}"
         )
 
 
 @contextmanager
 def _at_most(count: int) -> Iterator[None]:
-    """Building a module with more parameters than this raises ValueError: a depth of 10^9 is only noticed on the way."""
+    """Building a module with more parameters than this raises ValueError: a depth of 10^9 is only noticed while building."""
     seen = 0
 
     def counted(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
         nonlocal seen
         seen += 1
         if seen > count:
-            raise ValueError("the settings ask for a deeper model")
+            raise ValueError(f"the model has more than {count} parameter tensors")
 
     hook = register_module_parameter_registration_hook(counted)
     try:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from distae.config.models import ContractiveAEConfig, RAEGPConfig, RAEL2Config
 from distae.losses import upcast
 from distae.models.ae import AE
-from distae.models.base import Batch, Codes, NetAutoencoder, Output, SeenInput, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Output, PreprocessedEncoder, output, register
 from distae.nn.layers import ACTIVATIONS
 from distae.noise import Noise
 
@@ -27,8 +27,8 @@ def jacobian_norm(y: Tensor, x: Tensor, noise: Noise) -> Tensor:
 class ContractiveAE(AE):
     """Rifai et al. 2011, eq. 5: -log p(x|z) + weight * |dz/dx|_F^2.
 
-    With an encoder of one layer that sees x as it is the norm is sum_j act'(a_j)^2 |W_j|^2 (eq. 7); otherwise it is estimated by
-    `jacobian_norm`.
+    If the encoder is one layer, without preprocessing of x, the norm is sum_j act'(a_j)^2 |W_j|^2 (eq. 7); otherwise it is
+    estimated by `jacobian_norm`.
     """
 
     cfg: ContractiveAEConfig
@@ -45,7 +45,7 @@ class ContractiveAE(AE):
     def contraction(self, x: Tensor, raw: Tensor, z: Tensor, noise: Noise) -> Tensor:
         """Squared Frobenius norm of dz/dx, `[B]`; `raw` `[B, latent_dim]` is z before its activation."""
         linear = [m for m in self.encoder.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-        if len(linear) > 1 or isinstance(self.encoder, SeenInput):
+        if len(linear) > 1 or isinstance(self.encoder, PreprocessedEncoder):
             return jacobian_norm(z, x, noise)
         (slope,) = torch.autograd.grad(z.sum(), raw, create_graph=True)
         return (upcast(slope).square() * linear[0].weight.square().sum(1)).sum(1)
@@ -61,7 +61,7 @@ class RAE(NetAutoencoder):
         z = upcast(self.encoder(batch.x, noise))
         z = z if z.requires_grad else z.requires_grad_()
         recon = self.decoder(z, noise)
-        nll, code, decoder = self.likelihood(recon, batch.x), 0.5 * z.square().sum(1), self.roughness(recon, z, noise)
+        nll, code, decoder = self.likelihood(recon, batch.x), 0.5 * z.square().sum(1), self.decoder_penalty(recon, z, noise)
         loss = nll + batch.weight(self.cfg.code_weight) * code + batch.weight(self.cfg.decoder_weight) * decoder
         return output(loss, recon, {"recon": nll, "code": code, "decoder": decoder})
 
@@ -69,7 +69,7 @@ class RAE(NetAutoencoder):
         return Codes(self.encoder(x, None))
 
     @abstractmethod
-    def roughness(self, recon: Tensor, z: Tensor, noise: Noise) -> Tensor:
+    def decoder_penalty(self, recon: Tensor, z: Tensor, noise: Noise) -> Tensor:
         """The decoder's regulariser: `[B]`, or a scalar."""
 
 
@@ -77,7 +77,7 @@ class RAE(NetAutoencoder):
 class RAEL2(RAE):
     """Ghosh et al. 2020, sec. 3.1, L2: the sum of the decoder's squared weights."""
 
-    def roughness(self, recon: Tensor, z: Tensor, noise: Noise) -> Tensor:
+    def decoder_penalty(self, recon: Tensor, z: Tensor, noise: Noise) -> Tensor:
         return torch.stack([p.square().sum() for p in self.decoder.parameters() if p.ndim >= 2]).sum()
 
 
@@ -85,5 +85,5 @@ class RAEL2(RAE):
 class RAEGP(RAE):
     """Ghosh et al. 2020, sec. 3.1, GP: the squared norm of the decoder's derivative, |d recon/dz|_F^2."""
 
-    def roughness(self, recon: Tensor, z: Tensor, noise: Noise) -> Tensor:
+    def decoder_penalty(self, recon: Tensor, z: Tensor, noise: Noise) -> Tensor:
         return jacobian_norm(self.likelihood.mean(recon), z, noise)

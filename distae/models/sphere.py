@@ -27,8 +27,8 @@ class VonMisesFisher:
     normaliser, the KL from the uniform distribution and, by inverting the cumulative sum, samples. It needs no Bessel functions and
     no rejection, and has the exact pathwise derivative dt/dkappa = -(dF/dkappa) / p(t).
 
-    The angles are `spread` of an even grid: dense near mu, where a large kappa puts all mass, and flat at both ends, so that the
-    sum has no edge there. In float32, KL and gradient are accurate to 1e-5 up to a kappa of 10^4.
+    The angles are `spread` of an even grid: dense near mu, where a large kappa puts all mass, and with slope 0 at both ends, where
+    the sum then has no edge. In float32, KL and gradient are accurate to 1e-5 up to a kappa of 10^4.
     """
 
     def __init__(self, kappa: Tensor, dim: int) -> None:
@@ -36,16 +36,16 @@ class VonMisesFisher:
         even = (torch.arange(GRID, dtype=kappa.dtype, device=kappa.device) + 0.5) / GRID
         angle = spread(even)
         self.kappa, self.dim = kappa, dim
-        self.less = -2 * torch.sin(angle / 2).square()  # cos t - 1, in which nothing cancels
+        self.cos_minus_one = -2 * torch.sin(angle / 2).square()  # cos t - 1, without cancellation
         log_width = torch.log(even.square() * (1 - even)) + math.log(12 * math.pi / GRID)  # of a cell, by spread's derivative
-        raw = (dim - 2) * torch.log(torch.sin(angle)) + log_width + kappa[:, None] * self.less
+        raw = (dim - 2) * torch.log(torch.sin(angle)) + log_width + kappa[:, None] * self.cos_minus_one
         self.mass = torch.softmax(raw, 1)
         self.log_total = torch.logsumexp(raw, 1)
 
     def kl_from_uniform(self) -> Tensor:
         """KL(vMF || uniform) in nats, `[B]` (Davidson 2018, eq. 13)."""
         uniform = math.lgamma((self.dim - 1) / 2) + math.lgamma(0.5) - math.lgamma(self.dim / 2)
-        return self.kappa * (self.mass * self.less).sum(1) - self.log_total + uniform
+        return self.kappa * (self.mass * self.cos_minus_one).sum(1) - self.log_total + uniform
 
     def angle(self, u: Tensor) -> Tensor:
         """Angles to mu `[B]` of the samples at quantiles `u` `[B]`, with gradients to kappa."""

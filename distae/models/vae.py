@@ -36,6 +36,7 @@ class GaussianAutoencoder(NetAutoencoder):
     """A gaussian posterior q(z|x) from the encoder, a standard normal prior; the objective is left to subclasses."""
 
     cfg: GaussianConfig
+    normal_prior = True
     latent_factor = 2
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
@@ -46,6 +47,22 @@ class GaussianAutoencoder(NetAutoencoder):
         assert codes.mu is not None
         assert codes.logvar is not None
         return kl_by_dimension(codes.mu, codes.logvar)
+
+    def log_weights(self, batch: Batch, k: int, noise: Noise) -> Tensor | None:
+        codes = self.encode(batch.x, batch.label)
+        assert codes.mu is not None
+        assert codes.logvar is not None
+        mu, logvar = codes.mu[:, None], codes.logvar[:, None]
+        z = mu + noise.normal(mu.expand(-1, k, -1)) * torch.exp(0.5 * logvar)
+        x, label = (None if t is None else t.repeat_interleave(k, 0) for t in (batch.x, batch.label))
+        nll = self.likelihood(self.decode_raw(z.flatten(0, 1), label), x)
+        log_q: Tensor = log_normal(z, mu, logvar).sum(2)
+        log_joint: Tensor = (self.log_prior(z.flatten(0, 1)) - nll).view(-1, k)
+        return log_joint - log_q
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z) in nats, `[B]` from `[B, latent_dim]`."""
+        return log_standard_normal(z)
 
     def sample(self, n: int, noise: Noise) -> Tensor:
         return self.decode(self.prior(n, noise))

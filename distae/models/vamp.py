@@ -21,6 +21,7 @@ class VampVAE(GaussianVAE):
     """
 
     cfg: VampVAEConfig
+    normal_prior = False
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
@@ -38,7 +39,6 @@ class VampVAE(GaussianVAE):
         return None  # the prior is a mixture
 
     def log_prior(self, z: Tensor) -> Tensor:
-        """log p(z) in nats, `[B]` from `[B, latent_dim]`."""
         each = log_normal(z[:, None], *self.posterior(self.pseudo_inputs(), None)).sum(2)
         return torch.logsumexp(each, 1) - math.log(self.cfg.components)
 

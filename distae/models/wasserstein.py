@@ -11,6 +11,8 @@ from distae.noise import Noise
 class CodePrior(NetAutoencoder):
     """Deterministic codes and a standard normal prior."""
 
+    normal_prior = True
+
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         return Codes(upcast(self.encoder(x, None)))
 

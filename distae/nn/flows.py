@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distae.losses import upcast
+from distae.losses import log_standard_normal, upcast
 
 
 class Planar(nn.Module):
@@ -82,6 +82,7 @@ class InverseAutoregressive(nn.Module):
 
     def __init__(self, dim: int, hidden: int, context: int, reverse: bool) -> None:
         super().__init__()
+        self.reverse = reverse
         order = torch.arange(1, dim + 1)
         order = order.flip(0) if reverse else order
         degree = torch.arange(hidden) % max(1, dim - 1) + 1
@@ -90,8 +91,52 @@ class InverseAutoregressive(nn.Module):
 
     def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """The new z `[B, D]` and log |det| `[B]`, from z `[B, D]` and context `[B, C]`."""
-        hidden = F.elu(self.first(torch.cat([z, context.to(z.dtype)], 1)))
-        mean, gate = upcast(self.last(torch.cat([hidden, context.to(hidden.dtype)], 1))).chunk(2, 1)
-        log_scale = F.logsigmoid(gate + 1.5)  # starts with scales near 1, sec. 4
+        mean, log_scale = self.parameters_of(z, context)
         scale = log_scale.exp()
         return scale * z + (1 - scale) * mean, log_scale.sum(1)
+
+    def inverse(self, new: Tensor, context: Tensor) -> Tensor:
+        """The z `[B, D]` that `forward` makes `new` of, one dimension after another."""
+        z, dim = torch.zeros_like(new), new.shape[1]
+        for i in reversed(range(dim)) if self.reverse else range(dim):
+            mean, log_scale = (value[:, i] for value in self.parameters_of(z, context))
+            z[:, i] = (new[:, i] + torch.expm1(log_scale) * mean) * torch.exp(-log_scale)
+        return z
+
+    def parameters_of(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """m and log s of each dimension, `[B, D]` each."""
+        hidden = F.elu(self.first(torch.cat([z, context.to(z.dtype)], 1)))
+        mean, gate = upcast(self.last(torch.cat([hidden, context.to(hidden.dtype)], 1))).chunk(2, 1)
+        return mean, F.logsigmoid(gate + 1.5)  # starts with scales near 1, sec. 4
+
+
+class MaskedAutoregressive(nn.Module):
+    """A density of x `[B, D]`: u = f(x) is standard normal (Papamakarios et al. 2017), f in steps as above, from x to noise.
+
+    Each step is followed by a scale and an offset of each dimension: its own scales are below 1, and codes whose dimensions follow
+    from each other need larger ones.
+    """
+
+    def __init__(self, dim: int, hidden: int, flows: int) -> None:
+        super().__init__()
+        self.flows = nn.ModuleList(InverseAutoregressive(dim, hidden, 0, bool(i % 2)) for i in range(flows))
+        self.log_scale, self.offset = nn.Parameter(torch.zeros(flows, dim)), nn.Parameter(torch.zeros(flows, dim))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """u `[B, D]` and log |det du/dx| `[B]`."""
+        total = torch.zeros_like(x[:, 0])
+        for flow, log_scale, offset in zip(self.flows, self.log_scale, self.offset, strict=True):
+            x, log_det = flow(x, x[:, :0])
+            x, total = x * log_scale.exp() + offset, total + log_det + log_scale.sum()
+        return x, total
+
+    def inverse(self, u: Tensor) -> Tensor:
+        """x `[B, D]` of noise `[B, D]`."""
+        for i in reversed(range(len(self.flows))):
+            u = self.flows[i].inverse((u - self.offset[i]) * torch.exp(-self.log_scale[i]), u[:, :0])  # type: ignore[operator]
+        return u
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x) in nats, `[B]`."""
+        u, log_det = self.forward(x)
+        return log_standard_normal(u) + log_det

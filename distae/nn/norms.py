@@ -92,7 +92,7 @@ def _dims(x: Tensor) -> tuple[list[int], Any]:
 
 
 def make_norm(cfg: NetConfig, channels: int, images: bool) -> nn.Module | None:
-    """The normalisation of the settings, for `[B, C]` or, with `images`, `[B, C, H, W]`; None where there is none."""
+    """The normalisation of the settings, for `[B, C]` or, with `images`, `[B, C, H, W]`; None with `--net.norm none`."""
     if cfg.norm == "batch":
         return BatchNorm(channels)
     if cfg.norm == "group":

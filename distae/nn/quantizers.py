@@ -17,9 +17,9 @@ class Codebook(nn.Module):
     """Nearest-vector quantization (van den Oord 2017, eq. 1-2), codes learned by gradient or as moving averages (app. A.1).
 
     Averages are of frequencies and mean vectors over the global batch. A code whose average frequency falls below
-    `restart_below / size` restarts at a vector of the last batch (Dhariwal 2020, app. B.1). Frequencies start there, and after
-    a restart too: the next batch tells which codes are idle. Where `depth` levels share the codes, each gives its vectors to
-    every depth-th code.
+    `restart_below / size` restarts at a vector of the last batch (Dhariwal 2020, app. B.1). Frequencies start at that threshold,
+    and return to it at a restart, so the next batch shows which codes are unused. If `depth` levels share the codes, each offers
+    its vectors to every depth-th code.
     """
 
     codes: Tensor
@@ -70,10 +70,10 @@ class Codebook(nn.Module):
             self.candidates[slots], self.offered[slots] = self._draw(z, len(self.codes[slots]), noise)
 
     def _draw(self, z: Tensor, n: int, noise: Noise) -> tuple[Tensor, Tensor]:
-        """`n` vectors of the global batch at random, `[n, dim]`, 0 where another rank holds it, and which of them are one, `[n]`.
+        """`n` random vectors of the global batch, `[n, dim]`, 0 where another rank has it; and `[n]` bool, which of them exist.
 
-        Each is of another n-th of the batch, and none where there are fewer vectors: two codes at one place would be a tie, which
-        rounding breaks otherwise at each world size.
+        Each is drawn from a different n-th of the batch, so none is drawn twice; with fewer than n vectors, some parts are empty.
+        Two equal codes would be a tie, which rounding breaks differently at each world size.
         """
         samples = len(z) * dist.world().world_size
         vectors = samples * z.shape[1]
@@ -110,7 +110,7 @@ class Codebook(nn.Module):
 
 
 def usage(index: Tensor, size: int, valid_mask: Tensor | None) -> Tensor:
-    """How often each of `size` codes is used over all ranks: `[size]`, from `index` `[B, N]`; rows in `valid_mask` `[B]` count."""
+    """Relative frequency of each of `size` codes over all ranks, `[size]`, from `index` `[B, N]`, only of rows in `valid_mask`."""
     weight = torch.ones(index.shape, dtype=torch.float64, device=index.device)
     weight = weight if valid_mask is None else weight * valid_mask[:, None]
     counts = dist.all_reduce_(weight.new_zeros(size).index_add_(0, index.flatten(), weight.flatten()))
@@ -127,8 +127,8 @@ def fsq(z: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """Finite scalar quantization (Mentzer 2023, sec. 3.1 and app. A.1) of `z` `[..., len(levels)]`.
 
     Returns values in [-1, 1] of its shape, with straight-through gradients, and the index `[...]` of each vector's code. Even
-    levels are shifted by half a step; the shift is atanh, as it must be for 0 to stay 0 (the paper's listing has tan). Of 2 levels
-    none is 0, and that shift would be all of tanh: they are -1 and 1, the sign.
+    levels are shifted by half a step; the shift is atanh, as it must be for 0 to stay 0 (the paper's listing has tan). With 2
+    levels neither is 0, and that shift would be undefined: they are -1 and 1, the sign.
     """
     two = levels == 2
     half = (levels - 1) * (1 - 1e-3) / 2

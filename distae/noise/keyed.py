@@ -1,8 +1,8 @@
 """The only source of randomness in distae, keyed: the same key gives the same numbers on any number of ranks.
 
-Noise belongs to the rows of a global batch and is drawn block by block of rows, of which a rank draws those that its rows touch:
-results depend neither on the world size nor on gradient accumulation, and the cost is that of the rank's own rows. The key of a
-block is (seed, key of the forward pass, call, block number), the call counting the draws of one forward.
+Noise belongs to the rows of a global batch and is drawn in blocks of rows; a rank draws only the blocks that contain its rows. So
+results depend neither on the world size nor on gradient accumulation, and a rank pays for its own rows only. The key of a block is
+(seed, key of the forward pass, call, block number), where `call` counts the draws of a forward pass.
 """
 
 import contextlib
@@ -16,21 +16,21 @@ import torch
 from torch import Tensor
 
 ORDER = 2
-"""Version of which rank takes which rows, of noise and of initial weights: a checkpoint of another one is not resumed."""
+"""Version of the rows of each rank, of noise and of initial weights: a checkpoint of a different version is not resumed."""
 BLOCK_ROWS, BLOCK_VALUES = 64, 32768
-"""A block's size at most. So few values a GPU draws alike whatever the number of its multiprocessors."""
+"""Maximum size of a block. For so few values, what a GPU draws does not depend on its number of multiprocessors."""
 
 
 @contextlib.contextmanager
 def initialising(seed: int) -> Iterator[None]:
-    """What is drawn inside comes from the CPU generator seeded with `seed`, whatever the device; its state is put back."""
+    """Seed the CPU generator, from which initial weights are drawn for every device; restore its state at the end."""
     with _initialising, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 
 
 _initialising = threading.RLock()
-"""The CPU generator is the process's: one thread at a time builds a model."""
+"""All threads share the CPU generator, so only one at a time builds a model."""
 
 
 def split_order(n: int, seed: int) -> Tensor:
@@ -46,7 +46,7 @@ def keyed_order(n: int, *key: str | int) -> Tensor:
 def rows_per_block(values_per_row: int) -> int:
     """Rows of one block: a function of a row's width alone, never of the batch.
 
-    A power of two, as most ranks' shares of a batch are: they are then whole blocks, and nothing is drawn to be cut off.
+    A power of two, like most ranks' shares of a batch: these are then whole blocks, and no value is drawn and discarded.
     """
     most = max(1, min(BLOCK_ROWS, BLOCK_VALUES // max(1, values_per_row)))
     return 1 << (most.bit_length() - 1)
@@ -93,7 +93,7 @@ class Noise:
         return x * (self.uniform(x) >= p) / (1 - p)
 
     def times(self, k: int) -> "Noise":
-        """Noise for `k` rows per sample, `[B * k, ...]`, those of a sample in a row."""
+        """Noise for `k` rows per sample, `[B * k, ...]`; the rows of a sample are adjacent."""
         self.calls += 1
         rows = Rows(self.rows.count * k, self.rows.start * k)
         return Noise(self.seed, (*self.key, "times", self.calls), rows, self.device)
@@ -103,7 +103,7 @@ class Noise:
         return self._to_device(torch.randperm(n, generator=self._common_generator()))
 
     def integers(self, n: int, high: int) -> Tensor:
-        """`n` integers below `high`, each on its own, the same on every rank: `[n]` int64."""
+        """`n` independent integers from 0 to `high` - 1, the same on every rank: `[n]` int64."""
         return self._to_device(torch.randint(high, (n,), generator=self._common_generator()))
 
     def common(self, *shape: int) -> Tensor:
@@ -111,7 +111,7 @@ class Noise:
         return self._to_device(torch.randn(shape, generator=self._common_generator()))
 
     def _blocks(self, like: Tensor, fill: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
-        """This rank's rows, cut from the blocks that they touch, each drawn whole: a part of a draw is not a smaller draw."""
+        """This rank's rows, cut from blocks that are drawn whole: a smaller draw has different values."""
         self.calls += 1
         size = rows_per_block(prod(like.shape[1:]))
         first, end = self.rows.start // size, -(-(self.rows.start + self.rows.count) // size)
@@ -134,12 +134,12 @@ class Noise:
 
 
 def seed_of(key: object) -> int:
-    """63 bits of a key that is made of numbers, texts and tuples."""
+    """A hash of 63 bits of a key made of numbers, strings and tuples."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest()) >> 1
 
 
 class _Generators(threading.local):
-    """One generator per device and thread: a shared one is a race once threads draw ahead."""
+    """One generator per device and thread: threads would race for a shared one."""
 
     def __init__(self) -> None:
         self.by_device: dict[torch.device, torch.Generator] = {}

@@ -1,4 +1,4 @@
-"""A permutation of many numbers that is computed where it is needed, instead of kept."""
+"""A permutation of a large range that is computed when it is needed, not stored."""
 
 from math import isqrt
 
@@ -8,14 +8,14 @@ from torch import Tensor
 from distae.noise.keyed import seed_of
 
 ROUNDS = 8
-"""Rounds of the network; from 6 on it passes for random even to who may ask for any of its values (Luby & Rackoff: 4)."""
+"""Rounds of the Feistel network: more than the 4 after which few queried values look random (Luby & Rackoff 1988)."""
 
 
 class KeyedPermutation:
     """A permutation of range(n) that depends on `key` alone, without a table.
 
-    A Feistel network over pairs of numbers below the root of n, rounded up; a result past the end goes in again until it is
-    inside, which is rare (Black & Rogaway 2002, "Ciphers with arbitrary finite domains").
+    A Feistel network over pairs of numbers below ceil(sqrt(n)); a result of n or more is fed in again until it is below n, which is
+    rare (cycle walking; Black & Rogaway 2002, "Ciphers with arbitrary finite domains").
     """
 
     def __init__(self, n: int, key: object) -> None:
@@ -38,7 +38,7 @@ class KeyedPermutation:
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """62 bits that all depend on all 64 of `x`: the finaliser of splitmix64 (Steele et al. 2014)."""
+    """62 bits, each of which depends on all 64 bits of `x`: the finaliser of splitmix64 (Steele et al. 2014)."""
     x = (x ^ (x >> 30 & (1 << 34) - 1)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9 as a signed number
     x = (x ^ (x >> 27 & (1 << 37) - 1)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
     return (x ^ (x >> 31)) & (1 << 62) - 1

@@ -11,7 +11,7 @@ from distae.noise.keyed import initialising, seed_of
 
 
 def reset_parameters(model: nn.Module, seed: int, prefix: str = "") -> None:
-    """Give the tensors of `model`, on the CPU, their initial values, by each module's own `reset_parameters()`.
+    """Initialise the tensors of `model`, on the CPU, by each module's own `reset_parameters()`.
 
     A tensor's values depend on `seed`, its module's way of initialising and its name `prefix + name` alone: not on the modules
     around it, nor on the order in which they were made. Tensors on `meta` are left out, so that a model too large for one
@@ -26,7 +26,7 @@ def reset_parameters(model: nn.Module, seed: int, prefix: str = "") -> None:
 
 
 class _FilledByName(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tensors that are filled with random values take them from a generator of their own name; others from the module's."""
+    """Random fills of the named tensors use a generator seeded by the tensor's name; other draws use that of the module."""
 
     FILLS = (torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default)
 

@@ -17,7 +17,7 @@ class Backend(Protocol):
         """
 
     def status(self, run_dir: Path) -> Iterable[tuple[str, str]]:
-        """Names and texts of the lines that `distae status` shows of the run's newest job; none where it has none here."""
+        """Label and text of each line that `distae status` shows for the run's newest job; none if it has no job here."""
 
 
 B = TypeVar("B", bound=type[Backend])

@@ -1,4 +1,4 @@
-"""The folder for what a node can make again: decoded data, files of URLs, indices of folders."""
+"""The cache folder of a node, for what can be recreated: decoded data, downloaded files, indices of folders."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,10 @@ VARIABLE = "DISTAE_CACHE"
 
 
 def cache_folder(name: str) -> Path:
-    """The folder `name` in the one that `DISTAE_CACHE` names, by default ~/.cache/distae. Raises OSError if it cannot be made."""
+    """The subfolder `name` of $DISTAE_CACHE, by default of $XDG_CACHE_HOME/distae or ~/.cache/distae.
+
+    Raises OSError if it cannot be made.
+    """
     try:
         base = Path(os.environ.get(VARIABLE) or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "distae").expanduser()
     except RuntimeError as error:
@@ -19,11 +22,11 @@ def cache_folder(name: str) -> Path:
     return folder
 
 
-def make_room(folder: Path, size: int, most: int) -> None:
-    """Remove the files used longest ago until `size` more bytes fit into `most`; a process that has one mapped keeps it."""
+def make_room(folder: Path, size: int, limit: int) -> None:
+    """Delete the least recently used files until `size` more bytes fit into `limit`; a process that maps one keeps its data."""
     with FileLock(folder / "room.lock"):
         files = [(path, path.stat()) for path in folder.iterdir() if path.suffix != ".lock" and not path.name.startswith(".")]
-        excess = sum(found.st_size for _, found in files) + size - most
+        excess = sum(found.st_size for _, found in files) + size - limit
         for path, found in sorted(files, key=lambda file: file[1].st_mtime):
             if excess > 0:
                 path.unlink(missing_ok=True)

@@ -1,12 +1,14 @@
-"""stdout and stderr that may be closed (`| head`, a lost terminal). Training does not depend on either."""
+"""stdout and stderr may be closed (`| head`, a lost terminal): that must not end training."""
 
 import contextlib
+import signal
 import sys
+from collections.abc import Callable
 from typing import Any, TextIO
 
 
-class Lasting:
-    """A text stream that drops what it cannot write; all else is the wrapped stream's."""
+class SafeStream:
+    """A text stream that ignores errors of writing; everything else is passed to the wrapped stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -24,6 +26,16 @@ class Lasting:
         return getattr(self.stream, name)
 
 
-def outlast() -> None:
-    """Make this process's stdout and stderr such streams, to its very end: Python flushes them last, and would exit with 120."""
-    sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
+def ignore_closed_streams() -> None:
+    """Wrap stdout and stderr until the process exits: Python flushes them last, and exits with code 120 if that fails."""
+    sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """What `main` returns; 130 and one line if Ctrl-C ends it, as it does before a run handles signals."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would be a traceback of the exit
+        sys.stderr.write("distae: interrupted by Ctrl-C\n")
+        return 130

@@ -11,7 +11,7 @@ from distae.errors import UserError
 
 @dataclass(frozen=True)
 class Environment:
-    """One process's place in the job."""
+    """Which rank of the job this process is, and how the launcher started it."""
 
     rank: int = 0
     world_size: int = 1
@@ -25,7 +25,7 @@ class Environment:
     restarts: int = 0
     """How often the launcher has restarted this job after a crash."""
     restarts_left: int = 0
-    """How often it would do so again."""
+    """How often it would restart it again."""
     requeues: int = 0
     """How often Slurm has requeued this job."""
 
@@ -58,8 +58,8 @@ def _torchrun(env: Mapping[str, str], requeues: int) -> Environment:
         _text(env, "MASTER_ADDR")
         _number(env, "MASTER_PORT", below=65536)
     restarts, most = (_number(env, f"TORCHELASTIC_{name}", 0) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
-    place = Environment(rank, world_size, local_rank, local_world_size, "torchrun", requeues=requeues)
-    return replace(place, restarts=restarts, restarts_left=max(0, most - restarts))
+    found = Environment(rank, world_size, local_rank, local_world_size, "torchrun", requeues=requeues)
+    return replace(found, restarts=restarts, restarts_left=max(0, most - restarts))
 
 
 def _slurm(env: Mapping[str, str], requeues: int) -> Environment:

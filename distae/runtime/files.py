@@ -1,7 +1,7 @@
-"""Files of a run or a model folder, which others may have damaged, forged or replaced: read within bounds, written whole.
+"""Files of a run or model folder, which may be damaged, forged or replaced: bounded reads, atomic writes.
 
 Anything but a regular file (a FIFO, a device, a link out of the folder) is rejected before it is opened: reading a FIFO
-blocks forever, reading /dev/zero fills the memory, and writing through a link changes somebody else's file.
+blocks forever, reading /dev/zero fills the memory, and writing through a link changes a file elsewhere.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from distae.config.toml import LARGEST, parse_toml
 
 T = TypeVar("T")
 SMALL = 8 << 20
-"""Bytes: no settings, state, outcome, lock or manifest is larger. JSON of that size takes less than a second."""
+"""Maximum bytes of settings, state, outcome, lock and manifest files. JSON of that size parses in less than a second."""
 
 
 def decode(data: bytes, kind: type[T]) -> T:
-    """JSON text as a `kind`, its types checked. Raises ValueError if it is anything else."""
+    """Parse JSON as a `kind` and check its types. Raises ValueError if it does not match."""
     try:
         return msgspec.json.decode(data, type=kind)
     except RecursionError as error:
@@ -31,14 +31,17 @@ def decode(data: bytes, kind: type[T]) -> T:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a regular file of the folder that it is named in. Raises OSError if it is anything else, without opening it."""
+    """Bytes of a regular file, found without opening it.
+
+    Raises OSError if it is anything else, such as a FIFO, or a link to a file outside its folder.
+    """
     found = path.lstat()
     if stat.S_ISLNK(found.st_mode):
         target = Path(os.path.realpath(path))
         if not target.is_relative_to(os.path.realpath(path.parent)):
             raise OSError(errno.EINVAL, f"it is a link out of its folder, to {target}", str(path))
         if not target.exists():
-            raise OSError(errno.EINVAL, f"it is a link to nothing, {target}", str(path))
+            raise OSError(errno.EINVAL, f"it is a broken link, to {target}", str(path))
         found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, f"it is {_kind(found.st_mode)}, not a file", str(path))
@@ -46,7 +49,7 @@ def size_of(path: Path) -> int:
 
 
 def read_bytes(path: Path, limit: int = SMALL) -> bytes:
-    """All of a file. Raises OSError if it cannot be read, is not a regular file of its folder, or has more than `limit` bytes."""
+    """All of a file. Raises OSError if it cannot be read, is not a regular file in its folder, or has more than `limit` bytes."""
     if (size := size_of(path)) > limit:
         raise OSError(errno.EFBIG, f"it has {size} bytes; at most {limit} are expected", str(path))
     with open(_descriptor(path, os.O_RDONLY), "rb") as file:
@@ -62,21 +65,21 @@ def read_end(path: Path, limit: int) -> bytes:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Raises OSError as `read_bytes`, and ValueError where it is not valid TOML."""
+    """Parse a TOML file. Raises OSError as `read_bytes`, and ValueError if it is not valid TOML."""
     return parse_toml(read_bytes(path, LARGEST))
 
 
 def open_append(path: Path) -> int:
-    """A descriptor that writes behind what is there, in a file that is made where there is none. Raises OSError as `size_of`."""
+    """A file descriptor for reading and appending; the file is created if it is missing. Raises OSError as `size_of`."""
     if os.path.lexists(path):
         size_of(path)
     return _descriptor(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
 
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes], durable: bool = True) -> None:
-    """The whole file or, where that fails or is interrupted, the one before; `durable`: on the disk when this returns.
+    """Write a file completely, or keep the old one if that fails or is interrupted. `durable`: it is on disk at the return.
 
-    `data` may come in parts. Raises OSError, also where something other than a regular file is in its place.
+    `data` may be an iterable of parts. Raises OSError, also if `path` is something other than a regular file.
     """
     if os.path.lexists(path):
         size_of(path)
@@ -116,7 +119,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> Path:
-    """A folder inside its parent, which must be there. Raises OSError if it cannot be made, or is a link."""
+    """Make a folder if it is missing; its parent must exist. Raises OSError if it cannot be made, or is a link."""
     if path.is_symlink():
         raise OSError(errno.EINVAL, f"it is a link, to {os.path.realpath(path)}", str(path))
     path.mkdir(exist_ok=True)
@@ -124,9 +127,9 @@ def make_folder(path: Path) -> Path:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Names in a folder, sorted; none if there is no such folder.
+    """Names in a folder, sorted; empty if there is no such folder.
 
-    Raises OSError if it cannot be listed, or is a link to nothing: `Path.glob` would take either for an empty folder.
+    Raises OSError if it cannot be listed, or is a broken link: `Path.glob` would treat either as an empty folder.
     """
     try:
         return sorted(p.name for p in folder.iterdir())
@@ -137,7 +140,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def sync(path: Path) -> None:
-    """Make what is in a file, or the names in a folder, durable."""
+    """fsync a file, or the entries of a folder."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -146,14 +149,14 @@ def sync(path: Path) -> None:
 
 
 def in_words(error: BaseException) -> str:
-    """An error of these functions without its number."""
+    """The message of an error, without errno and path."""
     if not isinstance(error, OSError):
         return str(error)
     return _WORDS.get(error.errno or 0) or error.strerror or str(error)
 
 
 def with_path(error: BaseException) -> str:
-    """The same with the file that it is about, if that is known: `Read-only file system: runs/a/metrics.jsonl`."""
+    """The message of an error with its path, if known: `Read-only file system: runs/a/metrics.jsonl`."""
     return in_words(error) + (f": {error.filename}" if isinstance(error, OSError) and error.filename else "")
 
 
@@ -161,7 +164,7 @@ _WORDS = {errno.ENOSPC: "No space left on device (disk full, or no inodes left)"
 
 
 def why_unsafe(folder: Path, files: Iterable[str], folders: Iterable[str]) -> str | None:
-    """The first of these names that is there and is something else than a file, or a folder, of its own; None if none is."""
+    """What is wrong with the first of these names that exists but is not a regular file, or folder, of its own; else None."""
     for name in [*files, *folders]:
         path = folder / name
         try:
@@ -175,7 +178,7 @@ def why_unsafe(folder: Path, files: Iterable[str], folders: Iterable[str]) -> st
 
 
 def _descriptor(path: Path, flags: int) -> int:
-    """Never waits for a FIFO's other end, should one have come since `size_of`. Mode 0666 less the umask."""
+    """Open without blocking, in case a FIFO has replaced the file since `size_of`. Mode 0666 minus the umask."""
     fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)

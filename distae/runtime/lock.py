@@ -20,7 +20,7 @@ from distae.runtime.files import decode, in_words, read_bytes, write_atomically
 
 FILE = "lock"
 BEAT_SECONDS, STALE_SECONDS = 10.0, 60.0
-PLACE = ("host", "boot", "pid_namespace")
+PID_SCOPE = ("host", "boot", "pid_namespace")
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -28,7 +28,7 @@ class RunLock:
     """Held by rank 0 while a run is under way.
 
     The file says who holds it: host, boot, PID namespace, pid, the process's start time, the Slurm job; its modification time is
-    the heartbeat. The folder is kept open, to notice if another one takes its name.
+    the heartbeat. The folder is kept open, to notice if another one replaces it.
     """
 
     def __init__(self, run_dir: Path, token: str) -> None:
@@ -46,11 +46,11 @@ class RunLock:
             raise TrainingError(f"{self.lost}; nothing more is written there")
 
     def _why_lost(self) -> str | None:
-        """None also if that cannot be determined now."""
+        """Why the lock is lost; None if it is held, or if that cannot be determined now."""
         run_dir = self.path.parent
         try:
             if not os.path.samestat(run_dir.stat(), os.fstat(self.folder)):
-                return f"another folder is at {run_dir} now: this run's was moved while it ran"
+                return f"the run folder {run_dir} was moved while the run was under way, and another folder has its name"
         except FileNotFoundError:
             return f"the run folder {run_dir} was moved or removed while the run was under way"
         except OSError:
@@ -91,14 +91,14 @@ def acquire(run_dir: Path, sleep: Callable[[float], None] = time.sleep, clock: C
         while not _create(path, mine):
             with contextlib.suppress(FileNotFoundError):
                 holder = _holder(path)
-                if not _is_gone(holder, mine) and _beats(path, holder, mine, sleep, clock):
+                if not _is_gone(holder, mine) and _is_alive(path, holder, mine, sleep, clock):
                     raise UserError(
                         f"--run-dir: {run_dir} is in use by process {holder.get('pid')} on {holder.get('host')}; "
                         "wait for it to end, stop it, or give another --run-dir"
                     )
                 if _take_over(path, holder, mine):
                     break
-        _sweep(run_dir, mine)
+        _remove_leftovers(run_dir, mine)
         return RunLock(run_dir, str(mine["token"]))
     except OSError as error:
         raise UserError(f"--run-dir: the lock of {run_dir} cannot be taken: {in_words(error)}") from error
@@ -117,31 +117,31 @@ def _describe_self() -> dict[str, Any]:
     }
 
 
-def _written(path: Path, mine: dict[str, Any]) -> Path:
-    """A complete lock file under a temporary name, which tells whose it is."""
-    fresh = path.with_name(f".{FILE}.{_place(mine)}.{mine['pid']}.{mine['started']}.{mine['token']}")
+def _write_temporary(path: Path, mine: dict[str, Any]) -> Path:
+    """Write a complete lock file under a temporary name that identifies this process; returns its path."""
+    fresh = path.with_name(f".{FILE}.{_pid_scope(mine)}.{mine['pid']}.{mine['started']}.{mine['token']}")
     write_atomically(fresh, json.dumps(mine).encode())
     return fresh
 
 
-def _place(mine: dict[str, Any]) -> str:
-    """Host, boot and PID namespace: a process id means something within these."""
-    return f"{zlib.crc32(repr([mine[k] for k in PLACE]).encode()):08x}"
+def _pid_scope(mine: dict[str, Any]) -> str:
+    """Checksum of host, boot and PID namespace, within which a process id is unique."""
+    return f"{zlib.crc32(repr([mine[k] for k in PID_SCOPE]).encode()):08x}"
 
 
-def _sweep(run_dir: Path, mine: dict[str, Any]) -> None:
-    """Remove temporary files of starts that were killed here while they took the lock; of other places if they are stale."""
+def _remove_leftovers(run_dir: Path, mine: dict[str, Any]) -> None:
+    """Remove temporary files of processes that were killed while they took the lock; those of other hosts once they are stale."""
     for path in (*run_dir.glob(f".{FILE}.*"), *run_dir.glob(f"..{FILE}.*.writing")):
         found = re.search(rf"{FILE}\.(\w+)\.(\d+)\.(\d+)\.", path.name)
         with contextlib.suppress(OSError):
-            gone = found and found[1] == _place(mine) and _start_time(int(found[2])) != found[3]
+            gone = found and found[1] == _pid_scope(mine) and _start_time(int(found[2])) != found[3]
             if gone or time.time() - path.lstat().st_mtime > STALE_SECONDS:
                 path.unlink()
 
 
 def _create(path: Path, mine: dict[str, Any]) -> bool:
     """Whether the lock file could be made; by a hard link, so that it appears complete, if the file system supports them."""
-    fresh = _written(path, mine)
+    fresh = _write_temporary(path, mine)
     try:
         os.link(fresh, path)
     except FileExistsError:
@@ -167,15 +167,15 @@ def _create_exclusively(path: Path, data: bytes) -> bool:
 def _take_over(path: Path, holder: dict[str, Any], mine: dict[str, Any]) -> bool:
     """Replace the lock of a holder that is gone, unless another process was faster.
 
-    Of several that saw the same holder one has its file locked, and puts its own there; the others find theirs to be another file.
-    Where files cannot be locked, the last one that replaces it has it, and the others see that before they write.
+    Of several processes that saw the same holder, the one that gets the file lock replaces the file; the others then find that it
+    has changed. If the file system has no file locks, the last one to replace it wins, and the others notice before they write.
     """
     with path.open("r+b" if os.access(path, os.W_OK) else "rb") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         if not os.path.samestat(os.fstat(file.fileno()), path.stat()) or _holder(path) != holder:
             return False
-        _written(path, mine).rename(path)
+        _write_temporary(path, mine).rename(path)
     return True
 
 
@@ -188,8 +188,8 @@ def _holder(path: Path) -> dict[str, Any]:
 
 
 def _is_visible(holder: dict[str, Any], mine: dict[str, Any]) -> bool:
-    """Whether the holder, if it ran, would be a process that this one sees: containers may share a host's name, not its pids."""
-    return isinstance(holder.get("pid"), int) and all(holder.get(k) == mine[k] for k in PLACE)
+    """Whether this process could see the holder by its pid: containers may share a host name, but not pids."""
+    return isinstance(holder.get("pid"), int) and all(holder.get(k) == mine[k] for k in PID_SCOPE)
 
 
 def _is_gone(holder: dict[str, Any], mine: dict[str, Any]) -> bool:
@@ -199,7 +199,7 @@ def _is_gone(holder: dict[str, Any], mine: dict[str, Any]) -> bool:
     return same_job and holder.get("slurm_restart") != mine["slurm_restart"]
 
 
-def _beats(
+def _is_alive(
     path: Path, holder: dict[str, Any], mine: dict[str, Any], sleep: Callable[[float], None], clock: Callable[[], float]
 ) -> bool:
     """Whether the holder is alive: known at once if this process can see it, else by a heartbeat within 60 s."""

@@ -9,7 +9,7 @@ from typing import Literal
 from distae.runtime.files import decode, read_bytes, write_atomically
 
 FILE, FORMER = "outcome.json", ".outcome.json.former"
-"""FORMER: that of an earlier launch, until this one is accepted."""
+"""FORMER: the outcome of an earlier launch, until this one is accepted."""
 EXIT_CODES = {"done": 0, "failed": 1, "stopped": 75}
 """stopped: after a valid save; rerun to resume. Invalid input exits with 2 and leaves no outcome."""
 
@@ -23,7 +23,7 @@ class Outcome:
     run_dir: str
     reason: str = ""
     signal: str = ""
-    """What it was stopped by, as `SIGUSR2`; the same on all ranks."""
+    """The signal that stopped it, such as `SIGUSR2`; the same on all ranks."""
 
     @property
     def exit_code(self) -> int:
@@ -43,7 +43,7 @@ def read(run_dir: Path) -> Outcome | None:
 
 
 def set_aside(run_dir: Path) -> None:
-    """Hide how an earlier launch ended: a launcher's restart would take it for the end of this one."""
+    """Hide the outcome of an earlier launch: a launcher's restart would take it for that of this one."""
     with contextlib.suppress(FileNotFoundError):
         (run_dir / FILE).rename(run_dir / FORMER)
 
@@ -56,6 +56,6 @@ def put_back(run_dir: Path) -> None:
 
 
 def forget(run_dir: Path) -> None:
-    """Remove how an earlier launch ended: this one is accepted."""
+    """Remove the outcome of an earlier launch: this one is accepted."""
     for name in (FILE, FORMER):
         (run_dir / name).unlink(missing_ok=True)

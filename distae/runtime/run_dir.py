@@ -1,4 +1,4 @@
-"""The run folder: where it is, and whether it is writable, complete, and of the same settings."""
+"""The run folder: making it, and checking that it is writable, complete, and has the same settings."""
 
 import contextlib
 import itertools
@@ -19,11 +19,11 @@ from distae.runtime.lock import RunLock, acquire
 
 CONFIG = "config.toml"
 SAVED = "saved"
-"""An empty file that is made once the run has a checkpoint: without one, it has lost them."""
+"""An empty file, made with the first checkpoint: a run that has it but no checkpoint has lost them."""
 FILES = (CONFIG, outcome.FILE, outcome.FORMER, "metrics.jsonl", "log.txt", "wandb_id", "lock", SAVED)
 FOLDERS = ("images", "model", "profile")
 DEEPEST = 8
-"""Tables within each other in saved settings."""
+"""Maximum nesting of tables in saved settings."""
 WRITTEN = ("metrics.jsonl", "log.txt")
 
 
@@ -67,7 +67,7 @@ def _check_unfinished(run_dir: Path) -> None:
 
 
 def _after(run_dir: Path) -> str:
-    """The step of the last whole row of metrics.jsonl, as ` after step 4`; empty where none can be read."""
+    """The step of the last complete row of metrics.jsonl, as ` after step 4`; empty if none can be read."""
     with contextlib.suppress(OSError, ValueError):
         *_, last, _ = files.read_end(run_dir / "metrics.jsonl", 1 << 16).split(b"\n")
         return f" after step {files.decode(last, _Row).step}"
@@ -75,7 +75,7 @@ def _after(run_dir: Path) -> str:
 
 
 def mark_saved(run_dir: Path) -> None:
-    """Note that the run has a checkpoint; where the disk does not let us, it is noted at the next."""
+    """Note that the run has a checkpoint; if that fails, the next save tries again."""
     with contextlib.suppress(OSError):
         if not os.path.lexists(run_dir / SAVED):
             (run_dir / SAVED).touch()
@@ -83,7 +83,7 @@ def mark_saved(run_dir: Path) -> None:
 
 @dataclass(frozen=True)
 class _Row:
-    """The part of a row of metrics.jsonl that says where it stands."""
+    """The part of a row of metrics.jsonl that is needed here."""
 
     step: int
 
@@ -116,9 +116,9 @@ def settings_of(run_dir: Path, saved: dict[str, Any]) -> TrainConfig:
 
 
 def check_saved(saved: dict[str, Any], cfg: TrainConfig) -> None:
-    """Raises UserError if the settings that a checkpoint has `saved` define another result than `cfg`."""
+    """Raises UserError if the settings that a checkpoint has `saved` define a different result than `cfg`."""
     if differ := _differences(build(TrainConfig, _nested(saved)), cfg):
-        raise UserError(f"the checkpoint is of other settings: {differ}; the run's {CONFIG} or the checkpoint was changed")
+        raise UserError(f"the checkpoint has other settings: {differ}; the run's {CONFIG} or the checkpoint was changed")
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,9 @@ class _State:
 
 
 def read_settings(run_dir: Path) -> TrainConfig:
-    """The settings of a run: config.toml or, if that is missing, those in its newest checkpoint (only what
-    defines the result; the rest has its defaults). Raises UserError if there are none.
+    """The settings of a run: config.toml or, if that is missing, those in its newest checkpoint.
+
+    A checkpoint holds only what defines the result; the rest has its defaults. Raises UserError if there are none.
     """
     path = run_dir / CONFIG
     try:
@@ -147,7 +148,7 @@ def read_settings(run_dir: Path) -> TrainConfig:
 
 
 def _saved_settings(run_dir: Path) -> dict[str, Any]:
-    """The nested settings in state.json of the newest checkpoint that has them; empty if none has."""
+    """The nested settings in state.json of the newest checkpoint whose settings can be read; empty if there is none."""
     for step in _steps_in(run_dir):
         for path in (run_dir / "checkpoints").glob(f"step_*{step}/state.json"):
             try:
@@ -166,14 +167,14 @@ def _nested(settings: dict[str, Any]) -> dict[str, Any]:
         for part in path:
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict) or "." in last:
-                raise UserError(f"the settings in the checkpoint are damaged: {dotted[:80]!r} is within a value, or too deep")
+                raise UserError(f"the settings in the checkpoint are damaged: {dotted[:80]!r} is nested in a value, or too deep")
         if value is not None:
             inner[last] = value
     return table
 
 
 def _check_writable(run_dir: Path) -> None:
-    """Without creating it: a rejected run leaves nothing behind. Raises UserError."""
+    """Raises UserError if the folder cannot be written to. Does not make it: a rejected run leaves nothing behind."""
     existing = next(p for p in (run_dir, *run_dir.absolute().parents) if p.exists() or p.is_symlink())
     try:
         with tempfile.TemporaryFile(dir=existing):
@@ -188,7 +189,7 @@ def _check_writable(run_dir: Path) -> None:
 
 @dataclass
 class OpenRunDir:
-    """A run folder as a start has opened it, and what to undo if that start is rejected."""
+    """An opened run folder, and what to undo if this start is rejected."""
 
     path: Path
     made: list[Path]
@@ -199,12 +200,12 @@ class OpenRunDir:
     """Where `--fresh` has moved the run that was there."""
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self.lock:
             self.lock.release()
 
     def withdraw(self) -> None:
-        """Release it, and leave everything as it was, unless the run has begun to write."""
+        """Release the lock and restore what was there before, unless the run has begun to write."""
         self.release()
         with contextlib.suppress(OSError):
             if self.aside:
@@ -215,7 +216,7 @@ class OpenRunDir:
 
 
 def make_run_dir(cfg: TrainConfig) -> OpenRunDir:
-    """The run folder. Raises UserError if it cannot be made."""
+    """Make the run folder, without a lock. Raises UserError if that fails."""
     path = Path(cfg.run_dir or ".").absolute()
     made = [p for p in (path, *path.parents) if not p.exists()]
     try:
@@ -258,7 +259,7 @@ def _holds_run(run_dir: Path) -> bool:
 
 
 def _move_aside(run_dir: Path) -> Path:
-    """Where the run is now. Raises UserError where the folder above does not allow it."""
+    """Rename the run's folder and make an empty one; returns the new path. Raises UserError if the parent does not allow it."""
     try:
         aside = run_dir.rename(_aside(run_dir))
         run_dir.mkdir()

@@ -32,15 +32,15 @@ class StopRequest:
 
 
 def heard() -> tuple[signal.Signals, ...]:
-    """SIGNALS, without SIGHUP where `nohup` had it ignored."""
+    """SIGNALS, without SIGHUP if `nohup` has it ignored."""
     return tuple(s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN)
 
 
 @contextlib.contextmanager
-def meeting() -> Iterator[bool]:
-    """While ranks wait for each other inside torch, where no handler runs: signals end the process, as there is nothing to save.
+def default_actions() -> Iterator[bool]:
+    """Let signals end the process while ranks wait for each other inside torch, where no handler runs; there is nothing to save.
 
-    Yields whether a stop was requested before.
+    Yields whether a stop was already requested.
     """
     signums = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if _may_handle() else ()
     ours = {s: h for s in signums if isinstance(h := signal.getsignal(s), StopRequest)}
@@ -66,11 +66,11 @@ def _may_handle() -> bool:
 
 @contextlib.contextmanager
 def listening(exits: bool = True) -> Iterator[StopRequest]:
-    """Record the signals in SIGNALS instead of dying from them; restore the old handlers at the end. In another thread, nothing.
+    """Record the signals in SIGNALS instead of dying from them; restore the old handlers at the end.
 
-    Where the process is not ours to end (`exits`), a signal other than Ctrl-C then reaches the program that it was meant for.
-
-    A StopRequest that is already in place (`launch.job`) is used: no signal is lost between the two.
+    Does nothing outside the main thread. If the process is not ours to end (`exits` is false), a signal other than Ctrl-C is raised
+    again at the end, for the program's own handler. If a StopRequest is already installed (`launch.job`), it is used: no signal is
+    lost between the two.
     """
     if not _may_handle():
         yield StopRequest(exits)

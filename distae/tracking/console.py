@@ -16,7 +16,7 @@ SECONDS_BETWEEN_ROWS = 10.0
 
 
 class Console:
-    """log.txt with timed lines; on a terminal a progress bar, elsewhere the same lines, few of those of training."""
+    """log.txt with timestamps; on a terminal also a progress bar, else the same lines on stderr, with fewer rows of training."""
 
     bar: Any
     pending: str
@@ -35,7 +35,7 @@ class Console:
             self.bar = tqdm(total=total, initial=first, unit="step", dynamic_ncols=True)
 
     def line(self, text: str) -> None:
-        """Print and log one timed line, after the newest row of training if that was not printed."""
+        """Print and log one line with its time, after the newest row of training if that was not printed."""
         if self.pending and not self.quiet:
             sys.stderr.write(self.pending + "\n")
         self._line(text)
@@ -90,12 +90,12 @@ class Console:
 
 
 def shown(row: Row) -> str:
-    """The metrics of a row for people: bytes as MiB or GiB, no times, and no term that repeats the loss."""
+    """The metrics of a row as shown to users: bytes as MiB or GiB, no times, and no term that repeats the loss."""
     same = {k for k, v in row.items() if k.endswith("/recon") and v == row.get(k.replace("recon", "loss"))}
     kept = {k: v for k, v in row.items() if k.count("/") == 1 and not k.endswith("_seconds") and k not in same}
     return " ".join(f"{k.removesuffix('_bytes')}={size(v) if k.endswith('_bytes') else f'{v:.5g}'}" for k, v in kept.items())
 
 
 def size(number: float) -> str:
-    """Bytes as text."""
+    """Bytes as a string in GiB or MiB."""
     return f"{number / 2**30:.2f}GiB" if number >= 2**30 else f"{number / 2**20:.0f}MiB"

@@ -13,7 +13,7 @@ from distae.runtime.files import open_append
 from distae.tracking.sink import Row
 
 LONGEST_ROW = 1 << 20
-"""Bytes to look back for the end of the last whole row."""
+"""Maximum bytes of a row."""
 
 
 class Extent(NamedTuple):
@@ -26,7 +26,7 @@ class Extent(NamedTuple):
 
 
 class Jsonl:
-    """metrics.jsonl: one object per line, handed to the operating system line by line. Rows that cannot be written are kept."""
+    """metrics.jsonl: one object per line, unbuffered. Rows that cannot be written are kept and written with the next."""
 
     def __init__(self, path: Path, size: int | None, may_write: Callable[[], None] = lambda: None) -> None:
         """Continue the file after its first `size` bytes: rows after the checkpoint are cut. None keeps all.
@@ -46,7 +46,7 @@ class Jsonl:
         """Checksum of the whole file: a checkpoint keeps it, so that a resume notices changed rows."""
         for start in range(0, self.size, LONGEST_ROW):
             self.digest.update(os.pread(self.file.fileno(), min(LONGEST_ROW, self.size - start), start))
-        self.late: list[bytes] = []
+        self.unwritten: list[bytes] = []
 
     def _end_of_rows(self, size: int) -> int:
         """`size` without a torn last row, which the next row would be appended to."""
@@ -55,12 +55,12 @@ class Jsonl:
 
     def row(self, row: Row) -> None:
         self.may_write()
-        self.late.append(json.dumps(dict(row)).encode() + b"\n")
+        self.unwritten.append(json.dumps(dict(row)).encode() + b"\n")
         with contextlib.suppress(OSError):
             self._flush()
 
     def sync(self) -> Extent:
-        """Make all rows durable; what the file is now. Raises OSError if they cannot be written."""
+        """Make all rows durable; returns the file's size and checksum. Raises OSError if they cannot be written."""
         self.may_write()
         self._flush()
         os.fsync(self.file.fileno())
@@ -68,16 +68,16 @@ class Jsonl:
 
     def _flush(self) -> None:
         """Write all rows or none, so that a full disk leaves no torn line."""
-        lines = memoryview(b"".join(self.late))
+        lines = memoryview(b"".join(self.unwritten))
         try:
             while lines:
                 lines = lines[self.file.write(lines) :]
         except OSError:
             self.file.truncate(self.size)
             raise
-        self.size += sum(map(len, self.late))
-        self.digest.update(b"".join(self.late))
-        self.late.clear()
+        self.size += sum(map(len, self.unwritten))
+        self.digest.update(b"".join(self.unwritten))
+        self.unwritten.clear()
 
     def image(self, name: str, path: Path, step: int) -> None:
         pass

@@ -73,7 +73,7 @@ class Tracker:
             sink.image(name, path, step)
 
     def close(self) -> None:
-        """Close every sink once, however often this is called: a run that fails does so too."""
+        """Close every sink once, however often this is called; also called if a run fails."""
         while self.sinks:
             self.sinks.pop(0).close()
 
@@ -90,7 +90,7 @@ def describe_environment(world_size: int, threads: int, device: str) -> dict[str
 
 
 def _commit() -> str | None:
-    """The commit of this code, if known; a snapshot for a Slurm job holds it in a file, as it is not a checkout."""
+    """The commit of this code, if known. A snapshot for a Slurm job is not a checkout: it has it in a file."""
     root = Path(__file__).parents[2]
     with contextlib.suppress(OSError):
         return (root / "COMMIT").read_text().strip()

@@ -1,7 +1,7 @@
 """The one W&B run of a run folder, built from the files that are always on disk.
 
-Each start of a run without network leaves its own offline folder with the same id, and the one that is synced last
-overwrites the others. So one run is built from metrics.jsonl and the pictures, and synced: it can be repeated.
+Without network, each start of a run leaves its own offline folder with the same id, and the one that is synced last
+overwrites the others. So one run is built from metrics.jsonl and the pictures, and synced; that can be repeated.
 """
 
 import json
@@ -24,7 +24,7 @@ LARGEST = 4 << 30
 
 
 def rebuild(run_dir: Path) -> Path:
-    """Write the run as one offline folder of W&B; returns that. Raises UserError if there is no run, or it is damaged."""
+    """Write the run as one offline folder of W&B; returns its path. Raises UserError if there is no run, or it is damaged."""
     rows, cfg = _rows(run_dir), read_settings(run_dir)
     import wandb
 

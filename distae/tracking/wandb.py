@@ -28,7 +28,7 @@ class Wandb:
         settings = wandb.Settings(console="off", silent=True, init_timeout=15)
         config = to_dict(cfg) | {"environment": environment}
         identity = wandb_identity(run_dir, console.line)
-        # An absolute folder: the service that writes there may be a sweep agent's, in another folder.
+        # An absolute path: the service that writes there may be a sweep agent's, in a different working directory.
         kwargs: dict[str, Any] = identity | {"dir": str(run_dir.resolve()), "config": config, "settings": settings}
         try:
             self.run = wandb.init(mode=mode, resume="allow" if mode == "online" else None, **kwargs)

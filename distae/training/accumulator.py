@@ -11,11 +11,11 @@ from distae.models import Output
 
 @dataclass(frozen=True)
 class AccumulatorState:
-    """A log window as a checkpoint holds it."""
+    """A log window as it is stored in a checkpoint."""
 
     names: list[str]
     sums: list[list[float]]
-    """Of each rank."""
+    """For each rank, one per name."""
     steps: int
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class MetricAccumulator:
         self.open[names] = self.open[names] + values if names in self.open else values
 
     def close_step(self, finite: Tensor, micro_steps: int) -> None:
-        """End an optimizer step; `finite` is false where one of its updates was masked."""
+        """End an optimizer step; `finite` is a scalar, false if one of its updates was masked."""
         if not self.names:
             self.names = [name for names in self.open for name in names]
             self.sums = self.sums.new_zeros(len(self.names))

@@ -1,4 +1,4 @@
-"""When a run is saved, and what is in a checkpoint. How it is written is `checkpoint.CheckpointStore`'s."""
+"""When a run is saved, and what is in a checkpoint; `checkpoint.CheckpointStore` writes it."""
 
 import time
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class CheckpointManager:
         data: Identity,
         may_commit: Callable[[], None],
     ) -> None:
-        """`may_commit` is called on rank 0 before a checkpoint is committed, and raises TrainingError where that is forbidden."""
+        """`may_commit` is called on rank 0 before a checkpoint is committed, and raises TrainingError to forbid that."""
         self.cfg, self.state, self.logger, self.threads, self.data = cfg, state, logger, threads, data
         self.train_step, self.tracker = logger.train_step, logger.tracker
         folder = Path(cfg.run_dir or ".") / "checkpoints"
@@ -40,7 +40,7 @@ class CheckpointManager:
         self.why_unsaved = ""
 
     def start(self) -> None:
-        """Start the schedule at the step where training starts, and finish what the save of that step began."""
+        """Start the schedule at the step where training starts, and delete what the save of that step should have deleted."""
         self.schedule.start(self.state.step, time.perf_counter())
         if self.saved_step is not None:
             self.store.tidy(self.saved_step, self.state.best_step)
@@ -50,16 +50,16 @@ class CheckpointManager:
             self.save()
 
     def save_again(self, new_best: bool) -> None:
-        """After an evaluation that a stop came before: what is saved of this step does not know of it."""
+        """Save this step again after an evaluation that a stop had interrupted: the saved state does not have its result."""
         if self.state.evaluated_step == self.state.step:
             self.saved_step = None
             self.save_if_due(new_best)
 
     def save(self, wait: bool = False) -> None:
-        """Save the whole state of the run, unless this step is saved; with `wait`, until it is on disk.
+        """Save the whole state of the run, unless this step is saved already; with `wait`, return once it is on disk.
 
-        A save that fails is reported and tried again at the next interval. Raises TrainingError if a non-finite step is in it,
-        and, with `wait`, if it fails.
+        A save that fails is reported and tried again at the next interval. Raises TrainingError if a step since the last row was
+        not finite, and, with `wait`, if the save fails.
         """
         dist.synchronize()  # queued work is training, not part of the cost of a save
         started = time.perf_counter()

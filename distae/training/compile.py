@@ -22,12 +22,12 @@ class Compiled(nn.Module):
         self.model = model
         self.plans: dict[str, list[Draw]] = {}
         self.ramps: list[Ramp] = [value for value in vars(model.cfg).values() if isinstance(value, Ramp)]
-        torch.compiler.reset()  # those that this process trained before count against dynamo's limit of 8 programs
+        torch.compiler.reset()  # earlier models of this process count against dynamo's limit of 8 programs
         mode = "reduce-overhead" if cuda_graphs else None
         self.program = torch.compile(self._run, fullgraph=dist.world().world_size == 1, mode=mode, dynamic=False)
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
-        """As the model's. Raises TrainingError if it does not compile."""
+        """The model's forward. Raises TrainingError if it does not compile."""
         if phase not in self.plans:
             recorder = NoiseRecorder(noise)
             out: Output = self.model(batch, phase, recorder)

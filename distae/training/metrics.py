@@ -1,4 +1,4 @@
-"""Rows of training: means over a log window, the rate, the throughput, and a check that all are finite."""
+"""Rows of training metrics: means over a log window, learning rate and throughput, and a check that all terms are finite."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from distae.training.state import TrainState
 from distae.training.step import TrainStep
 
 SMALLEST_LOSS_SCALE = 2.0**-10
-"""The scaler starts at 65,536 and halves at every overflow; below this scale every step is skipped."""
+"""The scaler starts at 65,536 and halves at every overflow; below this scale the run ends: every step was skipped."""
 
 
 class MetricsLogger:
@@ -61,19 +61,19 @@ class MetricsLogger:
         self.train_step.window.clear()
 
     def count_skipped(self, split: str) -> dict[str, float]:
-        """The metric of samples that could not be read, those of all ranks; reports new ones."""
+        """The metric of samples of all ranks that could not be read; reports new ones in the log."""
         for line in self.skipped.agree():
             self.tracker.line(line)
         return self.skipped.counts(split)
 
     def row(self, metrics: Mapping[str, float]) -> None:
-        """Write one row, with where the run stands."""
+        """Write one row, with step, epoch, samples and time."""
         step = self.state.step
         where = {"step": step, "epoch": step / self.steps_per_epoch, "samples_seen": step * self.cfg.global_batch_size}
         self.tracker.row({**where, "time": time.time(), **metrics})
 
     def _speed(self) -> dict[str, float]:
-        """What the steps since the last row took: logging included, evaluation and saving excluded."""
+        """Throughput of the steps since the last row: logging included, evaluation and saving excluded."""
         step, then = self.clock
         took, steps = self.timers.since(then), self.state.step - step
         self.start()

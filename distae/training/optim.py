@@ -20,9 +20,9 @@ from distae.errors import TrainingError
 
 
 def make_optimizer(cfg: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """A fused optimizer. With weight decay in two groups: weights, and vectors (biases, norms, scales), which do not decay.
+    """A fused optimizer. With weight decay it has two groups: weights, and vectors (biases, norms, scales), which do not decay.
 
-    A second group costs a tiny model's step 3 percent.
+    Without, one: a second group costs 3 percent of the step of a tiny model.
     """
     decayed = weights(parameters) if cfg.weight_decay else []
     groups = [
@@ -33,13 +33,13 @@ def make_optimizer(cfg: OptimConfig, parameters: list[nn.Parameter]) -> torch.op
     if cfg.name == "sgd":
         sgd = torch.optim.SGD(groups, cfg.lr, momentum=cfg.momentum, fused=True)
         for p in parameters if cfg.momentum else ():
-            # torch's are not initialised, and stay so if the first step is masked, as it often is with fp16.
+            # torch does not initialise them, and they stay so if the first step is masked, as it often is with fp16.
             sgd.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         return sgd
     return FusedAdam(groups, cfg.lr, betas=cfg.betas, eps=cfg.eps, decoupled_weight_decay=cfg.name == "adamw", fused=True)
 
 
-class _Together(NamedTuple):
+class _GroupTensors(NamedTuple):
     """The parameters of a group that have gradients, and their state; `steps` are views of `vector`."""
 
     names: tuple[int, ...]
@@ -50,40 +50,40 @@ class _Together(NamedTuple):
 
 
 class FusedAdam(torch.optim.Adam):
-    """torch's fused Adam and AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019), bit for bit, at less cost between its kernels.
+    """torch's fused Adam and AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019), bit for bit, with less overhead per step.
 
-    torch adds 1 to a step count per parameter, takes it back where the update is masked, and sorts all tensors by device at every
-    step: a tenth of a tiny model's step. Here the counts of a group are views of one vector, and the lists are kept.
+    At every step torch adds 1 to a step count per parameter, takes it back if the update is masked, and sorts all tensors by
+    device: a tenth of a tiny model's step. Here the counts of a group are views of one vector, and the lists are kept.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.together: dict[int, _Together] = {}
+        self.group_tensors: dict[int, _GroupTensors] = {}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update from the gradients; parameters without one are skipped, as in torch."""
         groups = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         if any(p not in self.state for params in groups for p in params):
-            self.together = {}
-            super().step()  # which makes their state
+            self.group_tensors = {}
+            super().step()  # makes their state
             return
         for number, (group, params) in enumerate(zip(self.param_groups, groups, strict=True)):
             names = tuple(map(id, params))
-            if params and (number not in self.together or self.together[number].names != names):
-                self.together[number] = self._gather(names, params)
+            if params and (number not in self.group_tensors or self.group_tensors[number].names != names):
+                self.group_tensors[number] = self._gather(names, params)
             if params:
-                self._update(group, self.together[number])
+                self._update(group, self.group_tensors[number])
 
-    def _gather(self, names: tuple[int, ...], params: list[Tensor]) -> _Together:
+    def _gather(self, names: tuple[int, ...], params: list[Tensor]) -> _GroupTensors:
         states = [self.state[p] for p in params]
         vector = torch.stack([state["step"] for state in states])
         steps = list(vector.unbind())
         for state, own in zip(states, steps, strict=True):
             state["step"] = own
-        return _Together(names, (params, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]), steps, vector)
+        return _GroupTensors(names, (params, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]), steps, vector)
 
-    def _update(self, group: dict[str, Any], of: _Together) -> None:
+    def _update(self, group: dict[str, Any], of: _GroupTensors) -> None:
         params, averages, squares = of.tensors
         update = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
         found_inf = getattr(self, "found_inf", None)
@@ -121,9 +121,9 @@ class Update(NamedTuple):
 def apply_update(
     optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], cfg: OptimConfig, scaler: torch.amp.GradScaler | None
 ) -> Update:
-    """Penalise, clip and step; an update from a non-finite gradient is masked on the device.
+    """Add the L1 penalty, clip and step; an update from a non-finite gradient is masked on the device.
 
-    Gradients are reduced, so all ranks mask the same steps. With loss scaling skipped steps are expected.
+    Gradients are already averaged over ranks, so all ranks mask the same steps. With loss scaling, the scaler skips them instead.
     """
     if scaler:
         scaler.unscale_(optimizer)
@@ -184,7 +184,7 @@ class Schedule:
         return self.plateau.scale
 
     def observe(self, value: float) -> None:
-        """Give the schedule the value of --best-metric at an evaluation."""
+        """Pass the value of --best-metric at an evaluation to the schedule."""
         if isinstance(self.cfg, PlateauConfig):
             self.plateau.observe(value, self.cfg)
 
@@ -204,23 +204,25 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor,
     parameters = {name: p for p, name in names.items()}
     optimizer.state.clear()
     if isinstance(optimizer, FusedAdam):
-        optimizer.together = {}
+        optimizer.group_tensors = {}
     for dotted, value in tensors.items():
         name, _, key = dotted.rpartition(".")
         p = parameters.get(name)
-        # Fused optimizers do not compare sizes: a forged one would have them write past a tensor's end.
+        # Fused optimizers do not check sizes: with a forged one they would write past the end of a tensor.
         if p is None or (value.shape, value.dtype) != (((), torch.float32) if key == "step" else (p.shape, p.dtype)):
-            raise TrainingError(f"the optimizer state of the checkpoint has {dotted}, {value.dtype} {list(value.shape)}")
-        # In the parameter's own memory format, which a fused optimizer takes for granted.
+            raise TrainingError(
+                f"the optimizer state of the checkpoint does not fit the model: it has {dotted}, {value.dtype} {list(value.shape)}"
+            )
+        # Fused optimizers need the state in the parameter's own memory format.
         optimizer.state[p][key] = value.to(p.device) if key == "step" else torch.empty_like(p).copy_(value)
-    kept = _KEPT[type(optimizer)]
+    kept = _STATE_KEYS[type(optimizer)]
     if any(set(state) != kept for state in optimizer.state.values()):
         raise TrainingError(
-            f"the optimizer state of the checkpoint is not that of {type(optimizer).__name__}: {', '.join(sorted(kept))}"
+            f"the optimizer state of the checkpoint is not that of {type(optimizer).__name__}; expected {', '.join(sorted(kept))}"
         )
 
 
-_KEPT = {
+_STATE_KEYS = {
     torch.optim.SGD: {"momentum_buffer"},
     FusedAdam: {"step", "exp_avg", "exp_avg_sq"},
 }

@@ -16,7 +16,7 @@ from distae import distributed as dist
 
 TIMERS = ("data", "forward", "backward", "optimizer", "logging", "evaluation", "checkpoint")
 WARM_UP, WINDOW, TRACED = 10, 50, 5
-"""Steps that --profile lets pass, measures, and traces."""
+"""Numbers of steps that --profile skips, measures, and traces."""
 
 PEAKS: dict[str, dict[str, float]] = {
     "H200": {"fp32": 66.9e12, "tf32": 494.7e12, "bf16": 989.4e12, "fp16": 989.4e12},
@@ -70,11 +70,11 @@ class Timers(dict[str, Timer]):
         super().__init__({name: Timer() for name in TIMERS})
 
     def now(self) -> dict[str, float]:
-        """Seconds in each phase so far, and `elapsed` of all time, from some moment on."""
+        """Seconds in each phase so far, and `elapsed`, a clock with an arbitrary origin."""
         return {name: timer.seconds for name, timer in self.items()} | {"elapsed": time.perf_counter()}
 
     def since(self, then: dict[str, float]) -> dict[str, float]:
-        """The same since `then`, a result of `now`."""
+        """Seconds in each phase, and elapsed, since `then`, a result of `now`."""
         return {name: seconds - then[name] for name, seconds in self.now().items()}
 
 
@@ -84,9 +84,9 @@ class Profile:
     While it measures, it synchronizes the GPU at the end of each phase: times are exact, and the step is longer.
     """
 
-    def __init__(self, timers: Timers, model: nn.Module, folder: Path, say: Callable[[str], None]) -> None:
-        """Traces go to `folder`, one per rank; `say` receives the table and their paths."""
-        self.timers, self.model, self.folder, self.say = timers, model, folder, say
+    def __init__(self, timers: Timers, model: nn.Module, folder: Path, log: Callable[[str], None]) -> None:
+        """Traces go to `folder`, one per rank; `log` receives the table and their paths."""
+        self.timers, self.model, self.folder, self.log = timers, model, folder, log
         self.world = dist.world()
         self.activities = [torch.profiler.ProfilerActivity.CPU]
         if self.world.device.type == "cuda":
@@ -103,19 +103,19 @@ class Profile:
         if self.steps == WARM_UP:
             self._measure()
         elif self.steps == WARM_UP + WINDOW:
-            self._tell()
+            self._log_table()
             self._record()
         elif self.steps == WARM_UP + WINDOW + TRACED:
             self._export()
 
     def close(self) -> None:
-        """The run ended inside a window: report what was measured."""
+        """End the profile with the run: report what was measured in an open window."""
         if WARM_UP < self.steps < WARM_UP + WINDOW:
-            self._tell()
+            self._log_table()
         elif WARM_UP + WINDOW <= self.steps < WARM_UP + WINDOW + TRACED:
             self._export()
         elif self.steps <= WARM_UP:
-            self.say(f"--profile: the run ended within the {WARM_UP} steps before the window")
+            self.log(f"--profile: the run ended during the {WARM_UP} warm-up steps; nothing was measured")
 
     def _measure(self) -> None:
         for timer in self.timers.values():
@@ -129,7 +129,7 @@ class Profile:
         self.mark = self._now()
 
     def _end_backward(self) -> None:
-        """Time after the last gradient is exchange that is not overlapped."""
+        """The time after the last gradient is exchange that does not overlap with computation."""
         end = self._now()
         dist.synchronize()
         self.exposed += _between(self.mark, end)
@@ -142,8 +142,8 @@ class Profile:
         event.record()
         return event
 
-    def _tell(self) -> None:
-        """Print the table: milliseconds per step of each phase, and its share."""
+    def _log_table(self) -> None:
+        """Log the table: milliseconds per step of each phase, and its share."""
         seconds, n = self.timers.since(self.opened), self.steps - WARM_UP
         elapsed = seconds.pop("elapsed")
         if self.world.world_size > 1:
@@ -151,7 +151,7 @@ class Profile:
             seconds["gradient exchange, exposed"] = self.exposed
         seconds["other"] = elapsed - sum(seconds.values())
         rows = [f"  {name:28}{1e3 * s / n:10.3f} ms {s / elapsed:7.1%}" for name, s in seconds.items()]
-        self.say("\n".join([f"profile of {n} steps on rank {self.world.rank}, per step:", *rows]))
+        self.log("\n".join([f"profile of {n} steps on rank {self.world.rank}, per step:", *rows]))
         self._undo()
 
     def _record(self) -> None:
@@ -170,7 +170,7 @@ class Profile:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"trace_rank_{self.world.rank}.json.gz"
         self.trace.export_chrome_trace(str(path))
-        self.say(f"trace of {self.steps - WARM_UP - WINDOW} steps, one file per rank: {path} (ui.perfetto.dev opens it)")
+        self.log(f"trace of {self.steps - WARM_UP - WINDOW} steps, one file per rank: {path} (ui.perfetto.dev opens it)")
 
     def _undo(self) -> None:
         for hook in self.hooks:
@@ -180,7 +180,7 @@ class Profile:
 
 
 def _annotation(name: str) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Entering and leaving a range of a trace."""
+    """Functions that enter and leave a named range of a trace."""
     ranges: list[torch.profiler.record_function] = []
 
     def enter() -> None:
@@ -194,5 +194,5 @@ def _annotation(name: str) -> tuple[Callable[[], None], Callable[[], None]]:
 
 
 def _between(first: Any, last: Any) -> float:
-    """Seconds between two moments of `Profile._now`; those of a GPU must have passed."""
+    """Seconds between two results of `Profile._now`; on a GPU, both events must have completed."""
     return float(first.elapsed_time(last) / 1e3 if isinstance(first, torch.cuda.Event) else last - first)

@@ -25,7 +25,10 @@ class RunRestorer:
         self.resumed: CheckpointMetadata | None = None
 
     def restore(self) -> Extent:
-        """Load the state that the run starts from; returns that of metrics.jsonl then. Raises TrainingError, UserError."""
+        """Load the state that the run starts from; returns the extent of metrics.jsonl at that step.
+
+        Raises TrainingError if no checkpoint can be used, UserError if settings or data do not match.
+        """
         store = self.checkpoints.store
         store.recover()
         latest = store.newest()
@@ -54,7 +57,7 @@ class RunRestorer:
         return bool(dist.broadcast(end is not None and (end.outcome, end.step) == ("done", self.state.step)))
 
     def check_order(self) -> None:
-        """Raises UserError if the run is of a version with another order of rows: it would continue differently."""
+        """Raises UserError if the run is of a version with a different order of rows: it would continue differently."""
         if self.resumed:
             check_order(self.resumed, self.cfg.run_dir)
 
@@ -78,7 +81,7 @@ class RunRestorer:
         self.notes += [f"{changed}; resumed with this data (--allow-changed-data)"] if changed else []
 
     def _fork(self, source: Path) -> None:
-        """Load another run's newest state; its best is not a checkpoint of this run. Raises UserError where it does not fit."""
+        """Load another run's newest state, without its best, which is not a checkpoint of this run. Raises UserError."""
         store = CheckpointReader(source / "checkpoints")
         try:
             latest = store.newest()
@@ -101,4 +104,5 @@ class RunRestorer:
             try:
                 model.load_state_dict(weights)
             except RuntimeError as error:
-                raise UserError(f"--init-from: the model in {run_dir} has other parameters than this one") from error
+                first = str(error).splitlines()[1].strip()[:200]
+                raise UserError(f"--init-from: the model in {run_dir} does not match --model and --net: {first}") from error

@@ -10,7 +10,7 @@ GPU_HOURS_PER_FAILURE = 54 * 24 * 16384 / 419
 FIRST = 10
 """Steps from the start of a process to its first save, and from there to its second, before anything is measured."""
 REMEMBERED = 5
-"""Number of saves whose median is the cost of one: a single slow write must not stretch the interval."""
+"""Number of saves whose median is taken as the cost of one: a single slow write must not stretch the interval."""
 
 
 def best_interval(cost: float, mtbf: float) -> float:
@@ -27,9 +27,9 @@ def best_interval(cost: float, mtbf: float) -> float:
 
 
 class SaveSchedule:
-    """Which steps to save. With "auto" each save measures its cost and the time of a step, which give the next step to save.
+    """Which steps to save. With "auto", the next step to save follows from the measured costs of a save and of a step.
 
-    Times are seconds of one clock; steps are timed with all that happens between two saves, evaluations included.
+    Times are seconds of one clock; the time of a step includes all that happens between two saves, evaluations too.
     """
 
     def __init__(self, every: int | Literal["auto"], mtbf: float) -> None:

@@ -27,17 +27,17 @@ from distae.training.step import TrainStep
 
 @dataclass
 class TrainState:
-    """Where a run stands, apart from tensors."""
+    """Progress of a run, apart from tensors."""
 
     step: int = 0
     best_value: float | None = None
     best_step: int | None = None
     bad_evals: int = 0
     evaluated_step: int = 0
-    """Newest step whose evaluation is done: a stop may come before a due one."""
+    """Newest step whose evaluation is done: a stop may come before one that is due."""
 
     def assign(self, other: "TrainState") -> None:
-        """Take over the values of `other`; those who hold this object see them."""
+        """Copy the values of `other` in place: other objects hold this one."""
         vars(self).update(vars(other))
 
 
@@ -138,7 +138,7 @@ _SCALER = set(torch.amp.GradScaler("cpu").state_dict())
 
 
 def check_order(saved: CheckpointMetadata, run_dir: str | None) -> None:
-    """Raises UserError if it was saved by a version with another order of rows and noise: it would continue differently."""
+    """Raises UserError if it was saved by a version with a different order of rows and noise: it would continue differently."""
     if saved.order != ORDER:
         raise UserError(
             f"--run-dir: the run in {run_dir} is of another version of distae (order {saved.order}, here {ORDER}), with other "
@@ -149,7 +149,7 @@ def check_order(saved: CheckpointMetadata, run_dir: str | None) -> None:
 
 
 def compare(saved: CheckpointMetadata, cfg: TrainConfig, total_steps: int, threads: int) -> list[str]:
-    """What differs from the save, and the consequences, one note each."""
+    """Notes on what differs from the run that saved, and on the consequences."""
     notes = []
     then, now = (saved.world_size, saved.threads), (dist.world().world_size, threads)
     if then != now:

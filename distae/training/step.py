@@ -30,7 +30,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 class TrainStep:
-    """Holds the model, its wrapper, its optimizers and the loss scaler."""
+    """The optimizer step of a model: holds its wrappers, its optimizers and the loss scaler."""
 
     def __init__(self, cfg: TrainConfig, model: Autoencoder, loader: Loader, schedule: Schedule, compiled: bool = False) -> None:
         self.cfg, self.model, self.loader, self.schedule = cfg, model, loader, schedule
@@ -50,7 +50,7 @@ class TrainStep:
         self.rows = [Rows(share, m * micro + self.world.rank * share) for m in range(cfg.grad_accum_steps)]
 
     def _parallelize(self) -> dict[str, nn.Module]:
-        """The module through which each phase's forward runs: wrapped, compiled."""
+        """The module through which each phase's forward runs: compiled, and wrapped by DDP."""
         wrapped: dict[str, nn.Module] = {}
         shared = sum(len(phase.parameters) for phase in self.phases) > len(self.names)
         for phase in self.phases:
@@ -98,7 +98,7 @@ class TrainStep:
         """Make the update after which the run has done step + 1 steps, from rows `[micro_steps, micro_batch]`."""
         batches: Iterable[Batch] = (self._fetch(step, micro, mine) for micro, mine in enumerate(rows))
         if len(self.phases) > 1:
-            batches = [*batches]  # each is fetched once, and a phase needs the whole step of the one before
+            batches = [*batches]  # each is fetched once; a phase starts after all micro-steps of the one before
         updates = [self._phase(phase, step, batches) for phase in self.phases]
         if self.scaler:
             self.scaler.update()
@@ -122,7 +122,7 @@ class TrainStep:
             return apply_update(optimizer, phase.parameters, self.cfg.optim, self.scaler)
 
     def _fetch(self, step: int, micro: int, rows: Tensor) -> Batch:
-        """The micro-batch that all phases of the step see, its noise under a key of its own."""
+        """The micro-batch that all phases of the step use; its noise has a key of its own."""
         with self.timers["data"]:
             x, label = self.loader.batch(rows, self._noise(("data", step), micro), training=True)
         return Batch(x, label, step, None, len(self.loader))

@@ -36,7 +36,7 @@ class Trainer:
     def __init__(
         self, cfg: TrainConfig, splits: dict[str, Split], stop: StopRequest, threads: int, lock: RunLock | None = None
     ) -> None:
-        """`lock` is rank 0's hold of the run folder."""
+        """`lock` is rank 0's lock on the run folder."""
         self.cfg, self.threads, self.world = cfg, threads, dist.world()
         self.run_dir = Path(cfg.run_dir or ".")
         device, dtype = self.world.device, torch.float64 if cfg.precision == "fp64" else torch.float32
@@ -57,7 +57,7 @@ class Trainer:
         self.state, self.tracker, self.stop = TrainState(), Tracker(), StopAgreement(stop)
         steps = self.sampler.steps_per_epoch, self.total
         self.logger = MetricsLogger(cfg, self.train_step, self.state, self.tracker, steps, Skipped(splits))
-        self.validator = Validator(cfg, self.loaders, self.state, self.logger)
+        self.validator = Validator(cfg, splits, self.loaders, self.state, self.logger)
         self.lock, self.may_write = lock, lock.check if lock else lambda: None
         self.checkpoints = CheckpointManager(cfg, self.state, self.logger, threads, self.data, self.may_write)
         self.restorer = RunRestorer(cfg, self.train_step, self.state, self.checkpoints)
@@ -82,6 +82,7 @@ class Trainer:
         if self.finished and self.state.step and self.restorer.is_complete():
             return False
         self.restorer.check_order()
+        self.restorer.notes += self.validator.prepare()
         if self.world.is_main:
             accept(self.cfg)
             environment = describe_environment(self.world.world_size, self.threads, str(self.world.device))
@@ -121,6 +122,7 @@ class Trainer:
                 self.train_step(self.state.step, rows)
                 self.state.step += 1
                 self.logger.log_if_due()
+                self.validator.probe_if_due()
                 self.checkpoints.save_if_due(self.validator.due() and self.validator.validate(self.stop))
                 if self.profile:
                     self.profile.step()
@@ -167,7 +169,7 @@ class Trainer:
             return self._save_and_leave()
         if self.world.is_main:
             transform = self.train_step.loader.split.transform
-            export(model.state_dict(), self.cfg, self.run_dir / "model", step, transform, self.data)
+            export(model, self.cfg, self.run_dir / "model", step, transform, self.data)
         self.tracker.line(self._closing_line(step))
         return True
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from distae import distributed as dist
 from distae.config import TrainConfig
-from distae.data import Loader
+from distae.data import Loader, Split
 from distae.evaluation.diagnosis import diagnose, warnings
 from distae.evaluation.exact import evaluate
 from distae.evaluation.pictures import draw
 from distae.models import Autoencoder
 from distae.training.metrics import MetricsLogger
+from distae.training.probing import Probes
 from distae.training.state import TrainState
 from distae.training.step import autocast
 from distae.training.stop import StopAgreement
@@ -22,9 +23,12 @@ FEWEST_STEPS_PER_EVALUATION = 50
 class Validator:
     """Evaluates on a schedule. Decisions use metrics that rank 0 broadcast, so all ranks decide alike."""
 
-    def __init__(self, cfg: TrainConfig, loaders: dict[str, Loader], state: TrainState, logger: MetricsLogger) -> None:
+    def __init__(
+        self, cfg: TrainConfig, splits: dict[str, Split], loaders: dict[str, Loader], state: TrainState, logger: MetricsLogger
+    ) -> None:
         self.cfg, self.loaders, self.state, self.logger = cfg, loaders, state, logger
         self.train_step = logger.train_step
+        self.probes = Probes(cfg, splits, self.train_step.evaluated)
         self.every = cfg.eval_every or max(logger.steps_per_epoch, FEWEST_STEPS_PER_EVALUATION)
 
     @property
@@ -33,13 +37,25 @@ class Validator:
         patience = self.cfg.early_stop.patience
         return patience is not None and self.state.bad_evals >= patience
 
+    def prepare(self) -> list[str]:
+        """Notes on probes that do not apply. Raises UserError if --best-metric does not apply to the model or the data."""
+        return self.probes.prepare(self.train_step.evaluated)
+
+    def probe_if_due(self) -> None:
+        """Write the row of --probe-every."""
+        if self.cfg.probe_every and self.state.step % self.cfg.probe_every == 0 and len(self.loaders["val"]):
+            with self.logger.timers["evaluation"]:
+                self.logger.check_finite()
+                if found := self.probes(self.train_step.evaluated):
+                    self.logger.row({f"val/{k}": v for k, v in found.items()})
+
     def due(self) -> bool:
         step = self.state.step
         at_step = step > self.state.evaluated_step and (step % self.every == 0 or step >= self.logger.total_steps)
         return at_step and len(self.loaders["val"]) > 0
 
     def validate(self, stop: StopAgreement) -> bool:
-        """Evaluate the validation split; returns whether it gave a new best. Unfinished (`due` stays true) if a stop is agreed."""
+        """Evaluate the validation split; returns whether it is a new best. After an agreed stop it is unfinished and `due`."""
         with self.logger.timers["evaluation"]:
             self.logger.check_finite()
             metrics = self.evaluate("val", self.train_step.evaluated, stop)
@@ -53,6 +69,7 @@ class Validator:
             of_codes = None if metrics is None else diagnose(model, loader, cfg.eval_batch_size, cfg.seed)
         if metrics is None or of_codes is None:
             return None
+        metrics |= self.probes.of_best(model) if split == "val" else {}
         self.logger.row({f"{split}/{k}": v for k, v in (metrics | of_codes | self.logger.count_skipped(split)).items()})
         self.logger.callbacks.on_evaluate(split, metrics | of_codes)
         if split == "test":
@@ -78,8 +95,9 @@ class Validator:
         state = self.state
         state.evaluated_step = state.step
         value = metrics[self.cfg.best_metric.removeprefix("val/")]
-        self.train_step.schedule.observe(value)
-        better = state.best_value is None or value < state.best_value - self.cfg.early_stop.min_delta
+        sign = self.probes.sign
+        self.train_step.schedule.observe(sign * value)
+        better = state.best_value is None or sign * value < sign * state.best_value - self.cfg.early_stop.min_delta
         if not (better and math.isfinite(value)):
             state.bad_evals += 1
             return False

@@ -59,11 +59,11 @@ def test_a_file_beside_the_command_is_no_other_module(tmp_path: Path, monkeypatc
     [
         ("absent.py", None, "is not a Python file"),
         ("my-variant.py", "", "is not a Python file"),
-        ("torch.py", "", "there is another module 'torch'"),
+        ("torch.py", "", "a module 'torch' exists already"),
         ("broken_plugin.py", "x = 1\ny = z\n", "line 2: NameError: name 'z' is not defined"),
     ],
 )
-def test_a_file_that_is_no_plugin_is_refused(tmp_path: Path, name: str, text: str | None, message: str) -> None:
+def test_a_file_that_is_no_plugin_is_rejected(tmp_path: Path, name: str, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=rf"--plugin: .*{message}"):

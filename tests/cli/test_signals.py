@@ -1,4 +1,4 @@
-"""Signals to a job under each launcher: a save by all ranks together, the exit code, and what a restart makes of it."""
+"""Signals to a job under each launcher: a save by all ranks together, the exit code, and the restart."""
 
 import contextlib
 import json
@@ -214,3 +214,38 @@ def test_one_ctrl_c_that_arrives_twice_is_one(monkeypatch: pytest.MonkeyPatch) -
         request(signal.SIGINT, None)
         assert request.signum == signal.SIGINT
     assert left == [130]
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from distae.config import tables
+def read(*args):
+    Path("torch").write_text(str("torch" in sys.modules))
+    Path("reading").touch()
+    time.sleep(60)
+tables.read = read
+"""
+
+
+def test_ctrl_c_while_a_long_table_is_read_ends_in_words(tmp_path: Path) -> None:
+    """Before anything listens; training reads it before torch is imported."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    table = ["--data", "table", "--plugin", str(tmp_path / "slow.py"), "--data.path", str(tmp_path / "x.csv")]
+    jobs = {}
+    for command in (["distae.train"], ["distae", "train"], ["distae", "data"], ["distae", "prepare", str(tmp_path / "x.csv"), "d"]):
+        cwd = tmp_path / " ".join(command[:2]).replace("/", "")
+        cwd.mkdir()
+        argv = [sys.executable, "-m", *command, *table]
+        jobs[cwd] = subprocess.Popen(argv, cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
+    for cwd, job in jobs.items():
+        with job:
+            while not (cwd / "reading").exists():
+                assert job.poll() is None, job.communicate()[1]
+                time.sleep(0.05)
+            job.send_signal(signal.SIGINT)
+            said = job.communicate(timeout=20)[1]
+        resumes = ": rerun to resume" * (cwd.name == "distae prepare")
+        assert (job.returncode, said) == (130, f"distae: interrupted by Ctrl-C{resumes}\n")
+        assert (cwd / "torch").read_text() == str("train" not in cwd.name)

@@ -1,4 +1,4 @@
-"""The entry, from the outside: exit codes, what is printed by whom, and whole runs in real processes."""
+"""The command from outside: exit codes, which rank prints what, and whole runs in real processes."""
 
 import json
 import os
@@ -26,7 +26,7 @@ TINY = ["--model.latent-dim=3", "--net.hidden", "8", "--global-batch-size=24", "
 TINY += ["--data.limit=100", "--steps=6", "--log-every=2", "--eval-every=3", "--save-every=3"]
 
 
-def test_the_help_and_early_refusals_do_without_torch(tmp_path):
+def test_the_help_and_early_rejections_do_without_torch(tmp_path):
     """A login node on a slow disk answers at once."""
     script = """
 import contextlib, io, sys
@@ -124,7 +124,7 @@ def test_a_run_folder_of_other_settings(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("argv", [["--model", "no"], ["--run-dir", "/proc/distae"], ["--global-batch-size", "25"]])
-def test_every_rank_says_why_it_refuses(argv, monkeypatch, capsys, tmp_path):
+def test_every_rank_says_why_it_rejects(argv, monkeypatch, capsys, tmp_path):
     """It may be the only one that does. Which rank, and where, is in front. Then the others learn of it."""
     told_others = mock.Mock()
     monkeypatch.setattr(session, "tell_others", told_others)
@@ -143,7 +143,7 @@ def test_every_rank_says_why_it_refuses(argv, monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().err.startswith("distae: RANK='abc' in the environment: a whole number from 0 to 1 is expected")
 
 
-def test_a_refused_run_leaves_no_folder(array, capsys, tmp_path):
+def test_a_rejected_run_leaves_no_folder(array, capsys, tmp_path):
     report(capsys, *array(np.zeros((20, 6), np.uint8)), "--run-dir", "runs/a")
     assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
 
@@ -164,7 +164,7 @@ def test_run_folders_that_cannot_be(tmp_path, monkeypatch, capsys):
         assert len(err.splitlines()) == 1
     (tmp_path / "zero.toml").write_text('run_dir = "a\\u0000b"')
     assert main([*TINY, "--config", "zero.toml"]) == 2
-    assert r"'a\x00b' holds a zero byte" in capsys.readouterr().err
+    assert r"'a\x00b' contains a null byte" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["zero.toml"]
 
 
@@ -254,7 +254,7 @@ def test_smoke_goes_through_every_phase_and_leaves_nothing(nproc, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_under_torchrun_a_late_refusal_is_printed_once_by_each_rank(tmp_path):
+def test_under_torchrun_a_late_rejection_is_printed_once_by_each_rank(tmp_path):
     np.save(tmp_path / "a.npy", np.full((200, 6), 2.0, np.float32))
     done = start(*TINY, "--data", "array", "--data.path", "a.npy", "--run-dir", "run", nproc=2, cwd=tmp_path)
     assert done.returncode == 1  # torchrun's own, whatever its processes return
@@ -264,7 +264,7 @@ def test_under_torchrun_a_late_refusal_is_printed_once_by_each_rank(tmp_path):
     assert "distae/train.py" not in done.stderr  # torchrun prints a traceback of its own, not of ours
 
 
-def test_a_port_in_use_is_told(tmp_path):
+def test_a_port_in_use_is_reported(tmp_path):
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()

@@ -51,6 +51,6 @@ def test_every_rank_has_the_run_of_one_process(tmp_path):
         np.testing.assert_allclose(rank["other"], one["other"], rtol=1e-9)
         assert (rank["rows"], rank["there"], rank["folder"]) == (one["rows"], True, ranks[0]["folder"])
         differ, invalid = rank["why"]
-        assert "every rank must train the same: seed is 0 on rank 0 and 1 here" in differ
+        assert "settings and data must be the same on all ranks: seed is 0 on rank 0 and 1 here" in differ
         assert "model.latent_dim: 0 is not valid; expected an integer >= 1" in invalid
     assert not Path(str(ranks[0]["folder"])).exists()

@@ -38,6 +38,9 @@ def outputs() -> Case:
 
 
 CASES = {f"{m}-{net}-{norm}": exact(m, net, norm) for m in ALL_NETS for net in NETS for norm in NORMS}
+CASES["probed"] = exact(
+    "vae", "mlp", "none", probe_every=6, best_metric="val/knn_accuracy", schedule={"name": "plateau", "patience": 0}
+)
 CASES |= {"several-outputs": outputs(), "everything": everything(), "rae_gp-conv-batch": exact("rae_gp", "conv", "batch")}
 HALVED = {
     f"{m}-{net}-{norm}-accum2": exact(m, net, norm, grad_accum_steps=2)._replace(world_sizes=(1, 3))

@@ -1,4 +1,4 @@
-"""Ranks that differ, refuse, freeze or die at the start, as real processes."""
+"""Ranks that differ, fail, freeze or die at the start, as real processes."""
 
 import json
 import os
@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import crash
 from distae.checkpoint.retention import steps_in
+from distae.errors import UserError
 
 OPTIONS = (
     "--model.latent-dim 4 --net.hidden 16 --global-batch-size 24 --data.limit 240 --steps 100000 --eval-every 1000 --log-every 10 "
@@ -128,3 +130,43 @@ def test_rank_0_frozen_in_training_and_the_sockets_of_three_ranks(tmp_path: Path
     assert "Traceback" not in text
     assert text.count("lost contact with another rank (") == 2
     assert json.loads((tmp_path / "sockets").read_text()) <= 2 * (3 - 1) + 3
+
+
+class _Looks:
+    """Each rank notes in `looks` that it looks at the disk; rank 0 is slow at it, and fails where `error` is given."""
+
+    def __init__(self, error: str = "") -> None:
+        self.error = error
+
+    def __call__(self, rank: int) -> None:
+        index: Any = import_module("distae.data.image_index")
+
+        def noting(name: str, look: Any) -> Any:
+            def noted(*args: Any) -> Any:
+                with Path("looks").open("a") as file:
+                    file.write(f"rank {rank} {name}\n")
+                time.sleep(0 if rank else 1)
+                if self.error:
+                    raise UserError(self.error)
+                return look(*args)
+
+            return noted
+
+        index._scan, index._is_true = noting("scans", index._scan), noting("checks", index._is_true)
+
+
+def test_one_rank_of_a_node_looks_at_a_folder_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It scans, and at the next start checks; what it finds wrong ends all ranks in the same words."""
+    monkeypatch.chdir(tmp_path)
+    for i, x in enumerate(np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)):
+        Path(f"x/{i % 2}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x).save(f"x/{i % 2}/{i}.png")
+    images = ["--data", "image_folder", "--data.path", "x", "--data.size", "8", "--eval-batch-size", "4", "--steps", "2"]
+    for steps, error, looks in (("2", "", "scans"), ("3", "", "checks"), ("4", "--data.path: x cannot be read", "checks")):
+        Path("looks").unlink(missing_ok=True)
+        job = [*JOB, *images, "--steps", steps, "--run-dir", "run"]
+        codes = ended(crash.start(job, 2, Path("log"), _Looks(error), cache=tmp_path / "cache"), 60)
+        assert codes == ([2, 2] if error else [0, 0]), Path("log").read_text()
+        assert Path("looks").read_text() == f"rank 0 {looks}\n"
+    said = [line for line in Path("log").read_text().splitlines() if "cannot be read" in line]
+    assert said == ["distae: --data.path: x cannot be read"]

@@ -1,6 +1,7 @@
-"""A run that was interrupted ends as one that never was: bit for bit, or on another number of ranks up to rounding."""
+"""A run that was interrupted ends like one that was not: bit for bit, or up to rounding on a different number of ranks."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,21 @@ def test_a_stop_at_any_moment_changes_nothing(straight: Path, tmp_path: Path, lo
     assert (end.outcome, end.exit_code, end.signal) == ("stopped", 75, "SIGTERM")
     assert run(settings(**RICH), tmp_path / "run").outcome == "done"
     assert not crash.differences(straight, tmp_path / "run", steady_saves=False)
+
+
+PROBED = RICH | {"probe_every": 4, "best_metric": "val/knn_accuracy"}
+"""Steps 4, 8, … are followed by a probe, 8, 16 and 20 by an evaluation too."""
+
+
+def test_a_stop_changes_nothing_of_probes(tmp_path: Path) -> None:
+    assert run(settings(**PROBED), tmp_path / "straight").outcome == "done"
+    rows = metrics(tmp_path / "straight")
+    assert [row["step"] for row in rows if "val/pca_relative_error" in row] == [4, 8, 12, 16, 20]
+    for look in (4, 8, 9, 11):
+        assert run(settings(**PROBED), tmp_path / "run", StopAt(look)).outcome == "stopped"
+        assert run(settings(**PROBED), tmp_path / "run").outcome == "done"
+        assert not crash.differences(tmp_path / "straight", tmp_path / "run", steady_saves=False)
+        shutil.rmtree(tmp_path / "run")
 
 
 def test_stops_inside_an_evaluation_are_among_those(tmp_path: Path) -> None:
@@ -67,7 +83,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("saved_by", "resumed_by"), [(1, 4), (4, 1), (2, 3), (3, 2)])
-def test_another_number_of_ranks_goes_on(one_rank: Path, tmp_path: Path, saved_by: int, resumed_by: int) -> None:
+def test_another_number_of_ranks_continues(one_rank: Path, tmp_path: Path, saved_by: int, resumed_by: int) -> None:
     """Stopped inside the first epoch and a log window: were a sample skipped or repeated, the result would differ."""
     run_dir = tmp_path / "run"
     for steps, ranks in ((7, saved_by), (18, resumed_by)):
@@ -88,7 +104,7 @@ def test_a_complete_run_says_so_and_touches_nothing(straight: Path, capsys: pyte
     assert after == before
 
 
-def test_a_longer_run_goes_on(tmp_path: Path) -> None:
+def test_a_longer_run_continues(tmp_path: Path) -> None:
     short, long = (settings(**RICH | {"steps": n}) for n in (16, 32))
     run(short, tmp_path / "a")
     assert run(long, tmp_path / "a").step == 32
@@ -126,7 +142,7 @@ def test_what_may_change_may(tmp_path: Path) -> None:
         ({"net": {"norm": "batch"}}, {"grad_accum_steps": 2}, "grad_accum_steps is 1 there and 2 here"),
     ],
 )
-def test_what_may_not_change_is_refused(tmp_path: Path, before: Any, after: Any, named: str) -> None:
+def test_what_may_not_change_is_rejected(tmp_path: Path, before: Any, after: Any, named: str) -> None:
     run(settings(steps=4, **before), tmp_path / "run")
     with pytest.raises(UserError, match=named):
         run(settings(steps=8, **before | after), tmp_path / "run")
@@ -142,7 +158,7 @@ def test_a_fork_takes_the_full_state_under_other_settings(tmp_path: Path) -> Non
     assert b["optim.autoencoder.encoder.layers.1.layer.weight.step"] == 9
 
 
-def test_a_fork_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_a_fork_of_another_model_is_rejected(tmp_path: Path) -> None:
     run(settings(steps=8), tmp_path / "a")
     with pytest.raises(UserError, match="is a checkpoint of another model"):
         run(settings(steps=9, ema=0.5, fork_from=str(tmp_path / "a")), tmp_path / "b")

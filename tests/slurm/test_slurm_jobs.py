@@ -92,7 +92,7 @@ def test_scontrol_requeue_saves_and_leaves_the_restart_to_slurm(cluster: Cluster
 
 
 @together
-def test_power_loss_of_a_node_goes_on_from_the_newest_checkpoint(cluster: Cluster, run_dir: Path, reference: Path) -> None:
+def test_power_loss_of_a_node_resumes_from_the_newest_checkpoint(cluster: Cluster, run_dir: Path, reference: Path) -> None:
     job = cluster.submit("--partition lossy --nodes 2 --tasks-per-node 1", train(run_dir, "--save-every 20"))
     nodes = cluster.wait(job, "RUNNING", until=lambda: any((run_dir / "checkpoints").glob("step_*")))["NodeList"]
     cluster.call("kill", "-STOP", *cluster.pids(job, "SLURM_PROCID=1"))  # or the run is done first
@@ -223,7 +223,7 @@ def test_torchrun_sbatch_restarts_a_crashed_rank_inside_the_allocation(cluster: 
     assert_same(run_dir, reference)
 
 
-def test_what_slurm_refuses_is_told_in_its_words_before_anything_is_written(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_rejection_by_slurm_is_reported_before_anything_is_written(cluster: Cluster, tmp_path: Path) -> None:
     options = train(tmp_path / "run").split()
     report = cluster.call("-m", "launch.slurm", "--constraint", "nope", "--gpus-per-node", "0", "--", *options, code=2)
     assert "Slurm rejects this (sbatch): allocation failure: Invalid feature specification" in report

@@ -8,7 +8,7 @@ from helpers import ROOT
 
 DOCUMENTS = [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
 READ = [p for p in DOCUMENTS if p.name != "CHANGELOG.md"] + [
-    p for folder in ("distae", "launch", "examples", "recipes", "slurm") for p in sorted((ROOT / folder).rglob("*.*"))
+    p for folder in ("distae", "launch", "benchmarks", "examples", "recipes", "slurm") for p in sorted((ROOT / folder).rglob("*.*"))
     if p.suffix in (".py", ".toml", ".sbatch")
 ]  # fmt: skip
 WORDS = {
@@ -25,12 +25,14 @@ WORDS = {
     r"\ba text\b(?! stream)": "a string",
     r"Who am I\b": "rank and world size",
     r"by then\b|\bwherein\b|\bsuch that\b|\banew where\b|\bwanted were\b": "plain words",
+    r"\bdrawn anew\b|\bcome by themselves\b|\bpassed over\b": "resampled; need no code; skipped",
     r"A mistake of the user's|your mistake|a user's mistake": "invalid input",
     r"there is no Slurm here to ask": "required without Slurm",
     r"loop (stands|stood) still|holds? the (loop|training) up": "blocks",
     r"\b(two|three|several|a|the) turns?\b(?!ed|s )": "phase",
     r"\bVote\b|\bStepper\b|stepper\.py|SaveClock|JudgedCodes|\b_rehearse\b|\.prime\b|\bsettle\(": "the standard name",
     r"noise\.Recorder|noise\.Given|dist\.Vote|stepper\.Window|\bredraw\b": "NoiseRecorder, NoiseReplay, MetricAccumulator",
+    r"\bmend(s|ed|ing)?\b|, for people\b|\bin turns\b|beside ours\b": "fix; as shown to users; alternating; against",
     r"\bmy_rows\b|\bsum_\(|\btold_apart\b": "local_rows, all_reduce_, discriminator_loss",
 }
 """What must not be read, and what to write instead."""

@@ -20,7 +20,7 @@ DTYPES = ("uint8", "float16", "bfloat16", "float32", "float64")
 
 
 def as_the_model_sees(stored: tuple[int, ...], layout: StoredLayout) -> tuple[int, ...]:
-    """Shape of a sample, `[C, H, W]` or `[D]`, that is stored so."""
+    """Shape `[C, H, W]` or `[D]` that the model sees, of a sample of shape `stored` in that layout."""
     match layout:
         case "no_channel":
             return (1, *stored)
@@ -94,7 +94,7 @@ class ArrayConfig(DataConfig):
         if not self.path or (manifest := manifest_in(expanded(self.path, "--data.path"))) is None:
             return None
         if not manifest.splits:
-            raise UserError(f"--data.path: distae prepare did not finish {self.path}: run it again, it resumes")
+            raise UserError(f"--data.path: distae prepare did not finish {self.path}: rerun it to resume")
         decided = {"key": None, "label_key": None, "scale": "auto", "layout": "auto", "test": ""}
         if given := next((k for k, default in decided.items() if getattr(self, k) != default), None):
             raise UserError(
@@ -154,8 +154,13 @@ class ArrayConfig(DataConfig):
             raise UserError(f"--data.label-key: {inside!r} is not in {path}; it holds {', '.join(names)}")
         others = [n for n in names if n != inside]
         key = self.key or (others[0] if len(others) == 1 else None)
+        if not others:
+            raise UserError(f"--data.path: {path} holds no array" + " besides the labels" * bool(inside))
+        if key is None:
+            more = "" if self.label_key else ", and --data.label-key for labels among them"
+            raise UserError(f"--data.key: {path} holds several arrays, {', '.join(names)}: give one{more}")
         if key not in names:
-            raise UserError(f"--data.key: {self.key!r} is not in {path}; it holds {', '.join(names)}")
+            raise UserError(f"--data.key: {key!r} is not in {path}; it holds {', '.join(names)}")
         return key
 
 

@@ -14,6 +14,9 @@ class DataConfig(Variant):
     """Share of the training samples held out for validation."""
     limit: Count | None = None
     """Use only the first N samples of each split (for debugging)."""
+    train_classes: tuple[str, ...] = ()
+    """Train and validate on samples of these classes alone, by name, or by number where they have no names; the test split keeps
+    all. For detecting what is not of them: give the normal class, or all but one."""
     binarize: Literal["none", "threshold", "stochastic"] = "none"
     """none: values as they are, in [0, 1]; threshold: 1 above 0.5; stochastic: redrawn at every use with the value as
     probability (Burda 2016); evaluation uses fixed noise."""
@@ -23,16 +26,16 @@ class DataConfig(Variant):
     window: Count = 4
     """Units whose rows a windowed shuffle mixes at once, in each of its lanes."""
     storage: Literal["auto", "resident", "mapped", "streamed"] = "auto"
-    """Where the values are in the run: resident in memory (on the GPU if they fit), mapped from their file, or streamed, that is
-    read and decoded as they are needed. auto chooses by their kind and size, and the run says which."""
+    """Where the values are kept: resident in memory (on the GPU if they fit), mapped from their file, or streamed (read and
+    decoded when needed). auto chooses by their kind and size, and the run says which."""
     workers: Literal["auto"] | Index = "auto"
     """Threads per process that read ahead; results do not depend on it. auto: as many as --threads where reading takes time."""
     prefetch: Count = 4
-    """Steps that they read ahead, in memory."""
+    """Number of steps that the workers read ahead into memory."""
 
     on_error: Literal["raise", "skip"] = "raise"
-    """What happens with samples that cannot be read. raise: the run ends with their names; skip: training takes other samples in
-    their place, evaluation leaves them out, and the run says how many."""
+    """What to do with samples that cannot be read. raise: the run ends with their names; skip: training replaces them by other
+    samples, evaluation leaves them out, and the run says how many."""
 
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample, `[C, H, W]` or `[D]`. Raises UserError if a file says otherwise."""

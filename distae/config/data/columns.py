@@ -36,7 +36,7 @@ class ColumnsConfig(ImageSettings):
     path: Joined = ""
     """Where the data is."""
     test: Joined = ""
-    """The test split, as for --data.path; by default the one that the names say, else it is held out."""
+    """The test split, as for --data.path; by default the files named as test, else it is held out."""
     column: str | None = None
     """Column of the images (encoded, as bytes or as a struct of bytes and path) or arrays (lists of numbers); by default the
     only one of such a type."""
@@ -57,7 +57,7 @@ class ColumnsConfig(ImageSettings):
         if column.kind == "image":
             return (CHANNELS[self.mode], self.size, self.size)
         if self.flip or self.crop != "center":
-            raise UserError(f"--data.flip and --data.crop go with encoded images; column {column.name!r} holds arrays")
+            raise UserError(f"--data.flip and --data.crop require encoded images; column {column.name!r} holds arrays")
         return as_the_model_sees(column.shape, self.stored_layout(column))
 
     def stored_layout(self, column: Column) -> StoredLayout:

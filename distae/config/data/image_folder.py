@@ -21,7 +21,7 @@ class ImageSettings(DataConfig):
     size: Count = 64
     """Side of a sample in pixels: the shorter side is resized to it, and a square cut out."""
     crop: Literal["center", "random"] = "center"
-    """random: training cuts the square from a random place of one that is 8/7 as large; evaluation from its centre."""
+    """random: training crops the square at a random position of one 8/7 as large; evaluation crops its centre."""
     flip: bool = False
     """Whether training mirrors a random half of the samples left to right."""
 
@@ -33,8 +33,8 @@ class ImageSettings(DataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolderConfig(ImageSettings):
-    """A folder of images, nested, in any format that Pillow reads. Each top folder is a class; folders `train`, `val` and
-    `test`, where there are, are the splits."""
+    """A folder of images, nested, in any format that Pillow reads. Each top folder is a class; folders named `train`, `val` and
+    `test` are the splits."""
 
     name: ClassVar[str] = "image_folder"
 

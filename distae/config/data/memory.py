@@ -30,7 +30,7 @@ class MemoryConfig(DataConfig):
     def stored_layout(self) -> StoredLayout:
         """Layout of the samples. Raises UserError if that needs `layout`, or there are no samples of this shape."""
         if not self.stored:
-            raise UserError("--data memory: arrays in memory are given to distae.fit, in Python")
+            raise UserError("--data memory is for distae.fit in Python, which takes the arrays as arguments")
         if len(self.stored) > 3:
             raise UserError(f"x has samples of shape {list(self.stored)}; valid are [D], [H, W], [C, H, W] and [H, W, C]")
         return ArrayConfig(path="x", layout=self.layout).stored_layout((1, *self.stored))

@@ -17,8 +17,10 @@ IMAGES = (
     ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif",
     ".ico", ".tga",
 )  # fmt: skip
+TABLES = (".csv", ".tsv", ".arrow", ".feather", ".parquet")
 KINDS = dict.fromkeys(ARRAYS, "array") | dict.fromkeys(IMAGES, "image_folder") | {
-    ".csv": "table", ".tsv": "table", ".arrow": "table", ".feather": "table", ".h5ad": "sparse",
+    ".csv": "table", ".tsv": "table", ".tab": "table", ".arrow": "table", ".feather": "table",
+    ".h5ad": "sparse", ".inter": "sparse",
 }  # fmt: skip
 """Kind of data by suffix; .parquet and .npz are looked into."""
 SPLIT_NAMES = {

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distae.config.data.paths import files_of, hint
+from distae.config.data.paths import files_of
 from distae.config.extras import needs
 from distae.errors import UserError
 
@@ -46,7 +46,7 @@ def _listed(url: str, setting: str, suffixes: tuple[str, ...]) -> list[str]:
 
     found = [fs.unstrip_protocol(p) for p in asked(url, ask, setting)]
     if not found:
-        raise UserError(f"{setting}: {url}: there are no {' or '.join(suffixes)} files{hint(Path(url), setting)}")
+        raise UserError(f"{setting}: {url}: there are no {' or '.join(suffixes)} files")
     return found
 
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SparseConfig(DataConfig):
-    """Counts or interactions of which most are 0, kept so in memory and made dense batch by batch: a matrix of
+    """Counts or interactions that are mostly 0, kept sparse in memory and converted to dense batch by batch: a matrix of
     scipy.sparse.save_npz, an .h5ad of cells by genes (pip install 'distae[data]'), or a table of users, items and ratings (.inter,
-    .csv, .tsv, .parquet), where a row is a user. Goes with --model.likelihood poisson, nb, zinb or multinomial."""
+    .csv, .tsv, .parquet), where a row is a user. For --model.likelihood poisson, nb, zinb or multinomial."""
 
     name: ClassVar[str] = "sparse"
 
@@ -36,11 +36,11 @@ class SparseConfig(DataConfig):
     rating: str | None = None
     """Column of ratings or counts; by default the one whose name begins with `rating`, and without one each row counts 1."""
     min_rating: float | None = None
-    """Leave out what is rated lower."""
+    """Leave out lower ratings."""
     min_items: Count = 1
     """Leave out users with fewer items."""
     binary: bool = False
-    """1 for whatever is not 0."""
+    """Replace every value other than 0 by 1."""
     test_fraction: Fraction = 0.1
     """Share of the rows held out for the test split. Where rows are users, no user is in two splits (strong generalisation)."""
 
@@ -78,7 +78,7 @@ class SparseConfig(DataConfig):
         of_triples = ("user", "item", "rating", "min_rating")
         foreign = {".npz": (*of_triples, "layer"), ".h5ad": of_triples}.get(suffix, ("label", "batch_key", "layer"))
         if odd := [k for k in foreign if getattr(self, k) is not None]:
-            raise UserError(f"--data.{odd[0].replace('_', '-')} does not go with {suffix} files")
+            raise UserError(f"--data.{odd[0].replace('_', '-')} is not valid for {suffix} files; leave it out")
 
 
 _NEWEST: "Newest[Matrix]" = Newest()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class TableConfig(DataConfig):
     """A table: .csv or .tsv with a header, .parquet or .arrow (pip install 'distae[data]'). Columns of numbers are numeric, two
-    different values binary, texts categories, which the model sees one-hot; the run says what it found. Goes with
+    different values binary, strings categories, which the model sees one-hot; the run says what it found. For
     --model.likelihood mixed."""
 
     name: ClassVar[str] = "table"
@@ -34,15 +34,15 @@ class TableConfig(DataConfig):
     numeric: tuple[str, ...] = ()
     """Columns that are numeric though they have two values, or hold times."""
     categories: Literal["onehot", "drop"] = "onehot"
-    """What becomes of categorical columns; the first layer's weights of a one-hot value are its embedding."""
+    """Encode categorical columns one-hot, or drop them; the first layer's weights of a one-hot value are its embedding."""
     max_categories: Count = 100
     """Most categories of a column; more is probably an id or free text, and an error."""
     missing: Literal["refuse", "impute", "mask"] = "refuse"
     """Cells without a value (empty, NA, NaN, null, ?): an error, the training rows' mean or most frequent category, or left out
     of the likelihood, 0 to the encoder."""
     normalize: Literal["standard", "quantile", "minmax", "none"] = "standard"
-    """Of numeric columns, by the training rows: mean 0 and standard deviation 1, a normal distribution by ranks, [0, 1], as they
-    are. Saved with the model."""
+    """Normalisation of numeric columns, by the training rows: mean 0 and standard deviation 1, normal scores of ranks, range
+    [0, 1], or none. Saved with the model."""
     test_fraction: Fraction = 0.1
     """Share of the rows held out for the test split."""
     split: str | None = None

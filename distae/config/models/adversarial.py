@@ -20,12 +20,12 @@ class CriticConfig(ModelConfig):
     critic_hidden: tuple[Count, ...] = (256, 256)
     """Hidden sizes of the critic."""
     critic_lr: Positive | None = None
-    """Peak learning rate of the critic; that of --optim.lr by default."""
+    """Peak learning rate of the critic; by default --optim.lr."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WAEGANConfig(CriticConfig, CodePriorConfig):
-    """Wasserstein autoencoder (Tolstikhin 2018) with a critic that tells codes from the prior."""
+    """Wasserstein autoencoder (Tolstikhin 2018) with a critic that distinguishes codes from prior samples."""
 
     name: ClassVar[str] = "wae_gan"
     terms: ClassVar[tuple[str, ...]] = ("recon", "adversarial", "critic_loss", "critic_accuracy")
@@ -36,7 +36,7 @@ class WAEGANConfig(CriticConfig, CodePriorConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AAEConfig(CriticConfig, CodePriorConfig):
-    """Adversarial autoencoder (Makhzani 2016): a reconstruction phase, then critic and encoder play against each other."""
+    """Adversarial autoencoder (Makhzani 2016): a reconstruction phase, then critic and encoder are trained against each other."""
 
     name: ClassVar[str] = "aae"
     terms: ClassVar[tuple[str, ...]] = ("recon", "adversarial", "critic_loss", "critic_accuracy")
@@ -50,7 +50,7 @@ class AAEConfig(CriticConfig, CodePriorConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FactorVAEConfig(CriticConfig, GaussianConfig):
-    """FactorVAE (Kim & Mnih 2018): the total correlation of the code, by a critic that tells codes from permuted ones."""
+    """FactorVAE (Kim & Mnih 2018): penalises the total correlation, by a critic that distinguishes codes from permuted codes."""
 
     name: ClassVar[str] = "factor_vae"
     terms: ClassVar[tuple[str, ...]] = ("recon", "kl", "total_correlation", "critic_loss", "critic_accuracy")
@@ -65,21 +65,21 @@ class FactorVAEConfig(CriticConfig, GaussianConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VAEGANConfig(GaussianConfig):
-    """VAE/GAN (Larsen 2016): the reconstruction is judged by a discriminator's features, the decoder is its opponent."""
+    """VAE/GAN (Larsen 2016): the reconstruction error is on a discriminator's features, and the decoder is trained against it."""
 
     name: ClassVar[str] = "vaegan"
     terms: ClassVar[tuple[str, ...]] = ("recon", "kl", "features", "decoder_loss", "critic_loss", "critic_accuracy")
 
     gamma: Weight = 1.0
-    """Weight of the features' distance, against the discriminator's judgement, for the decoder."""
+    """Weight of the feature distance in the decoder's loss, relative to the adversarial term."""
     features: Count = 64
-    """Values of the discriminator's layer in which reconstructions are compared. It has the network of the encoder (--net)."""
+    """Width of the discriminator's layer on which reconstructions are compared. Its network is the encoder's (--net)."""
     critic_lr: Positive | None = None
-    """Peak learning rate of the discriminator; that of --optim.lr by default."""
+    """Peak learning rate of the discriminator; by default --optim.lr."""
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         if self.learn_scale:
-            raise UserError("--model.learn-scale: vaegan has no likelihood whose scale could be learned")
+            raise UserError("--model.learn-scale: vaegan has no likelihood with a scale; leave it out")
         if not TRAITS.get(self.likelihood, Traits(plain=True)).plain or self.missing:
             plain = ", ".join(name for name, traits in TRAITS.items() if traits.plain)
-            raise UserError(f"--model vaegan compares whole samples: with --model.likelihood {plain}, and no missing values")
+            raise UserError(f"--model vaegan: valid with --model.likelihood {plain}, and no missing values")

@@ -23,7 +23,7 @@ class AEConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LinearAEConfig(ModelConfig):
-    """Linear autoencoder: one linear layer each way, whatever --net says; its optimum spans PCA's subspace."""
+    """Linear autoencoder: one linear layer each way, regardless of --net; its optimum spans PCA's subspace."""
 
     name: ClassVar[str] = "linear_ae"
 
@@ -72,4 +72,4 @@ class SparseAEConfig(AEConfig):
         if self.sparsity == "kl" and self.target == 0:
             raise UserError("--model.target 0: the target rate of kl must be above 0")
         if self.sparsity == "topk" and self.k > self.latent_dim:
-            raise UserError(f"--model.k {self.k}: at most --model.latent-dim, which is {self.latent_dim}")
+            raise UserError(f"--model.k {self.k} is too large: at most --model.latent-dim, which is {self.latent_dim}")

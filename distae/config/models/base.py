@@ -18,10 +18,14 @@ class ModelConfig(Variant):
     """Names of the terms that the variant's phases report besides `loss`."""
     generative: ClassVar[bool] = False
     """Has a prior to sample from."""
+    prior: ClassVar[str] = "normal"
+    """The name of that prior, as a sampler."""
+    fitted_priors: ClassVar[tuple[str, ...]] = ("gmm", "two_stage", "flow")
+    """Samplers that can be fitted to its codes."""
     conditional: ClassVar[bool] = False
     """Needs data with labels."""
     compiles: ClassVar[bool] = True
-    """torch.compile supports its forward: it takes no gradient of a gradient."""
+    """torch.compile supports its forward: it needs no double backward."""
 
     latent_dim: Count = 16
     """Size of the code z."""
@@ -47,18 +51,18 @@ class ModelConfig(Variant):
     input: Literal["as_is", "log1p", "l2"] = "as_is"
     """What the encoder sees of x: as_is, log(1 + x), or x scaled to length 1 (as Mult-VAE does)."""
     input_dropout: Fraction = 0.0
-    """Probability that training hides a value of x from the encoder, the others scaled up (Mult-VAE has 0.5)."""
+    """Probability that a value of x is dropped from the encoder's input in training, the others scaled up (Mult-VAE: 0.5)."""
     missing: bool = False
-    """Samples may lack values, which are NaN: 0 to the encoder, no part of the likelihood. --data.missing mask fills it in."""
+    """Samples may have missing values (NaN): 0 to the encoder, left out of the likelihood. Set by --data.missing mask."""
 
     @property
     def couples_samples(self) -> bool:
-        """Whether a sample's loss depends on the others of its batch: then gradient accumulation is another objective."""
+        """Whether a sample's loss depends on the others of its batch: then gradient accumulation changes the objective."""
         return False
 
     @property
     def other_input(self) -> bool:
-        """Whether the encoder sees something else than x."""
+        """Whether the encoder sees something other than x."""
         return self.input != "as_is" or self.input_dropout > 0 or self.missing
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
@@ -73,9 +77,11 @@ class ModelConfig(Variant):
         if self.likelihood == "mixed":
             self._check_columns(shape)
         if self.likelihood == "logistic_mixture" and (len(shape) != 3 or shape[0] not in (1, 3)):
-            raise UserError(f"--model.likelihood logistic_mixture: for images of 1 or 3 channels; the data has shape {list(shape)}")
+            raise UserError(
+                f"--model.likelihood logistic_mixture requires images of 1 or 3 channels; the data has shape {list(shape)}"
+            )
         if self.missing and (why := self._needs_whole_samples(traits)):
-            raise UserError(f"--model.missing: the {self.likelihood} likelihood does not go with missing values: {why}")
+            raise UserError(f"--model.missing: the {self.likelihood} likelihood does not support missing values: {why}")
 
     def _needs_whole_samples(self, traits: Traits) -> str | None:
         """Why no value of a sample may be missing, if so."""
@@ -85,7 +91,7 @@ class ModelConfig(Variant):
             return "a sample is one category"
         if traits.support == "counts" and (self.count_rate == "softmax" or self.likelihood == "multinomial"):
             other = "" if self.likelihood == "multinomial" else "; valid with --model.count-rate exp"
-            return f"it takes the sample's total{other}"
+            return f"it needs the sample's total{other}"
         return None
 
     def _check_columns(self, shape: tuple[int, ...]) -> None:
@@ -93,6 +99,6 @@ class ModelConfig(Variant):
         if not found or not all(found) or len(shape) != 1 or sum(int(m[2]) for m in found if m) != shape[0]:
             raise UserError(
                 f"--model.columns: {' '.join(self.columns) or 'none'} for data of shape {list(shape)}; "
-                "valid: numeric:N, binary:N and categorical:N, one after the other, whose numbers sum to the values of a row; "
+                "valid: a list of numeric:N, binary:N and categorical:N whose numbers sum to the values of a row; "
                 "--data table fills it in"
             )

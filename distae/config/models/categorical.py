@@ -17,9 +17,10 @@ class CategoricalVAEConfig(WeighedKLConfig):
     """VAE with categorical codes by Gumbel-softmax (Jang 2017), uniform prior."""
 
     name: ClassVar[str] = "categorical_vae"
+    fitted_priors: ClassVar[tuple[str, ...]] = ("pixel",)
 
     latent_dim: Count = 80
-    """Size of the code: categories times their number."""
+    """Size of the code: the number of variables times --model.categories."""
     categories: Annotated[int, Meta(ge=2)] = 8
     """Categories of each variable."""
     temperature: Weight = 1.0
@@ -29,4 +30,4 @@ class CategoricalVAEConfig(WeighedKLConfig):
         if self.latent_dim % self.categories:
             raise UserError(f"--model.latent-dim {self.latent_dim} is not a multiple of --model.categories {self.categories}")
         if min(at(self.temperature, 0), at(self.temperature, None)) <= 0:
-            raise UserError(f"--model.temperature {self.temperature}: above 0 throughout")
+            raise UserError(f"--model.temperature {self.temperature} is not valid; it must be above 0 throughout")

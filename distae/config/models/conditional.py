@@ -9,7 +9,7 @@ from distae.config.models.vae import VAEConfig
 
 @dataclass(frozen=True, kw_only=True)
 class CVAEConfig(VAEConfig):
-    """Conditional VAE (Sohn 2015): encoder and decoder are given the sample's label."""
+    """Conditional VAE (Sohn 2015): encoder and decoder get the sample's label as input."""
 
     name: ClassVar[str] = "cvae"
     conditional: ClassVar[bool] = True

@@ -26,6 +26,6 @@ class IAFVAEConfig(WeighedKLConfig):
     name: ClassVar[str] = "iaf_vae"
 
     flows: Count = 2
-    """Number of flows; every second one has its dimensions in reverse."""
+    """Number of flows; every second one reverses the order of the dimensions."""
     flow_hidden: Count = 128
     """Hidden size of each flow's masked network."""

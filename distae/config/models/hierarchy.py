@@ -23,4 +23,4 @@ class HVAEConfig(WeighedKLConfig):
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         if not self.upper:
-            raise UserError("--model.upper: one or more sizes; with none, use --model vae")
+            raise UserError("--model.upper is empty; expected one or more sizes, or use --model vae")

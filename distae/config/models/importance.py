@@ -9,7 +9,7 @@ from distae.config.models.vae import GaussianConfig
 
 @dataclass(frozen=True, kw_only=True)
 class IWAEConfig(GaussianConfig):
-    """Importance weighted autoencoder (Burda 2016): a bound that is tighter the more samples it takes."""
+    """Importance weighted autoencoder (Burda 2016): a bound that is tighter with more samples."""
 
     name: ClassVar[str] = "iwae"
 

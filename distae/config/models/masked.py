@@ -16,13 +16,13 @@ Share = Annotated[float, Meta(ge=SMALLEST, lt=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedAEConfig(ModelConfig):
-    """Masked autoencoder (He 2022): a transformer sees a few patches of an image, a lighter one predicts the others. It brings
-    its own networks: --net is not used."""
+    """Masked autoencoder (He 2022): a transformer sees a few patches of an image, a smaller one predicts the others. It has its
+    own networks: --net is not used."""
 
     name: ClassVar[str] = "masked_ae"
 
     latent_dim: Count = 64
-    """Width of the encoder: values per patch of the code."""
+    """Width of the encoder: values of the code per patch."""
     patch: Count = 4
     """Side of a patch, in pixels; it divides the image's sides."""
     mask: Share = 0.75
@@ -46,11 +46,13 @@ class MaskedAEConfig(ModelConfig):
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         if len(shape) != 3 or shape[1] % self.patch or shape[2] % self.patch or self.patches(shape) < 2:
-            raise UserError(f"--model.patch {self.patch}: divides images into two or more; the data has shape {list(shape)}")
+            raise UserError(
+                f"--model.patch {self.patch} does not divide the data's images into two or more patches: shape {list(shape)}"
+            )
         if not TRAITS.get(self.likelihood, Traits(plain=True)).plain or self.other_input:
             plain = ", ".join(name for name, traits in TRAITS.items() if traits.plain)
             others = "--model.input as_is, no --model.input-dropout and no missing values"
-            raise UserError(f"--model masked_ae: with --model.likelihood {plain}, {others}")
+            raise UserError(f"--model masked_ae: valid with --model.likelihood {plain}, {others}")
         for key, width in (("latent-dim", self.latent_dim), ("decoder-dim", self.decoder_dim)):
             if width % self.heads or width % 4:
-                raise UserError(f"--model.{key} {width}: a multiple of --model.heads {self.heads} and of 4")
+                raise UserError(f"--model.{key} {width} is not valid; expected a multiple of --model.heads {self.heads} and of 4")

@@ -15,9 +15,10 @@ from distae.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedConfig(ModelConfig):
-    """What they share: the encoder's latent_dim values are cut into vectors, each of which becomes one of a set of codes."""
+    """What they share: the encoder's latent_dim values are split into vectors, and each vector becomes one of a set of codes."""
 
     terms: ClassVar[tuple[str, ...]] = ("recon", "commitment", "perplexity", "live")
+    fitted_priors: ClassVar[tuple[str, ...]] = ("pixel",)
 
     @property
     def code_dim(self) -> int:
@@ -36,19 +37,19 @@ class VQVAEConfig(QuantizedConfig):
     name: ClassVar[str] = "vq_vae"
 
     latent_dim: Count = 64
-    """Values the encoder gives, cut into vectors of --model.dim."""
+    """Output values of the encoder, split into vectors of --model.dim."""
     dim: Count = 4
     """Values per code vector."""
     codebook_size: Count = 128
     """Vectors in the codebook."""
     learning: Literal["ema", "gradient"] = "ema"
-    """ema: codes are moving averages of what is assigned to them; gradient: the optimizer moves them."""
+    """ema: codes are moving averages of the vectors assigned to them; gradient: the optimizer trains them."""
     decay: Fraction = 0.99
     """Decay of the moving averages."""
     commitment: Weight = 0.25
     """Weight of the squared distance of the encoder's vectors from their codes."""
     restart_below: Fraction = 0.03
-    """A code used less than this share of an even use, on a moving average, restarts at a vector of the batch; 0: never."""
+    """A code whose use, as a moving average, is below this share of uniform use restarts at a vector of the batch; 0: never."""
 
     @property
     def code_dim(self) -> int:
@@ -61,12 +62,12 @@ class VQVAEConfig(QuantizedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RQVAEConfig(VQVAEConfig):
-    """RQ-VAE (Lee 2022): codes of one codebook quantize what the ones before left over."""
+    """RQ-VAE (Lee 2022): several codes of one codebook per vector, each quantizing the residual of those before."""
 
     name: ClassVar[str] = "rq_vae"
 
     depth: Count = 4
-    """Codes per vector, each quantizing the residual of those before."""
+    """Codes per vector."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class FSQVAEConfig(QuantizedConfig):
     terms: ClassVar[tuple[str, ...]] = ("recon", "perplexity", "live")
 
     latent_dim: Count = 32
-    """Values the encoder gives, cut into vectors of one value per entry of --model.levels."""
+    """Output values of the encoder, split into vectors of one value per entry of --model.levels."""
     levels: tuple[Annotated[int, Meta(ge=2)], ...] = (8, 5, 5, 5)
     """Levels of each value of a code vector; their product is the size of the implied codebook."""
 
@@ -87,7 +88,10 @@ class FSQVAEConfig(QuantizedConfig):
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         if not self.levels or prod(self.levels) > 2**20:
-            raise UserError("--model.levels: one or more, whose product (the implied codebook) is at most 1048576")
+            levels = " ".join(map(str, self.levels)) or "none"
+            raise UserError(
+                f"--model.levels {levels}: expected one or more, whose product (the codebook's size) is at most 1048576"
+            )
         super().check(shape, net)
 
 
@@ -99,15 +103,15 @@ class LFQVAEConfig(QuantizedConfig):
     terms: ClassVar[tuple[str, ...]] = ("recon", "commitment", "sample_entropy", "batch_entropy", "perplexity", "live")
 
     latent_dim: Count = 32
-    """Values the encoder gives, cut into vectors of --model.bits."""
+    """Output values of the encoder, split into vectors of --model.bits."""
     bits: Annotated[int, Meta(ge=1, le=12)] = 8
     """Values, and bits, per code vector."""
     commitment: Weight = 0.25
     """Weight of the squared distance of the encoder's values from their signs."""
     entropy: Weight = 0.1
-    """Weight of the mean entropy of the codes of a sample, less the entropy of the codes of the batch."""
+    """Weight of the mean entropy of a sample's codes minus the entropy of the batch's codes."""
     inverse_temperature: Positive = 1.0
-    """Sharpness of the softmax over codes that the entropies are of; vector_quantize_pytorch takes 100."""
+    """Inverse temperature of the softmax over codes in the entropies; vector_quantize_pytorch uses 100."""
 
     @property
     def code_dim(self) -> int:

@@ -13,7 +13,7 @@ from distae.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class MSSSIMVAEConfig(VAEConfig):
-    """VAE whose reconstruction is judged by structural similarity at several scales (Snell 2017)."""
+    """VAE whose reconstruction loss is structural similarity at several scales (Snell 2017)."""
 
     name: ClassVar[str] = "msssim_vae"
     terms: ClassVar[tuple[str, ...]] = ("recon", "similarity", "kl")
@@ -21,12 +21,12 @@ class MSSSIMVAEConfig(VAEConfig):
     weight: Weight = 100.0
     """Weight of 1 - MS-SSIM, in place of -log p(x|z)."""
     window: Annotated[int, Meta(ge=3)] = 7
-    """Side of the gaussian window, in pixels, odd; halving the image stops before it is smaller."""
+    """Side of the gaussian window in pixels, odd; the image is halved only while it is at least as large."""
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         if len(shape) != 3 or min(shape[1:]) < self.window or self.window % 2 == 0:
             raise UserError(
-                f"--model.window {self.window}: odd, and at most a side of the images; the data has shape {list(shape)}"
+                f"--model.window {self.window}: expected odd, and at most a side of the images; the data has shape {list(shape)}"
             )
         if self.likelihood != "bernoulli" or self.learn_scale or self.missing:
             raise UserError(

@@ -10,8 +10,8 @@ from distae.config.weights import Weight
 
 @dataclass(frozen=True, kw_only=True)
 class ContractiveAEConfig(AEConfig):
-    """Contractive autoencoder (Rifai 2011): penalises the encoder's Jacobian; exactly with --net mlp --net.hidden (none),
-    else by one random projection per sample."""
+    """Contractive autoencoder (Rifai 2011): penalises the encoder's Jacobian, computed exactly with --net mlp and an empty
+    --net.hidden, else estimated by one random projection per sample."""
 
     name: ClassVar[str] = "contractive_ae"
     terms: ClassVar[tuple[str, ...]] = ("recon", "contraction")
@@ -47,4 +47,4 @@ class RAEGPConfig(ModelConfig):
     code_weight: Weight = 0.1
     """Weight of the code's size, half its squared norm."""
     decoder_weight: Weight = 1e-2
-    """Weight of the squared Frobenius norm of the decoder's Jacobian, by one random projection per sample."""
+    """Weight of the squared Frobenius norm of the decoder's Jacobian, estimated by one random projection per sample."""

@@ -34,7 +34,7 @@ class VAEConfig(GaussianConfig):
     """Weight of the KL term; 1 is the ELBO in nats per sample. 0:1@1000 warms it up over 1,000 steps, 0:1@1000x4 in
     four cycles (Fu 2019)."""
     free_bits: NonNegative = 0.0
-    """Nats per code dimension, on the mean over the global batch, below which the KL costs the same (Kingma 2016, eq. 15)."""
+    """Lower bound in nats of each dimension's KL in the loss, on the mean over the global batch (Kingma 2016, eq. 15)."""
 
     @property
     def couples_samples(self) -> bool:
@@ -43,7 +43,7 @@ class VAEConfig(GaussianConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BetaVAEConfig(VAEConfig):
-    """beta-VAE (Higgins 2017): a KL term of more weight, for disentangled codes."""
+    """beta-VAE (Higgins 2017): a larger weight of the KL, for disentangled codes."""
 
     name: ClassVar[str] = "beta_vae"
 
@@ -58,7 +58,7 @@ class CapacityVAEConfig(GaussianConfig):
     name: ClassVar[str] = "capacity_vae"
 
     gamma: Weight = 10.0
-    """Weight of the distance between KL and capacity."""
+    """Weight of the absolute difference between KL and capacity."""
     capacity: Weight = Ramp("0:25@10000")
     """Target of the KL in nats."""
 
@@ -69,7 +69,7 @@ class CapacityVAEConfig(GaussianConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BetaTCVAEConfig(GaussianConfig):
-    """beta-TCVAE (Chen 2018): the KL term in three parts, estimated over the global batch; all weights 1 is the ELBO."""
+    """beta-TCVAE (Chen 2018): the KL in three parts, estimated over the global batch; with all weights 1 it is the ELBO."""
 
     name: ClassVar[str] = "beta_tc_vae"
     terms: ClassVar[tuple[str, ...]] = ("recon", "kl", "mutual_information", "total_correlation", "dimension_kl")
@@ -88,7 +88,7 @@ class BetaTCVAEConfig(GaussianConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DIPVAEConfig(GaussianConfig):
-    """DIP-VAE (Kumar 2018): the covariance of the codes is pulled to the identity."""
+    """DIP-VAE (Kumar 2018): penalises the distance of the codes' covariance from the identity."""
 
     name: ClassVar[str] = "dip_vae"
     terms: ClassVar[tuple[str, ...]] = ("recon", "kl", "off_diagonal", "diagonal")
@@ -115,7 +115,7 @@ class InfoVAEConfig(GaussianConfig):
     alpha: Weight = 0.5
     """Weight of the mutual information between code and sample; the KL keeps 1 - alpha."""
     lambda_: Weight = 100.0
-    """Scale of the divergence of the codes from the prior: the MMD weighs alpha + lambda - 1."""
+    """Scale of the divergence of the codes from the prior: the MMD has weight alpha + lambda - 1."""
     kernel: Literal["rbf", "imq"] = "rbf"
     """Kernel of the MMD: gaussian, or inverse multiquadratic."""
     bandwidths: tuple[Positive, ...] = (1.0,)

@@ -14,6 +14,7 @@ class VampVAEConfig(WeighedKLConfig):
     """VampPrior (Tomczak & Welling 2018): the prior is the mean posterior of learned pseudo-inputs."""
 
     name: ClassVar[str] = "vamp_vae"
+    prior: ClassVar[str] = "vamp"
 
     components: Count = 50
     """Number of pseudo-inputs."""

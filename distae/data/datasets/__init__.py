@@ -1,4 +1,4 @@
-"""The data sets by name, one file for each kind of source: samples in memory, uint8 if the source has it."""
+"""The data sets by name, one file for each kind of source."""
 
 from distae.data.datasets import array, celeba, digits, image_folder, shapes, sparse, table, torchvision
 from distae.data.datasets.base import load, register_dataset

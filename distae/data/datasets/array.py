@@ -39,7 +39,7 @@ def load(cfg: ArrayConfig) -> tuple[Split, Split] | dict[str, Split]:
 
 
 def _source(cfg: ArrayConfig, setting: Literal["path", "test"]) -> Mapped:
-    """All files of a setting as one source. Raises UserError where they do not belong together."""
+    """All files of a setting as one source. Raises UserError if their types or shapes differ."""
     files = cfg.files(setting)
     stored = [cfg.stored(path) for path in files]
     first = stored[0]
@@ -47,7 +47,7 @@ def _source(cfg: ArrayConfig, setting: Literal["path", "test"]) -> Mapped:
         if (other.shape[1:], other.dtype) != (first.shape[1:], first.dtype):
             raise UserError(
                 f"--data.{setting}: {other} holds {other.dtype} {list(other.shape)}, and {first} holds {first.dtype} "
-                f"{list(first.shape)}: files of one set need one type and one shape per sample"
+                f"{list(first.shape)}: all files must have the same type and shape per sample"
             )
     label = _labels(cfg, files, stored)
     return Mapped([_part(s) for s in stored], first.shape[1:], dtype_of(first), label)
@@ -76,7 +76,7 @@ def _values(stored: Stored) -> np.ndarray:
 
 
 def _check_crc(stored: Stored) -> None:
-    """Raises ValueError if a member of a .npz file is damaged; those beyond `WHOLE_BYTES` are not read for that."""
+    """Raises ValueError if a member of a .npz file is damaged; larger ones than `WHOLE_BYTES` are not checked."""
     if stored.crc is None or stored.offset is None:
         return
     left, crc = stored.offset - stored.begins + stored.shape[0] * stored.row_bytes, 0
@@ -105,14 +105,14 @@ def _scale(cfg: ArrayConfig, stored: Split) -> tuple[float, tuple[str, ...]]:
 
 
 def _seen(cfg: ArrayConfig, stored: Split, low: float, high: float, sampled: bool) -> str:
-    """What was found, as a note."""
+    """A note on what was found."""
     source = stored.source
     assert isinstance(source, Mapped)
     files = f"{len(source.parts)} files" if len(source.parts) > 1 else "1 file"
     storage = "memory-mapped" if all(p.stamp for p in source.parts) else "read into memory"
     layout = {"no_channel": "[H, W]", "channels_last": "[H, W, C]"}.get(cfg.stored_layout((1, *source.shape)))
     layout = layout or ("[C, H, W]" if len(source.shape) == 3 else "[D]")
-    looked = " in the blocks looked at" if sampled else ""
+    looked = " in the sampled blocks" if sampled else ""
     values = f"{files} {storage}, from {low:.4g} to {high:.4g}{looked}"
     return f"--data array: {len(source)} samples of {source.row_type}, taken as {layout}, {values}"
 
@@ -132,7 +132,7 @@ def _range(cfg: ArrayConfig, setting: str, stored: Split) -> tuple[float, float,
 
 
 def _where(stored: Split) -> str:
-    """The first sample that has a value that is not finite."""
+    """A message that names the first sample with a value that is not finite."""
     start = 0
     for block in stored.blocks():
         bad = (~block.isfinite()).flatten(1).any(1)

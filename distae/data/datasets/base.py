@@ -20,19 +20,19 @@ _LOADERS: Registry[type[DataConfig], Callable[[Any], Loaded]] = Registry("data s
 def register_dataset(*configs: type[DataConfig]) -> Callable[[L], L]:
     """Bind to these settings a function that returns their training and test splits.
 
-    Or a dict of `train`, `val` and `test`, where the source itself says which samples are for validation.
+    Or a dict of `train`, `val` and `test`, if the source itself says which samples are for validation.
     """
     return _LOADERS.register(*configs)
 
 
 RUN_DIR: ContextVar[Path | None] = ContextVar("RUN_DIR", default=None)
-"""While data are loaded: the folder of a run that may have begun with `Source.remember`, under --data.on-error skip."""
+"""While data are loaded with --data.on-error skip: the folder of the run, where `Source.remember` may have written its rows."""
 
 
 def load(cfg: DataConfig, run_dir: Path | None = None) -> dict[str, Split]:
     """Splits `train`, `val` and `test`, on the CPU. Raises UserError if the files are missing or hold something else.
 
-    `run_dir` is the folder of the run that is to be resumed, if it is there: rows that it began with stay rows.
+    `run_dir` is the folder of the run: with --data.on-error skip, a run that resumes keeps the rows that it began with.
     """
     token = RUN_DIR.set(run_dir if cfg.on_error == "skip" else None)
     try:
@@ -48,6 +48,8 @@ def _load(cfg: DataConfig) -> dict[str, Split]:
     if not isinstance(splits, dict):
         train, val = hold_out(splits[0], cfg.val_fraction)
         splits = {"train": train, "val": val, "test": splits[1]}
+    if cfg.train_classes:
+        splits |= {k: splits[k].of_classes(cfg.train_classes) for k in ("train", "val")}
     if cfg.on_error == "skip":
         splits = {k: replace(v, bad=BadRows()) for k, v in splits.items()}
     return {k: v.take(slice(cfg.limit)) for k, v in splits.items()}

@@ -15,7 +15,7 @@ from distae.data.splits import Split
 from distae.errors import UserError
 
 PART = 148 / 178
-"""Of the shorter side: the central 148x148 pixels, mostly face, as in PyTorch-VAE (github.com/AntixK/PyTorch-VAE)."""
+"""Share of the shorter side: the central 148x148 pixels, mostly face, as in PyTorch-VAE (github.com/AntixK/PyTorch-VAE)."""
 
 
 @register_dataset(CelebAConfig)
@@ -41,15 +41,15 @@ def load(cfg: CelebAConfig) -> dict[str, Split]:
 
 
 def _values(index: ImageIndex, file: Path, name: str | None) -> Tensor:
-    """`[N]` int64, the number in a file's column of this name, or in the one there is. Raises UserError."""
+    """`[N]` int64, the number of each image in a file's column of this name, or in its only column. Raises UserError."""
     values, names = _column(file, name), index.names()
     if missing := [name for name in names if name not in values]:
-        raise UserError(f"--data.root: {file} says nothing of {missing[0]}, which is in img_align_celeba")
+        raise UserError(f"--data.root: {file} does not list {missing[0]}, which is in img_align_celeba")
     return torch.tensor([values[name] for name in names], dtype=torch.int64)
 
 
 def _column(file: Path, name: str | None) -> dict[str, int]:
-    """By image: the number in the column of this name, or in the one there is. Raises UserError."""
+    """The number of each image in the column of this name, or in the only column. Raises UserError."""
     try:
         lines = file.read_text().splitlines()
         header, body = (lines[1].split(), lines[2:]) if name else ([], lines)

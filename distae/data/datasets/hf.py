@@ -14,9 +14,9 @@ from distae.config.data.hf import HFConfig, batches
 from distae.data.arrow import ColumnSource, labels_of
 from distae.data.datasets.base import register_dataset
 from distae.data.datasets.in_columns import check_columns, splits_of
-from distae.data.mapped import stamp_of
-from distae.data.source import BLOCK_BYTES, WHOLE_BYTES
+from distae.data.source import BLOCK_BYTES, WHOLE_BYTES, BadRowsError
 from distae.data.splits import Split
+from distae.data.stamps import stamp_of, why_changed
 from distae.errors import UserError
 
 
@@ -49,11 +49,15 @@ class Batches(ColumnSource):
         self.found = [(i, batch.column(column.name)) for i, batch in found]
 
     def read_unit(self, number: int) -> Any:
-        """The batch's column where it is mapped: no copy."""
-        i, column = self.found[number]
-        if stamp_of(Path(self.files[i])) != self.stamps[i]:
-            raise OSError(f"{self.files[i]} was changed during the run")
-        return column
+        """Number of the file, and the batch's column where it is mapped: no copy."""
+        return self.found[number]
+
+    def decode(self, unit: Any, rows: Tensor) -> Tensor:
+        """A unit that is kept is still mapped: its file is looked at just before each read."""
+        i, column = unit
+        if why := why_changed(Path(self.files[i]), self.stamps[i]):
+            raise BadRowsError(dict.fromkeys(rows.tolist(), why))
+        return super().decode(column, rows)
 
     def name_of(self, row: int) -> str:
         number = int(torch.searchsorted(self._ends, row, right=True))
@@ -63,7 +67,7 @@ class Batches(ColumnSource):
 
     @functools.cache  # noqa: B019 - a source lives as long as the run
     def digest(self) -> str:
-        """Of the files' bytes; of those of a large set, blocks."""
+        """Of all bytes of the files; of sampled blocks, if they are large."""
         digest = xxhash.xxh3_128()
         for block in self._blocks():
             digest.update(block)

@@ -24,10 +24,10 @@ from distae.data.splits import Split
 from distae.data.transform import Transform
 from distae.errors import UserError
 
-CHANGED = "the folder has changed since the run began: its images are those of then, without what vanished (--data.on-error skip)"
+CHANGED = "the folder has changed since the run began: the run keeps its images, except those that vanished (--data.on-error skip)"
 SOME_FORMATS = ".jpg, .png, .webp, .tif, .bmp, .gif and more"
 SHOWN = 5
-"""Names in a message."""
+"""Maximum number of names in a message."""
 
 
 @register_dataset(ImageFolderConfig)
@@ -56,14 +56,14 @@ def load(cfg: ImageFolderConfig) -> dict[str, Split]:
 
 
 def image_splits(cfg: ImageSettings, source: Source, rows: Rows, notes: tuple[str, ...]) -> dict[str, Split]:
-    """Splits of a source of squares `[C, side, side]`: the training one is cut and mirrored as the settings say."""
+    """Splits of a source of squares `[C, side, side]`: training samples are cropped and flipped as the settings say."""
     transform = Transform(255.0 if source.dtype == torch.uint8 else 1.0, crop=cfg.size if cfg.crop == "random" else 0)
     augment = Augment(transform.crop, cfg.flip) if transform.crop or cfg.flip else None
     return {k: Split(source, transform, rows[k], notes, augment if k == "train" else None) for k in ("train", "val", "test")}
 
 
 class _Folders:
-    """What the names of the folders say: splits and classes."""
+    """Splits and classes by the names of the folders."""
 
     def __init__(self, cfg: ImageFolderConfig, index: ImageIndex) -> None:
         self.cfg, self.index = cfg, index
@@ -75,15 +75,15 @@ class _Folders:
         if len(named) > 1 and others and not cfg.split_list and not cfg.split_by:
             raise UserError(
                 f"--data.path: {cfg.path} has folders {', '.join(named)}, and besides them {_shown(others)}: "
-                "move those away, or say with --data.split-list or --data.split-by what is for training"
+                "move those away, or choose the training images by --data.split-list or --data.split-by"
             )
 
     def splits(self) -> list[str] | None:
-        """`train`, `val` or `test` by folder, where the folders say it."""
+        """`train`, `val` or `test` for each folder; None if the folders are not splits."""
         return [SPLIT_NAMES[parts[0].lower()] if parts else "" for parts in self.parts] if self.are_splits else None
 
     def labels(self, good: NDArray[np.bool_]) -> tuple[Tensor | None, tuple[str, ...], NDArray[np.bool_]]:
-        """`[N]` int64, names of the classes, and which files have no class though others do."""
+        """Labels `[N]` int64, names of the classes, and which files `[N]` have no class although others do."""
         depth = int(self.are_splits)
         of_folder = [parts[depth] if len(parts) > depth else None for parts in self.parts]
         none = np.zeros(len(self.index), bool)
@@ -97,7 +97,7 @@ class _Folders:
 
     @property
     def empty_classes(self) -> list[str]:
-        """Folders at the place of classes without any image."""
+        """Folders at the level of classes that hold no image."""
         depth = 1 + self.are_splits
         if self.cfg.labels == "none" or not any(len(parts) >= depth for parts in self.parts):
             return []
@@ -106,7 +106,7 @@ class _Folders:
 
 
 def _split(cfg: ImageFolderConfig, index: ImageIndex, folders: _Folders, good: NDArray[np.bool_]) -> Rows:
-    """By a list, a group or a time, folders, or at random, in this order. Of good rows, whatever else is there."""
+    """Splits by the first of these that applies: a list, a group or a time, folders, at random. Bad rows do not matter."""
     mine = torch.from_numpy(good.nonzero()[0])
     if cfg.split_list:
         return _listed(cfg, index)
@@ -129,7 +129,7 @@ def _split(cfg: ImageFolderConfig, index: ImageIndex, folders: _Folders, good: N
 
 
 def _listed(cfg: ImageFolderConfig, index: ImageIndex) -> Rows:
-    """The rows that `--data.split-list` names. Raises UserError where it names no image, or another split."""
+    """The rows that `--data.split-list` names. Raises UserError if it names no image, or another split."""
     file = Path(str(cfg.split_list)).expanduser()
     rows = {name: row for row, name in enumerate(index.names())}
     found: dict[str, list[int]] = {"train": [], "val": [], "test": []}
@@ -155,12 +155,12 @@ def _matched(cfg: ImageFolderConfig, pattern: re.Pattern[str], name: str) -> str
     found = pattern.search(name)
     text = found and (found.group(1) if pattern.groups else found.group())
     if text is None:
-        raise UserError(f"--data.split-by: {pattern.pattern!r} finds nothing in {printable(name)!r}")
+        raise UserError(f"--data.split-by: {pattern.pattern!r} does not match {printable(name)!r}")
     return text
 
 
 def _ranks(texts: list[str]) -> NDArray[np.int64]:
-    """Places in time `[N]`: as numbers where all are, else as texts, as dates in ISO form sort."""
+    """Ranks in time `[N]`: sorted as numbers if all are numbers, else as strings, which is right for ISO dates."""
     try:
         keys: list[float] | list[str] = [float(text) for text in texts]
     except ValueError:
@@ -177,17 +177,17 @@ def _named(index: ImageIndex, rows: Mapping[int, str]) -> list[tuple[str, str]]:
 
 
 def _reported(cfg: ImageFolderConfig, index: ImageIndex, what: str, names: list[str], things: str = "images") -> tuple[str, ...]:
-    """A note on what is left out. Raises UserError where that is not asked for."""
+    """A note on what is left out. Raises UserError unless --data.on-error is skip."""
     if not names:
         return ()
     text = f"{len(names)} {things} of {cfg.path} {what}: {_shown(names)}"
     if cfg.on_error == "raise":
-        raise UserError(f"--data.path: {text};\nmend or remove them, or leave them out with --data.on-error skip")
+        raise UserError(f"--data.path: {text};\nfix or remove them, or leave them out with --data.on-error skip")
     return (f"{text}; left out (--data.on-error skip)",)
 
 
 def _found(cfg: ImageFolderConfig, index: ImageIndex, good: NDArray[np.bool_], classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Notes on what the images are, and what becomes of them."""
+    """Notes on what the images are, and how they are converted."""
     counts = Counter(
         {m: int(n) for m, n in zip(index.modes, np.bincount(index.mode[good], minlength=len(index.modes)), strict=True)}
     )

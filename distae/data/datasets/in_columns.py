@@ -1,4 +1,4 @@
-"""What data sets in tables of images or arrays share: splits, the transform, and checks over all files."""
+"""Shared by data sets of images or arrays in columns (Parquet, Arrow): splits, the transform, and checks over all files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from distae.errors import UserError
 
 
 def check_columns(cfg: ColumnsConfig, files: Sequence[str], schemas: Sequence[Any]) -> Column:
-    """The column of samples of the first file. Raises UserError if another file has not got it, or as another type."""
+    """The column of samples of the first file. Raises UserError if another file lacks it, or has it with another type."""
     column = cfg.described(files[0])
     for file, schema in zip(files[1:], schemas[1:], strict=True):
         check_names(schema.names, file)
@@ -29,7 +29,7 @@ def check_columns(cfg: ColumnsConfig, files: Sequence[str], schemas: Sequence[An
 
 
 def splits_of(cfg: ColumnsConfig, sources: Mapping[str, ColumnSource]) -> dict[str, Split]:
-    """The splits of sources by split; what is missing is held out. Raises UserError if they hold different samples."""
+    """Splits from a source per split; missing splits are held out. Raises UserError if types, shapes or classes differ."""
     cfg.shape()
     train = sources["train"]
     for name, source in sources.items():

@@ -14,7 +14,7 @@ from distae.errors import UserError
 
 @register_dataset(MemoryConfig)
 def load(cfg: MemoryConfig) -> tuple[Split, Split]:
-    raise UserError("--data memory: arrays in memory are given to distae.fit, in Python")
+    raise UserError("--data memory is for distae.fit in Python, which takes the arrays as arguments")
 
 
 def in_memory(cfg: MemoryConfig, x: Tensor, label: Tensor | None, missing: bool) -> Split:

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,17 +13,18 @@ from torch import Tensor
 
 from distae.config.data.columns import Column
 from distae.config.data.parquet import ParquetConfig, read
-from distae.config.data.remote import asked, may_pass, read_part, said, size_of
+from distae.config.data.remote import asked, is_url, may_pass, read_part, said, size_of
 from distae.data.arrow import ColumnSource, labels_of
-from distae.data.cache import Ahead, FileCache
+from distae.data.cache import FileCache, Prefetch
 from distae.data.datasets.base import register_dataset
 from distae.data.datasets.in_columns import check_columns, splits_of
 from distae.data.splits import Split
+from distae.data.stamps import stamp_of, why_changed
 
 READERS = 8
 """Threads that read footers and samples of contents: they wait for disks and servers."""
 BLOCK, BLOCKS = 1 << 20, 64
-"""Bytes of a sampled block, and their number over all files: smaller sets are read whole for their checksum."""
+"""Bytes of a sampled block, and the number of blocks over all files: smaller sets are read whole for their checksum."""
 
 
 @register_dataset(ParquetConfig)
@@ -53,15 +55,18 @@ class ParquetRows(ColumnSource):
         self.files, self.footers = files, footers
         self.where = [(i, group) for i, footer in enumerate(footers) for group in range(footer.num_row_groups)]
         super().__init__(cfg, column, [footers[i].row_group(group).num_rows for i, group in self.where], label, classes)
+        self.stamps = {file: stamp_of(Path(file)) for file in files if not is_url(file)}
         self.cache = FileCache(int(cfg.cache_gb * 1e9))
-        self.ahead = Ahead(self.cache, files)
+        self.prefetch = Prefetch(self.cache, files)
 
     def read_unit(self, number: int) -> Any:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self.ahead.start()
+        self.prefetch.start()
         i, group = self.where[number]
+        if (stamp := self.stamps.get(self.files[i])) and (why := why_changed(Path(self.files[i]), stamp)):
+            raise OSError(why)
         try:
             with self.cache.fetch(self.files[i]).open("rb") as file:
                 parquet = pq.ParquetFile(file, metadata=self.footers[i])
@@ -82,7 +87,7 @@ class ParquetRows(ColumnSource):
 
     @functools.cache  # noqa: B019 - a source lives as long as the run
     def digest(self) -> str:
-        """Of all bytes of a small set; of a large one of its footers, which hold each column's sizes and bounds, and of blocks."""
+        """Of all bytes of a small set; of a large one, of its footers, which hold sizes and bounds of columns, and of blocks."""
         sizes = [asked(file, partial(size_of, file)) for file in self.files]
         with ThreadPoolExecutor(READERS) as pool:
             parts = pool.map(lambda part: asked(part[0], partial(read_part, *part)), self._parts(sizes))
@@ -92,7 +97,7 @@ class ParquetRows(ColumnSource):
         return digest.hexdigest()
 
     def _parts(self, sizes: Sequence[int]) -> list[tuple[str, int, int]]:
-        """File, start and end of what is compared."""
+        """File, start and end of each part that the checksum covers."""
         every = max(1, sum(sizes) // (BLOCK * BLOCKS))
         parts = []
         for file, footer, size in zip(self.files, self.footers, sizes, strict=True):

@@ -16,7 +16,7 @@ from distae.errors import UserError
 
 
 def load_prepared(cfg: ArrayConfig, manifest: Manifest) -> dict[str, Split]:
-    """Its splits. Raises UserError if a shard is missing, truncated or another one."""
+    """The splits of a prepared folder. Raises UserError if a shard is missing, truncated or was replaced."""
     folder, transform = expanded(cfg.path, "--data.path"), Transform.from_json(manifest.transform)
     unread = f", {len(manifest.unread)} samples of the source could not be read" if manifest.unread else ""
     rows = {name: sum(s.rows for s in shards) for name, shards in manifest.splits.items()}
@@ -30,9 +30,8 @@ def _source(folder: Path, manifest: Manifest, shards: Sequence[Shard]) -> Mapped
     arrays = [_arrays(folder, shard) for shard in shards]
     samples = [a[X] for a in arrays]
     if odd := next((s for s in samples[1:] if (s.shape[1:], s.dtype) != (samples[0].shape[1:], samples[0].dtype)), None):
-        raise UserError(
-            f"--data.path: {odd} holds {odd.dtype} {list(odd.shape)}, and {samples[0]} {samples[0].dtype} {list(samples[0].shape)}"
-        )
+        one, other = (f"{s} holds {s.dtype} {list(s.shape)}" for s in (samples[0], odd))
+        raise UserError(f"--data.path: {one}, and {other}: all shards must have the same type and shape per sample")
     label = torch.cat([mapped(a[Y]).rows.clone() for a in arrays]) if manifest.labelled else None
     source = Mapped([mapped(s) for s in samples], samples[0].shape[1:], dtype_of(samples[0]), label)
     source.classes = tuple(manifest.classes)
@@ -40,14 +39,14 @@ def _source(folder: Path, manifest: Manifest, shards: Sequence[Shard]) -> Mapped
 
 
 def _arrays(folder: Path, shard: Shard) -> dict[str, Stored]:
-    """Where samples and labels are in a shard."""
+    """Where samples and labels are in a shard. Raises UserError if it is missing, truncated or was replaced."""
     path = folder / shard.file
     try:
         if path.stat().st_size != shard.bytes:
-            raise ValueError(f"it has {path.stat().st_size} bytes, and had {shard.bytes}")
+            raise ValueError(f"it has {path.stat().st_size} bytes, expected {shard.bytes}")
         arrays = {name: read() for name, read in arrays_in(path).items()}
         if arrays[X].shape[0] != shard.rows or (Y in arrays and arrays[Y].shape != (shard.rows,)):
-            raise ValueError(f"it holds {arrays[X].shape[0]} samples, and held {shard.rows}")
+            raise ValueError(f"it holds {arrays[X].shape[0]} samples, expected {shard.rows}")
         return arrays
     except FILE_ERRORS as error:
         raise UserError(f"--data.path: {path} is missing or damaged ({error}): make it again with distae prepare") from error

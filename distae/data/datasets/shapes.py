@@ -14,9 +14,9 @@ from distae.data.transform import Transform
 from distae.noise.permutation import KeyedPermutation
 
 PIXELS = 1 << 20
-"""Drawn at once."""
+"""Number of pixels drawn at once."""
 LARGEST = 0.24
-"""Half the side of the largest square, in sides of the image; hearts and ellipses have its area, about."""
+"""Half the side of the largest square, relative to the side of the image; hearts and ellipses have about its area."""
 
 
 @register_dataset(ShapesConfig)
@@ -28,9 +28,9 @@ def load(cfg: ShapesConfig) -> tuple[Split, Split]:
 
 
 def factors_of(cfg: ShapesConfig) -> Tensor:
-    """`[N, 5]` int64, the number of each factor's value, by the sample's number alone: more samples are these and others.
+    """`[N, 5]` int64, the index of each factor's value. It depends on the sample's index alone: a larger set only adds samples.
 
-    Numbers of combinations are a keyed permutation of all of them, over and over: none comes twice before each has come.
+    Combinations come in a keyed permutation of all of them, repeatedly: none comes twice before each has come once.
     """
     total = math.prod(cfg.sizes)
     number = torch.arange(cfg.count)
@@ -53,7 +53,7 @@ def draw(cfg: ShapesConfig, factors: Tensor) -> Tensor:
 
 
 def _drawn(cfg: ShapesConfig, factors: Tensor) -> Tensor:
-    """`[B, size, size]` uint8: white within the shape, by a pixel's distance from its edge."""
+    """`[B, size, size]` uint8: white inside the shape, by the distance of each pixel from the edge."""
     kind = factors[:, 0]
     scale = LARGEST * (0.5 + 0.5 * _fraction(factors[:, 1], cfg.scales, 1.0)[:, None, None])
     turn = (2 * math.pi * factors[:, 2].double() / cfg.orientations)[:, None, None]
@@ -71,7 +71,7 @@ def _drawn(cfg: ShapesConfig, factors: Tensor) -> Tensor:
 
 
 def _fraction(number: Tensor, count: int, only: float) -> Tensor:
-    """Numbers below `count` as evenly spaced values from 0 to 1; `only` where there is one."""
+    """Indices below `count` as evenly spaced values from 0 to 1; `only` if `count` is 1."""
     return number.double() / (count - 1) if count > 1 else torch.full((len(number),), only, dtype=torch.float64)
 
 

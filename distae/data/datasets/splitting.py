@@ -18,14 +18,14 @@ Rows = dict[str, Tensor]
 
 
 def at_random(n: int, test: float, val: float) -> Rows:
-    """Fixed fractions of `n` rows: `test` of all, and `val` of the others, as `hold_out` twice."""
+    """Fixed fractions of `n` rows: `test` of all, and `val` of the others, as by `hold_out` twice."""
     rest, tested = held_out(n, test)
     train, held = held_out(len(rest), val)
     return {"train": rest[train], "val": rest[held], "test": tested}
 
 
 def by_name(names: Sequence[Any] | NDArray[Any], where: str) -> Rows:
-    """The rows that say train, val or test. Raises UserError on any other word; `where` names the source and the column."""
+    """Rows by their split's name. Raises UserError on any other name; `where` names the source and the column in messages."""
     words = [SPLIT_NAMES.get(str(name).strip().lower()) for name in names]
     if None in words:
         row = words.index(None)
@@ -33,17 +33,18 @@ def by_name(names: Sequence[Any] | NDArray[Any], where: str) -> Rows:
     found = np.array(words)
     rows = {name: torch.from_numpy(np.flatnonzero(found == name)) for name in ("train", "val", "test")}
     if not len(rows["train"]):
-        raise UserError(f"{where} has no row of train")
+        raise UserError(f"{where} has no row for training; valid: train, val and test")
     return rows
 
 
 def by_group(groups: Sequence[Any] | NDArray[Any], test: float, val: float, where: str) -> Rows:
-    """About these fractions of the rows, and no group in two splits. Raises UserError where there are too few groups."""
+    """About these fractions of the rows, and no group in two splits. Raises UserError if there are too few groups."""
     texts = [str(g) for g in groups]
     index = {text: i for i, text in enumerate(sorted(set(texts)))}
     of_row = torch.tensor([index[text] for text in texts])
     if len(index) < 1 + (test > 0) + (val > 0):
-        raise UserError(f"{where} has {len(index)} groups: too few for splits that share none")
+        needed = 1 + (test > 0) + (val > 0)
+        raise UserError(f"{where} has {len(index)} groups; splits that share no group need at least {needed}")
     order = split_order(len(index), SPLIT_SEED)
     ends = of_row.bincount(minlength=len(index))[order].cumsum(0)
     tested = _groups_up_to(ends, len(texts) * test, len(index) - 1 - (val > 0))
@@ -55,12 +56,12 @@ def by_group(groups: Sequence[Any] | NDArray[Any], test: float, val: float, wher
 
 
 def _groups_up_to(ends: Tensor, rows: float, most: int) -> int:
-    """How many groups, in order, make up about so many rows: at least one where any are asked for."""
+    """Number of groups, in order, that have about this number of rows: at least one if `rows` is not 0, at most `most`."""
     return min(most, int((ends - rows).abs().argmin()) + 1) if rows > 0 else 0
 
 
 def by_time(times: NDArray[Any], test: float, val: float) -> Rows:
-    """The last rows in time are the test split, those before them for validation; of equal times, later rows are later."""
+    """The last rows in time are the test split, those before them the validation split; ties keep the order of the rows."""
     order = torch.from_numpy(np.argsort(times, kind="stable"))
     tested = round(len(order) * test)
     held = round((len(order) - tested) * val)

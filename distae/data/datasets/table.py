@@ -18,11 +18,12 @@ from distae.data.source import Tensors
 from distae.data.splits import Split
 from distae.data.transform import Transform
 from distae.errors import UserError
+from distae.runtime.files import SMALL
 
-LARGEST_TRANSFORM = 8 << 20
-"""Bytes of the transform as JSON, half of what a checkpoint's state may have."""
-MOST_TABLES_OF_QUANTILES = 200_000
-"""Quantiles of all columns together: with more columns, each has fewer."""
+LARGEST_TRANSFORM = SMALL // 2
+"""Maximum bytes of the transform as JSON: half of what a checkpoint's state may have."""
+MOST_QUANTILES_OF_ALL = 200_000
+"""Maximum number of quantiles of all columns together: with more columns, each has fewer."""
 
 
 class Rows(Tensors):
@@ -42,21 +43,23 @@ def load(cfg: TableConfig) -> dict[str, Split]:
 
 
 def from_frame(frame: Any, cfg: TableConfig) -> dict[str, Split]:
-    """Splits of a pandas DataFrame by settings without a path; from then on `cfg.shape()` is that of the frame, in this process.
+    """Splits of a pandas DataFrame, by settings without a path; afterwards `cfg.shape()` is that of the frame, in this process.
 
     Raises UserError as for a file.
     """
     if cfg.path:
-        raise UserError(f"--data.path {cfg.path}: a DataFrame takes the place of a file: leave it out")
+        raise UserError(f"--data.path {cfg.path}: leave it out, the DataFrame is used instead of a file")
     return _splits(cfg, cfg.keep(from_pandas(frame, cfg.drop)))
 
 
 def _splits(cfg: TableConfig, table: Table) -> dict[str, Split]:
-    rows = _rows(cfg, table)
+    source, rows = Rows(table), _rows(cfg, table)
+    if cfg.train_classes:  # before the columns are fitted, which are to know the training rows alone
+        splits = {k: Split(source, rows=rows[k]).of_classes(cfg.train_classes) for k in ("train", "val")}
+        rows |= {k: split.rows_at(torch.arange(len(split))) for k, split in splits.items()}
     transform = Transform(columns=_fitted(table, rows["train"].numpy(), cfg))
     if (size := len(json.dumps(transform.to_json()))) > LARGEST_TRANSFORM:
         raise UserError(f"--data.path: {table.name} has too many columns: they take {size} bytes; at most {LARGEST_TRANSFORM}")
-    source = Rows(table)
     return {name: Split(source, transform, rows[name], table.notes) for name in ("train", "val", "test")}
 
 
@@ -72,9 +75,9 @@ def _rows(cfg: TableConfig, table: Table) -> dict[str, Tensor]:
 
 
 def _fitted(table: Table, train: np.ndarray, cfg: TableConfig) -> tuple[Scaled, ...]:
-    """The columns, normalised and filled by the training rows alone."""
+    """How each column is normalised and filled, from the training rows alone."""
     ranked = sum(f.kind == "numeric" for f in table.features) if cfg.normalize == "quantile" else 0
-    quantiles = max(2, min(MOST_QUANTILES, len(train), MOST_TABLES_OF_QUANTILES // max(1, ranked)))
+    quantiles = max(2, min(MOST_QUANTILES, len(train), MOST_QUANTILES_OF_ALL // max(1, ranked)))
     return tuple(_fit(f, table.x[train, i], cfg, quantiles, table.name) for i, f in enumerate(table.features))
 
 
@@ -102,5 +105,5 @@ def _fit(feature: Feature, values: np.ndarray, cfg: TableConfig, quantiles: int,
 
 
 def _scaled(column: Scaled, offset: float, scale: float) -> Scaled:
-    """A column whose spread is no more than rounding of its values keeps its scale."""
+    """The column with its normalisation; one that varies only by rounding is not divided by its spread."""
     return replace(column, offset=offset, scale=scale if scale > 1e-12 * max(abs(offset), 1e-290) else 1.0)

@@ -31,7 +31,7 @@ CLASSES: dict[type[TorchvisionConfig], str] = {
     MNISTConfig: "MNIST", FashionMNISTConfig: "FashionMNIST", KMNISTConfig: "KMNIST", EMNISTConfig: "EMNIST",
     CIFAR10Config: "CIFAR10", CIFAR100Config: "CIFAR100", SVHNConfig: "SVHN", STL10Config: "STL10",
 }  # fmt: skip
-"""torchvision's class of each."""
+"""torchvision's class for each settings class."""
 
 
 @register_dataset(*CLASSES)
@@ -44,7 +44,7 @@ def load(cfg: TorchvisionConfig) -> tuple[Split, Split]:
 
 
 def _arguments(cfg: TorchvisionConfig, train: bool) -> dict[str, Any]:
-    """Those of torchvision's class that choose the part."""
+    """The arguments of torchvision's class that choose the split."""
     match cfg:
         case EMNISTConfig():
             return {"split": cfg.split, "train": train}
@@ -57,7 +57,10 @@ def _arguments(cfg: TorchvisionConfig, train: bool) -> dict[str, Any]:
 
 
 def fetch(root: str, cls: Callable[..., Any], **arguments: Any) -> Any:
-    """Use existing files; else one process at a time downloads and checks them, and the others then find them."""
+    """Load existing files; if they are missing, one process downloads and checks them, while the others wait.
+
+    Raises UserError that names the files if they are missing and cannot be downloaded.
+    """
     with contextlib.suppress(RuntimeError):
         return cls(root, **arguments, download=False)
     before = socket.getdefaulttimeout()
@@ -97,10 +100,10 @@ def _images(cfg: TorchvisionConfig, dataset: Any) -> Split:
     x = torch.as_tensor(dataset.data)
     label = torch.as_tensor(dataset.targets if hasattr(dataset, "targets") else dataset.labels).long()
     if isinstance(cfg, EMNISTConfig):
-        x = x.transpose(1, 2).contiguous()  # its files hold the images on their side
+        x = x.transpose(1, 2).contiguous()  # its files hold transposed images
         label = label - 1 if cfg.split == "letters" else label
     if x.ndim == 4 and x.shape[-1] == 3:
         x = x.permute(0, 3, 1, 2)
     transform = Transform(255.0, "as_stored" if x.ndim == 4 else "no_channel")
     labeled = not (isinstance(cfg, STL10Config) and cfg.unlabeled)
-    return Split.of(x.contiguous(), label if labeled else None, transform)  # in order once: batches are made twice as fast
+    return Split.of(x.contiguous(), label if labeled else None, transform)  # contiguous: batches are made twice as fast

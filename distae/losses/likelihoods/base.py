@@ -35,7 +35,7 @@ class Likelihood(nn.Module):
         return upcast(raw)
 
     def matched(self, mean: Tensor, x: Tensor) -> Tensor:
-        """A mean `[B, *shape]` for samples with the totals of `x` `[B, *shape]`: another one only for likelihoods of counts."""
+        """`mean` `[B, *shape]` rescaled to the totals of `x` `[B, *shape]`; only likelihoods of counts change it."""
         return mean
 
     def per_value(self, raw: Tensor, x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Likelihood(nn.Module):
 
 
 class Observed(Likelihood):
-    """Another likelihood, of the values that are not missing (NaN): -log p(observed|z) (Mattei & Frellsen 2019, eq. 1)."""
+    """A likelihood of only the values that are not missing (NaN): -log p(observed|z) (Mattei & Frellsen 2019, eq. 1)."""
 
     def __init__(self, whole: Likelihood, cfg: ModelConfig) -> None:
         super().__init__(cfg, whole.shape)
@@ -86,7 +86,7 @@ def register_likelihood(
 ) -> Callable[[L], L]:
     """Make a subclass of Likelihood known as `--model.likelihood NAME`.
 
-    `scaled` where it uses --model.scale; `support` says which values data may have (config/names.py), checked before training.
+    `scaled`: whether it uses --model.scale; `support`: which values data may have (config/names.py), checked before training.
     """
 
     def bind(likelihood: L) -> L:
@@ -98,10 +98,12 @@ def register_likelihood(
 
 
 def build_likelihood(cfg: ModelConfig, shape: tuple[int, ...] = ()) -> Likelihood:
-    """The likelihood that the settings name, for samples of `shape`. Raises UserError where it does not go with missing values."""
+    """The likelihood of the settings for samples of `shape`. Raises UserError if --model.missing is set and it cannot be used."""
     made: Likelihood = LIKELIHOODS[cfg.likelihood](cfg, shape)
     if not cfg.missing:
         return made
     if type(made).per_value is Likelihood.per_value:
-        raise UserError(f"--model.likelihood {cfg.likelihood} does not go with missing values: it is not a sum over values")
+        raise UserError(
+            f"--model.likelihood {cfg.likelihood} does not go with missing values (--model.missing): it is not a sum over values"
+        )
     return Observed(made, cfg)

@@ -12,7 +12,7 @@ from distae.losses.likelihoods.base import Likelihood, register_likelihood
 
 @register_likelihood("bernoulli")
 class Bernoulli(Likelihood):
-    """Independent values in {0, 1}; raw are logits. Of grey values in between it is the cross entropy, and no density."""
+    """Independent values in {0, 1}; raw are logits. For grey values in between it is the cross entropy, not a density."""
 
     def mean(self, raw: Tensor) -> Tensor:
         return torch.sigmoid(upcast(raw))
@@ -26,7 +26,7 @@ class ContinuousBernoulli(Bernoulli):
     """A density over [0, 1]: C(p) p^x (1-p)^(1-x) (Loaiza-Ganem & Cunningham 2019, eq. 5-8); raw are the logits of p."""
 
     def mean(self, raw: Tensor) -> Tensor:
-        """1 / (1 - exp(-raw)) - 1 / raw, by its series where raw is small; of |raw|, as exp(-raw) of others overflows."""
+        """1 / (1 - exp(-raw)) - 1 / raw, near 0 by its series; from |raw|, as exp(-raw) overflows for large negative raw."""
         raw = upcast(raw)
         small, safe = self._small(raw)
         upper = -1 / torch.expm1(-safe.abs()) - 1 / safe.abs()
@@ -43,6 +43,6 @@ class ContinuousBernoulli(Bernoulli):
         return torch.where(small, math.log(2) + torch.log1p(squares / 12 - squares.square() / 720), far)
 
     def _small(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the series is used, and raw with 1 in those places, so that no gradient there is NaN."""
+        """Where the series is used, and `raw` with 1 there, so that no gradient becomes NaN."""
         small = raw.abs() < 0.1
         return small, torch.where(small, 1.0, raw)

@@ -10,14 +10,14 @@ from distae.losses.divergences import soft_bound, sum_per_sample, upcast
 from distae.losses.likelihoods.base import Likelihood, register_likelihood
 
 HALF = 1 / 255
-"""Half the distance of two of 256 levels in [-1, 1]."""
+"""Half the spacing of 256 levels in [-1, 1]."""
 
 
 @register_likelihood("logistic_mixture")
 class LogisticMixture(Likelihood):
-    """Each pixel is one of K discretised logistics (Salimans 2017, PixelCNN++, eq. 1-3): a probability of the 256 levels k / 255.
+    """Each pixel is one of K discretised logistics (Salimans 2017, PixelCNN++, eq. 1-3): a distribution over the levels k / 255.
 
-    The K weights are shared by a pixel's channels; with three, the mean of green depends linearly on red, that of blue on both.
+    The K weights are shared by a pixel's channels; of three, the mean of green depends linearly on red, that of blue on both.
     Data are in [0, 1]. Log-scales are bounded to (-7, 7), around the paper's lower clamp of -7.
     """
 
@@ -32,11 +32,11 @@ class LogisticMixture(Likelihood):
 
     @property
     def raw_shape(self) -> tuple[int, ...]:
-        """Weights, means, log-scales and, of three channels, coefficients: 3 or 10 outputs per component and pixel."""
+        """Weights, means, log-scales and, with three channels, coefficients: 3 or 10 outputs per component and pixel."""
         return (self.k * (3 if self.channels == 1 else 10), *self.shape[1:])
 
     def mean(self, raw: Tensor) -> Tensor:
-        """Weighted mean of the components', each with its tails cut off at the lowest and the highest level."""
+        """Weighted mean of the components' means, each with its tails moved to the lowest and the highest level."""
         logits, means, log_scales, coefficients = self._parts(raw)
         clipped: list[Tensor] = []
         for channel in range(self.channels):  # given the means of the channels before
@@ -60,7 +60,7 @@ class LogisticMixture(Likelihood):
         return logits, parts[:, 0], soft_bound(parts[:, 1], 7.0), coefficients
 
     def _coupled(self, means: Tensor, coefficients: Tensor | None, x: Tensor) -> Tensor:
-        """The means `[B, K, C, H, W]` given the channels before in `x` `[B, 1, C, H, W]`, or one for each component."""
+        """The means `[B, K, C, H, W]` given the preceding channels in `x` `[B, 1, C, H, W]`, or `[B, K, C, H, W]`."""
         if coefficients is None:
             return means
         a, b, c = coefficients.unbind(2)
@@ -70,7 +70,7 @@ class LogisticMixture(Likelihood):
 
 
 def _clipped_mean(mean: Tensor, scale: Tensor) -> Tensor:
-    """Mean of a logistic whose tails beyond -1 and 1 are moved there: the integral of 1 - F over [-1, 1], less 1."""
+    """Mean of a logistic whose tails beyond -1 and 1 are moved there: the integral of 1 - F over [-1, 1], minus 1."""
     inside = scale * (F.softplus((mean + 1) / scale) - F.softplus((mean - 1) / scale))
     return (inside - 1).clamp(-1, 1)
 

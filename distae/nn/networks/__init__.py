@@ -20,7 +20,7 @@ _NETS.register(ResNetConfig)(resnet)
 def register_net(config: type[NetConfig]) -> Callable[[N], N]:
     """Bind a module or class with functions `encoder(cfg, shape, out)` and `decoder(cfg, shape, latent_dim)` to its settings.
 
-    The settings' `code_shape` says how a code is laid out: by default it is `(latent_dim,)`.
+    The settings' `code_shape` is the shape of a code, by default `(latent_dim,)`.
     """
     return _NETS.register(config)
 

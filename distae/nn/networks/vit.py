@@ -18,7 +18,7 @@ def unpatchify(patches: Tensor, side: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def positions(rows: int, columns: int, dim: int) -> Tensor:
-    """Sine and cosine embeddings of the positions of a grid, `[rows * columns, dim]`; dim divides by 4 (He 2022, app. A.1)."""
+    """Sine and cosine embeddings of the positions of a grid, `[rows * columns, dim]`; 4 divides dim (He 2022, app. A.1)."""
     rates = 1 / 10000 ** (torch.arange(dim // 4) / (dim // 4))
     grid = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
     y, x = torch.outer(grid[:, 0], rates), torch.outer(grid[:, 1], rates)
@@ -30,7 +30,7 @@ NAMES_OF_0_1 = {"before": "norm1", "between": "norm2", "attend": "qkv", "merge":
 
 
 class Block(nn.Module):
-    """Pre-norm attention and a perceptron of four times the width (Dosovitskiy 2021, eq. 2-3). `[B, N, dim]` to the same."""
+    """Pre-norm attention and an MLP of four times the width (Dosovitskiy 2021, eq. 2-3). `[B, N, dim]` to the same."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()

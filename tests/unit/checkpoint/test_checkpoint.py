@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole, found again, refused when damaged."""
+"""Checkpoints on disk: written whole, found again, rejected when damaged."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path, mode: str) -> None:
         assert all(torch.equal(tensors[k], v) and tensors[k].dtype == v.dtype for k, v in TENSORS.items())
 
 
-def test_training_may_go_on_while_a_save_is_written(tmp_path: Path) -> None:
+def test_training_may_continue_while_a_save_is_written(tmp_path: Path) -> None:
     checkpoints, value = CheckpointStore(tmp_path, 1, "async"), torch.zeros(1000, 1000)
     checkpoints.save(1, {"model.a": value}, b"{}", None)
     value += 1
@@ -187,7 +187,7 @@ def test_files_outside_the_manifest_are_not_opened(tmp_path: Path) -> None:
     assert loaded(checkpoints, 1).keys() == TENSORS.keys()
 
 
-def test_another_model_is_refused(tmp_path: Path) -> None:
+def test_another_model_is_rejected(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 1)
     with pytest.raises(TrainingError, match="of another model: model"):
         checkpoints.load(1, {"model.a": torch.zeros(3, 4, dtype=torch.float64)}, "optim.")

@@ -1,4 +1,4 @@
-"""`distae.load`: a folder that is damaged, forged or hostile ends in words, in bounded time and memory."""
+"""`distae.load`: a damaged, forged or hostile folder gives a message, in bounded time and memory."""
 
 import json
 import os
@@ -183,7 +183,7 @@ def test_a_net_of_a_plugin_is_to_be_imported(run_dir: Path) -> None:
 def test_a_model_is_for_the_group_and_replaced_whole(run_dir: Path) -> None:
     folder, before = run_dir / "model", os.umask(0o027)
     try:
-        export(distae.load(run_dir).module.state_dict(), replace(CFG, run_dir=str(run_dir)), folder, 2, None, None)
+        export(distae.load(run_dir).module, replace(CFG, run_dir=str(run_dir)), folder, 2, None, None)
     finally:
         os.umask(before)
     assert {oct(p.stat().st_mode & 0o777) for p in folder.iterdir()} == {"0o640"}

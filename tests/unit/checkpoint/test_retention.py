@@ -1,4 +1,4 @@
-"""Which checkpoints stay, which are passed over at a resume, and what becomes of damaged ones."""
+"""Which checkpoints are kept, which are skipped at a resume, and what happens to damaged ones."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""No code from a checkpoint: exploits in place of every file that is read, and none runs."""
+"""No code runs from a checkpoint: exploits in place of every file that is read."""
 
 import io
 import json
@@ -246,7 +246,7 @@ def test_a_manifest_names_no_file_outside(run_dir, capsys, name):
         lambda state: state | {"window": {"names": ["loss"], "sums": [[1.0, 2.0]], "steps": 1}},
     ],
 )
-def test_a_state_of_other_types_is_refused(run_dir, capsys, damage):
+def test_a_state_of_other_types_is_rejected(run_dir, capsys, damage):
     path = checkpoint(run_dir) / STATE
     path.write_text(json.dumps(damage(json.loads(path.read_bytes()))))
     certify(run_dir)
@@ -259,13 +259,13 @@ def test_a_state_of_other_types_is_refused(run_dir, capsys, damage):
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"seed": 3, "seed.a": 1}, "damaged: 'seed.a' is within a value"),
-        ({"model": 1, "model.name": "vae"}, "damaged: 'model.name' is within a value"),
-        ({"threads" + ".a" * 10**5: 1}, "is within a value, or too deep"),
+        ({"seed": 3, "seed.a": 1}, "damaged: 'seed.a' is nested in a value"),
+        ({"model": 1, "model.name": "vae"}, "damaged: 'model.name' is nested in a value"),
+        ({"threads" + ".a" * 10**5: 1}, "is nested in a value, or too deep"),
         pytest.param({f"x{i}": 1 for i in range(10**6)}, "at most 8388608 are expected", marks=pytest.mark.slow),
     ],
 )
-def test_forged_settings_are_refused_within_a_second(run_dir, settings, why):
+def test_forged_settings_are_rejected_within_a_second(run_dir, settings, why):
     path = checkpoint(run_dir) / STATE
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {"settings": settings}))
     certify(run_dir)
@@ -286,7 +286,7 @@ def test_forged_settings_are_refused_within_a_second(run_dir, settings, why):
         ("model.bogus", torch.zeros(2)),
     ],
 )
-def test_tensors_of_another_run_are_refused(run_dir, key, value):
+def test_tensors_of_another_run_are_rejected(run_dir, key, value):
     path = checkpoint(run_dir) / SHARD
     tensors = load_file(path)
     weight = next(k for k, t in tensors.items() if k.startswith("optim.") and t.shape == (16, 64)).rpartition(".")[0]
@@ -312,7 +312,7 @@ def test_tensors_of_another_run_are_refused(run_dir, key, value):
         {"model": {"name": "ae", "plugin": "x"}, "net": {"name": "mlp"}, "shape": [1, 8, 8]},
     ],
 )
-def test_settings_that_fit_no_model_are_refused(run_dir, about):
+def test_settings_that_fit_no_model_are_rejected(run_dir, about):
     (run_dir / "model" / "config.json").write_text(json.dumps(about))
     with pytest.raises(UserError) as refusal:
         distae.load(run_dir)
@@ -320,9 +320,9 @@ def test_settings_that_fit_no_model_are_refused(run_dir, about):
 
 
 @pytest.mark.parametrize("tensors", [{}, {"x": torch.zeros(2, dtype=torch.int8)}, {"x": torch.zeros(2)}])
-def test_weights_of_another_model_are_refused(run_dir, tensors):
+def test_weights_of_another_model_are_rejected(run_dir, tensors):
     save_file(tensors, run_dir / "model" / "model.safetensors")
-    with pytest.raises(UserError, match="do not fit"):
+    with pytest.raises(UserError, match="do not match"):
         distae.load(run_dir)
 
 

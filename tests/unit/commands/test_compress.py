@@ -1,4 +1,4 @@
-"""distae compress and decompress: what comes back is the model's decode of the codes, whatever the threads; all else is an error."""
+"""distae compress and decompress: what comes back is the model's decode of the codes, whatever the number of threads."""
 
 import shutil
 import struct
@@ -39,7 +39,7 @@ def runs(tmp_path_factory) -> Path:
         data = {"name": "array", "path": str(root / "x.npy"), "scale": 255.0}
         cfg = build(TrainConfig, {"model": {"name": name, **changes}, "net": {"name": "mlp", "hidden": [16]}, "data": data})
         made = distae.models.build(cfg.model, cfg.net, (1, 8, 8), 3)
-        export(made.state_dict(), cfg, root / name / "model", 1, Transform(255.0, "no_channel"), None)
+        export(made, cfg, root / name / "model", 1, Transform(255.0, "no_channel"), None)
     return root
 
 

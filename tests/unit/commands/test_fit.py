@@ -54,7 +54,7 @@ def test_what_a_run_holds(run):
     assert re.fullmatch(r"distae\.Run\(vae, done at step 6, val/loss [\d.]+\)", repr(run))
 
 
-def test_it_goes_on_where_it_stands(run):
+def test_it_continues_where_it_stopped(run):
     longer, whole = run.resume(steps=9), fit(X, **SMALL | {"steps": 9})
     assert (longer.step, run.step) == (9, 6)
     assert np.array_equal(longer.model.encode(X), whole.model.encode(X))
@@ -250,7 +250,7 @@ def test_a_frame_is_a_table(tmp_path):
     assert set(back[:, 2]) <= {0.0, 1.0, 2.0}
     for wrong, message in (
         (frame.assign(kind="w"), "x, column 'kind' holds 'w'; expected x, y, z"),
-        (frame.assign(a="w"), "x, column 'a' holds texts; expected numbers"),
+        (frame.assign(a="w"), "x, column 'a' holds strings; expected numbers"),
         (frame.drop(columns="b"), "x lacks the column 'b'; expected a, b, kind"),
         (frame.assign(a=np.nan), "x holds NaN or infinite values, first in sample 0"),
     ):
@@ -270,14 +270,14 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "channels": (np.zeros((40, 8, 8, 3), np.uint8), {}, "data.layout: x has shape [1, 8, 8, 3]: give channels_last for 8x8"),
     "range": (X * 2, {}, "model.likelihood bernoulli needs data in [0, 1]; the train split of data memory has values in"),
     "batch": (X, {"batch_size": 1000}, "global_batch_size 1000: the training split has only 108 samples; valid: at most that"),
-    "label": (X, {"y": X[:, 0]}, "y is float64 [120]; expected [120] integers from 0 on, one for each sample"),
+    "label": (X, {"y": X[:, 0]}, "y is float64 [120]; expected [120] integers >= 0, one per sample"),
     "labels": (X, {"model": "cvae"}, "model cvae needs labels; data memory has none"),
-    "share": (X, {"validation": 1.5}, "validation is 1.5; expected data, or a share from 0 to below 1"),
+    "share": (X, {"validation": 1.5}, "validation is 1.5; expected data, or a share >= 0 and < 1"),
     "other shape": (X, {"test": X[:, :3]}, "test has samples of float64 [3]; those of x are float64 [6]"),
     "no file": ("no.npy", {}, "data.path: no file no.npy"),
-    "kind of file": ("x.xyz", {}, "x is 'x.xyz': name its kind by data=; valid: "),
-    "name": ("digts", {}, "x is 'digts': name its kind by data=; valid: "),
-    "source": (X, {"data": "mnist"}, "data='mnist' is read from files: give x as a path, or leave data out"),
+    "kind of file": ("x.xyz", {}, "x is 'x.xyz', whose kind is unknown: give data=, one of "),
+    "name": ("digts", {}, "x is 'digts', whose kind is unknown: give data=, one of "),
+    "source": (X, {"data": "mnist"}, "data='mnist' is read from files: pass a path as x, or leave data out"),
     "setting": (X, {"modle": "vae"}, "unknown setting 'modle' (did you mean 'model'?)"),
     "value": (X, {"latent_dim": 0}, "model.latent_dim: 0 is not valid; expected an integer >= 1"),
     "both": (X, {"epochs": 3}, "epochs 3 and steps 6 exclude each other: give one"),
@@ -294,5 +294,5 @@ def test_what_is_wrong_is_named(case, monkeypatch, tmp_path):
 
 
 def test_the_command_line_has_no_data_in_memory():
-    with pytest.raises(distae.UserError, match=r"arrays in memory are given to distae\.fit"):
+    with pytest.raises(distae.UserError, match=r"--data memory is for distae\.fit in Python"):
         check(build(TrainConfig, {"data": {"name": "memory"}}), 1)

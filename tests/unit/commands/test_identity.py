@@ -110,5 +110,5 @@ def test_a_checkpoint_of_other_settings_is_rejected(file: Path, capsys: Any) -> 
     commit = json.loads((folder / COMMIT).read_text())
     commit["files"][STATE] = {"size": (folder / STATE).stat().st_size, "xxh3": checksum(folder / STATE)}
     (folder / COMMIT).write_text(json.dumps(commit))
-    with pytest.raises(UserError, match="the checkpoint is of other settings: seed is 77 there and 3 here"):
+    with pytest.raises(UserError, match="the checkpoint has other settings: seed is 77 there and 3 here"):
         start(on_file(steps=8), capsys)

@@ -88,11 +88,11 @@ def test_a_killed_preparation_is_resumed(photos, tmp_path, monkeypatch, capsys):
         written(path, parts)
 
     monkeypatch.setattr(preparing, "write_atomically", killed)
-    with pytest.raises(KeyboardInterrupt):
-        ran(photos, tmp_path / "out", "--data.size", 8)
+    assert ran(photos, tmp_path / "out", "--data.size", 8) == 130
+    assert capsys.readouterr().err.endswith("distae: interrupted by Ctrl-C: rerun to resume\n")
     names = sorted(p.name for p in (tmp_path / "out").glob("[!.]*"))
     assert names == ["manifest.json", "train-00000.safetensors", "train-00001.safetensors"]
-    with pytest.raises(UserError, match=r"distae prepare did not finish .*out: run it again"):
+    with pytest.raises(UserError, match=r"distae prepare did not finish .*out: rerun it to resume"):
         load(ArrayConfig(path=str(tmp_path / "out")))
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("train*")}
     monkeypatch.setattr(preparing, "write_atomically", written)
@@ -104,7 +104,7 @@ def test_a_killed_preparation_is_resumed(photos, tmp_path, monkeypatch, capsys):
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
     capsys.readouterr()
     assert ran(photos, tmp_path / "out", "--data.size", 8) == 0
-    assert "is complete: nothing was done" in capsys.readouterr().out
+    assert "is complete: nothing to do" in capsys.readouterr().out
 
 
 def test_what_cannot_be_read_is_left_out_and_reported(photos, tmp_path, monkeypatch, capsys):
@@ -115,6 +115,7 @@ def test_what_cannot_be_read_is_left_out_and_reported(photos, tmp_path, monkeypa
     assert ran(photos, tmp_path / "out", "--data.size", 8, "--data.on-error", "skip") == 0
     out = capsys.readouterr().out
     assert "2 could not be read and are left out" in out
+    assert out.count("01.png") == out.count("00.png") == 1
     manifest = manifest_in(tmp_path / "out")
     assert manifest
     assert {Path(u.file).name for u in manifest.unread} == {"00.png", "01.png"}
@@ -183,9 +184,9 @@ def test_other_sources(tmp_path, monkeypatch):
     ("argv", "says"),
     [
         (["nowhere", "out"], "no file, folder or data set nowhere; valid names: digits"),
-        (["x.txt", "out"], "x.txt looks like no data that is known; say which with --data: digits"),
+        (["x.txt", "out"], "x.txt is of an unknown kind of data; give --data, one of digits"),
         (["digits"], "distae prepare needs a source and a folder to write to"),
-        (["digits", "out", "more"], "'more' is one word too many"),
+        (["digits", "out", "more"], "unexpected argument 'more'"),
         (["digits", "out", "--workers", "0"], "'0' is not valid; expected an integer >= 1"),
         (["digits", "out", "--nope", "0"], "unknown option '--nope'"),
     ],
@@ -208,14 +209,14 @@ def test_looking_at_data(photos, tmp_path, capsys):
     out = capsys.readouterr().out
     for line in (
         "--data image_folder", r"stored      [3, 8, 8] uint8", "train       31 samples, [3, 8, 8] from 0 to 1 in 31 of them",
-        "classes     2: cat ", "unreadable  1 of those looked at", "the model   sees [3, 8, 8]: divided by 255",
+        "classes     2: cat ", "unreadable  1 of the samples inspected", "the model   sees [3, 8, 8]: divided by 255",
         "storage     streamed", "order       full shuffle", "pictures    contact_sheet.png: 31 training samples",
     ):  # fmt: skip
         assert line in out, line
     with Image.open("contact_sheet.png") as sheet:
         assert sheet.width > 8 * 8
     assert looked(photos, "--data.size", 8, "--data.on-error", "skip") == 2
-    assert "--sheet: contact_sheet.png exists: give another file, or --force" in capsys.readouterr().err
+    assert "--sheet: contact_sheet.png already exists; give a different file, or --force to replace it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("storage", "where"), [("auto", "decoded once into this node's cache"), ("streamed", "streamed")])
@@ -229,10 +230,14 @@ def test_where_images_would_be_is_what_a_run_does(storage: Any, where, photos, t
 def test_looking_at_arrays_and_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", np.arange(60, dtype=np.float32).reshape(20, 3))
+    Path("contact_sheet.png").touch()  # of other data; none is drawn of these
     assert looked("x.npy") == 0
     assert "train       16 samples, [3] from 0 to 59" in capsys.readouterr().out
     Path("t.csv").write_text("a,b\n" + "".join(f"{i},{'' if i % 2 else i}\n" for i in range(60)))
     assert looked("t.csv", "--data.missing", "mask") == 0
     assert "% of the values missing" in capsys.readouterr().out
-    assert looked("--data", "digits") == 0
+    Path("r.inter").write_text("user\titem\n" + "".join(f"u{i // 3}\ti{i % 7}\n" for i in range(60)))
+    assert looked("r.inter") == 0
+    assert "sparse: r.inter, 60 of 60 rows kept: 20 users, 7 items" in capsys.readouterr().out
+    assert looked("--data", "digits", "--force") == 0
     assert "sees [1, 8, 8]: divided by 16" in capsys.readouterr().out

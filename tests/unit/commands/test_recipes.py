@@ -24,6 +24,12 @@ SIZES = {
     "ae_mnist_32_one_hidden": [784, 256, 32],
     "ae_mnist_32_deep": [784, 256, 128, 64, 32],
     "ae_mnist_32_single_layer": [784, 32],
+    "ae_mnist_2": [784, 512, 256, 128, 2],
+    "ae_mnist_8": [784, 512, 256, 128, 8],
+    "ae_mnist_32": [784, 512, 32],
+    "denoising_ae_mnist": [784, 512, 256, 64],
+    "vae_mnist_static": [784, 200, 200, 50],
+    "iwae_mnist_static": [784, 200, 200, 50],
     "vae_mnist": [784, 200, 200, 50],
     "vae_mnist_10": [784, 256, 64, 10],
 }

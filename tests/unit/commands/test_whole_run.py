@@ -1,4 +1,4 @@
-"""A run folder is whole, or is rejected before anything in it is overwritten."""
+"""A run folder is complete, or is rejected before anything in it is overwritten."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_fresh_moves_a_run_without_config_toml_aside(run_dir: Path) -> None:
     assert (aside / "checkpoints").is_dir()
 
 
-def test_an_empty_config_toml_is_said_to_be_empty(run_dir: Path) -> None:
+def test_an_empty_config_toml_is_reported_as_empty(run_dir: Path) -> None:
     (run_dir / "config.toml").write_text("")
     assert "config.toml is damaged: it is empty" in resume(run_dir)
 
@@ -101,7 +101,7 @@ def test_checkpoints_may_lie_elsewhere(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("also", ["outcome.json", "model"])
-def test_a_finished_run_without_its_checkpoints_is_not_begun_anew(run_dir: Path, also: str) -> None:
+def test_a_finished_run_without_its_checkpoints_does_not_start_over(run_dir: Path, also: str) -> None:
     shutil.rmtree(run_dir / "checkpoints")
     (run_dir / "outcome.json").unlink() if also == "outcome.json" else shutil.rmtree(run_dir / "model")
     before = contents(run_dir)
@@ -110,7 +110,7 @@ def test_a_finished_run_without_its_checkpoints_is_not_begun_anew(run_dir: Path,
     assert resume(run_dir, fresh=True) == "done"
 
 
-def test_a_run_killed_before_its_first_save_begins_anew(run_dir: Path) -> None:
+def test_a_run_killed_before_its_first_save_starts_over(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "checkpoints")
     shutil.rmtree(run_dir / "model")
     (run_dir / "outcome.json").unlink()
@@ -176,7 +176,7 @@ def when_at(trainer: Trainer, step: int, act: Any) -> None:
     trainer.logger.log_if_due = logged  # type: ignore[method-assign]
 
 
-def test_a_robbed_run_stops_before_it_writes_another_row(tmp_path: Path) -> None:
+def test_a_run_that_lost_its_lock_stops_before_it_writes_another_row(tmp_path: Path) -> None:
     trainer, lock = trainer_with_lock(tmp_path / "run")
     when_at(trainer, 3, lambda: (tmp_path / "run" / "lock").write_text(json.dumps({"token": "theirs"})))
     with pytest.raises(Exception, match="another process has taken over the run folder"):

@@ -1,4 +1,4 @@
-"""Settings from files and the command line, and every refusal with its message."""
+"""Settings from files and the command line, and every error with its message."""
 
 import re
 import sys
@@ -168,12 +168,12 @@ REFUSED = {
     "list": (["--net.hidden", "12", "a"], r"--net.hidden: '12 a' is not valid; expected a list of an integer >= 1"),
     "pair": (["--optim.betas", "0.9"], r"--optim.betas: '0.9' is not valid; expected 2 times a number >= 0 and < 1"),
     "both lengths": (["--epochs", "3", "--steps", "5"], r"--epochs 3 and --steps 5 exclude each other: give one"),
-    "batch": (["--grad-accum-steps", "5"], r"--global-batch-size 128 does not divide by .*--grad-accum-steps 5"),
+    "batch": (["--grad-accum-steps", "5"], r"--global-batch-size 128 is not divisible by .*--grad-accum-steps 5"),
     "conv on an odd image": (
         ["--net", "conv", "--net.channels", "4", "8", "8", "8"],
         r"--net conv with 4 channels halves the image 4 times, and 8x8 is not divisible by 16: give at most 3 --net.channels",
     ),
-    "resnet without stages": (["--net", "resnet", "--net.channels"], r"--net.channels: at least one"),
+    "resnet without stages": (["--net", "resnet", "--net.channels"], r"--net.channels is empty; expected one or more"),
     "groups": (["--net.norm", "group", "--net.hidden", "16", "12"], r"--net.groups 8 does not divide the hidden width 12"),
     "best metric": (["--best-metric", "val/fid"], r"--best-metric: unknown 'val/fid'; valid: val/loss, val/recon, val/kl, val/mse"),
     "nothing to watch": (["--data.val-fraction", "0", "--schedule", "plateau"], r"--data.val-fraction 0 leaves nothing"),
@@ -191,7 +191,7 @@ def refused(*argv: str, match: str, **how: Any) -> None:
     assert len(str(caught.value).splitlines()) <= 2
 
 
-def test_zero_is_refused_after_a_run_too():
+def test_zero_is_rejected_after_a_run_too():
     """Which has denormals flushed, and msgspec's `gt=0` is a denormal."""
     torch.set_flush_denormal(True)
     try:
@@ -201,7 +201,7 @@ def test_zero_is_refused_after_a_run_too():
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_command_line_is_refused(case, tmp_path, monkeypatch):
+def test_a_command_line_is_rejected(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused(*REFUSED[case][0], match=REFUSED[case][1])
 
@@ -216,8 +216,8 @@ FILES = {
     "truth for a number": ("epochs = true", r"--epochs: True is not valid; expected an integer >= 1 or none"),
     "broken number": ("steps = 3.5", r"--steps: 3.5 is not valid; expected an integer >= 1 or none"),
     "number for a list": ("[net]\nhidden = 5", r"--net.hidden: 5 is not valid; expected a list of an integer >= 1"),
-    "text for a table": ("model = 'vae'", r"model = 'vae': a table is expected, as in \[model\]"),
-    "list of tables": ("[[optim]]\nlr = 1", r"optim = \[.*\]: a table is expected, as in \[optim\]"),
+    "text for a table": ("model = 'vae'", r"model = 'vae' is not valid; expected a table, as in \[model\]"),
+    "list of tables": ("[[optim]]\nlr = 1", r"optim = \[.*\] is not valid; expected a table, as in \[optim\]"),
     "table for a number": ("[seed]\na = 1", r"--seed: {'a': 1} is not valid; expected an integer"),
     "list for a name": ("[model]\nname = ['vae']", r"--model: unknown \['vae'\].*; valid: ae, "),
     "both lengths": ("epochs = 3\nsteps = 3", r"--epochs 3 and --steps 3 exclude each other"),
@@ -226,13 +226,13 @@ FILES = {
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_file_is_refused(case, tmp_path):
+def test_a_file_is_rejected(case, tmp_path):
     refused(match=FILES[case][1], toml=FILES[case][0], tmp_path=tmp_path)
 
 
 @pytest.mark.parametrize("argv", [["--model", "ae"], ["--model.beta", "2"]])
-def test_a_file_is_refused_whatever_the_command_line_adds(argv, tmp_path):
-    refused(*argv, match=r"model = 'vae': a table is expected", toml="model = 'vae'", tmp_path=tmp_path)
+def test_a_file_is_rejected_whatever_the_command_line_adds(argv, tmp_path):
+    refused(*argv, match=r"model = 'vae' is not valid; expected a table", toml="model = 'vae'", tmp_path=tmp_path)
 
 
 def test_a_folder_is_no_file(tmp_path):
@@ -244,12 +244,12 @@ def test_a_batch_that_does_not_divide_names_the_world_sizes_that_work():
     refused(
         "--global-batch-size",
         "12",
-        match=r"12 does not divide by world size 5; world sizes that work: 1, 2, 3, 4, 6, 12$",
+        match=r"12 is not divisible by world size 5; world sizes that work: 1, 2, 3, 4, 6, 12$",
         world_size=5,
     )
     accumulated = ["--global-batch-size", "12", "--grad-accum-steps", "2"]
     refused(*accumulated, match=r"by world size 4 x --grad-accum-steps 2; world sizes that work: 1, 2, 3, 6$", world_size=4)
-    many = r"does not divide by world size 7; world sizes that work: 1, 2, .* …$"
+    many = r"is not divisible by world size 7; world sizes that work: 1, 2, .* …$"
     refused("--global-batch-size", "5040", "--grad-accum-steps", "9", match="world sizes that work: 1, 2, .* …", world_size=11)
     refused("--global-batch-size", "1024", match=many.replace(" …", ""), world_size=7)
 
@@ -263,7 +263,7 @@ def test_conv_wants_images(tmp_path):
     refused(*argv, match=r"7x9 is not divisible by 4: use --net mlp")
 
 
-def test_a_run_folder_under_a_file_is_refused(tmp_path):
+def test_a_run_folder_under_a_file_is_rejected(tmp_path):
     (tmp_path / "file").write_text("")
     refused("--run-dir", str(tmp_path / "file" / "a"), match=r"--run-dir: .*/file is a file, not a folder")
 
@@ -281,7 +281,7 @@ def test_a_plugins_variant_is_a_choice():
     assert Other.choices() == {"one": One, "two": Two}
 
 
-def test_an_unknown_wandb_mode_is_refused(monkeypatch):
+def test_an_unknown_wandb_mode_is_rejected(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "of-line")
     refused(match=r"WANDB_MODE: 'of-line' is not valid; valid: online, offline, disabled")
     given("--tracking", "none")

@@ -12,7 +12,8 @@ from distae.config.cli import read_toml
 RECIPES = {
     "ae_fashion_mnist_3": "9126d58e", "ae_mnist_20": "2f475e3e", "ae_mnist_32_deep": "c43b934a",
     "ae_mnist_32_one_hidden": "b78e1d86", "ae_mnist_32_single_layer": "a05f7107", "ae_mnist_64": "c02934c9",
-    "vae_mnist": "804923e6", "vae_mnist_10": "bfd33985",
+    "vae_mnist": "804923e6", "vae_mnist_10": "bfd33985", "ae_mnist_2": "7005c605", "ae_mnist_8": "b0efa6ac",
+    "ae_mnist_32": "86108242", "denoising_ae_mnist": "9f06910c", "vae_mnist_static": "bc34944b", "iwae_mnist_static": "eaec5800",
 }  # fmt: skip
 VARIANTS = {"ae": "05603667", "vae": "a5272bd0", "vq_vae": "493695be", "factor_vae": "29f1ca39"}
 """With everything else at its default."""

@@ -53,7 +53,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "kind": ({"model": 3}, "model is 3; valid: "),
     "group": ({"optim": "adam"}, "optim is 'adam'; valid: a dict of name, lr, "),
     "value": ({"latent_dim": "x"}, "--model.latent-dim: 'x' is not valid; expected an integer >= 1"),
-    "two": ({"data": "array", "scale": 2}, "'scale' may be model.scale or data.scale: give one of them"),
+    "two": ({"data": "array", "scale": 2}, "'scale' is ambiguous: model.scale or data.scale; write"),
 }
 
 

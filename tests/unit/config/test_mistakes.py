@@ -1,4 +1,4 @@
-"""Files of settings that are none, and options that are gone."""
+"""Invalid files of settings, and removed options."""
 
 import os
 from pathlib import Path

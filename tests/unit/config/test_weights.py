@@ -40,6 +40,6 @@ def test_command_line_and_file_give_the_same_weight(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["0:1", "0:1@0", "0:1@-5", "a:1@5", "-1:1@5", "0:1@5x0", "0:1@5x", "@5", "-1", "x"])
-def test_a_malformed_weight_is_refused_with_both_forms(text):
+def test_a_malformed_weight_is_rejected_with_both_forms(text):
     with pytest.raises(UserError, match=r"--model.beta: .* is not valid; expected a number >= 0.* or a ramp FROM:TO@STEPS"):
         beta(f"--model.beta={text}")

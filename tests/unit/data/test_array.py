@@ -52,8 +52,10 @@ def test_an_npz_of_one_array_needs_no_key(tmp_path):
     np.savez_compressed(tmp_path / "two.npz", a=np.zeros((10, 5), np.float32), b=np.ones((10, 6), np.float32))
     assert ArrayConfig(path=str(tmp_path / "one.npz")).shape() == (5,)
     assert float(load(ArrayConfig(path=str(tmp_path / "two.npz"), key="b"))["train"].x.min()) == 1
-    with pytest.raises(UserError, match=r"--data.key: None is not in .*two.npz; it holds a, b"):
+    with pytest.raises(UserError, match=r"--data.key: .*two.npz holds several arrays, a, b: give one, and --data.label-key for"):
         ArrayConfig(path=str(tmp_path / "two.npz")).shape()
+    with pytest.raises(UserError, match=r"--data.path: .*one.npz holds no array besides the labels"):
+        ArrayConfig(path=str(tmp_path / "one.npz"), label_key="anything").shape()
 
 
 BAD = {
@@ -65,7 +67,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_an_array_that_does_not_do_is_refused_by_its_header(name, tmp_path):
+def test_an_array_that_does_not_do_is_rejected_by_its_header(name, tmp_path):
     np.save(tmp_path / name, BAD[name][0], allow_pickle=True)
     with pytest.raises(UserError, match=BAD[name][1]):
         ArrayConfig(path=str(tmp_path / name)).shape()
@@ -87,7 +89,7 @@ def test_a_file_that_is_no_array(tmp_path):
         ArrayConfig(path=str(tmp_path / "empty")).shape()
 
 
-def test_a_file_that_nothing_reads_is_refused_with_how_to_convert_it(tmp_path):
+def test_a_file_that_nothing_reads_is_rejected_with_how_to_convert_it(tmp_path):
     (tmp_path / "a.pt").write_text("x,y\n1,2\n")
     with pytest.raises(
         UserError, match=r"a.pt is not a .npy, .npz or .safetensors file; make one:\n.*'x.npy', torch.load\('.*a.pt'"
@@ -103,7 +105,7 @@ def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
         ArrayConfig(path="~nobody-at-all/x.npy").shape()
 
 
-def test_nan_in_an_array_is_refused(tmp_path):
+def test_nan_in_an_array_is_rejected(tmp_path):
     array = np.zeros((20, 5), np.float32)
     array[7, 2] = np.nan
     np.save(tmp_path / "nan.npy", array)
@@ -205,12 +207,12 @@ def test_labels_of_an_npz_stay_with_their_samples(tmp_path):
         (np.array(["a"] * 20), r"'y' is <U1 \[20\]; valid are \[N\] integers from 0 on, one per sample; .* holds x, y"),
     ],
 )  # fmt: skip
-def test_labels_that_are_none_are_refused(y, says, tmp_path):
+def test_labels_that_are_none_are_rejected(y, says, tmp_path):
     with pytest.raises(UserError, match=f"--data.label-key: {says}"):
         load(labelled(tmp_path / "x.npz", np.zeros((20, 5), np.float32), y))
 
 
-def test_labels_that_are_not_there_are_refused(tmp_path):
+def test_labels_that_are_not_there_are_rejected(tmp_path):
     np.savez(tmp_path / "x.npz", x=np.zeros((20, 5), np.float32), y=np.zeros(20, int))
     with pytest.raises(UserError, match=r"--data.label-key: 'z' is not in .*x.npz; it holds x, y"):
         ArrayConfig(path=str(tmp_path / "x.npz"), label_key="z").shape()
@@ -308,7 +310,7 @@ def test_a_bomb_is_not_unpacked(tmp_path):
         ArrayConfig(path=str(tmp_path / "x.npz")).shape()
 
 
-def test_a_wrong_checksum_of_an_npz_is_said(tmp_path):
+def test_a_wrong_checksum_of_an_npz_is_reported(tmp_path):
     np.savez(tmp_path / "x.npz", x=np.arange(50_000, dtype=np.float32).reshape(10_000, 5))
     data = bytearray((tmp_path / "x.npz").read_bytes())
     data[150_000] ^= 1

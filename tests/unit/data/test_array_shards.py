@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from distae.config.data import ArrayConfig
 from distae.data import BadRowsError, load
 from distae.data import source as data_source
 from distae.data.datasets import array as array_source
+from distae.data.mapped import SEEN_FOR, Mapped
+from distae.data.source import Source
 from distae.errors import UserError
 
 X = np.random.default_rng(0).integers(0, 256, (50, 3, 6, 5)).astype(np.float32) / 255
@@ -167,6 +170,40 @@ def test_a_shard_that_changes_or_vanishes_during_the_run_is_named(tmp_path):
     assert np.array_equal(source.read(torch.tensor([3, 4])).numpy(), X[3:5])
 
 
+def test_a_file_that_was_just_read_is_looked_at_again(tmp_path):
+    """Its size at once, for the process would be killed; its date, which tells of other values, soon."""
+    for i in range(2):
+        np.save(tmp_path / f"{i}.npy", X)
+    source, rows = load(ArrayConfig(path=str(tmp_path)))["train"].source, torch.tensor([3, 60])
+    source.read(rows)
+    os.utime(tmp_path / "1.npy", ns=(0, 0))
+    time.sleep(2 * SEEN_FOR)
+    with pytest.raises(BadRowsError, match=r"1.npy was changed during the run"):
+        source.read(rows)
+    source.read(rows[:1])
+    os.truncate(tmp_path / "0.npy", 200)
+    with pytest.raises(BadRowsError, match=r"0.npy was changed during the run: it has 200 bytes"):
+        source.read(rows[:1])
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_scan_takes_blocks_across_shards_without_copies(aligned, tmp_path, monkeypatch):
+    monkeypatch.setattr("distae.data.source.BLOCK_BYTES", 7 * X[0].nbytes)
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", X + i) if aligned else unaligned(tmp_path / f"{i}.safetensors", X + i)
+    source = load(ArrayConfig(path=str(tmp_path)))["train"].source
+    assert isinstance(source, Mapped)
+    everything = torch.from_numpy(np.concatenate([X, X + 1, X + 2]))
+    assert (source.parts[0].rows.dtype == torch.float32) == aligned
+    for every in (1, 3):
+        expected = torch.cat([everything[start : start + 7] for start in range(0, len(everything), 7 * every)])
+        assert torch.equal(torch.cat([*source.blocks(None, every)]), expected)
+        assert torch.equal(torch.cat([*Source.blocks(source, None, every)]), expected)
+    if aligned:
+        first = next(source.blocks(None))
+        assert first.data_ptr() == source.parts[0].rows.data_ptr()
+
+
 HEADERS = {
     "long": ((1 << 40).to_bytes(8, "little"), "its header would have 1099511627776 bytes"),
     "short": ((1000).to_bytes(8, "little") + b"{}", "it is truncated: its header has 1000 bytes, and it has 10"),
@@ -219,7 +256,7 @@ def test_a_set_beyond_the_limit_is_looked_at_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(data_source, "BLOCK_BYTES", 360)
     monkeypatch.setattr(array_source, "WHOLE_BYTES", X.nbytes // 5)
     np.save(tmp_path / "x.npy", X)
-    assert "in the blocks looked at" in load(ArrayConfig(path=str(tmp_path / "x.npy")))["train"].notes[-1]
+    assert "in the sampled blocks" in load(ArrayConfig(path=str(tmp_path / "x.npy")))["train"].notes[-1]
 
 
 def test_several_words_are_one_set(tmp_path):

@@ -1,4 +1,4 @@
-"""Samples that cannot be read: what takes their place, that evaluation leaves them out, and that a resume knows them."""
+"""Samples that cannot be read: their substitutes, that evaluation leaves them out, and that a resume knows them."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +61,11 @@ def data_of(bad: dict[str, set[int]], skip: bool = True) -> dict[str, Split]:
 def test_a_bad_row_ends_the_run_by_default():
     with pytest.raises(BadRowsError, match="file 3 is broken; file 5 is broken"):
         damaged(10, {3, 5}, skip=False).read(torch.tensor([1, 3, 5]))
+
+
+def test_one_reason_of_many_rows_is_said_once():
+    assert str(BadRowsError(dict.fromkeys(range(9), "x.npy is gone") | {9: "y"})) == "x.npy is gone; y"
+    assert str(BadRowsError({row: f"row {row}" for row in range(7)})).endswith("row 4; and 2 more")
 
 
 def test_a_substitute_follows_from_the_row_and_the_bad_ones_alone():

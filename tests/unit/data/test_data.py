@@ -5,13 +5,14 @@ import urllib.error
 import urllib.request
 from typing import Any, cast, get_args
 
+import numpy as np
 import pytest
 import torch
 from helpers import as_the_model_sees, images, labels_of, settings, shared_data, splits
 from sklearn.datasets import load_digits
 from torch.utils.data import BatchSampler, DistributedSampler
 
-from distae.config.data import DigitsConfig, FashionMNISTConfig, MNISTConfig, StoredLayout
+from distae.config.data import ArrayConfig, DigitsConfig, FashionMNISTConfig, MNISTConfig, StoredLayout
 from distae.data import GlobalBatchSampler, Loader, Split, Transform, load, steps
 from distae.data import source as data_source
 from distae.data.checks import check_data
@@ -81,6 +82,27 @@ def test_limit_takes_the_first_of_each_split():
     assert [len(s) for s in load(DigitsConfig(limit=20)).values()] == [20, 20, 20]
 
 
+def test_training_on_some_classes_leaves_the_test_split_whole():
+    plain, some = load(DigitsConfig()), load(DigitsConfig(train_classes=("3", "8")))
+    for name in ("train", "val"):
+        kept = torch.isin(labels_of(plain[name]), torch.tensor([3, 8]))
+        assert some[name].x.equal(plain[name].x[kept])
+        assert labels_of(some[name]).equal(labels_of(plain[name])[kept])
+    assert some["test"].x.equal(plain["test"].x)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [(DigitsConfig(train_classes=("3", "ten")), "no class 'ten'; valid: 0, 1, 2"), (None, "the data have no labels")],
+)
+def test_classes_that_the_data_lack_are_rejected(cfg, message, tmp_path):
+    if cfg is None:
+        np.save(tmp_path / "x.npy", np.zeros((20, 4), "float32"))
+        cfg = ArrayConfig(path=str(tmp_path / "x.npy"), train_classes=("1",))
+    with pytest.raises(UserError, match=f"--data.train-classes: .*{message}"):
+        load(cfg)
+
+
 @pytest.mark.parametrize("cfg", [MNISTConfig, FashionMNISTConfig])
 def test_torchvision_sets_from_the_downloaded_files(cfg, tmp_path):
     """With the gz files copied to a folder, torchvision finds the gz files, checks their md5 and unpacks them; no network."""
@@ -132,7 +154,7 @@ def test_a_transform_is_undone_by_its_inverse_and_kept_as_json(layout, dtype):
         Transform.from_json({"scale": 0.0})
 
 
-def test_a_class_of_the_test_split_alone_is_refused_too():
+def test_a_class_of_the_test_split_alone_is_rejected_too():
     wrong = splits()
     wrong["test"] = Split.of(wrong["test"].x, torch.full((37,), 10), wrong["test"].transform)
     with pytest.raises(UserError, match=r"--model.classes 10: --data digits has labels up to 10"):
@@ -160,7 +182,7 @@ def test_splits_are_row_numbers_of_one_source(monkeypatch):
     assert torch.equal(as_the_model_sees(moved), as_the_model_sees(some))
 
 
-def test_bernoulli_refuses_data_outside_its_range():
+def test_bernoulli_rejects_data_outside_its_range():
     wide = splits() | {"val": Split.of(torch.full((5, 1, 8, 8), -1.5), None)}
     with pytest.raises(UserError, match=r"--model.likelihood bernoulli needs data in \[0, 1\]; the val split .* \[-1.5, -1.5\]"):
         check_data(settings(), wide)
@@ -169,7 +191,7 @@ def test_bernoulli_refuses_data_outside_its_range():
         check_data(settings(model={"likelihood": "gaussian"}, data={"binarize": "stochastic"}), wide)
 
 
-def test_fewer_samples_than_a_batch_are_refused():
+def test_fewer_samples_than_a_batch_are_rejected():
     with pytest.raises(UserError, match=r"--global-batch-size 24: the training split has only 23 samples"):
         check_data(settings(), splits(train=23))
 

@@ -16,7 +16,7 @@ from distae.data import Loader, place
 from distae.data import image_index as indexing
 from distae.data import load as load_splits
 from distae.data.decode import decode
-from distae.data.image_index import ImageIndex, image_index
+from distae.data.image_index import ImageIndex, image_index, kept_index
 from distae.data.source import BadRowsError
 from distae.errors import UserError
 from distae.noise import Noise, Rows
@@ -172,7 +172,7 @@ def test_splits_by_group_and_time(tmp_path):
     found = names_of(load(settings(root, split_by=r"time:_(\d+)", test_fraction=0.34, val_fraction=0.5)))
     assert {n[-5] for n in found["test"]} == {"2"}
     assert {n[-5] for n in found["train"]} == {"0"}
-    with pytest.raises(UserError, match=r"finds nothing in 'p0_0.png'"):
+    with pytest.raises(UserError, match=r"does not match 'p0_0.png'"):
         load(settings(root, split_by="time:z"))
 
 
@@ -240,6 +240,25 @@ def test_unreadable_rows_are_named(tmp_path):
         source.read(torch.arange(4))
     assert found.value.reasons.keys() == {1, 2}
     assert "No such file" in found.value.reasons[2]
+
+
+def test_an_image_that_changes_during_the_run_is_named_and_listed_anew(tmp_path, cache):
+    """Though it can be read. In a folder that has changed since a run began, which may be a copy, only the size counts."""
+    root = folder_of(tmp_path / "x", [f"{i}.bmp" for i in range(4)])
+    splits = load(settings(root, on_error="skip"))
+    source = splits["train"].source
+    source.remember(tmp_path)
+    draw(root / "1.bmp", seed=9)
+    with pytest.raises(BadRowsError, match=r"x/1.bmp was changed during the run$") as found:
+        source.read(torch.arange(4))
+    assert found.value.reasons.keys() == {1}
+    assert len(load(settings(root))["train"].source.read(torch.arange(4))) == 4
+    began, still_true = kept_index(root, tmp_path)
+    assert began
+    assert not still_true
+    assert began.why_changed(1) is None
+    draw(root / "1.bmp", size=(9, 9))
+    assert "was changed during the run: it has " in str(began.why_changed(1))
 
 
 def test_a_small_folder_is_decoded_before_training_and_names_what_is_broken(tmp_path):

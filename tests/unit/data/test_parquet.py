@@ -162,7 +162,7 @@ def test_bad_rows_are_named(kind, tmp_path):
     source = of(kind, MAKERS[kind][1](tmp_path / "lists", pa.table({"x": lists})))["train"].source
     with pytest.raises(BadRowsError) as caught:
         source.read(torch.arange(60))
-    other = "it has {} values, the first 2".format
+    other = "it has {} values, expected 2".format
     missing = "it has a value that is missing, NaN or infinite"
     reasons = {row: reason.rpartition(": ")[2] for row, reason in caught.value.reasons.items()}
     assert reasons == {7: other(1), 8: missing, 9: missing, 30: other(0)}
@@ -189,7 +189,12 @@ def test_what_a_column_can_not_be(kind, tmp_path):
     )
     twice = pa.Table.from_arrays([pa.array([b"x"] * 60), pa.array(LABELS), pa.array(LABELS)], ["image", "y", "y"])
     refused(kind, make(tmp_path / "d", twice), r"has two columns of the name 'y'")
-    refused(kind, make(tmp_path / "e", images(y=[None, *LABELS[1:].tolist()])), r"--data.label: row 0 has no 'y'", label="y")
+    refused(
+        kind,
+        make(tmp_path / "e", images(y=[None, *LABELS[1:].tolist()])),
+        r"--data.label: row 0 has no value in column 'y'",
+        label="y",
+    )
     refused(kind, make(tmp_path / "f", images(y=LABELS - 1)), r"--data.label: 'y' has values from -1 to 1", label="y")
     refused(
         kind, make(tmp_path / "g", images(y=LABELS / 2)), r"--data.label: 'y' is of type double; labels are integers", label="y"
@@ -242,6 +247,30 @@ def test_a_parquet_file_that_changes_or_vanishes_during_the_run(tmp_path):
     assert {row: reason.partition(":")[0] for row, reason in caught.value.reasons.items()} == {
         1: f"{tmp_path}/a/part-0.parquet row 1", 2: f"{tmp_path}/a/part-0.parquet row 2", 40: f"{tmp_path}/a/part-1.parquet row 15",
     }  # fmt: skip
+
+
+@KINDS
+def test_a_file_of_the_same_layout_but_other_values_is_another(kind, tmp_path):
+    """Also in units that were read before, and are kept."""
+    path = MAKERS[kind][1](tmp_path / "a")
+    source = of(kind, path)["train"].source
+    rows = torch.tensor([1, 2, 40])
+    source.read(rows[:2])
+    changed = next(p for p in sorted(path.iterdir()) if p.suffix in (".parquet", ".arrow"))
+    os.utime(changed, (1, 1))
+    with pytest.raises(BadRowsError, match=rf"{changed}.* was changed during the run$"):
+        source.read(rows[:2] if kind == "hf" else torch.tensor([11, 12]))
+    assert len(source.read(rows[2:])) == 1
+
+
+def test_a_kept_unit_of_a_truncated_arrow_file_is_not_read(tmp_path):
+    """Reading a map behind the end of its file would kill the process with SIGBUS."""
+    path = saved(tmp_path / "a") / "data-00000-of-00002.arrow"
+    source = of("hf", tmp_path / "a")["train"].source
+    source.read(torch.tensor([1, 2]))
+    os.truncate(path, 300)
+    with pytest.raises(BadRowsError, match=rf"^{path} was changed during the run: it has 300 bytes, and had [0-9]+$"):
+        source.read(torch.tensor([1, 2]))
 
 
 def test_hf_folders_that_are_not_whole(tmp_path):
@@ -338,7 +367,7 @@ def test_urls_are_read_through_a_cache_of_the_node(bucket, tmp_path):
     assert torch.equal(split.x, torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
     again = load(ParquetConfig(path=f"{bucket}/part-*.parquet", size=8, val_fraction=0, test_fraction=0))["train"]
     assert torch.equal(again.x, split.x)
-    for thread in (source_of(split).ahead.thread, source_of(again).ahead.thread):
+    for thread in (source_of(split).prefetch.thread, source_of(again).prefetch.thread):
         thread.join()
     assert Flaky.gets == 2
     assert sorted(p.suffix for p in (tmp_path / "cache/files").iterdir() if p.suffix != ".lock") == [".parquet"] * 2
@@ -348,14 +377,14 @@ def test_the_cache_is_filled_ahead_of_need_and_bounded(bucket, tmp_path):
     files = {p.name: p.stat().st_size for p in (tmp_path / "set").iterdir()}
     split = load(ParquetConfig(path=bucket, size=8))["train"]
     split.source.read(torch.tensor([0]))
-    source_of(split).ahead.thread.join()
+    source_of(split).prefetch.thread.join()
     assert Flaky.gets == 2
     small = max(files.values()) * 1.1 / 1e9
     split = load(ParquetConfig(path=bucket, size=8, cache_gb=small, val_fraction=0, test_fraction=0))["train"]
     for path in (tmp_path / "cache/files").iterdir():
         path.unlink()
     assert torch.equal(split.x, torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
-    assert source_of(split).ahead.thread is None
+    assert source_of(split).prefetch.thread is None
     assert sum(p.stat().st_size for p in (tmp_path / "cache/files").iterdir()) <= small * 1e9
 
 
@@ -367,7 +396,7 @@ def test_a_bucket_that_stays_busy_is_named(bucket):
     with pytest.raises(BadRowsError, match=r"flaky://.*part-0.parquet row 3: An error occurred \(503\)"):
         split.source.read(torch.tensor([3]))
     Flaky.failing = 0
-    with pytest.raises(UserError, match=r"--data.path: flaky://nope: there are no .parquet files"):
+    with pytest.raises(UserError, match=r"--data.path: flaky://nope: there are no .parquet files$"):
         load(ParquetConfig(path="flaky://nope"))
     with pytest.raises(UserError, match=r"--data.path: nope://a/b cannot be opened"):
         load(ParquetConfig(path="nope://a/b"))
@@ -380,7 +409,7 @@ def test_one_download_for_many_readers(bucket):
         thread.start()
     for thread in threads:
         thread.join()
-    source_of(split).ahead.thread.join()
+    source_of(split).prefetch.thread.join()
     assert Flaky.gets == 2
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import rows_of, source_of
+from helpers import finished_run, rows_of, settings, source_of
 from scipy import sparse
 
+import distae
 from distae.config.data import SparseConfig
 from distae.config.sparse import Matrix
 from distae.data import Loader, load
@@ -65,7 +66,7 @@ def test_a_split_is_its_rows_wherever_it_is(tmp_path):
 
 
 def test_the_way_of_a_gpu_gives_the_same_rows():
-    held = Rows.of(Matrix("x", DATA, MATRIX.indices, MATRIX.indptr.astype(np.int64), WIDTH)).held
+    held = Rows.of(Matrix("x", DATA, MATRIX.indices, MATRIX.indptr.astype(np.int64), WIDTH)).csr
     for at in (torch.arange(N), torch.tensor([7, 7]), torch.tensor([49, 0, 7])):
         padded = held._scattered(torch.zeros(len(at), WIDTH), at)
         assert torch.equal(padded, held.dense(at, WIDTH))
@@ -161,7 +162,7 @@ WRONG = [
     ({"user": "who"}, r"--data.user: no column 'who' in x.inter; it has user_id:token, item_id:token"),
     ({"rating": "item_id"}, r"--data.rating: x.inter row 1 has 'a', not a number"),
     ({"min_rating": 9}, r"--data.min-rating 9 and --data.min-items 1 leave no row of x.inter"),
-    ({"label": "y"}, r"--data.label does not go with .inter files"),
+    ({"label": "y"}, r"--data.label is not valid for .inter files"),
     ({"path": "x.csv"}, r"--data.path: x.csv is not there; a file is needed: an .npz of scipy.sparse.save_npz"),
     ({"path": ""}, r"--data.path: a file is needed"),
     ({"binarize": "threshold"}, r"--data.binarize is for images.*--data.binary"),
@@ -226,3 +227,20 @@ def test_rows_may_be_runs(tmp_path):
     assert source.checksum(runs) == source.checksum(rows)
     assert source.nbytes(runs) == source.nbytes(rows)
     assert torch.equal(source.to(torch.device("cpu"), runs).read(torch.arange(7)), DENSE[rows])
+
+
+@pytest.mark.slow
+def test_counts_conditioned_on_their_batch(tmp_path):
+    """As scVI's models are: cells of one batch, decoded as those of another, have the other's profile."""
+    rng = np.random.default_rng(0)
+    batch, profile = np.arange(240) % 3, rng.dirichlet(np.ones(20), 3)
+    counts = sparse.csr_matrix(rng.poisson(200 * profile[batch]))
+    members = {k: getattr(counts, k) for k in ("data", "indices", "indptr", "shape")}
+    np.savez(tmp_path / "x.npz", batch=batch, format=b"csr", **members)
+    model = {"name": "cvae", "classes": 3, "likelihood": "nb", "input": "log1p"}
+    data = {"name": "sparse", "path": str(tmp_path / "x.npz"), "label": "batch"}
+    found = distae.load(finished_run(settings(model=model, data=data, steps=100, eval_every=100), tmp_path))
+    cells = counts.toarray()[batch == 0].astype(np.float32)
+    for other in range(3):
+        shares = found.reconstruct(cells, np.full(len(cells), other)).mean(0) / 200
+        assert np.abs(shares[None] - profile).sum(1).argmin() == other

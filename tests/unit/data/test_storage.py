@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, fitted, settings
-from made_up import InUnits, InUnitsConfig, write_units
 from torch import Tensor
 
+from benchmarks.crash.in_units import InUnits, InUnitsConfig, write_units
 from distae.config.data import ArrayConfig, DigitsConfig
 from distae.data import Split, identity, load, order_of, place
 from distae.data.decoded import DecodedCopy, decoded
@@ -87,7 +87,7 @@ def test_a_larger_set_is_streamed_unless_asked_for(cfg):
     assert place(replace(cfg, storage="streamed"), splits, 2) is splits
 
 
-def test_what_cannot_be_decoded_is_named_streamed_or_said(cfg, tmp_path, monkeypatch):
+def test_what_cannot_be_decoded_is_named_streamed_or_reported(cfg, tmp_path, monkeypatch):
     bad = np.zeros((40, 8, 8), np.uint8)
     bad[33] = 255
     splits = {"train": Split(InUnits(write_units(tmp_path / "bad", bad, [10] * 4)))}

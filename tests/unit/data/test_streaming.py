@@ -1,4 +1,4 @@
-"""Reading ahead: the same numbers with any number of threads, errors in their own words, no thread left; units that are kept."""
+"""Reading ahead: the same numbers with any number of threads, errors as they were raised, no thread left; units that are kept."""
 
 import threading
 import time
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import fresh_trainer, metrics, settings
-from made_up import InUnits, write_units
 from torch import Tensor
 
+from benchmarks.crash.in_units import InUnits, write_units
 from distae.commands.session import train_run
 from distae.data import BadRowsError, Loader, Reading, Split, Tensors, Transform, load
 from distae.data.units import Kept

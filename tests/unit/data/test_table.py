@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import rows_of, source_of
+from helpers import fresh_trainer, rows_of, settings, source_of
 from sklearn.preprocessing import QuantileTransformer
 
+import distae
 from distae.config.data import TableConfig
 from distae.config.tables import Feature, read
 from distae.data import Split, Transform, load
 from distae.data.datasets import splitting, table
 from distae.errors import UserError
+from distae.runtime.files import SMALL
 
 N = 60
 RNG = np.random.default_rng(0)
@@ -74,6 +76,14 @@ def test_what_the_model_sees_and_back(tmp_path):
     stored = Transform.from_json(json.loads(json.dumps(split.transform.to_json()))).invert(x)
     np.testing.assert_allclose(stored, split.x, rtol=1e-12)
     assert split.transform.apply(split.x, torch.float32).dtype == torch.float32
+
+
+def test_columns_are_fitted_on_the_rows_of_the_classes_that_are_trained_on(tmp_path):
+    path = write(tmp_path / "x.csv", COLUMNS)
+    split = load(TableConfig(path=path, train_classes=("well",), **KNOWN))["train"]
+    rows = [i for i in rows_of(load(TableConfig(path=path, **KNOWN))["train"]).tolist() if COLUMNS["outcome"][i] == "well"]
+    assert rows_of(split).tolist() == rows
+    np.testing.assert_allclose(seen(split)[:, 0].mean(), 0, atol=1e-12)
 
 
 def test_the_same_table_from_every_kind_of_file(tmp_path):
@@ -151,7 +161,7 @@ GAPS = {
 }  # fmt: skip
 
 
-def test_missing_values_are_refused_with_their_places(tmp_path):
+def test_missing_values_are_rejected_with_their_places(tmp_path):
     with pytest.raises(UserError) as error:
         TableConfig(path=write(tmp_path / "x.csv", GAPS), **KNOWN).shape()
     assert str(error.value) == (
@@ -246,6 +256,31 @@ def test_settings_that_do_not_fit_the_table(changes, message, tmp_path):
         load(TableConfig(**{"path": path, **changes}))
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_two_columns_of_one_name_in_a_typed_file(suffix, tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    held = pa.Table.from_arrays([pa.array([1.0, 2.0])] * 3, names=["a", "b", "a"])
+    if suffix == "parquet":
+        pq.write_table(held, tmp_path / "x.parquet")
+    else:
+        with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file, pa.ipc.new_file(file, held.schema) as stream:
+            stream.write_table(held)
+    with pytest.raises(UserError, match=rf"x.{suffix} has two columns 'a', the 1. and the 3.: rename one"):
+        TableConfig(path=str(tmp_path / f"x.{suffix}")).shape()
+
+
+def test_a_table_that_changes_during_a_run_changes_no_model(tmp_path):
+    """It was read when the run began: what is exported is of that, not of what the file holds in the end."""
+    path = write(tmp_path / "x.csv", {"a": RNG.normal(size=N).tolist(), "b": RNG.normal(size=N).tolist()})
+    cfg = settings(model={"likelihood": "mixed"}, data={"name": "table", "path": path}, steps=2)
+    trainer = fresh_trainer(cfg, tmp_path / "run", load(cfg.data))
+    for change in ("a,b,c\n1,2,3\n", "a,b\n1\n"):
+        Path(path).write_text(change)
+        assert trainer.fit()
+        assert distae.load(tmp_path / "run").shape == (2,)
+    trainer.close()
+
+
 def test_a_label_that_is_missing(tmp_path):
     path = write(tmp_path / "x.csv", {"a": [1, 2, 3, 4], "y": ["u", "v", "", "u"]})
     with pytest.raises(UserError, match=r"--data.label: x.csv row 3, column 'y' holds no label \(1 rows in all\)"):
@@ -288,9 +323,17 @@ def test_splits_by_column_group_and_time(tmp_path):
 
 
 def test_too_few_groups():
-    with pytest.raises(UserError, match=r"x.csv has 2 groups: too few"):
+    with pytest.raises(UserError, match=r"x.csv has 2 groups; splits that share no group need at least 3"):
         splitting.by_group(["a", "b"], 0.1, 0.1, "x.csv")
     assert [len(r) for r in splitting.by_group(["a", "b", "c"] * 5, 0.01, 0.01, "").values()] == [5, 5, 5]
+
+
+def test_a_table_of_too_many_columns_is_rejected_before_a_checkpoint_cannot_hold_its_transform(monkeypatch, tmp_path):
+    """state.json holds the transform beside everything else that is not a tensor."""
+    assert table.LARGEST_TRANSFORM <= SMALL // 2
+    monkeypatch.setattr(table, "LARGEST_TRANSFORM", 100)
+    with pytest.raises(UserError, match=r"has too many columns: they take \d+ bytes; at most 100"):
+        load(TableConfig(path=write(tmp_path / "x.csv", {"a": [1.5, 2, 3] * 9, "b": [2, 3, 5.5] * 9})))
 
 
 def test_a_table_is_read_once_and_again_when_its_file_changes(tmp_path):

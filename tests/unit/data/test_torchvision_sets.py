@@ -1,4 +1,4 @@
-"""torchvision's sets, on made-up files in torchvision's own layout; its checksums are left out, for the files are none of its."""
+"""torchvision's sets, on made-up files in torchvision's own layout, without its checksums, which they do not have."""
 
 import pickle
 import struct
@@ -125,7 +125,7 @@ def test_celeba_with_broken_files(tmp_path):
         sets_of("celeba", tmp_path)
     assert sets_of("celeba", tmp_path, on_error="skip")["train"].rows.tolist() == [0, 2]
     Image.new("RGB", (178, 218)).save(folder / "999999.jpg")
-    with pytest.raises(UserError, match=r"list_eval_partition.txt says nothing of 999999.jpg"):
+    with pytest.raises(UserError, match=r"list_eval_partition.txt does not list 999999.jpg"):
         sets_of("celeba", tmp_path, on_error="skip")
 
 

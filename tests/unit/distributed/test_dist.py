@@ -1,4 +1,4 @@
-"""What the ranks agree on, without processes: two of them in turns, their exchange by hand."""
+"""What the ranks agree on, without processes: two alternate in one, and the test exchanges for them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -58,7 +58,7 @@ def hear(seconds: Slowness, at_once: Callable[[int], bool], monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("seconds", "rounds", "latest"), [(1.0, 200, 101), (0.03, 70, 106), (1e-4, 20, 132)])
-def test_a_vote_is_read_by_all_ranks_at_the_same_call(seconds, rounds, latest, monkeypatch):
+def test_a_consensus_is_read_by_all_ranks_at_the_same_call(seconds, rounds, latest, monkeypatch):
     heard, taken = hear(lambda call: seconds, lambda call: False, monkeypatch)
     assert 100 < heard <= latest
     assert taken <= rounds

@@ -1,4 +1,4 @@
-"""Before the first step: the ranks hear each other's refusals and compare what they train. Ranks are threads here."""
+"""Before the first step: the ranks report errors to each other and compare settings and data. Ranks are threads here."""
 
 import threading
 import time
@@ -11,6 +11,7 @@ from helpers import images, settings, splits
 from torch import distributed as td
 
 from distae import data
+from distae import distributed as dist
 from distae.config.check import shared_settings
 from distae.data import Split, Transform
 from distae.distributed.startup import Rendezvous
@@ -20,13 +21,14 @@ from distae.runtime.environment import Environment
 Work = Callable[[int], Any]
 
 
-def meet(work: Work, ranks: int = 3, timeout: float = 20.0) -> list[Any]:
+def meet(work: Work, ranks: int = 3, timeout: float = 20.0, one_node: bool = False) -> list[Any]:
     """What each rank's `work` gave, or what it raised."""
     store, ends = td.HashStore(), list[Any]([None] * ranks)
 
     def one(rank: int) -> None:
         try:
-            ends[rank] = Rendezvous(Environment(rank, ranks), store, timeout).prepare(lambda: work(rank))
+            env = Environment(rank, ranks, rank, ranks) if one_node else Environment(rank, ranks)
+            ends[rank] = Rendezvous(env, store, timeout).prepare(lambda: work(rank))
         except Exception as error:
             ends[rank] = error
 
@@ -47,7 +49,7 @@ def test_ranks_that_agree_start() -> None:
     assert meet(lambda rank: (rank, {"seed": 0})) == [0, 1, 2]
 
 
-def test_a_refusal_of_one_rank_ends_all_within_seconds() -> None:
+def test_a_rejection_of_one_rank_ends_all_within_seconds() -> None:
     begun = time.monotonic()
 
     def work(rank: int) -> Any:
@@ -83,6 +85,47 @@ def test_a_rank_that_never_comes_is_named() -> None:
         assert end.endswith("lost contact with rank 1: not ready within 1 s (--timeout)")
 
 
+def test_one_rank_of_a_node_is_first() -> None:
+    """Also the second time; where it does not come, the others are."""
+    seen: list[str] = []
+
+    def work(rank: int) -> Any:
+        for name in "abc" if rank else "ab":
+            with dist.first_in_node() as is_first:
+                time.sleep(0 if rank else 0.2)
+                seen.append(f"{name}{rank}{' first' if is_first else ''}")
+        return None, {}
+
+    assert meet(work, one_node=True) == [None] * 3
+    assert seen[0] == "a0 first"
+    assert sorted(seen) == ["a0 first", "a1", "a2", "b0 first", "b1", "b2", "c1 first", "c2 first"]
+    seen.clear()
+    assert meet(work) == [None] * 3
+    assert all("first" in one for one in seen)
+
+
+def test_what_fails_in_the_first_rank_ends_all_that_wait_for_it() -> None:
+    def work(rank: int) -> Any:
+        with dist.first_in_node():
+            raise UserError("no folder x" if rank == 0 else "not reached")
+
+    ends = said(meet(work, one_node=True, timeout=600))
+    assert ends[0] == "no folder x"
+    assert ends[1] == ends[2]
+    assert ends[1].endswith("): no folder x")
+
+
+@pytest.mark.slow
+def test_a_first_rank_that_does_not_end() -> None:
+    def work(rank: int) -> Any:
+        with dist.first_in_node():
+            time.sleep(0 if rank else 3)
+        return None, {}
+
+    ends = said(meet(work, one_node=True, timeout=1.0)[1:], TrainingError)
+    assert all("lost contact with local rank 0 of " in end and end.endswith("not ready within 1 s (--timeout)") for end in ends)
+
+
 def together(*identities: dict[str, Any]) -> list[str]:
     return said(meet(lambda rank: (None, identities[rank]), ranks=len(identities), timeout=600))
 
@@ -100,7 +143,7 @@ def together(*identities: dict[str, Any]) -> list[str]:
 def test_other_settings_on_one_rank(changes: dict[str, Any], words: str) -> None:
     same = shared_settings(settings())
     ends = together(same, same, shared_settings(settings(**changes)))
-    assert ends[2] == f"every rank must train the same: {words}"
+    assert ends[2] == f"settings and data must be the same on all ranks: {words}"
     assert ends[0] == ends[1]
     assert ends[0].startswith("rank 2 (")
     assert words in ends[0]

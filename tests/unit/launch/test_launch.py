@@ -64,7 +64,7 @@ def test_what_is_left_open_comes_from_the_partition():
         ({"env": ("NCCL_DEBUG",)}, "--env: 'NCCL_DEBUG' is not NAME=VALUE"),
     ],
 )
-def test_refused_before_submission(asked, message):
+def test_rejected_before_submission(asked, message):
     with pytest.raises(UserError) as error:
         partitions.resolve(settings.SlurmConfig(**asked), partitions.parse(SINFO))
     assert message in str(error.value)
@@ -104,7 +104,7 @@ def test_a_dry_run_shows_script_and_settings(no_slurm, tmp_path, capsys):
         (["--", "--epochs", "1"], "--gpus-per-node: required without Slurm"),
     ],
 )
-def test_mistakes_are_told_in_a_line(no_slurm, options, message, capsys):
+def test_mistakes_are_reported_in_a_line(no_slurm, options, message, capsys):
     assert slurm.main(options) == 2
     report = capsys.readouterr().err
     assert message in report
@@ -118,7 +118,7 @@ def test_mistakes_are_told_in_a_line(no_slurm, options, message, capsys):
         ("r\x1bx", "holds a line break or another control character"),
         ("a%jb", "--run-dir: {here}/a%jb holds %j, which Slurm replaces in file names"),
         ("a\\b", "holds \\, which Slurm replaces"),
-        ("a:b", "--run-dir: {here}/a:b holds a colon"),
+        ("a:b", "--run-dir: {here}/a:b contains a colon"),
     ],
 )
 def test_a_run_folder_whose_name_a_script_cannot_take(no_slurm, tmp_path, monkeypatch, capsys, run_dir, message):
@@ -152,7 +152,7 @@ def test_rank_0_may_export_for_longer_than_slurm_waits_for_the_last_task(no_slur
         assert "--kill-on-bad-exit=1 --wait=0" in script.read_text()
 
 
-def test_unknown_keys_of_a_cluster_file_are_refused_with_the_valid_ones(tmp_path, capsys):
+def test_unknown_keys_of_a_cluster_file_are_rejected_with_the_valid_ones(tmp_path, capsys):
     (tmp_path / "c.toml").write_text('partiton = "gpu"\n')
     assert slurm.main(["--cluster", str(tmp_path / "c.toml"), "--"]) == 2
     report = capsys.readouterr().err
@@ -273,7 +273,7 @@ def test_the_accounting_has_a_line_per_start():
     assert info == jobs.JobInfo("CANCELLED", "n1", 1, 143)
 
 
-def test_status_tells_how_a_run_without_network_is_synced(tmp_path, capsys):
+def test_status_shows_how_a_run_without_network_is_synced(tmp_path, capsys):
     (tmp_path / "wandb" / "offline-run-1").mkdir(parents=True)
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "epoch": 0.5, "train/loss": 2.5, "train/kl_dim/000": 1}\n{"step": 4, "epo')
     Outcome("stopped", 3, str(tmp_path), signal="SIGTERM").write()

@@ -86,7 +86,7 @@ def test_a_critics_loss_is_cross_entropy():
 
 
 @pytest.mark.parametrize("name", ["wae_gan", "aae", "factor_vae", "vaegan", "piwae"])
-def test_each_turn_has_gradients_for_its_own_parameters_only(name):
+def test_each_phase_has_gradients_for_its_own_parameters_only(name):
     x, model = data(8), make(name)
     for phase in model.phases():
         model.requires_grad_(False)
@@ -99,7 +99,7 @@ def test_each_turn_has_gradients_for_its_own_parameters_only(name):
     assert valid_mask == {id(p) for p in model.parameters()}
 
 
-def test_aae_has_its_encoder_in_two_turns_with_rates_of_their_own():
+def test_aae_has_its_encoder_in_two_phases_with_rates_of_their_own():
     model = make("aae", critic_lr=0.1, adversarial_lr=0.2)
     assert [(t.name, t.lr) for t in model.phases()] == [("autoencoder", None), ("critic", 0.1), ("encoder", 0.2)]
     assert [t.lr for t in make("aae").phases()] == [None, 2e-4, 2e-4]

@@ -1,4 +1,4 @@
-"""The masked autoencoder: what it sees, what it is judged on, and its patches and attention against torch's own."""
+"""The masked autoencoder: what it sees, what its loss covers, and its patches and attention against torch's own."""
 
 from typing import Any
 

@@ -138,7 +138,7 @@ def test_those_with_a_prior_sample_and_the_others_say_so(name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_parameter_has_its_turn(name):
+def test_every_parameter_has_its_phase(name):
     model = made(name)
     assert {p for phase in model.phases() for p in phase.parameters} == set(model.parameters())
 
@@ -226,20 +226,20 @@ def test_no_finished_run_is_the_users_mistake(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["{", "{}", '{"model": {"name": "no"}, "net": {}, "shape": [1]}'])
-def test_a_damaged_description_is_told(damage, tmp_path):
+def test_a_damaged_description_is_reported(damage, tmp_path):
     fitted(settings(steps=1), tmp_path)
     (tmp_path / "model" / "config.json").write_text(damage)
     with pytest.raises(UserError, match=r"config.json is missing or damaged|--model: unknown 'no'"):
         distae.load(tmp_path)
 
 
-def test_weights_of_another_size_are_told(tmp_path):
+def test_weights_of_another_size_are_reported(tmp_path):
     fitted(settings(steps=1), tmp_path)
     config = tmp_path / "model" / "config.json"
     about = json.loads(config.read_text())
     about["model"]["latent_dim"] = 5
     config.write_text(json.dumps({k: v for k, v in about.items() if k != "xxh3"}))
-    with pytest.raises(UserError, match="the weights do not fit the settings beside them"):
+    with pytest.raises(UserError, match="the weights do not match the model's settings"):
         distae.load(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What the encoder sees of x: logarithms, unit vectors, samples with missing values; and the variants that look at x themselves."""
+"""Preprocessed input of the encoder: logarithms, unit vectors, missing values; and variants that use x itself."""
 
 import math
 from typing import Any
@@ -47,7 +47,7 @@ def test_a_plugins_likelihood_of_one_output_per_value_is_plain() -> None:
         for name, outputs in (("of_one_output", 1), ("of_two_outputs", 2)):
             register_likelihood(name)(type("Made", (Likelihood,), {"factor": outputs}))
         settings(model={"name": "masked_ae", "latent_dim": 8, "patch": 4, "likelihood": "of_one_output"})
-        with pytest.raises(UserError, match=r"masked_ae: with --model\.likelihood"):
+        with pytest.raises(UserError, match=r"masked_ae: valid with --model\.likelihood"):
             settings(model={"name": "masked_ae", "latent_dim": 8, "patch": 4, "likelihood": "of_two_outputs"})
     finally:
         for name in ("of_one_output", "of_two_outputs"):
@@ -58,14 +58,14 @@ def test_a_plugins_likelihood_of_one_output_per_value_is_plain() -> None:
 @pytest.mark.parametrize("likelihood", ["poisson", "nb", "zinb", "multinomial", "categorical"])
 def test_where_a_sample_is_needed_whole_no_value_may_be_missing(likelihood: str) -> None:
     """Otherwise shares of all values would be multiplied by the total of some."""
-    with pytest.raises(UserError, match=f"--model.missing: the {likelihood} likelihood does not go with missing values"):
+    with pytest.raises(UserError, match=f"--model.missing: the {likelihood} likelihood does not support missing values"):
         settings(model={"likelihood": likelihood, "missing": True})
     if likelihood not in ("multinomial", "categorical"):
         settings(model={"likelihood": likelihood, "missing": True, "count_rate": "exp"})
 
 
 def test_missing_values_are_not_binarized() -> None:
-    with pytest.raises(UserError, match=r"--data.binarize threshold does not go with missing values"):
+    with pytest.raises(UserError, match=r"--data.binarize threshold cannot be used with missing values"):
         settings(model={"missing": True}, data={"binarize": "threshold"})
 
 

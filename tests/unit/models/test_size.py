@@ -1,4 +1,4 @@
-"""A model that no memory holds is rejected before it is built."""
+"""A model that does not fit into memory is rejected before it is built."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from distae.runtime.environment import Environment
         ({"net": {"name": "resnet", "blocks": 10**9}}, "deeper"),
     ],
 )
-def test_a_model_that_cannot_fit_is_refused_before_a_folder_is_made(
+def test_a_model_that_cannot_fit_is_rejected_before_a_folder_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], why: str
 ) -> None:
     monkeypatch.setattr(size, "MOST_PARAMETERS", 2000)  # 100,000 take half a minute

@@ -12,8 +12,8 @@ from torch.func import jacrev, vmap
 from variants import data, make, noise, run
 
 from distae.losses import kl_normal
+from distae.losses.similarity import SCALE_WEIGHTS, ms_ssim
 from distae.models.hierarchy import combine
-from distae.models.similarity import SCALE_WEIGHTS, ms_ssim
 from distae.models.sphere import VonMisesFisher, rotate
 from distae.nn.flows import InverseAutoregressive, Planar, Radial
 

@@ -73,7 +73,7 @@ def test_beta_tc_with_weights_one_is_the_elbo_of_the_same_sample():
     torch.testing.assert_close(run(model, x).per_sample["loss"], expected)
 
 
-def test_stratified_weights_are_a_distribution_over_the_population():
+def test_stratified_weights_are_a_distribution_over_the_data_set():
     weights = log_stratified_weights(torch.arange(5), 5, 100).exp()
     torch.testing.assert_close(weights.sum(1), torch.ones(5, dtype=torch.float64))
     torch.testing.assert_close(weights.diagonal(), torch.full((5,), 1 / 100, dtype=torch.float64))
@@ -203,7 +203,7 @@ def test_the_relatives_of_iwae_agree_where_they_should():
     torch.testing.assert_close(run(piwae, x, phase="encoder").loss, run(like(model, "miwae", bounds=2, samples=3), x).loss)
 
 
-def test_the_turns_of_piwae_share_out_all_parameters():
+def test_the_phases_of_piwae_share_out_all_parameters():
     model = make("piwae", learn_scale=True)
     names = {id(p): n for n, p in model.named_parameters()}
     phases = {t.name: {names[id(p)].split(".")[0] for p in t.parameters} for t in model.phases()}

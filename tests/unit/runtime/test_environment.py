@@ -1,4 +1,4 @@
-"""Which rank this is, as the launchers' variables say."""
+"""Rank and world size from the launchers' variables."""
 
 import pytest
 from helpers import STEP

@@ -1,4 +1,4 @@
-"""Files of a run folder that are no files, or too large, or written halfway."""
+"""Files of a run folder that are not regular files, too large, or half written."""
 
 import os
 import stat

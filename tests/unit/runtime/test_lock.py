@@ -1,4 +1,4 @@
-"""Who has a run folder, and when it may be taken over."""
+"""Which process holds a run folder, and when another may take it over."""
 
 import contextlib
 import errno
@@ -116,7 +116,7 @@ def test_another_host_with_a_beat_keeps_it(tmp_path: Path) -> None:
     assert clock.now == 10
 
 
-def test_a_lock_given_back_while_watched_is_free(tmp_path: Path) -> None:
+def test_a_lock_released_while_watched_is_free(tmp_path: Path) -> None:
     hold(tmp_path, host="another")
     clock = Clock()
     clock.at[5.0] = (tmp_path / "lock").unlink
@@ -147,12 +147,12 @@ def test_what_a_start_left_that_was_killed_while_it_took_the_lock_is_removed(tmp
     for name, age in ((".lock.0123", 61), (".lock.4567", 0), (".my.lock.txt", 61)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    mine = runlock._written(tmp_path / "lock", runlock._describe_self())  # of a start that is under way
+    mine = runlock._write_temporary(tmp_path / "lock", runlock._describe_self())  # of a start that is under way
     runlock.acquire(tmp_path).release()
     assert {p.name for p in tmp_path.iterdir()} == {mine.name, ".lock.4567", ".my.lock.txt"}
 
 
-def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lock_has_a_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runlock, "BEAT_SECONDS", 0.01)
     lock = runlock.acquire(tmp_path)
     os.utime(tmp_path / "lock", (1, 1))
@@ -243,13 +243,13 @@ def test_a_link_that_was_made_though_the_answer_was_lost_is_ours(tmp_path: Path,
     runlock.acquire(tmp_path).release()
 
 
-def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", refusing(errno.ENOSPC))
     with pytest.raises(UserError, match=r"the lock of .* cannot be taken: No space left on device"):
         runlock.acquire(tmp_path)
 
 
-def test_something_else_in_its_place_is_said(tmp_path: Path) -> None:
+def test_something_else_in_its_place_is_reported(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "lock")
     with pytest.raises(UserError, match="cannot be taken: it is a named pipe"):
         runlock.acquire(tmp_path)

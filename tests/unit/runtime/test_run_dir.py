@@ -12,7 +12,7 @@ from distae.runtime.outcome import Outcome
 from distae.runtime.run_dir import accept, check_run_dir, open_run_dir
 
 
-def test_a_run_that_cannot_be_moved_aside_is_refused_and_its_lock_given_back(tmp_path: Path) -> None:
+def test_a_run_that_cannot_be_moved_aside_is_rejected_and_its_lock_released(tmp_path: Path) -> None:
     """As where a file system is mounted on it, or the folder above is another user's."""
     cfg = settings(run_dir=str(tmp_path / "run"), fresh=True)
     open_run_dir(replace(cfg, fresh=False)).release()

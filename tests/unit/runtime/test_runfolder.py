@@ -10,7 +10,7 @@ from distae.errors import UserError
 from distae.runtime.run_dir import accept, check_run_dir, open_run_dir
 
 
-def test_a_folder_that_cannot_be_written_is_refused():
+def test_a_folder_that_cannot_be_written_is_rejected():
     with pytest.raises(UserError, match=r"--run-dir: cannot write to /proc/distae .*; give a writable folder"):
         check_run_dir(replace(settings(), run_dir="/proc/distae"))
 
@@ -31,7 +31,7 @@ def opened(tmp_path):
     return cfg
 
 
-def test_other_settings_are_told(opened):
+def test_other_settings_are_reported(opened):
     check_run_dir(replace(opened, steps=99, log_every=1))
     other = replace(settings(seed=4, optim={"lr": 0.5}), run_dir=opened.run_dir)
     with pytest.raises(UserError) as caught:
@@ -80,7 +80,7 @@ def test_a_check_makes_nothing(tmp_path):
         check_run_dir(replace(cfg, run_dir=str(tmp_path / "link" / "a")))
 
 
-def test_two_runs_in_one_folder_are_refused(opened):
+def test_two_runs_in_one_folder_are_rejected(opened):
     lock = open_run_dir(opened)
     with pytest.raises(UserError, match=r"--run-dir: .*run is in use by process \d+ on "):
         open_run_dir(opened)

@@ -1,4 +1,4 @@
-"""Where metrics and pictures go."""
+"""The sinks of metrics and pictures: metrics.jsonl, log and progress bar, W&B."""
 
 import io
 import socket
@@ -221,7 +221,7 @@ class OnlineRun:
         pass
 
 
-def test_online_one_run_goes_on_over_restarts(tmp_path, monkeypatch):
+def test_online_one_run_continues_over_restarts(tmp_path, monkeypatch):
     """With the id that it had, at the step after its checkpoint's."""
     run, asked = OnlineRun(), list[tuple[str, str, str]]()
     monkeypatch.setenv("WANDB_MODE", "online")
@@ -250,7 +250,7 @@ def test_no_sinks_take_everything_and_do_nothing():
     tracker.close()
 
 
-def test_the_environment_is_told():
+def test_the_environment_is_recorded():
     about = describe_environment(4, 2, "cpu")
     assert (about["world_size"], about["threads"]) == (4, 2)
     assert about["torch"]

@@ -45,7 +45,7 @@ def test_starts_without_network_become_one_run(tmp_path: Path) -> None:
     assert logged == pictures
 
 
-def test_no_run_is_said_in_a_line(tmp_path: Path) -> None:
+def test_a_missing_run_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run in"):
         rebuild(tmp_path)
 
@@ -62,13 +62,13 @@ def test_no_run_is_said_in_a_line(tmp_path: Path) -> None:
         f'{{"step": 1{" " * (1 << 20)}}}',
     ],
 )
-def test_a_damaged_row_is_said_in_a_line(tmp_path: Path, line: str) -> None:
+def test_a_damaged_row_is_reported(tmp_path: Path, line: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": NaN}}\n{line}\n')
     with pytest.raises(UserError, match=r"metrics.jsonl is damaged: line 2 is not a row of metrics"):
         rebuild(tmp_path)
 
 
-def test_something_else_than_a_file_is_said(tmp_path: Path) -> None:
+def test_something_else_than_a_file_is_reported(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(UserError, match="it is a named pipe, not a file"):
         rebuild(tmp_path)

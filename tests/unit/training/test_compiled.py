@@ -88,13 +88,13 @@ def test_without_a_compiler_it_says_so_and_trains(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "why"),
     [
-        ("--model rae_gp --compile", "--compile: rae_gp takes gradients of gradients"),
-        ("--cuda-graphs", "--cuda-graphs goes with --compile"),
-        ("--cuda-graphs --compile --device cpu", "--cuda-graphs goes with --compile"),
+        ("--model rae_gp --compile", "--compile: rae_gp needs double backward"),
+        ("--cuda-graphs", "--cuda-graphs requires --compile"),
+        ("--cuda-graphs --compile --device cpu", "--cuda-graphs requires --compile"),
         ("--cuda-graphs --compile --grad-accum-steps 2", "--grad-accum-steps 1 (now 1 and 2)"),
     ],
 )
-def test_what_cannot_be_is_refused(argv, why, capsys):
+def test_what_cannot_be_is_rejected(argv, why, capsys):
     assert main([*argv.split(), "--tracking", "none"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert why in line

@@ -54,7 +54,7 @@ def test_plateau_is_torchs(factor, patience, min_factor):
         assert schedule.factor(0) == pytest.approx(optimizer.param_groups[0]["lr"])
 
 
-def test_a_plateau_goes_on_from_its_state():
+def test_a_plateau_continues_from_its_state():
     cfg = PlateauConfig(factor=0.5, patience=1)
     whole, first, second = (Schedule(cfg, TOTAL, STEPS_PER_EPOCH) for _ in range(3))
     for value in [3, 3, 3, 3, 3]:
@@ -151,7 +151,7 @@ def test_a_masked_first_step_of_sgd_leaves_no_trace():
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
-def test_an_optimizer_goes_on_from_its_tensors(name):
+def test_an_optimizer_continues_from_its_tensors(name):
     def advance(model, optimizer, steps):
         for _ in range(steps):
             optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Speed as the rows tell it, and --profile."""
+"""Speed in the rows of metrics, and --profile."""
 
 import gzip
 import json
@@ -82,8 +82,8 @@ def test_utilisation_is_flops_over_time_and_peak(tmp_path):
             assert row["train/mfu_fraction"] == pytest.approx(trainer.logger.flops * rate / 1e9)
 
 
-@pytest.mark.parametrize(("steps", "report"), [(8, "ended within"), (30, "profile of 20 steps"), (62, "trace of 2 steps")])
-def test_a_run_that_ends_early_tells_what_there_is(steps, report, tmp_path):
+@pytest.mark.parametrize(("steps", "report"), [(8, "ended during"), (30, "profile of 20 steps"), (62, "trace of 2 steps")])
+def test_a_run_that_ends_early_reports_what_was_measured(steps, report, tmp_path):
     fitted(replace(settings(steps=steps), profile=True), tmp_path)
     assert report in (tmp_path / "log.txt").read_text()
 
@@ -118,7 +118,7 @@ def delayed(seconds):
 
 
 @pytest.mark.spawn
-def test_two_ranks_tell_the_exchange_and_leave_a_trace_each(tmp_path):
+def test_two_ranks_report_the_exchange_and_leave_a_trace_each(tmp_path):
     argv = "--profile --steps 70 --tracking none --device cpu --threads 1 --data.limit 300 --net.hidden 8 --run-dir run"
     done = start(*argv.split(), nproc=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

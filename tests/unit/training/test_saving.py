@@ -1,4 +1,4 @@
-"""When to save: the formula, what is learned from each save, and that all ranks follow it without a change to any result."""
+"""When to save: the formula, what each save measures, and that all ranks save together without a change to any result."""
 
 import math
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_the_interval_follows_the_measured_cost_and_step_time():
     assert training.until_saved(0.8) == round(best_interval(0.8, 10 * HOUR) / 0.1)
 
 
-def test_a_save_between_puts_the_next_one_off():
+def test_a_save_between_delays_the_next_one():
     training = Simulated(mtbf=HOUR)
     training.until_saved(0.1)
     training.until_saved(0.1)

@@ -1,4 +1,4 @@
-"""The optimizer step against loops written out by hand, and what it does with numbers that are not finite."""
+"""The optimizer step against loops written by hand, and with numbers that are not finite."""
 
 import math
 from dataclasses import replace

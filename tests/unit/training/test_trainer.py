@@ -1,4 +1,4 @@
-"""What a run decides and leaves: the best model, early stop, a stop during the last evaluation."""
+"""Decisions of a run: the best model, early stop, a stop during the last evaluation."""
 
 import contextlib
 import math
@@ -130,7 +130,7 @@ def test_a_run_that_fails_closes_its_sinks(tmp_path, monkeypatch, error):
     assert all(vars(sink)["file"].closed for sink in sinks)
 
 
-def test_a_robbed_run_stops_at_the_next_beat(tmp_path, monkeypatch):
+def test_a_run_that_lost_its_lock_stops_at_the_next_beat(tmp_path, monkeypatch):
     """Not only at its next row, which may be long after."""
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
     cfg = settings(steps=10**6, log_every=10**6, eval_every=10**6, save_every=10**6)

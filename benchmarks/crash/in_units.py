@@ -1,4 +1,4 @@
-"""A made-up data set in units, each a file of its own: what row groups and shards have in common."""
+"""A made-up data set in units, each in a file of its own, like row groups and shards."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,0 +1,205 @@
+"""distae encode RUN: the codes of data, in one file.
+
+    distae encode runs/a --out codes.npz
+    distae encode runs/a --data new/ --out codes.parquet
+    torchrun --nproc_per_node=4 -m distae encode runs/a --split train --out codes/ --sharded
+
+Rerun to resume: parts that are done are kept beside the file until it is whole.
+"""
+
+import json
+import shutil
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distae.commands.trained import Trained, serve
+from distae.commands.trained import arguments as shared
+from distae.errors import UserError
+from distae.runtime import files
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Part = dict[str, np.ndarray[Any, Any]]
+
+FILE = "codes.npz"
+ABOUT = "about.json"
+"""Of a folder of parts: what they are of."""
+PART = 1 << 16
+"""Samples of a part, about."""
+ARRAYS = "z [N, D]; mu, logvar [N, D] of a gaussian posterior; indices [N, positions] of discrete codes; label [N]; id [N]"
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m distae encode") -> int:
+    return serve(argv, arguments(prog), encode)
+
+
+def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
+    """The parser of the command's own options."""
+    parser = shared(prog, f"Codes of data: {ARRAYS}. --out is .npz, .parquet (one row per sample), or .npy (z alone).", output=FILE)
+    parser.add_argument("--sharded", action="store_true", help="leave the parts: --out is a folder of .npz files")
+    return parser
+
+
+def encode(run: Trained) -> None:
+    """Encode the samples part by part, and join the parts. Raises UserError on another ending of --out."""
+    sharded = run.options.sharded
+    target = run.target(FILE.removesuffix(".npz") if sharded else FILE, may_exist=sharded)
+    if not sharded:
+        _check_kind(target)
+    folder = target if sharded else target.with_name(f".{target.name}.parts")
+    size = -(-PART // run.settings.eval_batch_size) * run.settings.eval_batch_size
+    starts = range(0, len(run.split), size)
+    done = run.on_main(lambda: _begin(run, folder, len(starts)))
+    for number, start in _progress(run, starts, done):
+        part = _encoded(run, range(start, min(start + size, len(run.split))))
+        run.on_main(partial(_save, folder / _name(number), part))
+    shapes = run.on_main(lambda: _finish(folder, target, len(starts), sharded))
+    run.say(f"wrote {target}: " + ", ".join(f"{name} {[*shape]}" for name, shape in shapes.items()))
+
+
+def _name(number: int) -> str:
+    return f"part-{number:06}.npz"
+
+
+def _check_kind(target: Path) -> None:
+    if target.suffix not in WRITERS:
+        raise UserError(f"--out {target}: unknown ending {target.suffix!r}; valid: {', '.join(WRITERS)}")
+    if target.suffix == ".parquet":
+        from distae.config.extras import needs
+
+        needs("pyarrow", "data", f"--out {target}")
+
+
+def _begin(run: Trained, folder: Path, parts: int) -> int:
+    """How many parts are done, of the same model and samples; those of others are removed. Raises UserError if all are done."""
+    about = {"weights": run.saved.checksum, "split": run.split_name, "seed": run.settings.seed, "samples": len(run.split)}
+    about |= {"data": repr(run.settings.data), "chunk": run.settings.eval_batch_size, "values": run.split.identity["values"]}
+    text, path = json.dumps(about).encode(), folder / ABOUT
+    done = next(number for number in range(parts + 1) if not (folder / _name(number)).exists())
+    same = path.exists() and files.read_bytes(path) == text
+    if folder.exists() and not run.options.force and run.options.sharded and (done == parts or not same):
+        raise UserError(f"{folder} exists: give --force to overwrite it, or another --out")
+    if same and done < parts:
+        return done
+    if folder.exists():
+        _remove(folder)
+    folder.mkdir(parents=True)
+    files.write_atomically(path, text)
+    return 0
+
+
+def _remove(folder: Path) -> None:
+    """A folder of parts. Raises UserError where it holds anything else."""
+    odd = [p.name for p in folder.iterdir() if p.is_dir() or not (p.name == ABOUT or p.suffix in (".npz", ".writing"))]
+    if odd:
+        raise UserError(f"--out {folder} holds {odd[0]}, which is not from distae encode: give another folder")
+    shutil.rmtree(folder)
+
+
+def _progress(run: Trained, starts: range, done: int) -> Iterator[tuple[int, int]]:
+    """Number and first sample of the parts that are left, with a progress bar."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(run.split), unit=" samples", disable=None if run.is_main else True) as bar:
+        bar.update(min(done * starts.step, len(run.split)))
+        for number, start in enumerate(starts):
+            if number >= done:
+                yield number, start
+                bar.update(min(starts.step, len(run.split) - start))
+
+
+def _encoded(run: Trained, samples: range) -> "Part":
+    """The arrays of these samples, without those that cannot be read; computed by all ranks."""
+
+    from distae.evaluation.exact import gathered
+
+    split, settings = run.split, run.settings
+    positions, columns = gathered(run.loader, samples, settings.eval_batch_size, settings.seed, run.model.module.encode)
+    part = {k: v.numpy() for k, v in zip(("z", "mu", "logvar", "indices"), columns, strict=True) if v is not None}
+    rows = split.rows_at(positions)
+    if split.source.label is not None:
+        part["label"] = split.source.label[rows].numpy()
+    return part | {"id": run.names(split, rows)}
+
+
+def _save(path: Path, part: "Part") -> None:
+    import numpy as np
+
+    fresh = path.with_suffix(".writing")
+    with fresh.open("wb") as file:
+        np.savez(file, **part)  # type: ignore[arg-type]
+    fresh.rename(path)
+
+
+def _finish(folder: Path, target: Path, count: int, sharded: bool) -> dict[str, tuple[int, ...]]:
+    """Join the parts; returns the shape of each array."""
+    import numpy as np
+
+    parts = [folder / _name(number) for number in range(count)]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in parts:
+        with np.load(path) as part:
+            for name in part.files:
+                shapes[name] = (shapes.get(name, (0,))[0] + len(part[name]), *part[name].shape[1:])
+    if not sharded:
+        fresh = target.with_name(f".{target.name}.writing")
+        WRITERS[target.suffix](fresh, parts, shapes)
+        fresh.rename(target)
+        shutil.rmtree(folder)
+    return shapes if target.suffix != ".npy" else {"z": shapes["z"]}
+
+
+def _write_npy(path: Path, parts: Sequence[Path], shapes: dict[str, tuple[int, ...]]) -> None:
+    with path.open("wb") as file:
+        _write_array(file, "z", parts, shapes["z"])
+
+
+def _write_npz(path: Path, parts: Sequence[Path], shapes: dict[str, tuple[int, ...]]) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        for name, shape in shapes.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                _write_array(file, name, parts, shape)
+
+
+def _write_array(file: Any, name: str, parts: Sequence[Path], shape: tuple[int, ...]) -> None:
+    """One array of all parts, part by part; texts are as long as the longest of them."""
+    import numpy as np
+
+    kind = np.result_type(*(_array(path, name).dtype for path in parts))
+    np.lib.format.write_array_header_2_0(file, {"descr": kind.str, "fortran_order": False, "shape": shape})
+    for path in parts:
+        file.write(_array(path, name).astype(kind, order="C").tobytes())
+
+
+def _array(path: Path, name: str) -> "np.ndarray[Any, Any]":
+    import numpy as np
+
+    with np.load(path) as part:
+        return part[name]  # type: ignore[no-any-return]
+
+
+def _write_parquet(path: Path, parts: Sequence[Path], shapes: dict[str, tuple[int, ...]]) -> None:
+    """A row per sample; codes are lists of fixed length."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def column(array: Any) -> Any:
+        flat = pa.array(array.reshape(-1))
+        return flat if array.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
+
+    writer = None
+    for part in parts:
+        table = pa.table({name: column(_array(part, name)) for name in shapes})
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
+
+
+WRITERS = {".npz": _write_npz, ".parquet": _write_parquet, ".npy": _write_npy}

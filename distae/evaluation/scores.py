@@ -1,0 +1,23 @@
+"""Reconstruction errors of samples and of their values."""
+
+import torch
+from torch import Tensor
+
+from distae.data import Transform
+from distae.models import Autoencoder
+
+
+def squared_errors(model: Autoencoder, x: Tensor, label: Tensor | None = None) -> Tensor:
+    """(x - reconstruct(x))^2 of the model's values: `[B, *shape]`, NaN where `x` is missing."""
+    return (x - model.reconstruct(x, label)).square()
+
+
+def per_sample(errors: Tensor) -> Tensor:
+    """Their mean over the values of a sample that are not missing: `[B]`."""
+    return errors.flatten(1).nanmean(1)
+
+
+def per_column(errors: Tensor, transform: Transform) -> Tensor:
+    """Of a table, errors `[B, width]` as `[B, columns]`: of a category, the mean over its one-hot values."""
+    widths = [column.width for column in transform.columns]
+    return torch.stack([part.nanmean(1) for part in torch.split(errors, widths, 1)], 1)

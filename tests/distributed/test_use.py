@@ -1,0 +1,81 @@
+"""The commands over a run folder: the same results on 1, 2 and 3 ranks, as real processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import ROOT, finished_run, settings
+
+from distae.__main__ import main
+
+EXACT = 1e-6
+JOBS = {
+    "codes.npz": ["encode", "{run}", "--split", "all"],
+    "scores.npz": ["detect", "{run}"],
+    "reconstructions": ["reconstruct", "{run}"],
+    "metrics.json": ["evaluate", "{run}", "--tasks", "all", "--limit", "150"],
+}
+RUN_ALL = """
+import json, sys
+from distae.__main__ import main
+for words in json.loads(sys.argv[1]):
+    code = main(words)
+    if code:
+        sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """A folder of results for each world size."""
+    folder = tmp_path_factory.mktemp("use")
+    data = {"name": "digits", "limit": 203}  # divides by no number of ranks
+    run = finished_run(settings(model={"name": "vae"}, data=data, precision="fp64"), folder)
+    for world_size in (1, 2, 3):
+        jobs = [
+            [*(w.format(run=run) for w in words), "--out", str(folder / str(world_size) / name), "--eval-batch-size", "64"]
+            for name, words in JOBS.items()
+        ]
+        if world_size == 1:
+            assert [main(words) for words in jobs] == [0] * len(jobs)
+        else:
+            _under_torchrun(jobs, world_size)
+    return {n: folder / str(n) for n in (1, 2, 3)}
+
+
+def _under_torchrun(jobs: list[list[str]], world_size: int) -> None:
+    script = ["--no-python", sys.executable, "-c", RUN_ALL, json.dumps(jobs)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}", *script]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("name", ["codes.npz", "scores.npz", "reconstructions/reconstructions.npy"])
+def test_arrays_are_the_same(results: dict[int, Path], name: str, world_size: int) -> None:
+    one, other = (_arrays(results[n] / name) for n in (1, world_size))
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert np.allclose(value, other[key], rtol=EXACT, atol=EXACT) if value.dtype.kind == "f" else (value == other[key]).all()
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    found = np.load(path)
+    return {"": found} if path.suffix == ".npy" else dict(found)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_figures_are_the_same(results: dict[int, Path], world_size: int) -> None:
+    one, other = (json.loads((results[n] / "metrics.json").read_text()) for n in (1, world_size))
+    assert [f["metric"] for f in one["figures"]] == [f["metric"] for f in other["figures"]]
+    assert one["skipped"] == other["skipped"]
+    for here, there in zip(one["figures"], other["figures"], strict=True):
+        assert there["value"] == pytest.approx(here["value"], rel=EXACT, abs=EXACT, nan_ok=True), here["metric"]
+        assert there["baselines"] == pytest.approx(here["baselines"], rel=EXACT, abs=EXACT, nan_ok=True), here["metric"]
+        assert there["protocol_hash"] == here["protocol_hash"]
