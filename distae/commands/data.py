@@ -58,7 +58,7 @@ def look(cfg: TrainConfig, sheet: Path, force: bool) -> Iterator[str]:
     shape = cfg.data.shape()
     is_image = len(shape) == 3 and shape[0] in (1, 3)
     if is_image and sheet.exists() and not force:
-        raise UserError(f"--sheet: {sheet} exists: give another file, or --force")
+        raise UserError(f"--sheet: {sheet} already exists; give a different file, or --force to replace it")
     splits = data.load(cfg.data)
     train = splits["train"]
     yield f"--data {cfg.data.name}" + (f" --data.path {path}" if (path := getattr(cfg.data, "path", "")) else "")

@@ -70,7 +70,7 @@ def probed(features: Features, train_labels: Array) -> Array:
     from sklearn.preprocessing import StandardScaler
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of raw values, whose accuracy no longer changes by then
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of raw values, whose accuracy has settled long before
         model = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-3, max_iter=200)).fit(features[0], train_labels)
     return model.predict(features[1])  # type: ignore[no-any-return]
 

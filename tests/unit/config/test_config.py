@@ -175,7 +175,7 @@ REFUSED = {
     ),
     "resnet without stages": (["--net", "resnet", "--net.channels"], r"--net.channels is empty; expected one or more"),
     "groups": (["--net.norm", "group", "--net.hidden", "16", "12"], r"--net.groups 8 does not divide the hidden width 12"),
-    "best metric": (["--best-metric", "val/fid"], r"--best-metric: unknown 'val/fid'; valid: val/loss, val/recon, val/kl, val/mse"),
+    "best metric": (["--best-metric", "val/nll"], r"--best-metric: unknown 'val/nll'; valid: val/loss, val/recon, val/kl, val/mse"),
     "nothing to watch": (["--data.val-fraction", "0", "--schedule", "plateau"], r"--data.val-fraction 0 leaves nothing"),
     "no scale": (["--model.learn-scale"], r"--model.learn-scale: the bernoulli likelihood has no scale; valid with gaussian"),
     "no array": (["--data", "array"], r"--data.path: --data array needs the .npy, .npz or .safetensors file"),
