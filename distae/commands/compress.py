@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from distae.compression import Tables
+    from distae.compression.archive import Kind
+    from distae.data import Split
     from distae.models import Codes
 
 FILE = "compressed.dae"
@@ -54,7 +56,7 @@ def compress(run: Trained) -> None:
         raise UserError(f"compress: {why}")
     target, files = run.target(FILE), _files(run.words)
     tables = _tables(run)
-    codes, kind = _codes_of_files(run, files) if files else _codes_of_split(run)
+    codes, kind = _codes_of_files(run, files) if files else (_codes(run, run.split, sys.maxsize), kind_of(run.split.source.dtype))
     symbols, outside = tables.symbols(numbers_of(codes))
     names = tuple(path.name for path in files) if kind == kind.IMAGES else ()
     if not run.is_main:
@@ -95,51 +97,31 @@ def _step_size(run: Trained) -> float:
 def _tables(run: Trained) -> "Tables":
     """Those beside the model or, at the first use, new ones of the training split's codes."""
     from distae.compression import load_tables, save_tables
-    from distae.distributed import on_main
     from distae.evaluation.compression import fit
 
     path, step = _path(run), _step_size(run)
-    if not on_main(path.exists):
-        made = fit(run.saved.model, _training_codes(run), step)
-        on_main(lambda: save_tables(made, path))
+    if not run.on_main(path.exists):
+        made = fit(run.model.module, _codes(run, run.training, FITTED_ON), step)
+        run.on_main(lambda: save_tables(made, path))
     return load_tables(path)
 
 
-def _training_codes(run: Trained) -> "Codes":
-    """Of the run's own training split, whatever --data is; of --data's where the run's own was in memory."""
-    from dataclasses import replace
+def _codes(run: Trained, split: "Split", most: int) -> "Codes":
+    """Of the first `most` samples of a split, on the CPU of every rank; computed by all ranks."""
+    from distae.evaluation.exact import gathered
+    from distae.models import Codes
 
-    from distae import data
-    from distae.config import TrainConfig, build
-    from distae.config.data import MemoryConfig
-    from distae.config.evaluation import EvaluationConfig
-    from distae.data.trained import as_trained
-    from distae.evaluation.evaluation import Evaluation
-
-    settings, splits, own = run.settings, None, run.saved.about.data or {}
-    if run.has_other_data and own.get("name") != MemoryConfig.name:
-        settings = replace(settings, data=build(TrainConfig, {"data": own}).data)
-        splits = as_trained(data.load(settings.data), run.saved.transform, run.saved.model.shape)
-    found = splits or run.splits
-    evaluation = Evaluation(run.model.module, settings, found, "train", EvaluationConfig(limit=FITTED_ON))
-    try:
-        return evaluation.codes()
-    finally:
-        evaluation.close()
+    loader, settings = run.loader if split is run.split else run.loader_of(split), run.settings
+    rows = range(min(most, len(split)))
+    _, found = gathered(loader, rows, settings.eval_batch_size, settings.seed, run.model.module.encode)
+    return Codes(*found)  # type: ignore[arg-type]
 
 
-def _codes_of_split(run: Trained) -> "tuple[Codes, Any]":
-    """Of all samples that --split names, computed by all ranks."""
-    import torch
-
+def kind_of(dtype: Any) -> "Kind":
+    """Of an array of this type, numpy's or torch's."""
     from distae.compression.archive import Kind
-    from distae.config.evaluation import EvaluationConfig
 
-    evaluation = run.evaluation(EvaluationConfig(limit=len(run.split)))
-    try:
-        return evaluation.codes(), Kind.BYTES if run.split.source.dtype == torch.uint8 else Kind.FLOATS
-    finally:
-        evaluation.close()
+    return Kind.BYTES if str(dtype).endswith("uint8") else Kind.FLOATS
 
 
 def _files(words: Sequence[str]) -> list[Path]:
@@ -157,9 +139,8 @@ def _files(words: Sequence[str]) -> list[Path]:
     return found
 
 
-def _codes_of_files(run: Trained, paths: list[Path]) -> "tuple[Codes, Any]":
+def _codes_of_files(run: Trained, paths: list[Path]) -> "tuple[Codes, Kind]":
     """Of an array or of images. Raises UserError where they are not what the model takes."""
-    import numpy as np
     import torch
 
     from distae.compression.archive import Kind
@@ -172,7 +153,7 @@ def _codes_of_files(run: Trained, paths: list[Path]) -> "tuple[Codes, Any]":
         x = _array(arrays[0])
         codes = run.model.codes(x)
         tensors: Any = (None if column is None else torch.from_numpy(column) for column in codes)
-        return Codes(*tensors), Kind.BYTES if x.dtype == np.uint8 else Kind.FLOATS
+        return Codes(*tensors), kind_of(x.dtype)
     with torch.no_grad():
         parts = [run.model.module.encode(x.to(run.device)) for x in _images(run, paths)]
     columns: Any = (None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))

@@ -1,4 +1,4 @@
-"""distae decompress X.dae --model RUN --out DIR: the images or the array that `distae compress` was given, as the model decodes them."""
+"""distae decompress X.dae --model RUN --out DIR: the images or the array of a file, as the model decodes them."""
 
 import sys
 from argparse import ArgumentParser

@@ -95,7 +95,7 @@ def fit_discrete(indices: Ints, num_codes: int) -> Tables:
     flat = indices + np.arange(dims) * num_codes
     counts = np.bincount(flat.ravel(), minlength=dims * num_codes).reshape(dims, num_codes)
     everywhere = counts.sum(0) + 0.5
-    return Tables(_integers(counts + PRIOR * everywhere / everywhere.sum()))
+    return Tables(_integers(counts + PRIOR * (everywhere / everywhere.sum())))
 
 
 def fit_grid(z: NDArray[np.floating], step: NDArray[np.float64]) -> Tables:
@@ -119,11 +119,11 @@ def fit_grid(z: NDArray[np.floating], step: NDArray[np.float64]) -> Tables:
     return Tables(_integers(counts + PRIOR * gaussian / gaussian.sum(1, keepdims=True)), mean + low * step, step)
 
 
-def _integers(weights: NDArray[np.float64]) -> Ints:
+def _integers(weights: NDArray[np.floating]) -> Ints:
     """`[T, K]` integers in proportion to `weights`, rows summing to TOTAL: at least 1 where the weight is above 0, else 0."""
     there = weights > 0
     free = TOTAL - there.sum(1, keepdims=True)
-    made = np.floor(weights / weights.sum(1, keepdims=True) * free).astype(np.int64) + there
+    made: Ints = np.floor(weights / weights.sum(1, keepdims=True) * free).astype(np.int64) + there
     made[np.arange(len(made)), made.argmax(1)] += TOTAL - made.sum(1)
     return made
 

@@ -39,7 +39,7 @@ def why_not(model: Autoencoder) -> str | None:
 def numbers_of(codes: Codes) -> NDArray[np.floating] | NDArray[np.int64]:
     """What is compressed of codes: indices `[N, n]` where they are discrete, else `z` `[N, D]` float64."""
     found = codes.z.double() if codes.indices is None else codes.indices.long()
-    return found.cpu().numpy()  # type: ignore[no-any-return]
+    return found.cpu().numpy()
 
 
 def fit(model: Autoencoder, train: Codes, step_size: float) -> Tables:
@@ -55,7 +55,7 @@ def fit(model: Autoencoder, train: Codes, step_size: float) -> Tables:
         raise UserError(f"--step-size {step_size}: above 0, in standard deviations of the training split's codes")
     effect, std = sensitivity(model, train.z), numbers.std(0)
     contributed = np.sqrt(np.square(effect * std).mean()) or 1.0
-    return fit_grid(numbers, step_size * contributed / np.maximum(effect, 1e-12 * contributed))
+    return fit_grid(numbers.astype(np.float64), step_size * contributed / np.maximum(effect, 1e-12 * contributed))
 
 
 def sensitivity(model: Autoencoder, z: Tensor) -> NDArray[np.float64]:

@@ -71,6 +71,8 @@ def test_a_file_of_tables_is_the_same_tables(made, tmp_path):
 
 def test_the_digest_is_of_every_number():
     made = fit_grid(GAUSSIAN, STEPS)
+    assert made.step is not None
+    assert made.offset is not None
     others = [
         Tables(made.frequencies, made.offset, made.step * (1 + 1e-15)),
         Tables(made.frequencies, made.offset + 1e-9, made.step),
