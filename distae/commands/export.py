@@ -1,6 +1,6 @@
 """distae export RUN --format FORMAT --out DIR: a model for other programs, checked against the model on random input.
 
-distae export runs/a --format onnx --out onnx            # encode.onnx, decode.onnx, reconstruct.onnx
+distae export runs/a --format onnx --out onnx            # encode.onnx and decode.onnx
 distae export runs/a --format torch_export --out graphs  # encode.pt2, ...: torch.export.load
 distae export runs/a --format hf --out folder            # config.json, model.safetensors, README.md: distae.load
 """
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from distae.commands.trained import Trained, serve
 from distae.commands.trained import arguments as shared
-from distae.errors import TrainingError, UserError
+from distae.errors import TrainingError
 from distae.runtime.files import new_folder, write_atomically
 
 FORMATS = ("safetensors", "onnx", "torch_export", "hf")
 ABOUT = (
     "Write a model to a folder, in the data's own units: safetensors, which distae.load opens; hf, the same with a model card, for "
-    "the Hugging Face hub; onnx and torch_export, graphs of encode, decode and reconstruct for any batch size."
+    "the Hugging Face hub; onnx and torch_export, graphs of encode and decode for any batch size (and reconstruct, if it is more)."
 )
 
 

@@ -135,9 +135,9 @@ def coding_overhead(e: Evaluation) -> dict[str, Figure] | Figure:
 
 
 def psnr(made: list[Pixels], true: list[Pixels]) -> float:
-    """Of all pixels together, in dB; infinite where no pixel differs."""
+    """Of all pixels together, in dB; at most 100, where no pixel differs."""
     error = np.mean([np.square(a.astype(np.float64) - b).mean() for a, b in zip(made, true, strict=True)])
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
+    return float(10 * np.log10(255**2 / max(error, 255**2 * 1e-10)))
 
 
 def _beside(sheets: list[Pixels], kind: str, sizes: list[int]) -> tuple[str, float]:
@@ -159,12 +159,19 @@ def lossy(sheet: Pixels, kind: str, most: int) -> bytes:
 
 def _coded(e: Evaluation) -> Mapping[str, tuple[Tables, NDArray[np.int64]]]:
     """Tables and the split's symbols by step size; under "" where codes are discrete. Raises Skip."""
+    return e.once("coded", lambda: _coded_anew(e), of_model=True)
+
+
+def _coded_anew(e: Evaluation) -> Mapping[str, tuple[Tables, NDArray[np.int64]]]:
     if why := why_not(e.model):
         raise Skip(why)
     train, codes = e.codes("train"), e.codes()
     found = {}
     for step in STEPS if e.model.num_codes is None else (STEP,):
-        tables = fit(e.model, train, step)
+        try:
+            tables = fit(e.model, train, step)
+        except UserError as error:
+            raise Skip(str(error)) from error
         found[f"{step:g}" if e.model.num_codes is None else ""] = tables, tables.symbols(numbers_of(codes))[0]
     return found
 

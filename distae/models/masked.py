@@ -87,7 +87,7 @@ class MaskedAE(Autoencoder):
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Means `[B, *shape]` from codes `[B, D]`. It was trained to predict hidden patches only: `reconstruct` does better."""
-        codes = z.unflatten(1, (-1, self.cfg.latent_dim))
+        codes = z.view(z.shape[0], -1, self.cfg.latent_dim)
         return self.likelihood.mean(self._image(self.decoder(codes, self._all(z.shape[0]))))
 
     def reconstruct(self, x: Tensor, label: Tensor | None = None) -> Tensor:

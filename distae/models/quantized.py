@@ -15,7 +15,7 @@ from distae.noise import Noise
 
 def vectors(z: Tensor, dim: int) -> Tensor:
     """`[B, N * dim]` as `[B, N, dim]`."""
-    return upcast(z).unflatten(1, (-1, dim))
+    return upcast(z).view(z.shape[0], -1, dim)
 
 
 @register(VQVAEConfig)

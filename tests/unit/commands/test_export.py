@@ -55,16 +55,20 @@ def test_every_variant_is_exported_as_onnx_and_torch_export(name, tmp_path):
     model = Model(make(name, shape=SHAPES.get(name, (6,)), **CHANGES.get(name, {})).eval().float())
     for kind in ("onnx", "torch_export"):
         found = graphs.write(model, tmp_path, kind)
-        assert set(found) == {"encode", "decode", "reconstruct"}
+        assert set(found) == {"encode", "decode", *(["reconstruct"] if name == "masked_ae" else [])}
         assert max(found.values()) <= 1e-5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian_per_value", "laplace", "logistic_mixture", "poisson", "zinb", "multinomial"])
+@pytest.mark.parametrize(
+    "likelihood", ["bernoulli", "gaussian_per_value", "laplace", "logistic_mixture", "poisson", "zinb", "multinomial"]
+)
 def test_every_kind_of_likelihood_is_exported(likelihood, tmp_path):
     shape = (1, 4, 4) if likelihood == "logistic_mixture" else (6,)
     model = Model(make("vae", shape=shape, likelihood=likelihood).eval().float())
-    assert max(graphs.write(model, tmp_path, "onnx").values()) <= 1e-5
+    found = graphs.write(model, tmp_path, "onnx")
+    assert max(found.values()) <= 1e-5
+    assert ("reconstruct" in found) == (likelihood in ("poisson", "zinb", "multinomial")), "counts have the totals of x"
 
 
 def test_torch_export_takes_the_datas_own_units(tmp_path):
@@ -90,7 +94,6 @@ def test_onnx_takes_the_datas_own_units_by_name(run, tmp_path):
         np.testing.assert_allclose(z, model.encode(x[:rows]), atol=1e-5)
         (y,) = files["decode"].run(None, {"z": z})
         np.testing.assert_allclose(y, model.reconstruct(x[:rows]), atol=1e-3)
-        assert np.array_equal(files["reconstruct"].run(None, {"x": x[:rows]})[0].shape, (rows, 8, 8))
 
 
 def test_a_graph_that_differs_is_an_error(tmp_path, monkeypatch):
@@ -103,7 +106,7 @@ def test_a_variant_that_cannot_be_exported_says_why(tmp_path, monkeypatch):
     model = of_images("ae")
     decode = model.module.decode
     monkeypatch.setattr(model.module, "decode", lambda z, label: decode(z, label) * (1 if float(z.sum()) > 0 else 2))
-    with pytest.raises(UserError, match="decode of ae cannot be exported as torch_export: .*data-dependent"):
+    with pytest.raises(UserError, match=r"decode of ae cannot be exported as torch_export: .*data-dependent"):
         graphs.write(model, tmp_path, "torch_export")
 
 
@@ -128,7 +131,15 @@ def test_a_model_folder_is_the_same_model(run, tmp_path, kind):
 def test_the_model_card_says_what_it_is_and_its_own_figures(run, tmp_path):
     assert called(run, "--format", "hf", "--out", tmp_path / "a") == 0
     card = (tmp_path / "a" / "README.md").read_text()
-    for text in ("library_name: distae", "- vae", "# vae on array", "[N, 8, 8]", "| step | 12 |", "distae.load", "None were computed"):
+    for text in (
+        "library_name: distae",
+        "- vae",
+        "# vae on array",
+        "[N, 8, 8]",
+        "| step | 12 |",
+        "distae.load",
+        "None were computed",
+    ):
         assert text in card, text
     weights = serialization.load_saved(run).checksum
     figure = {"metric": "psnr", "value": 20.5, "unit": "dB", "baselines": {"pca": 19.25}, "protocol": {"split": "test"}}
