@@ -32,6 +32,7 @@ COMMANDS = {
     "detect": Command("distae.commands.detect", "anomalies, by the reconstruction error"),
     "compress": Command("distae.commands.compress", "codes of images or arrays as one small file"),
     "decompress": Command("distae.commands.decompress", "the images or arrays of such a file, as the model decodes them"),
+    "export": Command("distae.commands.export", "write a model for other programs: safetensors, ONNX, torch.export, Hugging Face"),
     "launch": Command("launch.start", "start a training run with many processes: on this machine, on Slurm, or by a plugin"),
     "sweep": Command("launch.sweep", "train every combination of some settings: on this machine, or on Slurm"),
     "status": Command("launch.status", "show the state of a run or a job"),

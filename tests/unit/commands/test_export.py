@@ -71,6 +71,32 @@ def test_every_kind_of_likelihood_is_exported(likelihood, tmp_path):
     assert ("reconstruct" in found) == (likelihood in ("poisson", "zinb", "multinomial")), "counts have the totals of x"
 
 
+def of_table(normalize: str) -> Model:
+    """A table of two numbers and a category of three texts."""
+    from distae.data.columns import Scaled
+
+    quantiles = (0.0, 1.0, 5.0) if normalize == "quantile" else ()
+    numbers = [Scaled(name=name, kind="numeric", offset=2.0, scale=3.0, quantiles=quantiles, fill=1.0) for name in "ab"]
+    columns = (*numbers, Scaled(name="c", kind="categorical", categories=("x", "y", "z"), fill=0.0))
+    module = make("vae", shape=(5,), likelihood="mixed", columns=("numeric:2", "categorical:3")).eval().float()
+    return Model(module, Transform(columns=columns))
+
+
+@pytest.mark.slow
+def test_tables_take_their_columns(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = of_table("standard")
+    graphs.write(model, tmp_path, "onnx")
+    x = np.array([[2.0, 5, 0], [np.nan, 1, 2], [0, np.nan, 1]])
+    (z, *_) = onnxruntime.InferenceSession(tmp_path / "encode.onnx").run(None, {"x": x})
+    np.testing.assert_allclose(z, model.encode(x), atol=1e-5)
+    (y,) = onnxruntime.InferenceSession(tmp_path / "decode.onnx").run(None, {"z": z})
+    np.testing.assert_allclose(y, model.decode(z), rtol=1e-5)
+    graphs.write(of_table("quantile"), tmp_path, "torch_export")
+    with pytest.raises(UserError, match=r"encode of vae cannot be exported as onnx: .*searchsorted"):
+        graphs.write(of_table("quantile"), tmp_path, "onnx")
+
+
 def test_torch_export_takes_the_datas_own_units(tmp_path):
     model = of_images()
     graphs.write(model, tmp_path, "torch_export")
