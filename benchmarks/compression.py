@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--root", help="of the data, where it is another than at training")
     parser.add_argument("--sheets", type=int, default=100)
-    parser.add_argument("--steps", type=float, nargs="+", default=[0.35, 0.5, 0.7, 1.0])
+    parser.add_argument("--steps", type=float, nargs="+", default=[0.1, 0.25, 0.5, 1.0])
     args = parser.parse_args()
     report: dict[str, Any] = {}
     for run in args.runs:

@@ -71,6 +71,15 @@ def test_every_kind_of_likelihood_is_exported(likelihood, tmp_path):
     assert ("reconstruct" in found) == (likelihood in ("poisson", "zinb", "multinomial")), "counts have the totals of x"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("net", [{"name": "conv", "channels": [4]}, {"name": "resnet", "channels": [4, 8], "norm": "batch"}])
+def test_networks_of_images_are_exported(net, tmp_path):
+    cfg = build(TrainConfig, {"model": {"name": "vq_vae", "latent_dim": 16, "dim": 4}, "net": net})
+    model = Model(distae.models.build(cfg.model, cfg.net, (1, 8, 8), 1), Transform(255.0, "no_channel"))
+    for kind in ("onnx", "torch_export"):
+        assert max(graphs.write(model, tmp_path, kind).values()) <= 1e-5
+
+
 def of_table(normalize: str) -> Model:
     """A table of two numbers and a category of three texts."""
     from distae.data.columns import Scaled
