@@ -1,4 +1,4 @@
-"""docs/use.md: its commands, one after the other, as a reader types them."""
+"""docs/use.md and docs/use_generate.md: their commands, one after the other, as a reader types them."""
 
 import re
 import shlex
@@ -11,15 +11,32 @@ from PIL import Image
 
 from distae.__main__ import main
 
-COMMANDS = re.findall(r"^    distae (.*)$", (ROOT / "docs/use.md").read_text(), re.MULTILINE)
+COMMANDS, OF_RUNS = (
+    re.findall(r"^    distae (.*)$", (ROOT / "docs" / name).read_text(), re.MULTILINE) for name in ("use.md", "use_generate.md")
+)
 SMALL = "--epochs 1 --data.limit 300 --model.latent-dim 4 --net.hidden 16 --tracking none --device cpu --threads 1"
 
 
+@pytest.mark.slow
 def test_the_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)).save("photo.png")
     np.save("digits.npy", np.random.default_rng(0).integers(0, 17, (5, 1, 8, 8), np.uint8))
     for command in COMMANDS:
         words = shlex.split(command)
-        assert main([*words, *(SMALL.split() if words[0] == "train" else [])]) == 0, (command, capsys.readouterr().err)
+        more = {"train": SMALL, "compare": ""}.get(words[0], "--threads 1")
+        assert main([*words, *more.split()]) == 0, (command, capsys.readouterr().err)
     assert {p.name for p in tmp_path.iterdir()} >= {"codes.npz", "metrics.json", "reconstructed", "scores.csv"}
+
+
+@pytest.mark.spawn
+def test_the_commands_of_runs_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for command in OF_RUNS:
+        words = shlex.split(command)
+        more = {"train": SMALL, "sweep": SMALL, "generate": "--threads 1"}.get(words[0], "")
+        assert main([*words, *more.split()]) == 0, (command, capfd.readouterr().err)
+    assert {p.name for p in (tmp_path / "walks").iterdir()} >= {"interpolation.gif", "traversal.png", "dimensions.csv"}
+    assert (tmp_path / "runs/sweep/compare.csv").read_text().count(",mean,") == 2

@@ -30,7 +30,7 @@ WORDS = {
     r"there is no Slurm here to ask": "required without Slurm",
     r"loop (stands|stood) still|holds? the (loop|training) up": "blocks",
     r"\b(two|three|several|a|the) turns?\b(?!ed|s )": "phase",
-    r"\bdist\.Vote\b|class Vote\b|\bStepper\b|stepper\.py|SaveClock|JudgedCodes|\b_rehearse\b|\.prime\b|\bsettle\(": "the standard name",
+    r"\bclass Vote\b|\bStepper\b|stepper\.py|SaveClock|JudgedCodes|\b_rehearse\b|\.prime\b|\bsettle\(": "the standard name",
     r"noise\.Recorder|noise\.Given|dist\.Vote|stepper\.Window|\bredraw\b": "NoiseRecorder, NoiseReplay, MetricAccumulator",
     r"\bmend(s|ed|ing)?\b|, for people\b|\bin turns\b|beside ours\b": "fix; as shown to users; alternating; against",
     r"\bmy_rows\b|\bsum_\(|\btold_apart\b": "local_rows, all_reduce_, discriminator_loss",

@@ -50,7 +50,7 @@ def files_of(folder: Path) -> set[str]:
 
 
 def run(*argv: object) -> int:
-    return generate.main([str(a) for a in argv])
+    return generate.main([*map(str, argv), "--threads", "1"])
 
 
 def test_the_own_prior_is_that_of_the_python_model(home, tmp_path, capsys):

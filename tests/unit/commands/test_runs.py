@@ -124,6 +124,7 @@ def test_curves_have_the_values_of_the_rows(folder, monkeypatch):
     assert [text.get_text() for text in kept[0].legends[0].get_texts()] == ["a", "b", "c", "val", "test"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", plot.FORMATS)
 def test_pictures_of_every_format(folder, tmp_path, suffix, capsys):
     pytest.importorskip("matplotlib")

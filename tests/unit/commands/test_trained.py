@@ -49,7 +49,7 @@ def size_of(path: Path) -> tuple[int, int]:
 
 def call(main: Any, capsys: pytest.CaptureFixture[str], *argv: object) -> Run:
     """Exit code, stdout and stderr."""
-    code = main([str(a) for a in argv])
+    code = main([*map(str, argv), "--threads", "1"])  # the tests that follow have this process's threads
     out, err = capsys.readouterr()
     return code, out, err
 

@@ -21,7 +21,7 @@ from distae.runtime.environment import Environment
         ({"model": {"latent_dim": 10**12}}, "weights and gradients take"),
         ({"net": {"hidden": [10**12]}}, "weights and gradients take"),
         ({"net": {"hidden": [10**12, 10**12]}}, "cannot be built"),
-        ({"net": {"name": "resnet", "blocks": 10**9}}, "deeper"),
+        ({"net": {"name": "resnet", "blocks": 10**9}}, "more than 2000 parameter tensors"),
     ],
 )
 def test_a_model_that_cannot_fit_is_rejected_before_a_folder_is_made(

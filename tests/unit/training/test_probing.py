@@ -21,6 +21,7 @@ def without_labels() -> dict[str, Split]:
     return {k: Split.of(v.x, None, v.transform) for k, v in splits().items()}
 
 
+@pytest.mark.slow
 def test_probes_are_the_metrics_of_distae_evaluate(tmp_path):
     trainer = fitted(settings(probe_every=5), tmp_path)
     rows = [row for row in metrics(tmp_path) if "val/knn_accuracy" in row]
