@@ -42,6 +42,7 @@ METRICS: Registry[str, Any] = Registry("metric", (
     "ndcg_100", "recall_20", "recall_50", "mig", "modularity", "sap", "factor_vae_score",
     "dci_disentanglement", "dci_completeness", "dci_informativeness",
     "frechet_distance", "fid", "precision", "recall", "density", "coverage", "copies",
+    "bits_per_pixel", "compression_psnr", "coding_overhead",
     "trustworthiness", "continuity", "interpolation_jump", "completeness", "active_units", "aggregate_kl", "aggregate_mmd",
 ))  # fmt: skip
 """Metrics that an evaluation reports besides the model's terms."""

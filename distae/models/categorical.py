@@ -53,7 +53,7 @@ class CategoricalVAE(NetAutoencoder):
 
     def logits(self, x: Tensor, noise: Noise | None) -> Tensor:
         """Unnormalised log-probabilities `[B, N, categories]` of `x` `[B, *shape]`."""
-        return upcast(self.encoder(x, noise)).view(len(x), -1, self.cfg.categories)
+        return upcast(self.encoder(x, noise)).view(x.shape[0], -1, self.cfg.categories)
 
     def _corners(self, indices: Tensor) -> Tensor:
         return F.one_hot(indices, self.cfg.categories).flatten(1).to(next(self.parameters()).dtype)

@@ -48,7 +48,7 @@ class PatchDecoder(nn.Module):
 
     def forward(self, codes: Tensor, visible: Tensor) -> Tensor:
         tokens = self.embed(codes)
-        all_tokens = self.hidden.to(tokens.dtype).expand(len(codes), len(self.positions), -1)
+        all_tokens = self.hidden.to(tokens.dtype).expand(codes.shape[0], len(self.positions), -1)
         all_tokens = all_tokens.scatter(1, visible[:, :, None].expand(-1, -1, tokens.shape[2]), tokens)
         patches: Tensor = self.last(self.blocks(all_tokens + self.positions))
         return patches
@@ -83,15 +83,15 @@ class MaskedAE(Autoencoder):
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         patches = patchify(x, self.cfg.patch)
-        return Codes(self.encoder(patches, self._all(len(x))).flatten(1))
+        return Codes(self.encoder(patches, self._all(x.shape[0])).flatten(1))
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Means `[B, *shape]` from codes `[B, D]`. It was trained to predict hidden patches only: `reconstruct` does better."""
-        codes = z.view(len(z), -1, self.cfg.latent_dim)
-        return self.likelihood.mean(self._image(self.decoder(codes, self._all(len(z)))))
+        codes = z.view(z.shape[0], -1, self.cfg.latent_dim)
+        return self.likelihood.mean(self._image(self.decoder(codes, self._all(z.shape[0]))))
 
     def reconstruct(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        patches, indices = patchify(x, self.cfg.patch), self._all(len(x))
+        patches, indices = patchify(x, self.cfg.patch), self._all(x.shape[0])
         columns = self.shape[2] // self.cfg.patch
         colour = (indices[0] // columns + indices[0] % columns) % 2
         predicted = torch.zeros_like(patches)

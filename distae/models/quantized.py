@@ -15,7 +15,7 @@ from distae.noise import Noise
 
 def vectors(z: Tensor, dim: int) -> Tensor:
     """`[B, N * dim]` as `[B, N, dim]`."""
-    return upcast(z).view(len(z), -1, dim)
+    return upcast(z).view(z.shape[0], -1, dim)
 
 
 @register(VQVAEConfig)
@@ -183,5 +183,5 @@ class LFQVAE(NetAutoencoder):
         """Encoder values and their signs, each `[B, N, bits]`, and the indices of the codes, `[B, N]`."""
         z = vectors(self.encoder(x, noise), self.cfg.bits)
         positive = z > 0
-        index = (positive.long() << torch.arange(self.cfg.bits, device=z.device)).sum(2)
+        index = (positive.long() * 2 ** torch.arange(self.cfg.bits, device=z.device)).sum(2)
         return z, torch.where(positive, 1.0, -1.0).to(z.dtype), index

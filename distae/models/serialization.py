@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,29 +62,31 @@ def export(
     model: base.Autoencoder, cfg: TrainConfig, folder: Path, step: int, transform: Transform | None, data: Identity | None
 ) -> None:
     """Write a model folder: weights, their step and data, and the settings to build the model; completely or not at all."""
-    fresh, old = folder.with_name(f".{folder.name}.writing"), folder.with_name(f".{folder.name}.old")
-    for left in (fresh, old):
-        shutil.rmtree(left, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    path = fresh / WEIGHTS
-    _save(model.state_dict(), path)
     settings = to_dict(cfg)
     about = {key: settings[key] for key in ("model", "net", "data")}
-    about |= {"shape": list(model.shape), "step": step, "transform": transform and transform.to_json()}
-    about |= {"data_identity": data, "weights": {"size": path.stat().st_size, "xxh3": checksum(path)}}
+    about |= {"shape": list(model.shape), "step": step, "transform": transform and transform.to_json(), "data_identity": data}
+    with files.new_folder(folder) as fresh:
+        _write(model, about, fresh)
+
+
+def _write(model: base.Autoencoder, about: dict[str, Any], folder: Path) -> None:
+    """The files of a model folder; `about` is config.json without checksums."""
+    path = folder / WEIGHTS
+    _save(model.state_dict(), path)
+    about = about | {"weights": {"size": path.stat().st_size, "xxh3": checksum(path)}}
     about["xxh3"] = _digest(about)
     text = json.dumps(about, indent=1).encode() + b"\n"
     if len(text) > files.SMALL:
         raise TrainingError(f"{CONFIG} of the model would have {len(text)} bytes; at most {files.SMALL} can be read again")
-    files.write_atomically(fresh / CONFIG, text)
-    path.chmod((fresh / CONFIG).stat().st_mode)  # save_file makes it for its owner alone, whatever the umask
+    files.write_atomically(folder / CONFIG, text)
+    path.chmod((folder / CONFIG).stat().st_mode)  # save_file makes it for its owner alone, whatever the umask
     files.sync(path)
-    files.sync(fresh)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    files.sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_saved(saved: "SavedModel", folder: Path) -> None:
+    """Write the files of a model folder again, into an empty folder."""
+    keys = ("model", "net", "data", "shape", "step", "transform", "data_identity")
+    _write(saved.model, {key: getattr(saved.about, key) for key in keys}, folder)
 
 
 def _save(weights: dict[str, Tensor], path: Path) -> None:

@@ -149,4 +149,6 @@ def fsq_values(index: Tensor, levels: Tensor) -> Tensor:
 
 
 def _basis(levels: Tensor) -> Tensor:
-    return torch.cat([levels.new_ones(1), levels[:-1]]).cumprod(0)
+    """What a digit of each level counts: the product of the levels before it, without cumprod, which ONNX lacks."""
+    before = torch.ones(len(levels), len(levels), dtype=torch.bool, device=levels.device).tril(-1)
+    return torch.where(before, levels, 1).prod(1)

@@ -4,10 +4,12 @@ Anything but a regular file (a FIFO, a device, a link out of the folder) is reje
 blocks forever, reading /dev/zero fills the memory, and writing through a link changes a file elsewhere.
 """
 
+import contextlib
 import errno
 import os
+import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,6 +104,25 @@ def check_absent(path: Path, force: bool) -> None:
     """Raises UserError if there is something at `path` and --force is not given."""
     if path.exists() and not force:
         raise UserError(f"{path} exists: give --force to overwrite it, or another --out")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write in, which takes the place of `path` once it is whole; what was there stays where that fails."""
+    fresh, old = path.with_name(f".{path.name}.writing"), path.with_name(f".{path.name}.old")
+    for left in (fresh, old):
+        shutil.rmtree(left, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+        sync(fresh)
+        if path.exists():
+            path.rename(old)
+        fresh.rename(path)
+        sync(path.parent)
+    finally:
+        for left in (fresh, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def make_folder(path: Path) -> Path:

@@ -10,8 +10,12 @@ import pytest
 from helpers import ROOT
 
 from benchmarks.crash import selfcheck
+from distae.config import TrainConfig
+from distae.config.data import DigitsConfig
 from distae.config.models import VAEConfig
+from distae.data import Transform
 from distae.models import build
+from distae.models.serialization import export
 
 
 def run(name: str, *args: str) -> dict:
@@ -53,6 +57,16 @@ def test_training_speed(run_here):
     assert all(
         least <= median <= most for least, median, most in [[o["cpu"][i] for i in (1, 0, 2)] for o in report["ours_over"].values()]
     )
+
+
+def test_compression(run_here, tmp_path):
+    cfg = TrainConfig(model=VAEConfig(latent_dim=4), data=DigitsConfig())
+    export(build(cfg.model, cfg.net, (1, 8, 8)), cfg, tmp_path / "a" / "model", 1, Transform(16.0), None)
+    result = run_here("compression.py", str(tmp_path / "a"), "--steps", "0.5", "--sheets", "2")
+    (row,) = result[str(tmp_path / "a")]["steps"]
+    assert row["bits_per_pixel"] == 8 * row["bytes"] / 6400
+    assert {"ours", "pca"} <= set(row)
+    assert 1 < result[str(tmp_path / "a")]["coder"]["of_entropy"] < 1.2
 
 
 def test_two_processes(run_here):

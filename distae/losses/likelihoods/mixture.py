@@ -55,7 +55,7 @@ class LogisticMixture(Likelihood):
     def _parts(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Logits `[B, K, H, W]`, means and log-scales `[B, K, C, H, W]`, and coefficients `[B, K, 3, H, W]`."""
         logits, rest = upcast(raw)[:, : self.k], upcast(raw)[:, self.k :]
-        parts = rest.view(len(raw), -1, self.k, *self.shape)
+        parts = rest.view(raw.shape[0], -1, self.k, *self.shape)
         coefficients = torch.tanh(parts[:, 2]) if self.channels == 3 else None
         return logits, parts[:, 0], soft_bound(parts[:, 1], 7.0), coefficients
 

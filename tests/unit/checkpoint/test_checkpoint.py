@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint import state_dict_saver
 
 from distae.checkpoint import CheckpointStore, read_tensors, share_out, staging, store
 from distae.checkpoint.retention import name_of, steps_in, why_invalid
@@ -66,7 +67,7 @@ def test_training_may_continue_while_a_save_is_written(tmp_path: Path) -> None:
 
 def test_runs_of_two_threads_save_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DCP's is ignored (pytest makes an error of it), also in a save that lasts while that of another thread ends."""
-    begun, ended, write = [threading.Event(), threading.Event()], threading.Event(), store.save
+    begun, ended, write = [threading.Event(), threading.Event()], threading.Event(), state_dict_saver.save
 
     def overlapping(*args: Any, **kwargs: Any) -> Any:
         first = not begun[0].is_set()

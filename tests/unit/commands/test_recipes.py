@@ -30,6 +30,7 @@ SIZES = {
     "denoising_ae_mnist": [784, 512, 256, 64],
     "vae_mnist_static": [784, 200, 200, 50],
     "iwae_mnist_static": [784, 200, 200, 50],
+    "vae_fashion_mnist_compression": [784, 512, 64],
     "vae_mnist": [784, 200, 200, 50],
     "vae_mnist_10": [784, 256, 64, 10],
     "vae_mnist_20": [784, 400, 20],

@@ -1,0 +1,120 @@
+"""distae export RUN --format FORMAT --out DIR: a model for other programs, checked against the model on random input.
+
+distae export runs/a --format onnx --out onnx            # encode.onnx and decode.onnx
+distae export runs/a --format torch_export --out graphs  # encode.pt2, ...: torch.export.load
+distae export runs/a --format hf --out folder            # config.json, model.safetensors, README.md: distae.load
+"""
+
+import json
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from distae.commands.trained import Trained, serve
+from distae.commands.trained import arguments as shared
+from distae.errors import TrainingError
+from distae.runtime.files import new_folder, write_atomically
+
+FORMATS = ("safetensors", "onnx", "torch_export", "hf")
+ABOUT = (
+    "Write a model to a folder, in the data's own units: safetensors, which distae.load opens; hf, the same with a model card, for "
+    "the Hugging Face hub; onnx and torch_export, graphs of encode and decode for any batch size (and reconstruct, if it is more)."
+)
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m distae export") -> int:
+    return serve(argv, arguments(prog), export, reads_data=False)
+
+
+def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
+    """The parser of the command's own options."""
+    parser = shared(prog, ABOUT, output="FORMAT/")
+    parser.add_argument("--format", required=True, choices=FORMATS)
+    return parser
+
+
+def export(run: Trained) -> None:
+    """Write the folder and check it. Raises UserError where the model cannot be exported."""
+    kind = run.options.format
+    target = run.target(kind)
+
+    def work() -> str:
+        with new_folder(target) as folder:
+            return WRITERS[kind](run, folder)
+
+    run.say(f"wrote {target}: {run.on_main(work)}")
+
+
+def _model_folder(run: Trained, folder: Path) -> str:
+    """model.safetensors and config.json."""
+    import torch
+
+    import distae
+    from distae.models.export import samples
+    from distae.models.serialization import write_saved
+
+    write_saved(run.saved, folder)
+    given = samples(run.model, 7)
+    if not torch.equal(distae.load(folder).to(run.device).reconstruct(*given), run.model.reconstruct(*given)):
+        raise TrainingError(f"{folder} is not the model that was written")
+    return "model.safetensors and config.json, for distae.load; the same reconstructions on random input"
+
+
+def _hub_folder(run: Trained, folder: Path) -> str:
+    """The same and a model card."""
+    said = _model_folder(run, folder)
+    write_atomically(folder / "README.md", model_card(run).encode())
+    return f"README.md, {said}"
+
+
+def _graphs(run: Trained, folder: Path) -> str:
+    """Graphs on the CPU, by their names."""
+    from distae.models.export import write
+
+    found = write(run.model.to("cpu"), folder, run.options.format)
+    return ", ".join(f"{p.name} {p.stat().st_size} bytes" for p in sorted(folder.iterdir())) + (
+        f"; differences from the model on random input up to {max(found.values()):.1g}"
+    )
+
+
+WRITERS: dict[str, Callable[[Trained, Path], str]] = {
+    "safetensors": _model_folder, "hf": _hub_folder, "onnx": _graphs, "torch_export": _graphs,
+}  # fmt: skip
+
+
+def model_card(run: Trained) -> str:
+    """README.md as the Hugging Face hub reads it: what the model is, its data and figures, and how to load it."""
+    about, model = run.saved.about, run.saved.model
+    data, shape = about.data or {}, list(run.model.shape)
+    first = (type(model).__doc__ or "").strip().splitlines()[0]
+    parameters = sum(p.numel() for p in model.parameters())
+    rows = [
+        "---", "library_name: distae", "tags:", "- autoencoder", f"- {model.cfg.name}", "---", "",
+        f"# {model.cfg.name} on {data.get('name', 'data')}", "", first, "",
+        "| | |", "|---|---|",
+        f"| samples | [N, {', '.join(map(str, shape))}], as the training data has them (the transform is part of the model) |",
+        f"| codes | {list(run.model.code_shape)} |", f"| parameters | {parameters:,} |", f"| step | {about.step} |",
+        f"| likelihood | {model.cfg.likelihood} |", f"| network | {model.net.name} {list(model.net.widths)} |",
+        "", "## Metrics", "", *_metrics(run), "", "## Use", "",
+        "    pip install distae", "", "    import distae", "    model = distae.load(\"this folder\")",
+        "    z = model.encode(x)        # x: an array or a tensor of samples", "    y = model.decode(z)", "",
+    ]  # fmt: skip
+    return "\n".join(rows)
+
+
+def _metrics(run: Trained) -> list[str]:
+    """The figures of `distae evaluate`, where they are of these weights."""
+    from distae.runtime.files import read_bytes
+
+    none = ["None were computed: `distae evaluate` writes them to the run's folder, and an export after that lists them."]
+    try:
+        figures = json.loads(read_bytes(run.run / "evaluation" / "metrics.json"))["figures"]
+        lines = [
+            f"| {f['metric']} | {f['value']:.5g} {f['unit']} | {', '.join(f'{k} {v:.5g}' for k, v in f['baselines'].items())} "
+            f"| {f['protocol']['split']} |"
+            for f in figures
+            if f["protocol"]["weights"] == run.saved.checksum
+        ]
+    except (OSError, ValueError, LookupError, TypeError):
+        return none
+    return ["| metric | value | beside | split |", "|---|---|---|---|", *lines] if lines else none
