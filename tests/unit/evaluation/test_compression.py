@@ -94,9 +94,10 @@ def test_psnr_is_of_all_pixels_together_and_finite():
 
 @pytest.mark.slow
 def test_the_coder_costs_less_than_2_percent():
-    variants: dict[str, dict[str, Any]] = {"vae": {}, "fsq_vae": {"latent_dim": 8, "levels": [5, 5]}}
+    """Of enough codes: the header and the state take 40 to 60 bytes of any file."""
+    variants: dict[str, dict[str, Any]] = {"vae": {}, "fsq_vae": {"latent_dim": 8, "levels": [31, 31]}}
     for name, changes in variants.items():
-        e = evaluation(name, splits(test=24000), **changes)
+        e = evaluation(name, splits(test=8000), **changes)
         found = value("coding_overhead", e)
         for figure in found.values() if isinstance(found, dict) else [found]:
             assert 0 < figure.value < 0.02, figure
