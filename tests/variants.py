@@ -19,6 +19,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "iaf_vae": {"flow_hidden": 12},
     "msssim_vae": {"window": 3},
     "vamp_vae": {"components": 5},
+    "l1_sae": {"latent_dim": 12},
+    "gated_sae": {"latent_dim": 12},
+    "jumprelu_sae": {"latent_dim": 12, "k": 3},
+    "matryoshka_sae": {"latent_dim": 32, "k": 2, "dead_after": 20, "prefixes": [0.25, 0.5]},
+    **{name: {"latent_dim": 32, "k": 2, "dead_after": 20} for name in ("topk_sae", "batch_topk_sae")},
     **{name: {"critic_hidden": [12]} for name in ("aae", "wae_gan", "factor_vae")},
 }
 """What keeps a variant small, or within the 4 code dimensions of the gate."""

@@ -216,6 +216,12 @@ class Autoencoder(nn.Module, ABC):
         """The optimizer phases of a step, in order."""
         return [Phase("autoencoder", list(self.parameters()))]
 
+    def start(self, x: Tensor) -> None:
+        """Called once on new weights, before the first step, with this process's rows of the first batch, `[B, *shape]`.
+
+        For initial values that depend on the data: gather rows or sum over ranks, so that all end with the same ones.
+        """
+
     def after_step(self, step: int) -> None:
         """Called once after each optimizer step, for codebooks and averages that no optimizer updates.
 

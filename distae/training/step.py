@@ -97,8 +97,11 @@ class TrainStep:
     def __call__(self, step: int, rows: Tensor) -> None:
         """Make the update after which the run has done step + 1 steps, from rows `[micro_steps, micro_batch]`."""
         batches: Iterable[Batch] = (self._fetch(step, micro, mine) for micro, mine in enumerate(rows))
-        if len(self.phases) > 1:
+        first = step == 0 and self.cfg.init_from is None
+        if first or len(self.phases) > 1:
             batches = [*batches]  # each is fetched once; a phase starts after all micro-steps of the one before
+            if first:
+                self._start(torch.cat([batch.x for batch in batches]))
         updates = [self._phase(phase, step, batches) for phase in self.phases]
         if self.scaler:
             self.scaler.update()
@@ -107,6 +110,11 @@ class TrainStep:
         self.model.after_step(step + 1)
         if self.ema:
             self.ema.update(self.model)
+
+    def _start(self, x: Tensor) -> None:
+        self.model.start(x)
+        if self.ema:
+            self.ema.model.load_state_dict(self.model.state_dict())
 
     def _phase(self, phase: Phase, step: int, batches: Iterable[Batch]) -> Update:
         self._train_only(phase)

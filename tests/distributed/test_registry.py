@@ -53,7 +53,16 @@ def local_pool() -> contextlib.AbstractContextManager[Any]:
     return mock.patch("distae.models.base.Batch.pool", lambda self, x: x)
 
 
-PLANTED = {"local-pool": Case(cfg_of("swae"), local_pool, (1, 2))}
+def local_top_k() -> contextlib.AbstractContextManager[Any]:
+    """The top k of each rank's own rows."""
+    kth = "distae.models.sparse_dictionary.global_kth"
+    return mock.patch(kth, lambda x, k: x.flatten().topk(k * len(x)).values.min())
+
+
+PLANTED = {
+    "local-pool": Case(cfg_of("swae"), local_pool, (1, 2)),
+    "local-top-k": Case(cfg_of("batch_topk_sae"), local_top_k, (1, 2)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +103,17 @@ def test_the_networks_are_small(name):
     assert sum(p.numel() for p in build(cfg.model, cfg.net, cfg.data.shape()).parameters()) < 20_000
 
 
-@pytest.mark.cases("local-pool")
-def test_a_planted_bug_breaks_parity(results):
-    with pytest.raises(AssertionError, match="2 ranks against 1"):
-        gate.assert_parity(results["local-pool"], TOLERANCE)
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_bug_breaks_parity(results, name):
+    with pytest.raises(AssertionError, match=r"2 ranks (against 1|do not hold the same)"):
+        gate.assert_parity(results[name], TOLERANCE)
+
+
+@pytest.mark.cases("{name}")
+@pytest.mark.parametrize("name", ["topk_sae", "batch_topk_sae", "matryoshka_sae"])
+def test_dead_latents_are_among_what_agrees(results, name):
+    assert results[name][1].metrics["10 train/dead"] > 0
+    assert results[name][1].metrics["10 train/auxiliary"] > 0
 
 
 def test_every_settings_class_has_its_variant():

@@ -6,6 +6,14 @@ from distae.registry import import_all
 # isort: off
 from distae.config.models.base import ModelConfig
 from distae.config.models.ae import AEConfig, DenoisingAEConfig, LinearAEConfig, SparseAEConfig
+from distae.config.models.sparse_dictionary import (
+    BatchTopKSAEConfig,
+    GatedSAEConfig,
+    JumpReLUSAEConfig,
+    L1SAEConfig,
+    MatryoshkaSAEConfig,
+    TopKSAEConfig,
+)
 from distae.config.models.smooth import ContractiveAEConfig, RAEGPConfig, RAEL2Config
 from distae.config.models.masked import MaskedAEConfig
 from distae.config.models.quantized import FSQVAEConfig, LFQVAEConfig, RQVAEConfig, VQVAEConfig
@@ -25,6 +33,7 @@ from distae.config.models.adversarial import AAEConfig, FactorVAEConfig, VAEGANC
 __all__ = [
     "AAEConfig",
     "AEConfig",
+    "BatchTopKSAEConfig",
     "BetaTCVAEConfig",
     "BetaVAEConfig",
     "CIWAEConfig",
@@ -36,16 +45,20 @@ __all__ = [
     "DenoisingAEConfig",
     "FSQVAEConfig",
     "FactorVAEConfig",
+    "GatedSAEConfig",
     "HVAEConfig",
     "IAFVAEConfig",
     "IWAEConfig",
     "InfoVAEConfig",
+    "JumpReLUSAEConfig",
+    "L1SAEConfig",
     "LFQVAEConfig",
     "LinNFVAEConfig",
     "LinearAEConfig",
     "MIWAEConfig",
     "MSSSIMVAEConfig",
     "MaskedAEConfig",
+    "MatryoshkaSAEConfig",
     "ModelConfig",
     "PIWAEConfig",
     "RAEGPConfig",
@@ -54,6 +67,7 @@ __all__ = [
     "SVAEConfig",
     "SWAEConfig",
     "SparseAEConfig",
+    "TopKSAEConfig",
     "VAEConfig",
     "VAEGANConfig",
     "VQVAEConfig",

@@ -1,0 +1,285 @@
+"""Sparse autoencoders: one layer each way, many more latents than values, few of them active in a sample.
+
+What depends on other samples (top k of a batch, thresholds, dead latents) is of the global batch: the same at every world size.
+"""
+
+from math import prod
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distae import distributed as dist
+from distae.config.models import (
+    BatchTopKSAEConfig,
+    GatedSAEConfig,
+    JumpReLUSAEConfig,
+    L1SAEConfig,
+    MatryoshkaSAEConfig,
+    ModelConfig,
+    TopKSAEConfig,
+)
+from distae.config.models.sparse_dictionary import DictionaryConfig
+from distae.config.nets import NetConfig
+from distae.losses import upcast
+from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.nn.sparse import geometric_median, global_kth, jump_relu, step
+from distae.noise import Noise
+
+
+class Dictionary(Autoencoder):
+    """x = bias + sum over latents of activation * decoder vector; activations from encoder (x - bias) + encoder_bias.
+
+    Encoder and decoder start equal, the bias at the geometric median of the first global batch (Gao et al. 2024, app. A).
+    """
+
+    cfg: DictionaryConfig
+    unit_norm: ClassVar[bool] = True
+    """Whether decoder vectors have length 1: gradients along them are removed, and each step ends with it."""
+    silent: Tensor
+    activity: Tensor
+
+    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(cfg, net, shape)
+        self.encoder = nn.Parameter(torch.empty(cfg.latent_dim, prod(shape)))
+        self.encoder_bias = nn.Parameter(torch.zeros(cfg.latent_dim))
+        self.decoder = nn.Parameter(torch.empty(cfg.latent_dim, prod(shape)))
+        self.bias = nn.Parameter(torch.zeros(prod(shape)))
+        self.register_buffer("silent", torch.zeros(cfg.latent_dim, dtype=torch.int64))
+        self.register_buffer("activity", torch.zeros(cfg.latent_dim + 1, dtype=torch.int64), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        with torch.no_grad():
+            nn.init.normal_(self.decoder)
+            self.decoder.div_(self.decoder.norm(dim=1, keepdim=True))
+            self.encoder.copy_(self.decoder)
+
+    @torch.no_grad()
+    def start(self, x: Tensor) -> None:
+        self.bias.copy_(geometric_median(dist.gather_rows(x.flatten(1))))
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        return (self.cfg.latent_dim,)
+
+    def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
+        return Codes(self.inferred(self.pre_activations(x)))
+
+    def inferred(self, pre: Tensor) -> Tensor:
+        """Activations `[B, L]` of pre-activations `[B, L]`, in use."""
+        return pre.relu()
+
+    def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.likelihood.mean(self.decode_raw(z))
+
+    def decode_raw(self, z: Tensor) -> Tensor:
+        """`[B, *shape]` from activations `[B, L]`."""
+        return (z @ self.vectors() + self.bias).view(-1, *self.shape)
+
+    def vectors(self) -> Tensor:
+        """Decoder vectors `[L, values]`. The gradient of a normalised vector is orthogonal to it."""
+        return F.normalize(self.decoder, dim=1) if self.unit_norm else self.decoder
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """`[B, L]` from `[B, *shape]`."""
+        return upcast(F.linear(x.flatten(1) - self.bias, self.encoder, self.encoder_bias))
+
+    @property
+    def dead(self) -> Tensor:
+        """Which latents are dead, `[L]` bool."""
+        return self.silent >= self.cfg.dead_after
+
+    def observed(self, z: Tensor) -> dict[str, Tensor]:
+        """The terms that all variants report of activations `[B, L]`; training also counts which latents are active."""
+        active = z.detach() > 0
+        if self.training:
+            self.activity += torch.cat([active.sum(0), self.activity.new_full((1,), len(z))])
+        return {"l0": active.sum(1).to(z.dtype), "dead": self.dead.to(z.dtype).mean()}
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        activity = dist.all_reduce_(self.activity)
+        self.silent.copy_(torch.where(activity[:-1] > 0, 0, self.silent + activity[-1]))
+        self.activity.zero_()
+        if self.unit_norm:
+            self.decoder.div_(self.decoder.norm(dim=1, keepdim=True))
+
+
+@register(TopKSAEConfig)
+class TopKSAE(Dictionary):
+    """Gao et al. 2024 (arXiv 2406.04093), sec. 2.3 and app. A.2: -log p(x|z) + aux_weight * AuxK; z has the k largest
+    pre-activations of the sample that are above 0.
+
+    AuxK is 1/2 |e - e'|^2: e is the reconstruction error, e' what the aux_k largest dead latents make of it. 0 if none is dead.
+    """
+
+    cfg: TopKSAEConfig
+
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        pre = self.pre_activations(batch.x)
+        z = self.active(pre) if self.training else self.inferred(pre)
+        recon = self.decode_raw(z)
+        nll, terms = self.reconstruction(z, recon, batch)
+        auxiliary = self.auxiliary(batch.x - self.likelihood.mean(recon), pre)
+        loss = nll + batch.weight(self.cfg.aux_weight) * auxiliary
+        return output(loss, recon, {**terms, "auxiliary": auxiliary, **self.observed(z)})
+
+    def active(self, pre: Tensor) -> Tensor:
+        """Activations `[B, L]` of pre-activations `[B, L]` of a training batch."""
+        return self.inferred(pre)
+
+    def inferred(self, pre: Tensor) -> Tensor:
+        return _largest(pre, self.cfg.k)
+
+    def reconstruction(self, z: Tensor, recon: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised of the reconstruction, `[B]`, and terms to report."""
+        nll = self.likelihood(recon, batch.x)
+        return nll, {"recon": nll}
+
+    def auxiliary(self, error: Tensor, pre: Tensor) -> Tensor:
+        """AuxK `[B]` of a reconstruction error `[B, *shape]`, which gets no gradient."""
+        dead, error = self.dead, error.detach().flatten(1)
+        if not torch.compiler.is_compiling() and not dead.any():
+            return pre.new_zeros(len(pre))
+        k = min(self.cfg.aux_k or max(1, error.shape[1] // 2), self.cfg.latent_dim)
+        revived = _largest(torch.where(dead, pre, -torch.inf), k) @ self.vectors()
+        return torch.where(dead.any(), 0.5 * (error - revived).square().sum(1), 0.0)
+
+
+def _largest(pre: Tensor, k: int) -> Tensor:
+    """The `k` largest values of each row of `[B, L]` that are above 0; all others are 0."""
+    top = pre.topk(k, dim=1, sorted=False)
+    return torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
+
+
+@register(BatchTopKSAEConfig)
+class BatchTopKSAE(TopKSAE):
+    """Bussmann et al. 2024 (arXiv 2412.06410), sec. 3: the k * batch largest pre-activations of the global batch are kept.
+
+    In use a latent is active from `threshold` on, the mean over steps of the smallest value kept: with weights that grow like the
+    square of the step (Shamir & Zhang 2013, sec. 4), so that it soon forgets the first steps, then exponential.
+    """
+
+    cfg: BatchTopKSAEConfig
+    threshold: Tensor
+    smallest: Tensor
+
+    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(cfg, net, shape)
+        self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("smallest", torch.zeros(2), persistent=False)
+
+    def active(self, pre: Tensor) -> Tensor:
+        least = global_kth(pre.detach(), self.cfg.k).clamp_min(0)
+        self.smallest += torch.stack([least, torch.ones_like(least)])
+        return _from(least, pre)
+
+    def inferred(self, pre: Tensor) -> Tensor:
+        return _from(self.threshold, pre)
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        super().after_step(step)
+        mean = self.smallest[0] / self.smallest[1]
+        rate = torch.where(mean.isfinite(), max(1 - self.cfg.threshold_decay, 3 / (step + 2)), 0.0).to(mean.dtype)
+        self.threshold.lerp_(mean.nan_to_num(0.0, 0.0, 0.0), rate)
+        self.smallest.zero_()
+
+
+def _from(least: Tensor, pre: Tensor) -> Tensor:
+    """Pre-activations that are above 0 and at least `least`; all others are 0. Equal ones are all kept: no order decides."""
+    return torch.where((pre >= least) & (pre > 0), pre, 0.0)
+
+
+@register(MatryoshkaSAEConfig)
+class MatryoshkaSAE(BatchTopKSAE):
+    """Bussmann et al. 2025 (arXiv 2503.17547), sec. 3: BatchTopK; minimises the mean of -log p(x | first latents) over prefixes.
+
+    `recon` is of all latents, `prefixes` that mean, which the last of them, all latents, is part of.
+    """
+
+    cfg: MatryoshkaSAEConfig
+
+    def reconstruction(self, z: Tensor, recon: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        nll = self.likelihood(recon, batch.x)
+        vectors, total, partial = self.vectors(), torch.zeros_like(z[:, :1]) + self.bias, [nll]
+        for start, end in zip((0, *self.cfg.widths), self.cfg.widths[:-1], strict=False):
+            total = total + z[:, start:end] @ vectors[start:end]
+            partial.append(self.likelihood(total.view_as(recon), batch.x))
+        mean = torch.stack(partial).mean(0)
+        return mean, {"recon": nll, "prefixes": mean}
+
+
+@register(JumpReLUSAEConfig)
+class JumpReLUSAE(Dictionary):
+    """Rajamanoharan et al. 2024 (arXiv 2407.14435), sec. 3: a latent is active above its threshold exp(log_threshold).
+
+    -log p(x|z) + weight * (L0 / k - 1)^2, L0 the mean number of active latents of the global batch. Gradients of thresholds are
+    straight-through estimates from pre-activations within half a bandwidth (eq. 11 and 12).
+    """
+
+    cfg: JumpReLUSAEConfig
+
+    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(cfg, net, shape)
+        self.log_threshold = nn.Parameter(torch.full((cfg.latent_dim,), self.cfg.threshold).log())
+
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        pre, threshold = self.pre_activations(batch.x), self.log_threshold.exp()
+        z = jump_relu(pre, threshold, self.cfg.bandwidth)
+        recon = self.decode_raw(z)
+        nll, l0 = self.likelihood(recon, batch.x), step(pre, threshold, self.cfg.bandwidth).sum(1)
+        sparsity = (batch.mean(l0) / self.cfg.k - 1).square()
+        loss = nll + batch.weight(self.cfg.weight) * sparsity
+        return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(z)})
+
+    def inferred(self, pre: Tensor) -> Tensor:
+        return torch.where(pre > self.log_threshold.exp(), pre, 0.0)
+
+
+@register(L1SAEConfig)
+class L1SAE(Dictionary):
+    """Templeton et al. 2024 (Scaling Monosemanticity, Methods): -log p(x|z) + weight * sum of z_i |decoder vector i|.
+
+    The norm in the penalty keeps it from being evaded by large decoder vectors, which are therefore free.
+    """
+
+    cfg: L1SAEConfig
+    unit_norm = False
+
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        z = self.pre_activations(batch.x).relu()
+        recon = self.decode_raw(z)
+        nll, sparsity = self.likelihood(recon, batch.x), z @ self.decoder.norm(dim=1)
+        loss = nll + batch.weight(self.cfg.weight) * sparsity
+        return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(z)})
+
+
+@register(GatedSAEConfig)
+class GatedSAE(Dictionary):
+    """Rajamanoharan et al. 2024 (arXiv 2404.16014), eq. 5-8: a latent is active where its gate is above 0.
+
+    -log p(x|z) + weight * |relu(gate)|_1 - log p(x|relu(gate)) with a frozen decoder (`gate_recon`). Magnitudes share the gate's
+    encoder, scaled by exp(log_magnitude).
+    """
+
+    cfg: GatedSAEConfig
+
+    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
+        super().__init__(cfg, net, shape)
+        self.log_magnitude = nn.Parameter(torch.zeros(cfg.latent_dim))
+        self.magnitude_bias = nn.Parameter(torch.zeros(cfg.latent_dim))
+
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        gate = self.pre_activations(batch.x)
+        z, open_ = self.inferred(gate), gate.relu()
+        recon, frozen = self.decode_raw(z), open_ @ self.vectors().detach() + self.bias.detach()
+        nll, of_gate = self.likelihood(recon, batch.x), self.likelihood(frozen.view_as(recon), batch.x)
+        loss = nll + batch.weight(self.cfg.weight) * open_.sum(1) + of_gate
+        return output(loss, recon, {"recon": nll, "sparsity": open_.sum(1), "gate_recon": of_gate, **self.observed(z)})
+
+    def inferred(self, pre: Tensor) -> Tensor:
+        magnitude = (pre - self.encoder_bias) * self.log_magnitude.exp() + self.magnitude_bias
+        return torch.where(pre > 0, magnitude.relu(), 0.0)
