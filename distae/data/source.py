@@ -4,7 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 import xxhash
@@ -31,6 +31,16 @@ class BadRowsError(TrainingError):
         more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
         super().__init__("; ".join(different[:SHOWN]) + more)
         self.reasons = dict(reasons)
+
+
+class KnownFeatures(Protocol):
+    """What samples were made of: sums of vectors."""
+
+    vectors: Tensor
+    """`[F, values]`."""
+
+    def activations(self, rows: Tensor) -> Tensor:
+        """How much of each vector the samples `rows` `[n]` int64, rising, have: `[n, F]`."""
 
 
 class Source(ABC):
@@ -60,6 +70,8 @@ class Source(ABC):
     """Bounds of the stored values, if they are known without reading them."""
     columns: Mapping[str, Any] = {}
     """Arrays `[N]` by name that are not trained on: ids, file names, covariates."""
+    features: KnownFeatures | None = None
+    """What the samples were made of, if it is known."""
 
     @abstractmethod
     def __len__(self) -> int: ...

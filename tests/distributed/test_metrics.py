@@ -21,6 +21,7 @@ KINDS = {
     "shapes": ("mig", "modularity", "factor_vae_score", "knn_accuracy", "linear_probe", "cluster_nmi", "pca_relative_error"),
     "one class": ("auroc", "average_precision"),
     "interactions": ("ndcg_100", "recall_20", "recall_50"),
+    "features": ("l0", "explained_variance", "fvu", "dead_share", "shrinkage", "mcc", "f1"),
 }
 RANKS = {1: (0,), 2: (1, 2)}
 """Worlds of the 3 processes, side by side; then all of them are one."""
@@ -59,7 +60,8 @@ def _rank(rank: int, folder: Path) -> None:
 def _figures(kind: str, names: tuple[str, ...]) -> dict[str, float]:
     """Of a model with its initial weights, by name, those of the baselines too."""
     load_all()
-    cfg, splits = _interactions() if kind == "interactions" else _images(("1",) if kind == "one class" else ())
+    made = {"interactions": _interactions, "features": _features, "one class": lambda: _images(("1",))}
+    cfg, splits = made.get(kind, lambda: _images(()))()
     model = build(cfg.model, cfg.net, splits["train"].shape, 0, dtype=torch.float64)
     e = Evaluation(model, cfg, splits)
     found: dict[str, float] = {}
@@ -72,6 +74,12 @@ def _figures(kind: str, names: tuple[str, ...]) -> dict[str, float]:
 
 def _images(classes: tuple[str, ...]):
     cfg = settings(data={"name": "shapes", "size": 16, "samples": 400, "train_classes": classes})
+    return cfg, load(cfg.data)
+
+
+def _features():
+    data = {"name": "synthetic_features", "samples": 400, "features": 40, "dim": 16}
+    cfg = settings(data=data, model={"name": "topk_sae", "latent_dim": 32, "k": 4})
     return cfg, load(cfg.data)
 
 

@@ -14,6 +14,7 @@ from distae.config.data.array import ArrayConfig, StoredLayout
 from distae.config.data.image_folder import ImageFolderConfig
 from distae.config.data.celeba import CelebAConfig
 from distae.config.data.shapes import ShapesConfig
+from distae.config.data.synthetic_features import SyntheticFeaturesConfig
 from distae.config.data.table import TableConfig
 from distae.config.data.sparse import SparseConfig
 from distae.config.data.memory import MemoryConfig
@@ -43,6 +44,7 @@ __all__ = [
     "ShapesConfig",
     "SparseConfig",
     "StoredLayout",
+    "SyntheticFeaturesConfig",
     "TableConfig",
     "TorchvisionConfig",
 ]

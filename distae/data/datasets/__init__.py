@@ -1,9 +1,21 @@
 """The data sets by name, one file for each kind of source."""
 
-from distae.data.datasets import array, celeba, digits, image_folder, shapes, sparse, table, torchvision
+from distae.data.datasets import array, celeba, digits, image_folder, shapes, sparse, synthetic_features, table, torchvision
 from distae.data.datasets.base import load, register_dataset
 from distae.registry import import_all
 
-__all__ = ["array", "celeba", "digits", "image_folder", "load", "register_dataset", "shapes", "sparse", "table", "torchvision"]
+__all__ = [
+    "array",
+    "celeba",
+    "digits",
+    "image_folder",
+    "load",
+    "register_dataset",
+    "shapes",
+    "sparse",
+    "synthetic_features",
+    "table",
+    "torchvision",
+]
 
 import_all(__name__)
