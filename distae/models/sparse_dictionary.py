@@ -24,8 +24,11 @@ from distae.config.models.sparse_dictionary import DictionaryConfig
 from distae.config.nets import NetConfig
 from distae.losses import upcast
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
-from distae.nn.sparse import geometric_median, global_kth, jump_relu, step
+from distae.nn.sparse import DenseCode, SparseCode, dense_code, geometric_median, global_kth, jump_relu, sparse_code, step
 from distae.noise import Noise
+
+DENSE = 12
+"""Below so many latents for each active one, products with whole matrices are faster."""
 
 
 class Dictionary(Autoencoder):
@@ -91,12 +94,12 @@ class Dictionary(Autoencoder):
         """Which latents are dead, `[L]` bool."""
         return self.silent >= self.cfg.dead_after
 
-    def observed(self, z: Tensor) -> dict[str, Tensor]:
-        """The terms that all variants report of activations `[B, L]`; training also counts which latents are active."""
-        active = z.detach() > 0
+    def observed(self, code: DenseCode | SparseCode) -> dict[str, Tensor]:
+        """The terms that all variants report; training also counts which latents are active."""
+        of_samples, of_latents = code.counts()
         if self.training:
-            self.activity += torch.cat([active.sum(0), self.activity.new_full((1,), len(z))])
-        return {"l0": active.sum(1).to(z.dtype), "dead": self.dead.to(z.dtype).mean()}
+            self.activity += torch.cat([of_latents, self.activity.new_full((1,), len(of_samples))])
+        return {"l0": upcast(of_samples.to(self.bias.dtype)), "dead": self.dead.to(self.bias.dtype).mean()}
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -118,48 +121,63 @@ class TopKSAE(Dictionary):
     cfg: TopKSAEConfig
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
-        pre = self.pre_activations(batch.x)
-        z = self.active(pre) if self.training else self.inferred(pre)
-        recon = self.decode_raw(z)
-        nll, terms = self.reconstruction(z, recon, batch)
-        auxiliary = self.auxiliary(batch.x - self.likelihood.mean(recon), pre)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.sparse):
+            pre = self.pre_activations(batch.x)
+        code = self.coded(batch.x, pre, self.chosen(pre))
+        recon = self.shaped(code.decode(self.vectors()))
+        nll, terms = self.reconstruction(code, recon, batch)
+        auxiliary = self.auxiliary(batch.x, self.likelihood.mean(recon), pre)
         loss = nll + batch.weight(self.cfg.aux_weight) * auxiliary
-        return output(loss, recon, {**terms, "auxiliary": auxiliary, **self.observed(z)})
+        return output(loss, recon, {**terms, "auxiliary": auxiliary, **self.observed(code)})
 
-    def active(self, pre: Tensor) -> Tensor:
-        """Activations `[B, L]` of pre-activations `[B, L]` of a training batch."""
-        return self.inferred(pre)
+    @property
+    def sparse(self) -> bool:
+        """Whether only active latents are computed with after the encoder: docs/sparse_autoencoders.md has what decides.
+
+        A compiled program has no shapes that depend on values.
+        """
+        return self.bias.is_cpu and self.cfg.latent_dim >= DENSE * self.cfg.k and not torch.compiler.is_compiling()
+
+    def coded(self, x: Tensor, pre: Tensor, choice: Tensor) -> DenseCode | SparseCode:
+        """The code of those pre-activations `[B, L]` of `x` that are chosen and above 0."""
+        if self.sparse:
+            return sparse_code(pre, choice, x.flatten(1), self.bias, self.encoder, self.encoder_bias)
+        return dense_code(pre, choice)
+
+    def shaped(self, sums: Tensor) -> Tensor:
+        """`[B, *shape]` from sums of decoder vectors `[B, values]`."""
+        return (sums + self.bias).view(-1, *self.shape)
+
+    def chosen(self, pre: Tensor) -> Tensor:
+        """Latents `[B, k]`, or a mask `[B, L]`, of pre-activations `[B, L]` of a batch."""
+        return pre.topk(self.cfg.k, dim=1, sorted=False).indices
 
     def inferred(self, pre: Tensor) -> Tensor:
-        return _largest(pre, self.cfg.k)
+        return dense_code(pre, self.chosen(pre)).z
 
-    def reconstruction(self, z: Tensor, recon: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimised of the reconstruction, `[B]`, and terms to report."""
         nll = self.likelihood(recon, batch.x)
         return nll, {"recon": nll}
 
-    def auxiliary(self, error: Tensor, pre: Tensor) -> Tensor:
-        """AuxK `[B]` of a reconstruction error `[B, *shape]`, which gets no gradient."""
-        dead, error = self.dead, error.detach().flatten(1)
+    def auxiliary(self, x: Tensor, mean: Tensor, pre: Tensor) -> Tensor:
+        """AuxK `[B]` of samples and their reconstructions `[B, *shape]`, whose difference gets no gradient."""
+        dead, error = self.dead, (x - mean).detach().flatten(1)
         if not torch.compiler.is_compiling() and not dead.any():
             return pre.new_zeros(len(pre))
         k = min(self.cfg.aux_k or max(1, error.shape[1] // 2), self.cfg.latent_dim)
-        revived = _largest(torch.where(dead, pre, -torch.inf), k) @ self.vectors()
+        pre = torch.where(dead, pre, -torch.inf)
+        revived = self.coded(x, pre, pre.topk(k, dim=1, sorted=False).indices).decode(self.vectors())
         return torch.where(dead.any(), 0.5 * (error - revived).square().sum(1), 0.0)
-
-
-def _largest(pre: Tensor, k: int) -> Tensor:
-    """The `k` largest values of each row of `[B, L]` that are above 0; all others are 0."""
-    top = pre.topk(k, dim=1, sorted=False)
-    return torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
 
 
 @register(BatchTopKSAEConfig)
 class BatchTopKSAE(TopKSAE):
     """Bussmann et al. 2024 (arXiv 2412.06410), sec. 3: the k * batch largest pre-activations of the global batch are kept.
 
-    In use a latent is active from `threshold` on, the mean over steps of the smallest value kept: with weights that grow like the
-    square of the step (Shamir & Zhang 2013, sec. 4), so that it soon forgets the first steps, then exponential.
+    Equal ones are all kept: no order decides. In use a latent is active from `threshold` on, the mean over steps of the smallest
+    value kept: with weights that grow like the square of the step (Shamir & Zhang 2013, sec. 4), so that it soon forgets the first
+    steps, then exponential.
     """
 
     cfg: BatchTopKSAEConfig
@@ -171,13 +189,15 @@ class BatchTopKSAE(TopKSAE):
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("smallest", torch.zeros(2), persistent=False)
 
-    def active(self, pre: Tensor) -> Tensor:
-        least = global_kth(pre.detach(), self.cfg.k).clamp_min(0)
+    def chosen(self, pre: Tensor) -> Tensor:
+        if not self.training:
+            return pre >= self.threshold
+        least = global_kth(pre.detach(), self.cfg.k)
         self.smallest += torch.stack([least, torch.ones_like(least)])
-        return _from(least, pre)
+        return pre >= least.clamp_min(torch.finfo(pre.dtype).tiny)
 
     def inferred(self, pre: Tensor) -> Tensor:
-        return _from(self.threshold, pre)
+        return torch.where(pre >= self.threshold, pre, 0.0).relu()
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -186,11 +206,6 @@ class BatchTopKSAE(TopKSAE):
         rate = torch.where(mean.isfinite(), max(1 - self.cfg.threshold_decay, 3 / (step + 2)), 0.0).to(mean.dtype)
         self.threshold.lerp_(mean.nan_to_num(0.0, 0.0, 0.0), rate)
         self.smallest.zero_()
-
-
-def _from(least: Tensor, pre: Tensor) -> Tensor:
-    """Pre-activations that are above 0 and at least `least`; all others are 0. Equal ones are all kept: no order decides."""
-    return torch.where((pre >= least) & (pre > 0), pre, 0.0)
 
 
 @register(MatryoshkaSAEConfig)
@@ -202,13 +217,10 @@ class MatryoshkaSAE(BatchTopKSAE):
 
     cfg: MatryoshkaSAEConfig
 
-    def reconstruction(self, z: Tensor, recon: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        nll = self.likelihood(recon, batch.x)
-        vectors, total, partial = self.vectors(), torch.zeros_like(z[:, :1]) + self.bias, [nll]
-        for start, end in zip((0, *self.cfg.widths), self.cfg.widths[:-1], strict=False):
-            total = total + z[:, start:end] @ vectors[start:end]
-            partial.append(self.likelihood(total.view_as(recon), batch.x))
-        mean = torch.stack(partial).mean(0)
+    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        nll, vectors = self.likelihood(recon, batch.x), self.vectors()
+        parts = [self.shaped(code.first(width).decode(vectors)) for width in self.cfg.widths[:-1]]
+        mean = torch.stack([*(self.likelihood(part, batch.x) for part in parts), nll]).mean(0)
         return mean, {"recon": nll, "prefixes": mean}
 
 
@@ -233,7 +245,7 @@ class JumpReLUSAE(Dictionary):
         nll, l0 = self.likelihood(recon, batch.x), step(pre, threshold, self.cfg.bandwidth).sum(1)
         sparsity = (batch.mean(l0) / self.cfg.k - 1).square()
         loss = nll + batch.weight(self.cfg.weight) * sparsity
-        return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(z)})
+        return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(DenseCode(z))})
 
     def inferred(self, pre: Tensor) -> Tensor:
         return torch.where(pre > self.log_threshold.exp(), pre, 0.0)
@@ -254,7 +266,7 @@ class L1SAE(Dictionary):
         recon = self.decode_raw(z)
         nll, sparsity = self.likelihood(recon, batch.x), z @ self.decoder.norm(dim=1)
         loss = nll + batch.weight(self.cfg.weight) * sparsity
-        return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(z)})
+        return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(DenseCode(z))})
 
 
 @register(GatedSAEConfig)
@@ -278,7 +290,7 @@ class GatedSAE(Dictionary):
         recon, frozen = self.decode_raw(z), open_ @ self.vectors().detach() + self.bias.detach()
         nll, of_gate = self.likelihood(recon, batch.x), self.likelihood(frozen.view_as(recon), batch.x)
         loss = nll + batch.weight(self.cfg.weight) * open_.sum(1) + of_gate
-        return output(loss, recon, {"recon": nll, "sparsity": open_.sum(1), "gate_recon": of_gate, **self.observed(z)})
+        return output(loss, recon, {"recon": nll, "sparsity": open_.sum(1), "gate_recon": of_gate, **self.observed(DenseCode(z))})
 
     def inferred(self, pre: Tensor) -> Tensor:
         magnitude = (pre - self.encoder_bias) * self.log_magnitude.exp() + self.magnitude_bias

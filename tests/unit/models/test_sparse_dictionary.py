@@ -1,5 +1,7 @@
 """Sparse autoencoders against their formulas."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from helpers import fitted, settings
 from variants import data, make, run, train
 
 from distae.errors import UserError
-from distae.nn.sparse import geometric_median, global_kth, jump_relu, step
+from distae.nn.sparse import _by_rows, geometric_median, global_kth, jump_relu, step
 
 NAMES = ("topk_sae", "batch_topk_sae", "matryoshka_sae", "jumprelu_sae", "l1_sae", "gated_sae")
 OF_K = NAMES[:3]
@@ -58,6 +60,25 @@ def test_topk_keeps_the_largest_of_each_sample():
 
 
 @pytest.mark.parametrize("name", OF_K)
+def test_computing_with_active_latents_alone_changes_nothing(name):
+    found = {}
+    for dense in (0, 10**9):
+        model, x = sae(name, dead_after=100, aux_k=2, likelihood="laplace"), data(20) - 0.5
+        model.silent[:5] = 100
+        with torch.no_grad():
+            model.bias.copy_(x[0])
+            model.encoder_bias.copy_(torch.linspace(-0.2, 0.2, 16))
+        with mock.patch("distae.models.sparse_dictionary.DENSE", dense):
+            assert model.sparse == (not dense)
+            out = run(model, x)
+            out.loss.backward()
+        found[dense] = [out.recon, *out.per_sample.values(), model.activity, *(p.grad for p in model.parameters())]
+    assert all(p.norm() > 1e-3 for p in found[0][-4:])
+    for a, b in zip(*found.values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", OF_K)
 def test_auxk_is_the_residual_as_dead_latents_see_it(name):
     model, x = sae(name, dead_after=100, aux_k=2), data(20)
     assert not run(model, x).per_sample["auxiliary"].any()
@@ -76,7 +97,7 @@ def test_auxk_is_the_residual_as_dead_latents_see_it(name):
 def test_auxk_trains_dead_latents_alone():
     model, x = sae("topk_sae", dead_after=100), data(20)
     model.silent[:5] = 100
-    out = model.auxiliary(x - x.mean(0), pre_of(model, x))
+    out = model.auxiliary(x, x.mean(0), pre_of(model, x))
     out.sum().backward()
     assert model.decoder.grad[:5].any()
     assert not model.decoder.grad[5:].any()
@@ -95,8 +116,18 @@ def test_batch_topk_keeps_the_largest_of_the_batch():
     assert torch.equal(model.encode(x).z, torch.where(pre >= least, pre, 0.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kth_is_found_by_its_digits(dtype):
+    x = torch.randn(50, 40, generator=torch.Generator().manual_seed(0), dtype=dtype) * torch.logspace(-30, 30, 40, dtype=dtype)
+    x[0], x[1, :9], x[2, 0] = -0.0, 1.5, torch.inf
+    ordered = x.flatten().sort(descending=True).values
+    for k in (1, 2, 7, 19, 20, 40):
+        expected = ordered[50 * k - 1].clamp_min(0)
+        assert global_kth(x, k) == expected == _by_rows(torch.where(x > 0, x, 0.0).flatten(), 50 * k)
+
+
 def test_where_fewer_are_positive_no_others_are_kept():
-    assert global_kth(torch.tensor([[1.0, -1.0], [-2.0, -3.0]]), 2) == -3
+    assert global_kth(torch.tensor([[1.0, -1.0], [-2.0, -3.0]]), 2) == 0
     model, x = sae("batch_topk_sae", k=16), data(20)
     assert run(model, x).per_sample["l0"].sum() == (pre_of(model, x) > 0).sum()
 
