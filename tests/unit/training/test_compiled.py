@@ -22,6 +22,8 @@ TRACED: dict[str, dict[str, Any]] = {
     "codebook": {"model": {"name": "vq_vae", "restart_below": 0.1}},
     "phases": {"model": {"name": "wae_gan"}},
     "rejection": {"model": {"name": "svae"}},
+    "top k": {"model": {"name": "batch_topk_sae", "latent_dim": 32, "k": 2, "dead_after": 20}},
+    "threshold": {"model": {"name": "jumprelu_sae", "latent_dim": 32, "k": 2}},
     "conv": {"net": {"name": "conv", "norm": "batch", "dropout": 0.2}, "channels_last": True},
 }
 """What could be traced wrongly; benchmarks/compile.py goes through all variants with inductor."""

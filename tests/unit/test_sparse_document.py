@@ -1,0 +1,31 @@
+"""docs/sparse_autoencoders.md: its commands, one after the other, as a reader types them, and its table."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+from distae.__main__ import main
+from distae.config.models import ModelConfig
+from distae.config.models.sparse_dictionary import DictionaryConfig
+
+TEXT = (ROOT / "docs/sparse_autoencoders.md").read_text()
+
+
+def test_the_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in re.findall(r"^    distae (.*)$", TEXT, re.MULTILINE):
+        words = shlex.split(command)
+        more = "--steps 3 --data.samples 2000 --tracking none" if words[0] == "train" else ""
+        assert main([*words, *more.split(), "--device", "cpu", "--threads", "1"]) == 0, (command, capsys.readouterr().err)
+    figures = json.loads((tmp_path / "runs/sae/evaluation/metrics.json").read_text())["figures"]
+    assert {f["metric"] for f in figures} == {"l0", "explained_variance", "fvu", "dead_share", "shrinkage", "mcc", "f1"}
+
+
+def test_the_table_has_every_dictionary() -> None:
+    table = TEXT.split("## Which one")[1].split("##")[0]
+    names = {name for name, cls in ModelConfig.choices().items() if issubclass(cls, DictionaryConfig)}
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == names
