@@ -109,9 +109,9 @@ class JumpReLUSAEConfig(OfKConfig):
 
     weight: Weight = 1.0
     """Weight of (mean number of active latents / k - 1)^2."""
-    threshold: Positive = 0.01
+    threshold: Positive = 0.1
     """Initial thresholds."""
-    bandwidth: Positive = 0.05
+    bandwidth: Positive = 0.5
     """Width of the window around a threshold in which values move it."""
 
     @property
