@@ -46,7 +46,10 @@ def evaluate(run: Trained) -> None:
     settings = evaluation_settings(run)
     target = run.target(FILE)
     from distae.evaluation.metrics import Skip, load_all, metrics_by_task
+    from distae.evaluation.samplers import check_sampler
 
+    if settings.sampler is not None:
+        check_sampler(run.saved.model.cfg, settings.sampler)
     load_all()
     tasks = _chosen(settings.tasks, metrics_by_task())
     evaluation = run.evaluation(settings)

@@ -254,6 +254,8 @@ def _final(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> An
 def test_tasks_that_are_not_there(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(evaluate.main, capsys, home / "digits", "--tasks", "objectiv", "--out", tmp_path / "m.json")
     assert (code, "--tasks: unknown 'objectiv'; valid: all, " in err) == (2, True)
+    code, _, err = call(evaluate.main, capsys, home / "digits", "--sampler", "pixel", "--out", tmp_path / "m.json")
+    assert (code, "--sampler pixel does not fit vae; valid: normal, gmm, " in err) == (2, True), err
 
 
 def test_an_interrupted_evaluation_keeps_what_it_has(
