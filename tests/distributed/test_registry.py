@@ -64,6 +64,9 @@ PLANTED = {
     "local-top-k": Case(cfg_of("batch_topk_sae"), local_top_k, (1, 2)),
 }
 
+OF_A_BATCH = ("batch_topk_sae", "jumprelu_sae")
+ELASTIC = {f"{name} elastic": Case(cfg_of(name), world_sizes=(3,), ends_at=6, begins_on=1) for name in OF_A_BATCH}
+
 
 pytestmark = pytest.mark.timeout(900)
 """The first test waits for all cases."""
@@ -72,7 +75,9 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture(scope="module")
 def results(request, tmp_path_factory):
     every = {k: v for name in SHIPPED for k, v in gate.gates(name, cfg_of(name)).items()}
-    return gate.run(gate.asked_for(request, every | FURTHER_CASES | HALVED | PLANTED), tmp_path_factory.mktemp("registry"))
+    return gate.run(
+        gate.asked_for(request, every | FURTHER_CASES | HALVED | PLANTED | ELASTIC), tmp_path_factory.mktemp("registry")
+    )
 
 
 @pytest.mark.cases(*gate.GATES)
@@ -118,6 +123,13 @@ def test_a_planted_bug_breaks_parity(results, name):
 def test_dead_latents_are_among_what_agrees(results, name):
     assert results[name][1].metrics["10 train/dead"] > 0
     assert results[name][1].metrics["10 train/auxiliary"] > 0
+
+
+@pytest.mark.cases("{name}", "{name} elastic")
+@pytest.mark.parametrize("name", OF_A_BATCH)
+def test_dictionaries_continue_on_another_number_of_ranks(results, name):
+    straight, elastic = (result._replace(metrics={}) for result in (results[name][1], results[f"{name} elastic"][3]))
+    gate.assert_parity({1: straight, 3: elastic}, gate.EXACT)  # the end of the first part adds rows of metrics
 
 
 def test_every_settings_class_has_its_variant():
