@@ -144,6 +144,19 @@ def differing(runs: Sequence[RecordedRun]) -> list[str]:
     return [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
 
 
+def terms_of(runs: Sequence[RecordedRun]) -> dict[str, list[str]]:
+    """The metrics of the runs by their names without the split: `{"loss": ["train/loss", "val/loss"]}`."""
+    terms: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for run in runs for name in run.metrics):
+        terms.setdefault(name.partition("/")[2], []).append(name)
+    return terms
+
+
+def whole_terms(runs: Sequence[RecordedRun]) -> dict[str, list[str]]:
+    """The same without those that are one of many, such as kl_dim/000."""
+    return {k: v for k, v in terms_of(runs).items() if "/" not in k}
+
+
 def only_seeds_differ(runs: Sequence[RecordedRun]) -> list[list[RecordedRun]]:
     """The runs, in groups whose settings are the same but for `seed`, in the order of their first ones."""
     groups: dict[str, list[RecordedRun]] = {}
