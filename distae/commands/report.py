@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m distae report
         runs = find(paths)
         target = _target(runs, paths, options)
         refresh = options.every if options.watch else None
-        while not _write(target, runs, _of_model(runs, rest, options.model), refresh):
+        computed: dict[Path, list[Html]] = {}
+        while not _write(target, runs, _of_model(runs, rest, computed) if options.model else [], refresh):
             time.sleep(refresh or 0)
             runs = find(paths)
         sys.stdout.write(f"wrote {target}\n")
@@ -111,21 +112,21 @@ def content(runs: Sequence[RecordedRun], model: Sequence[Html], refresh: float |
     return page(f"{len(runs)} runs", about, recorded.of_several(runs, OF_PICTURES), refresh)
 
 
-_computed: dict[str, list[Html]] = {}
-"""What was computed of a model, by what names it: --watch computes it once for each checkpoint."""
+def _of_model(runs: Sequence[RecordedRun], rest: Sequence[str], computed: dict[Path, list[Html]]) -> list[Html]:
+    """Sections that the model and the data are needed for; says why where one of them cannot be read. None of several runs.
 
-
-def _of_model(runs: Sequence[RecordedRun], rest: Sequence[str], wanted: bool) -> list[Html]:
-    """Sections that the model and the data are needed for; says why where one of them cannot be read. None of several runs."""
-    if len(runs) > 1 or not wanted:
+    `computed` keeps them by the model that they are of: with --watch they are computed once for each checkpoint.
+    """
+    if len(runs) > 1:
         return []
     path = runs[0].path
+    saved = files.names_in(path / "checkpoints")
     exported = (path / "model" / "model.safetensors").is_file()
-    name = "model" if exported else next(reversed(files.names_in(path / "checkpoints")), "none")
-    if name not in _computed:
-        _computed.clear()
-        _computed[name] = _computed_of(path, None if exported else "last", rest)
-    return _computed[name]
+    of = path / "model" if exported else path / (saved[-1] if saved else "")
+    if of not in computed:
+        computed.clear()
+        computed[of] = _computed_of(path, None if exported else "last", rest)
+    return computed[of]
 
 
 def _computed_of(path: Path, step: str | None, rest: Sequence[str]) -> list[Html]:

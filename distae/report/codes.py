@@ -153,4 +153,5 @@ def _codebook(e: Evaluation) -> Html:
     about = f"{used} of {len(share)} codes are used by {len(e.codes().z)} {e.split} samples; perplexity {perplexity:.4g}."
     ordered = share.sort(descending=True).values.tolist()
     curve = Curve(e.split, "share", [(i, value) for i, value in enumerate(ordered, 1)])
-    return section("Use of the codebook", note(about), chart("Share of each code, the most used first", [curve], ("rank",)))
+    drawn = chart("Share of each code, the most used first", [curve], ("rank",))
+    return section("Use of the codebook", note(about), tag("div", drawn, class_="grid"))

@@ -20,6 +20,12 @@
     return element;
   }
 
+  function folded(summary, parent) {
+    const details = html("details", {}, parent);
+    html("summary", {}, details, summary);
+    return html("div", { class: "controls" }, details);
+  }
+
   function shown(value) {
     const size = Math.abs(value);
     if (value === null || value === undefined) return "-";
@@ -59,19 +65,19 @@
       this.draw();
     }
 
-    button(text, pressed, act) {
-      const button = html("button", { type: "button", "aria-label": `${text}: ${this.data.title}` }, this.controls, text);
+    button(text, pressed, act, box = this.controls) {
+      const button = html("button", { type: "button", "aria-label": `${text}: ${this.data.title}` }, box, text);
       if (pressed !== null) button.setAttribute("aria-pressed", String(pressed));
       button.addEventListener("click", () => act(button));
       return button;
     }
 
-    key(id, text, draw) {
+    key(id, text, draw, box) {
       const button = this.button(text, true, () => {
         this.hidden.has(id) ? this.hidden.delete(id) : this.hidden.add(id);
         button.setAttribute("aria-pressed", String(!this.hidden.has(id)));
         this.draw();
-      });
+      }, box);
       button.className = "key";
       const icon = make("svg", { viewBox: "0 0 28 12", "aria-hidden": "true" });
       button.prepend(icon);
@@ -168,8 +174,10 @@
       this.zoomable();
       if (this.kinds.length > 1)
         for (const kind of this.kinds) this.key(`kind ${kind}`, kind, (icon) => this.sample(icon, kind, this.colour(this.runs[0], kind)));
-      if (this.runs.length > 1)
-        for (const run of this.runs) this.key(`run ${run}`, run, (icon) => this.sample(icon, "val", this.colour(run, "")));
+      if (this.runs.length > 1) {
+        const box = this.runs.length > SHOWN ? folded(`${this.runs.length} runs`, this.controls) : this.controls;
+        for (const run of this.runs) this.key(`run ${run}`, run, (icon) => this.sample(icon, "val", this.colour(run, "")), box);
+      }
     }
 
     about() {
@@ -247,8 +255,8 @@
       return p.at(-1) + ((edge - x) / (other[this.axis] - x)) * (other.at(-1) - p.at(-1));
     }
 
-    point(px) {
-      this.read(this.back(px));
+    point(px, py) {
+      this.read(this.back(px), py);
     }
 
     stops() {
@@ -269,10 +277,13 @@
       if (this.here !== undefined) this.read(this.here);
     }
 
-    read(wanted) {
+    // `py`: the pointer's height, to which the curves that are named first are the nearest.
+    read(wanted, py) {
       const [low, high] = this.range ?? this.whole, x = Math.max(low, Math.min(high, wanted));
       const found = this.visible().map((c) => [c, nearest(c.points, this.axis, x)]).filter(([, p]) => p && p[this.axis] >= low && p[this.axis] <= high);
       if (!found.length) return;
+      const away = ([, p]) => Math.abs(this.y(p.at(-1)) - py) || 0;
+      if (py !== undefined && found.length > SHOWN) found.sort((a, b) => away(a) - away(b));
       const at = found.map(([, p]) => p[this.axis]).reduce((a, b) => (Math.abs(b - x) < Math.abs(a - x) ? b : a));
       this.here = at;
       this.hover.replaceChildren();
