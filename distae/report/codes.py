@@ -24,7 +24,7 @@ TRAVERSED, BETWEEN = 11, 11
 """Pictures of a row."""
 PAIRS = 4
 LABELS = 24
-"""Most labels that are told from each other by colour."""
+"""Most labels that colours and shapes distinguish."""
 COLUMNS = 12
 """Most columns of a table."""
 
