@@ -144,7 +144,7 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, t
     from distae.training.trainer import Trainer
 
     run_dir, main, raises = Path(str(cfg.run_dir)), dist.world().is_main, not is_ours and dist.world().world_size == 1
-    folder, trainer = None, None
+    folder, trainer, todo = None, None, False
     try:
         folder = _open_folder(cfg)
         if main and cfg.data.on_error == "skip":
