@@ -46,26 +46,30 @@ def evaluate(run: Trained) -> None:
     settings = evaluation_settings(run)
     target = run.target(FILE)
     from distae.evaluation.metrics import Skip, load_all, metrics_by_task
+    from distae.evaluation.samplers import check_sampler
 
+    if settings.sampler is not None:
+        check_sampler(run.saved.model.cfg, settings.sampler)
     load_all()
     tasks = _chosen(settings.tasks, metrics_by_task())
     evaluation = run.evaluation(settings)
     protocol = _protocol(run, settings)
-    figures, skipped = [], {}
+    report: dict[str, Any] = {"run": str(run.run), "step": run.step, "tasks": [], "figures": [], "skipped": {}}
     for task, metrics in tasks.items():
+        figures, skipped = [], {}
         for name, metric in metrics.items():
             try:
-                found = metric.compute(evaluation)
+                figures += _rows(task, name, metric, metric.compute(evaluation), protocol)
             except Skip as why:
                 skipped[name] = str(why)
-                continue
-            figures += _rows(task, name, metric, found, protocol)
+        report["tasks"].append(task)
+        report["figures"] += figures
+        report["skipped"] |= skipped
+        if run.is_main:  # after each task: what is done stays if a later one is interrupted
+            write_atomically(target, json.dumps(report, indent=1).encode() + b"\n")
+        for line in _table(task, figures, skipped):
+            run.say(line)
     evaluation.close()
-    if run.is_main:
-        report = {"run": str(run.run), "step": run.step, "figures": figures, "skipped": skipped}
-        write_atomically(target, json.dumps(report, indent=1).encode() + b"\n")
-    for line in _table(figures, skipped):
-        run.say(line)
     run.say(f"wrote {target}")
 
 
@@ -107,14 +111,11 @@ def _rows(task: str, name: str, metric: "Metric", found: Any, protocol: dict[str
     return rows
 
 
-def _table(figures: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> list[str]:
-    """The figures for people."""
+def _table(task: str, figures: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> list[str]:
+    """The figures of a task for people."""
     width = max((len(f["metric"]) for f in figures), default=0)
-    lines, task = [], ""
+    lines = [task] if figures else []
     for f in figures:
-        if f["task"] != task:
-            task = f["task"]
-            lines.append(task)
         interval = " [{:.5g}, {:.5g}]".format(*f["interval"]) if f["interval"] else ""
         beside = ", ".join(f"{k} {v:.5g}" for k, v in f["baselines"].items())
         unit = f" {f['unit']}" if f["unit"] else ""

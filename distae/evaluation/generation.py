@@ -1,4 +1,4 @@
-"""How samples from the model's prior compare with real ones, in features that the protocol names."""
+"""How samples of the model compare with real ones, in features that the protocol names."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.extractors import Extractor, default, frechet, inception
 from distae.evaluation.metrics import Figure, Skip, register_metric
-from distae.evaluation.samplers import sample
+from distae.evaluation.samplers import Fit, fit, sample
 from distae.evaluation.shared import distance_blocks, nearest, need_images, once, pca_of_code
 from distae.noise import Noise, Rows
 
@@ -20,10 +20,14 @@ COPY = 1 / 3
 
 @once
 def samples(e: Evaluation) -> Tensor:
-    """As many samples from the prior as the split has, `[n, *shape]` on the CPU of every rank, drawn by the ranks in turn."""
-    if not e.model.cfg.generative:
-        raise Skip(f"{e.model.cfg.name} has no prior to sample from")
-    return sample(e.model, None, len(e.values()), e.seed)
+    """As many samples of `--sampler` as the split has, `[n, *shape]` on the CPU of every rank, drawn by the ranks in turn."""
+    name, density = e.settings.sampler or e.model.cfg.prior, None
+    if not (e.model.cfg.generative or e.settings.sampler):
+        raise Skip(f"{e.model.cfg.name} has no prior to sample from; give --sampler")
+    if name != e.model.cfg.prior:
+        codes = e.codes("train")
+        density = fit(name, lambda: codes, Fit(e.seed))
+    return sample(e.model, density, len(e.values()), e.seed)
 
 
 @once
@@ -40,6 +44,7 @@ def pca_samples(e: Evaluation) -> Tensor | None:
 class Compared(NamedTuple):
     """Features `[n, F]` float64 of the real samples of the split, and of what is compared with them by name."""
 
+    sampler: str
     extractor: Extractor
     real: Tensor
     others: dict[str, Tensor]
@@ -49,7 +54,7 @@ class Compared(NamedTuple):
         protocol = {
             "extractor": self.extractor.name,
             "real": len(self.real),
-            "sampler": "prior",
+            "sampler": self.sampler,
             "drawn": "means of p(x|z)",
             **more,
         }
@@ -59,7 +64,9 @@ class Compared(NamedTuple):
 def _compared(e: Evaluation, extractor: Extractor) -> Compared:
     drawn, linear, n = samples(e), pca_samples(e), len(e.values())
     sets = {"model": drawn, "pca": linear, "training_samples": e.values("train")[:n]}
-    return Compared(extractor, extractor(e.values()), {k: extractor(x) for k, x in sets.items() if x is not None})
+    return Compared(
+        e.settings.sampler or "prior", extractor, extractor(e.values()), {k: extractor(x) for k, x in sets.items() if x is not None}
+    )
 
 
 @once

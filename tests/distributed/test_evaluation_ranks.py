@@ -47,7 +47,7 @@ def _rank(rank: int, folder: Path) -> None:
 
 def figures(name: str) -> Figures:
     """All figures and their baselines by name."""
-    how = {"importance_samples": 20, "limit": 200}
+    how = {"importance_samples": 20, "limit": 200, "sampler": "gmm" if name == "iaf_vae" else None}
     run = {"eval_batch_size": 50, "data": {"name": "digits"}}
     e = evaluation(name, load(DigitsConfig()), dtype=torch.float32, run=run, how=how, **SMALL.get(name, {}))
     found: Figures = {}

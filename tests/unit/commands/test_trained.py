@@ -12,6 +12,8 @@ from PIL import Image
 
 import distae
 from distae.commands import detect, encode, evaluate, reconstruct, train
+from distae.config.names import METRICS
+from distae.evaluation import metrics
 
 Run = tuple[int, str, str]
 OPTIONS = {"--steps": "20", "--global-batch-size": "32", "--model.latent-dim": "3", "--tracking": "none", "--progress": "none"}
@@ -252,6 +254,26 @@ def _final(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> An
 def test_tasks_that_are_not_there(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(evaluate.main, capsys, home / "digits", "--tasks", "objectiv", "--out", tmp_path / "m.json")
     assert (code, "--tasks: unknown 'objectiv'; valid: all, " in err) == (2, True)
+    code, _, err = call(evaluate.main, capsys, home / "digits", "--sampler", "pixel", "--out", tmp_path / "m.json")
+    assert (code, "--sampler pixel does not fit vae; valid: normal, gmm, " in err) == (2, True), err
+
+
+def test_an_interrupted_evaluation_keeps_what_it_has(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figures of the tasks that were done, printed and written."""
+
+    def interrupted(e: Any) -> float:
+        raise KeyboardInterrupt
+
+    metrics.load_all()
+    monkeypatch.setitem(METRICS, "elbo", METRICS["elbo"]._replace(compute=interrupted))
+    options = ("--tasks", "reconstruction,likelihood", "--out", tmp_path / "m.json")
+    code, out, _ = call(evaluate.main, capsys, home / "digits", *options)
+    report = json.loads((tmp_path / "m.json").read_text())
+    assert report["tasks"] == ["reconstruction"]
+    assert {f["task"] for f in report["figures"]} == {"reconstruction"}
+    assert (code, "reconstruction_mse" in out) == (130, True)
 
 
 def figures_of(path: Path) -> dict[str, float]:

@@ -12,6 +12,7 @@ from distae.evaluation import generation
 from distae.evaluation.extractors import random_network
 from distae.evaluation.generation import manifold, pca_samples, samples
 from distae.evaluation.metrics import Skip
+from distae.evaluation.samplers import Fit, fit, sample
 from distae.evaluation.shared import nearest
 from distae.models.inference import Model
 
@@ -64,6 +65,14 @@ def test_samples_are_those_of_the_model():
     e = evaluation("vae")
     drawn = Model(e.model, e.transform).sample(37, seed=e.seed)
     np.testing.assert_allclose(samples(e).numpy() * 255, drawn, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["vae", "ae"])
+def test_samples_of_a_sampler_are_those_of_the_density_that_is_fitted_to_training_codes(name):
+    e = evaluation(name, how={"sampler": "gmm"})
+    density = fit("gmm", lambda: e.codes("train"), Fit(e.seed))
+    assert samples(e).equal(sample(e.model, density, 37, e.seed))
+    assert METRICS["frechet_distance"].compute(e).protocol["sampler"] == "gmm"
 
 
 def test_samples_of_pca_have_the_moments_of_the_training_split():
