@@ -132,16 +132,15 @@ def of_several(runs: Sequence[RecordedRun], budget: int) -> list[Html]:
 def _summary(history: History) -> Html:
     run, about = history.run, history.environment
     cfg, best = run.config, run.best
-    ranks = about.get("world_size")
     rows = {
         "state": run.state, "best": f"{cfg.best_metric} {best[cfg.best_metric]:.5g} at step {int(best['step'])}" if best else None,
         "model": f"{cfg.model.name} with {cfg.model.latent_dim} latent values, net {cfg.net.name}", "data": cfg.data.name,
         "batch": cfg.global_batch_size, "optimizer": f"{cfg.optim.name}, rate {cfg.optim.lr:g}, schedule {cfg.schedule.name}",
         "seed": cfg.seed, "commit": about.get("commit"), "torch": about.get("torch"), "python": about.get("python"),
-        "device": about.get("device"), "processes": ranks, "threads of each": about.get("threads"),
+        "device": about.get("device"), "processes": about.get("world_size"), "threads of each": about.get("threads"),
     }  # fmt: skip
-    shown = [{"": name, "value": value} for name, value in rows.items() if value is not None]
-    return section("Run", table([{"what": row[""], "value": row["value"]} for row in shown], f"Summary of {run.name}"))
+    shown = [{"what": name, "value": value} for name, value in rows.items() if value is not None]
+    return section("Run", table(shown, f"Summary of {run.name}"))
 
 
 def _final(run: RecordedRun) -> Html:
