@@ -5,7 +5,6 @@ python -m benchmarks.crash kills --count 1000 --seed 0   # one mode
 """
 
 from benchmarks.crash.compare import differences, timeless
-from benchmarks.crash.kills import chain
 from benchmarks.crash.processes import finish, start
 
-__all__ = ["chain", "differences", "finish", "start", "timeless"]
+__all__ = ["differences", "finish", "start", "timeless"]

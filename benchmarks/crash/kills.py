@@ -173,6 +173,15 @@ def chain(reference: Reference, kills: int, seed: object, folder: Path) -> dict[
     }  # fmt: skip
 
 
+def resumed_chain(reference: Reference, kills: int, folder: Path) -> dict[str, Any]:
+    """The first chain that was resumed, or has a fault; the last of 8 where all kills came before a checkpoint or after the end."""
+    for seed in range(8):
+        report = chain(reference, kills, seed, folder / f"chain-{seed}")
+        if report["resumes"] or report["differences"] or report["left"] or report["human"]:
+            break
+    return report
+
+
 def batch(variant: str, ranks: int, kills: int, seed: int, folder: Path, options: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Chains of one variant and number of ranks until there are so many kills."""
     folder.mkdir(parents=True, exist_ok=True)

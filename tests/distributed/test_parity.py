@@ -66,6 +66,10 @@ PLANTED = {
 }
 
 
+pytestmark = pytest.mark.timeout(900)
+"""The first test waits for all cases."""
+
+
 @pytest.fixture(scope="module")
 def results(request, tmp_path_factory):
     return gate.run(gate.asked_for(request, CASES | HALVED | FLOAT32 | PLANTED), tmp_path_factory.mktemp("gate"))

@@ -56,6 +56,10 @@ def local_pool() -> contextlib.AbstractContextManager[Any]:
 PLANTED = {"local-pool": Case(cfg_of("swae"), local_pool, (1, 2))}
 
 
+pytestmark = pytest.mark.timeout(900)
+"""The first test waits for all cases."""
+
+
 @pytest.fixture(scope="module")
 def results(request, tmp_path_factory):
     every = {k: v for name in SHIPPED for k, v in gate.gates(name, cfg_of(name)).items()}

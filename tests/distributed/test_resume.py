@@ -10,7 +10,7 @@ import torch
 from helpers import RICH, StopAt, metrics, run, settings
 
 from benchmarks import crash
-from benchmarks.crash.kills import Reference
+from benchmarks.crash.kills import Reference, resumed_chain
 from distae.checkpoint import read_tensors
 from distae.checkpoint.retention import name_of, steps_in
 from distae.errors import UserError
@@ -64,7 +64,7 @@ def test_many_stops_in_one_run(straight: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 5), (2, 5), (3, 4), (4, 3)])
 def test_kills_change_nothing(tmp_path: Path, ranks: int, kills: int) -> None:
     """SIGKILL at moments of all kinds; DDP's summation order matters from 3 ranks on."""
-    report = crash.chain(Reference("vae", ranks, tmp_path), kills, ranks, tmp_path / "chain")
+    report = resumed_chain(Reference("vae", ranks, tmp_path), kills, tmp_path)
     assert (report["differences"], report["human"]) == ([], "")
     assert report["resumes"] > 0
 
