@@ -34,7 +34,7 @@ SHIPPED = sorted(k for k, v in ModelConfig.choices().items() if v.__module__.sta
 SMALL: dict[str, Any] = {
     "model": {"name": "ae", "latent_dim": 4}, "net": {"name": "mlp", "groups": 2}, "optim": {"lr": 0.01},
     "steps": 20, "global_batch_size": 24, "eval_batch_size": 20, "log_every": 7, "eval_every": 8, "save_every": 1000,
-    "tracking": "none", "device": "cpu", "threads": 1, "seed": 3, "export": "last", "run_dir": "unused",
+    "tracking": "none", "device": "cpu", "threads": 1, "seed": 3, "export": "last", "run_dir": "unused", "report": False,
 }  # fmt: skip
 
 RICH: dict[str, Any] = {

@@ -10,8 +10,10 @@ import numpy as np
 from safetensors.numpy import load_file
 
 UNSTEADY = ("_seconds", "_per_second", "_fraction", "_bytes")
-EXEMPT = ("log.txt", "lock", "config.toml", "outcome.json", "metrics.jsonl", "state.json", "COMMIT", "config.json")
+EXEMPT = ("log.txt", "lock", "config.toml", "outcome.json", "metrics.jsonl", "events.jsonl", "state.json", "COMMIT", "config.json")
 """Files that hold times, the name of the run folder, or sizes that follow from these: compared by parts, or by name only."""
+VIEWS = ("report.html", ".report.html.writing")
+"""Written after outcome.json, from the other files: a run that is killed there is done, and has no report."""
 
 
 def timeless(row: dict[str, Any]) -> dict[str, Any]:
@@ -64,12 +66,14 @@ def differences(a: Path, b: Path, steady_saves: bool = True) -> list[str]:
 def leftovers(run: Path) -> list[str]:
     """Files that an interrupted start left behind."""
     return sorted(
-        str(p.relative_to(run)) for p in run.rglob("*") if ".writing" in str(p.relative_to(run)) or p.name.startswith(".lock")
+        str(p.relative_to(run))
+        for p in run.rglob("*")
+        if (".writing" in str(p.relative_to(run)) or p.name.startswith(".lock")) and p.name not in VIEWS
     )
 
 
 def _files(run: Path, steady_saves: bool) -> set[str]:
-    names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.name not in VIEWS}
     if steady_saves:
         return names
     last = last_checkpoint(run).name

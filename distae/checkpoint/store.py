@@ -29,6 +29,7 @@ from distae.checkpoint.retention import (
 from distae.checkpoint.shards import ShardWriter, write_file
 from distae.checkpoint.staging import Staging
 from distae.errors import TrainingError
+from distae.runtime import events
 from distae.runtime.files import SMALL, sync
 from distae.runtime.run_dir import mark_saved
 
@@ -144,6 +145,7 @@ class CheckpointStore(CheckpointReader):
                 tmp_path.rename(final)
             sync(self.folder)
             mark_saved(self.folder.parent)
+            events.record(self.folder.parent, "checkpoint", job.step)
             retain(self.folder, self.keep_latest_k, job.step, job.best_step)
 
     def recover(self) -> None:

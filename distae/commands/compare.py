@@ -19,6 +19,7 @@ from distae.runtime.files import check_absent, write_atomically
 Row = dict[str, Any]
 MEASURED = ("best val/", "final ")
 """What columns of numbers begin with."""
+SPREAD = "mean ± standard deviation over seeds"
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m distae compare") -> int:
@@ -45,16 +46,19 @@ def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 def report(runs: Sequence[RecordedRun], metrics: Sequence[str] = ()) -> str:
     """The table of runs and, where several differ in their seed alone, that of mean and spread."""
+    each, over_seeds = tables(runs, metrics)
+    return table(each) + (f"\n{SPREAD}\n{table(over_seeds)}" if over_seeds else "")
+
+
+def tables(runs: Sequence[RecordedRun], metrics: Sequence[str] = ()) -> tuple[list[Row], list[Row]]:
+    """A row for each run, and one for each group that differs in its seed alone: mean ± standard deviation, as text."""
     there = {name for run in runs for name in run.metrics}
     usual = dict.fromkeys([*(run.config.best_metric for run in runs), "test/loss"])
     metrics = metrics or [name for name in usual if name in there]
     rows = rows_of(runs, metrics)
-    text = table([_without(row, "seeds", "statistic") for row in rows if row["seeds"] is None])
+    each = [_without(row, "seeds", "statistic") for row in rows if row["seeds"] is None]
     means, spreads = ([row for row in rows if row["statistic"] == which] for which in ("mean", "std"))
-    if means:
-        text += "\nmean ± standard deviation over seeds\n"
-        text += table([_both(*pair) for pair in zip(means, spreads, strict=True)])
-    return text
+    return each, [_both(*pair) for pair in zip(means, spreads, strict=True)]
 
 
 def _without(row: Row, *names: str) -> Row:

@@ -30,7 +30,7 @@ from distae.runtime.outcome import Outcome
 if TYPE_CHECKING:
     from distae.models.inference import Model
 
-DEFAULTS = {"tracking": "none", "progress": "bar"}
+DEFAULTS = {"tracking": "none", "progress": "bar", "report": False}
 """What differs from the command line."""
 
 

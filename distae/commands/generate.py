@@ -190,16 +190,7 @@ def _codes(run: Trained, split: "Split") -> "Codes":
 
 
 def _decoded(run: Trained, z: "Tensor", label: int | None) -> "Tensor":
-    """The model's values `[N, *shape]` of codes `[N, D]`, on the CPU; conditional variants take `label`, or 0."""
-    import torch
+    """The model's values `[N, *shape]` of codes `[N, D]`; conditional variants take `label`, else --label."""
+    from distae.evaluation.walks import decoded
 
-    from distae.evaluation.samplers import labels_of
-
-    model, first = run.model.module, next(run.model.module.parameters())
-    chosen = run.options.label if label is None else label
-    with torch.no_grad():
-        parts = []
-        for part in torch.split(z.to(first), 64):
-            labels = labels_of(model.cfg, len(part), chosen or 0, first.device) if model.cfg.conditional else None
-            parts.append(model.decode(part, labels).cpu())
-    return torch.cat(parts)
+    return decoded(run.model.module, z, run.options.label if label is None else label)

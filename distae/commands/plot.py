@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from distae.commands.runs import RecordedRun, check_metrics, serve
+from distae.commands.runs import RecordedRun, check_metrics, serve, terms_of, whole_terms
 from distae.config.extras import needs
 from distae.errors import UserError
 from distae.runtime.files import check_absent, write_atomically
@@ -64,11 +64,8 @@ def _target(runs: Sequence[RecordedRun], options: argparse.Namespace) -> Path:
 
 def panels(runs: Sequence[RecordedRun], metrics: Sequence[str]) -> dict[str, list[str]]:
     """Metrics of each panel by its title: a term of all splits, or the one metric that was named. Raises UserError."""
-    there = [*dict.fromkeys(name for run in runs for name in run.metrics)]
-    terms: dict[str, list[str]] = {}
-    for name in there:
-        terms.setdefault(name.partition("/")[2], []).append(name)
-    whole = {k: v for k, v in terms.items() if "/" not in k}  # kl_dim/000 is one of many
+    terms, whole = terms_of(runs), whole_terms(runs)
+    there = [name for names in terms.values() for name in names]
     check_metrics([name for name in metrics if name not in (*terms, *there)], [*whole, *(f"val/{name}" for name in whole)])
     if metrics:
         return {name: terms.get(name, [name]) for name in metrics}

@@ -21,7 +21,7 @@ from distae.runtime.run_dir import CONFIG, read_settings
 ROWS = "metrics.jsonl"
 LARGEST = 1 << 30
 """Bytes of metrics.jsonl: some millions of rows."""
-NOT_COMPARED = frozenset({"name", "run_dir", "fresh", "tracking", "progress", "timeout", "allow_changed_data"})
+NOT_COMPARED = frozenset({"name", "run_dir", "fresh", "tracking", "progress", "report", "timeout", "allow_changed_data"})
 """Settings that do not change what was trained, nor how."""
 
 
@@ -72,7 +72,7 @@ class RecordedRun:
         """The metrics of the row where --best-metric is best; empty where there is none."""
         name = self.config.best_metric
         having = [row for row in self.rows if not math.isnan(row.get(name, math.nan))]
-        return min(having, key=lambda row: _sign(name) * row[name]) if having else {}
+        return min(having, key=lambda row: sign_of(name) * row[name]) if having else {}
 
     @property
     def state(self) -> str:
@@ -81,7 +81,7 @@ class RecordedRun:
         return f"{end.outcome} at step {end.step}" if end else f"step {step}, not ended"
 
 
-def _sign(best_metric: str) -> int:
+def sign_of(best_metric: str) -> int:
     """-1 where higher is better, which only registered metrics say; these import torch."""
     if metric_of(best_metric) not in METRICS.keys_known:
         return 1
@@ -142,6 +142,19 @@ def differing(runs: Sequence[RecordedRun]) -> list[str]:
     """The settings that are not the same in all runs; one that a run does not have, of another variant, is."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     return [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
+
+
+def terms_of(runs: Sequence[RecordedRun]) -> dict[str, list[str]]:
+    """The metrics of the runs by their names without the split: `{"loss": ["train/loss", "val/loss"]}`."""
+    terms: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for run in runs for name in run.metrics):
+        terms.setdefault(name.partition("/")[2], []).append(name)
+    return terms
+
+
+def whole_terms(runs: Sequence[RecordedRun]) -> dict[str, list[str]]:
+    """The same without those that are one of many, such as kl_dim/000."""
+    return {k: v for k, v in terms_of(runs).items() if "/" not in k}
 
 
 def only_seeds_differ(runs: Sequence[RecordedRun]) -> list[list[RecordedRun]]:

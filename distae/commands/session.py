@@ -144,7 +144,7 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, t
     from distae.training.trainer import Trainer
 
     run_dir, main, raises = Path(str(cfg.run_dir)), dist.world().is_main, not is_ours and dist.world().world_size == 1
-    folder, trainer = None, None
+    folder, trainer, todo = None, None, False
     try:
         folder = _open_folder(cfg)
         if main and cfg.data.on_error == "skip":
@@ -176,7 +176,8 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, t
                 _leave_folder(folder.lock, end)
             raise TrainingError(end.reason.removeprefix("rank 0: ")) from error
     if folder and folder.lock:
-        _leave_folder(folder.lock, end)
+        is_new = todo and end.outcome == "done"
+        _leave_folder(folder.lock, end, lambda: _report(cfg, splits) if is_new and cfg.report else None)
     return end
 
 
@@ -195,11 +196,20 @@ def _open_folder(cfg: TrainConfig) -> OpenRunDir:
     return folder or make_run_dir(cfg)  # on all ranks: nodes may not share it, or see rank 0's late
 
 
-def _leave_folder(lock: RunLock, end: Outcome) -> None:
-    """Rank 0 writes the outcome and releases the folder."""
+def _report(cfg: TrainConfig, splits: "dict[str, Split]") -> None:
+    """Write report.html."""
+    from distae.commands.report import at_the_end
+
+    if why := at_the_end(cfg, splits):
+        sys.stderr.write(f"distae: {why}\n")
+
+
+def _leave_folder(lock: RunLock, end: Outcome, then: Callable[[], None] = lambda: None) -> None:
+    """Rank 0 writes the outcome, does what is left to do in the folder, and releases it."""
     try:
         lock.check()
         end.write()
+        then()
     except (OSError, TrainingError) as error:
         sys.stderr.write(f"distae: {outcome.FILE} could not be written ({in_words(error)})\n")
     lock.release()

@@ -233,7 +233,7 @@ def serve(
         leading, options, rest = given(argv, parser, words)
         if not leading:
             raise UserError(f"{parser.prog} needs RUN, a run folder; {parser.format_usage().strip()}")
-        _check_options(rest, parser.prog)
+        check_options(rest, parser.prog)
         env = environment()
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from distae import distributed as dist
@@ -252,12 +252,18 @@ def serve(
         return 130
 
 
-def _check_options(rest: Sequence[str], prog: str) -> None:
+def check_options(rest: Sequence[str], prog: str) -> None:
     """Raises UserError on options that are not of the data, nor OPTIONS."""
     for word in rest:
         name = word.partition("=")[0].replace("_", "-")
         if name.startswith("--") and name not in OPTIONS and name != "--data" and not name.startswith("--data."):
             raise UserError(f"unknown option {name!r}; {prog} --help lists the valid ones")
+
+
+def opened(run: Path, step: str | None, rest: Sequence[str]) -> Trained:
+    """The model of a run and its data, in this process alone. Raises UserError."""
+    options = argparse.Namespace(step=step, split=None)
+    return _prepared([str(run)], options, [*rest], Environment(), reads_data=True)[0]
 
 
 def _timeout(rest: Sequence[str]) -> float:

@@ -133,6 +133,8 @@ class TrainConfig:
     progress: Literal["auto", "bar", "none"] = "auto"
     """auto: a progress bar and lines on a terminal, lines elsewhere; bar: only a bar, also in a notebook; none: no output.
     log.txt always has all lines."""
+    report: bool = True
+    """Write report.html at the end, as distae report does: curves, pictures, codes and settings in one file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto uses a GPU if there is one."""
     threads: Literal["auto"] | Count = "auto"
@@ -155,7 +157,7 @@ MAY_CHANGE = frozenset(
         "fresh",
         "export",
     }
-    | {"tracking", "progress", "device", "threads", "timeout", "profile", "data.root"}
+    | {"tracking", "progress", "report", "device", "threads", "timeout", "profile", "data.root"}
     | {"data.storage", "data.workers", "data.prefetch", "data.on_error"}
     | {"allow_changed_data", "checkpoint.keep_latest_k", "checkpoint.mode", "checkpoint.mtbf_hours"}
 )

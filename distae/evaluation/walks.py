@@ -5,9 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from distae.evaluation.samplers import labels_of
 from distae.models import Autoencoder, Codes
 
 MOST_DIMENSIONS = 16
+AT_ONCE = 64
+"""Codes that are decoded at once."""
 REACH = 3.0
 """Standard deviations to either side."""
 
@@ -59,3 +62,14 @@ def dimensions(model: Autoencoder, codes: Codes, sampled: Codes) -> Dimensions:
     importance = std.square() if kl is None else kl.mean(0)
     order = importance.argsort(descending=True, stable=True)[:MOST_DIMENSIONS]
     return Dimensions(order, importance[order], kl is not None, mean, std)
+
+
+@torch.no_grad()
+def decoded(model: Autoencoder, z: Tensor, label: int | None = None) -> Tensor:
+    """The model's values `[N, *shape]` of codes `[N, D]`, on the CPU; variants conditioned on labels take `label`, or 0."""
+    first = next(model.parameters())
+    parts = []
+    for part in torch.split(z.to(first), AT_ONCE):
+        labels = labels_of(model.cfg, len(part), label or 0, first.device) if model.cfg.conditional else None
+        parts.append(model.decode(part, labels).cpu())
+    return torch.cat(parts)

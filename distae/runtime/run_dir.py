@@ -14,13 +14,13 @@ from typing import Any
 from distae.config import TrainConfig, build, write_toml
 from distae.config.check import identity_settings
 from distae.errors import TrainingError, UserError
-from distae.runtime import files, outcome
+from distae.runtime import events, files, outcome
 from distae.runtime.lock import RunLock, acquire
 
 CONFIG = "config.toml"
 SAVED = "saved"
 """An empty file, made with the first checkpoint: a run that has it but no checkpoint has lost them."""
-FILES = (CONFIG, outcome.FILE, outcome.FORMER, "metrics.jsonl", "log.txt", "wandb_id", "lock", SAVED)
+FILES = (CONFIG, outcome.FILE, outcome.FORMER, "metrics.jsonl", "log.txt", events.FILE, "wandb_id", "lock", SAVED)
 FOLDERS = ("images", "model", "profile")
 DEEPEST = 8
 """Maximum nesting of tables in saved settings."""

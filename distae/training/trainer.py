@@ -14,6 +14,7 @@ from distae.data.storage import in_words
 from distae.errors import TrainingError
 from distae.models import Autoencoder, build
 from distae.models.serialization import export
+from distae.runtime import events
 from distae.runtime.lock import RunLock
 from distae.runtime.run_dir import accept
 from distae.runtime.signals import StopRequest
@@ -87,6 +88,7 @@ class Trainer:
             accept(self.cfg)
             environment = describe_environment(self.world.world_size, self.threads, str(self.world.device))
             self.tracker.open(self.cfg, rows, (self.state.step, self.total), environment, self.may_write)
+            events.record(self.run_dir, "start", self.state.step, **environment)
             for note in self.restorer.notes:
                 self.tracker.line(note)
         return True

@@ -1,4 +1,4 @@
-"""docs/use.md and docs/use_generate.md: their commands, one after the other, as a reader types them."""
+"""docs/use.md, docs/use_generate.md and docs/report.md: their commands, one after the other, as a reader types them."""
 
 import re
 import shlex
@@ -11,8 +11,9 @@ from PIL import Image
 
 from distae.__main__ import main
 
-COMMANDS, OF_RUNS = (
-    re.findall(r"^    distae (.*)$", (ROOT / "docs" / name).read_text(), re.MULTILINE) for name in ("use.md", "use_generate.md")
+COMMANDS, OF_RUNS, OF_REPORTS = (
+    re.findall(r"^    distae (.*)$", (ROOT / "docs" / f"{name}.md").read_text(), re.MULTILINE)
+    for name in ("use", "use_generate", "report")
 )
 SMALL = "--epochs 1 --data.limit 300 --model.latent-dim 4 --net.hidden 16 --tracking none --device cpu --threads 1"
 
@@ -40,3 +41,12 @@ def test_the_commands_of_runs_work(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert main([*words, *more.split()]) == 0, (command, capfd.readouterr().err)
     assert {p.name for p in (tmp_path / "walks").iterdir()} >= {"interpolation.gif", "traversal.png", "dimensions.csv"}
     assert (tmp_path / "runs/sweep/compare.csv").read_text().count(",mean,") == 2
+
+
+def test_the_commands_of_reports_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in OF_REPORTS:
+        words = shlex.split(command)
+        more = SMALL if words[0] == "train" else "--threads 1"
+        assert main([*words, *more.split()]) == 0, (command, capsys.readouterr().err)
+    assert all((tmp_path / name).is_file() for name in ("runs/digits/report.html", "runs/digits_1/report.html", "both.html"))

@@ -136,7 +136,9 @@ def test_a_changed_row_is_reported(run_dir: Path) -> None:
     assert "rows from before this checkpoint were changed after it" in (run_dir / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "config.toml", "outcome.json", "wandb_id", "lock", "images", "model"])
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "log.txt", "events.jsonl", "config.toml", "outcome.json", "wandb_id", "lock", "images", "model"]
+)
 @pytest.mark.parametrize("kind", ["fifo", "zero", "link", "dangling"])
 def test_something_else_in_the_place_of_a_file_is_rejected(run_dir: Path, name: str, kind: str) -> None:
     path, target = run_dir / name, run_dir.parent / "theirs"

@@ -1,0 +1,1 @@
+"""Pages: self-contained HTML of what was recorded and computed of runs."""
