@@ -1,5 +1,6 @@
 """Jobs on a real Slurm: whatever happens to them, they end with the parameters of a run that nothing happened to."""
 
+import contextlib
 import re
 import sys
 from pathlib import Path
@@ -104,7 +105,8 @@ def test_power_loss_of_a_node_resumes_from_the_newest_checkpoint(cluster: Cluste
         assert_same(run_dir, reference)
     finally:
         cluster.script("start-node", node)
-        cluster.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        with contextlib.suppress(AssertionError):  # refused where the node has come back by itself
+            cluster.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
 
 @together
