@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distae.commands.runs import RecordedRun, check_metrics, differing, only_seeds_differ, serve, shown, table
+from distae.commands.runs import RecordedRun, check_metrics, differing, only_seeds_differ, serve, table
+from distae.report.html import shown
 from distae.runtime.files import check_absent, write_atomically
 
 Row = dict[str, Any]

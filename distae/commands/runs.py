@@ -15,6 +15,7 @@ from distae.config.cli import near
 from distae.config.fields import leaves
 from distae.config.names import METRICS, metric_of
 from distae.errors import UserError
+from distae.report.html import shown
 from distae.runtime import files, outcome
 from distae.runtime.run_dir import CONFIG, read_settings
 
@@ -172,15 +173,6 @@ def check_metrics(names: Iterable[str], valid: Sequence[str], option: str = "--m
         raise UserError(f"no run has rows in its {ROWS} yet")
     if odd := next((name for name in names if name not in valid), None):
         raise UserError(f"{option}: unknown {odd!r}{near(odd, valid)}; valid: {', '.join(valid)}")
-
-
-def shown(value: Any) -> str:
-    """A value of a table: 5 digits of a number, `-` of what is not there."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -100,7 +100,7 @@ def _cell(value: Any, is_name: bool, side: str | None, is_best: bool) -> Html:
 
 
 def shown(value: Any) -> str:
-    """A value as text: 5 digits of a number, `-` of what is not there."""
+    """A value of a table as text: 5 digits of a number, `-` of what is not there."""
     if value is None:
         return "-"
     if isinstance(value, float):
