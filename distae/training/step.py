@@ -97,10 +97,10 @@ class TrainStep:
     def __call__(self, step: int, rows: Tensor) -> None:
         """Make the update after which the run has done step + 1 steps, from rows `[micro_steps, micro_batch]`."""
         batches: Iterable[Batch] = (self._fetch(step, micro, mine) for micro, mine in enumerate(rows))
-        first = step == 0 and self.cfg.init_from is None
-        if first or len(self.phases) > 1:
+        starts = step == 0 and self.cfg.init_from is None and type(self.model).start is not Autoencoder.start
+        if starts or len(self.phases) > 1:
             batches = [*batches]  # each is fetched once; a phase starts after all micro-steps of the one before
-            if first:
+            if starts:
                 self._start(torch.cat([batch.x for batch in batches]))
         updates = [self._phase(phase, step, batches) for phase in self.phases]
         if self.scaler:

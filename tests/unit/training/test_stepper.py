@@ -18,7 +18,7 @@ from distae import distributed as dist
 from distae.data import Split
 from distae.errors import TrainingError
 from distae.models import build
-from distae.training.step import explaining_memory
+from distae.training.step import TrainStep, explaining_memory
 
 OPTIM = {
     "plain": {},
@@ -88,6 +88,18 @@ def test_a_batch_is_fetched_once_per_micro_step(model, phases, accum, tmp_path, 
         fetched.clear()
         seen.clear()
     trainer.close()
+
+
+@pytest.mark.parametrize(("model", "together"), [("vae", False), ("topk_sae", True)])
+def test_only_a_start_from_the_data_holds_all_micro_batches_at_once(model, together, tmp_path, monkeypatch):
+    """Accumulation is there to save memory."""
+    seen: list[str] = []
+    trainer = fresh_trainer(settings(model={"name": model, "latent_dim": 32}, grad_accum_steps=3, steps=1), tmp_path)
+    monkeypatch.setattr(TrainStep, "_fetch", spy(TrainStep._fetch, lambda *_: seen.append("fetch")))
+    monkeypatch.setattr(TrainStep, "_backward", spy(TrainStep._backward, lambda *_: seen.append("backward")))
+    trainer.train_step(0, next(iter(trainer.sampler)))
+    trainer.close()
+    assert seen == (["fetch"] * 3 + ["backward"] * 3 if together else ["fetch", "backward"] * 3)
 
 
 def test_the_average_is_torchs(tmp_path):
