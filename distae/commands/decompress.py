@@ -43,7 +43,9 @@ def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
 
 
 def _run_around(path: Path) -> Path:
-    """The run folder that a file lies in. Raises UserError where it lies in none."""
+    """The run folder that a file lies in. Raises UserError where it lies in none, or is not there."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
     for folder in path.absolute().parents:
         if (folder / "model" / "config.json").is_file() or (folder / "config.json").is_file():
             return folder
