@@ -73,7 +73,7 @@ class Cluster:
         """The job once `until` holds, which is asked often, and it is in one of `states`, which costs more to ask."""
         end = time.monotonic() + seconds
         while not until() or (job := self.job(job_id))["JobState"] not in states:
-            assert time.monotonic() < end, f"job {job_id} is {self.job(job_id)}, wanted {states}\n{self.logs()}"
+            assert time.monotonic() < end, f"{self.describe(job_id)}, wanted {states}"
             time.sleep(0.5 if until() else 0.05)
         return job
 
@@ -106,6 +106,13 @@ class Cluster:
         """Power loss, noticed at once."""
         self.script("kill-node", node)
         self.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+
+    def describe(self, job_id: str) -> str:
+        """The controller's view of a job, the end of each of its logs, and of the controller's own."""
+        job = self.job(job_id)
+        output = Path(job["StdOut"])
+        logs = [output, *output.parent.glob(f"{job_id}/rank_*.err")]
+        return "\n".join([f"job {job_id} is {job}", *(f"{p}: {p.read_text()[-1500:]}" for p in logs if p.is_file()), self.logs()])
 
     def logs(self) -> str:
         return (self.lab / "log" / "slurmctld.log").read_text(errors="replace")[-4000:]

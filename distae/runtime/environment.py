@@ -2,7 +2,6 @@
 
 import os
 import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -86,7 +85,10 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None, least
 
 
 def _slurm_rendezvous(env: Mapping[str, str]) -> str:
-    """The step's first node, where rank 0 is, and a port below the ephemeral ones that no other start of the job has used."""
+    """The step's first node, where rank 0 is, and a port below the ephemeral ones.
+
+    Each of 2,500 jobs in a row has eight ports of its own, one for each start: neighbours often share a node.
+    """
     first = re.sub(r"\[(\w+)[^]]*]", r"\1", _text(env, "SLURM_STEP_NODELIST")).split(",")[0]
-    start = f"{_text(env, 'SLURM_JOB_ID')}.{env.get('SLURM_STEP_ID', 0)}.{env.get('SLURM_RESTART_COUNT', 0)}"
-    return f"tcp://{first}:{12000 + zlib.crc32(start.encode()) % 20000}"
+    start = _number(env, "SLURM_STEP_ID", default=0) + _number(env, "SLURM_RESTART_COUNT", default=0)
+    return f"tcp://{first}:{12000 + (_number(env, 'SLURM_JOB_ID') * 8 + start % 8) % 20000}"

@@ -31,8 +31,8 @@ start() {
   P=($(python3 - $((NODES+2)) <<'PY'
 import random, socket, sys
 n, out = int(sys.argv[1]), []
-while len(out) < n:                       # outside the ephemeral range, so no client socket can steal it
-    p = random.randint(12000, 29000)
+while len(out) < n:                       # below the ports of the jobs (12000 on) and those of clients (32768 on)
+    p = random.randint(6000, 11999)
     with socket.socket() as s:
         try: s.bind(("0.0.0.0", p)); out.append(p) if p not in out else None
         except OSError: pass

@@ -60,6 +60,14 @@ def test_the_rendezvous_is_fresh_after_a_requeue_and_the_same_for_all_ranks():
     assert environment(STEP | {"SLURM_PROCID": "0"}).rendezvous == environment(STEP).rendezvous
 
 
+def test_jobs_that_may_share_a_node_meet_at_different_ports():
+    starts = [{"SLURM_JOB_ID": str(467184 + job), "SLURM_RESTART_COUNT": str(n % 4), "SLURM_STEP_ID": str(n // 4 * 4)}
+              for job in range(2500) for n in range(8)]  # fmt: skip
+    ports = {int(environment(STEP | start).rendezvous.rpartition(":")[2]) for start in starts}
+    assert len(ports) == 20000
+    assert 12000 <= min(ports) < max(ports) < 32768  # Linux gives clients the ports from 32768 on
+
+
 @pytest.mark.parametrize(
     ("nodes", "first"), [("n1", "n1"), ("n[1-2]", "n1"), ("a-b[003,5]c,d", "a-b003c"), ("r[1-2]n[4-9]", "r1n4"), ("x,y[1-2]", "x")]
 )
