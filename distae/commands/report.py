@@ -71,8 +71,10 @@ def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="FILE.html", help=f"default: RUN/{FILE}, or in the one folder of runs")
     parser.add_argument("--force", action="store_true", help="overwrite --out even if it is not a report")
     parser.add_argument("--watch", action="store_true", help="write it again and again until the runs have ended")
-    parser.add_argument("--every", type=_seconds, default=30.0, metavar="SECONDS", help="of --watch (default: 30)")
-    parser.add_argument("--no-model", dest="model", action="store_false", help="read recorded files alone; takes no torch")
+    parser.add_argument(
+        "--every", type=_seconds, default=30.0, metavar="SECONDS", help="pause between two writes of --watch (default: 30)"
+    )
+    parser.add_argument("--no-model", dest="model", action="store_false", help="read recorded files only; needs no torch")
     return parser
 
 

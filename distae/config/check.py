@@ -155,7 +155,9 @@ def _expanded(text: str) -> str:
     try:
         return str(Path(text).expanduser())
     except RuntimeError as error:
-        raise UserError(f"--run-dir: {text} names no user's home folder; write ./{text} for a folder of that name here") from error
+        raise UserError(
+            f"--run-dir: {text} names the home folder of an unknown user; write ./{text} for a folder of that name here"
+        ) from error
 
 
 def _check_run_dir(text: str) -> None:

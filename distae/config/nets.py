@@ -53,7 +53,7 @@ class ConvConfig(NetConfig):
     name: ClassVar[str] = "conv"
 
     channels: tuple[Count, ...] = (32, 64)
-    """Channels after each halving of the image; its sides must be divisible by 2 to the number of channels given."""
+    """Channels after each halving of the image; its sides must be divisible by 2 to the power of their number."""
 
     @property
     def widths(self) -> tuple[int, ...]:
