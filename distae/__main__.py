@@ -25,7 +25,7 @@ COMMANDS = {
     "train": Command("distae.commands.train", "train a model on this process, or under torchrun on many"),
     "data": Command("distae.commands.data", "inspect data without training: shape, range, classes, what training would do"),
     "prepare": Command("distae.commands.prepare", "write images, tables or other data as shards that are memory-mapped"),
-    "evaluate": Command("distae.commands.evaluate", "metrics of a trained model beside baselines"),
+    "evaluate": Command("distae.commands.evaluate", "metrics of a trained model and of baselines"),
     "encode": Command("distae.commands.encode", "codes of data, in one file"),
     "reconstruct": Command("distae.commands.reconstruct", "reconstructions of images, arrays and tables"),
     "denoise": Command("distae.commands.reconstruct", "the same for a model that was trained on noisy inputs"),

@@ -117,4 +117,4 @@ def _metrics(run: Trained) -> list[str]:
         ]
     except (OSError, ValueError, LookupError, TypeError):
         return none
-    return ["| metric | value | beside | split |", "|---|---|---|---|", *lines] if lines else none
+    return ["| metric | value | baselines | split |", "|---|---|---|---|", *lines] if lines else none
