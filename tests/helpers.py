@@ -28,7 +28,10 @@ from distae.training.trainer import Trainer
 
 Result = TypeVar("Result")
 ROOT = Path(__file__).parent.parent
-WIDTHS = {"mlp": {"hidden": [16, 8]}, "conv": {"channels": [4, 8]}, "resnet": {"channels": [4, 8]}}
+WIDTHS: dict[str, dict[str, Any]] = {
+    "mlp": {"hidden": [16, 8]}, "conv": {"channels": [4, 8]}, "resnet": {"channels": [4, 8]},
+    "image": {"channels": 4, "multipliers": [1, 2], "blocks": 1},
+}  # fmt: skip
 SHIPPED = sorted(k for k, v in ModelConfig.choices().items() if v.__module__.startswith("distae."))
 """Names of the variants that come with distae; a test may load others."""
 SMALL: dict[str, Any] = {

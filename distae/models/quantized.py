@@ -126,7 +126,7 @@ class FSQVAE(NetAutoencoder):
         return fsq_values(indices, self.levels).flatten(1).to(next(self.parameters()).dtype)
 
     def quantize(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """Codes `[B, latent_dim]` in [-1, 1] and their indices `[B, N]`."""
+        """Codes `[B, code_size]` in [-1, 1] and their indices `[B, N]`."""
         z = vectors(self.encoder(x, noise), self.cfg.code_dim)
         quantized, index = fsq(z, self.levels)
         return quantized.flatten(1), index

@@ -21,7 +21,7 @@ from distae.noise import Noise
 
 
 class Posterior(NamedTuple):
-    """q(z|x) = N(mu, diag exp logvar) and one sample of it, all `[B, latent_dim]`."""
+    """q(z|x) = N(mu, diag exp logvar) and one sample of it, all `[B, code_size]`."""
 
     z: Tensor
     mu: Tensor
@@ -61,18 +61,18 @@ class GaussianAutoencoder(NetAutoencoder):
         return log_joint - log_q
 
     def log_prior(self, z: Tensor) -> Tensor:
-        """log p(z) in nats, `[B]` from `[B, latent_dim]`."""
+        """log p(z) in nats, `[B]` from `[B, code_size]`."""
         return log_standard_normal(z)
 
     def sample(self, n: int, noise: Noise) -> Tensor:
         return self.decode(self.prior(n, noise))
 
     def prior(self, n: int, noise: Noise) -> Tensor:
-        """`n` codes from the prior: `[n, latent_dim]`."""
+        """`n` codes from the prior: `[n, code_size]`."""
         return self.normal_codes(n, noise)
 
     def posterior(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """mu and logvar of q(z|x), each `[B, latent_dim]`."""
+        """mu and logvar of q(z|x), each `[B, code_size]`."""
         mu, logvar = upcast(self.encoder(x, noise)).chunk(2, dim=1)
         return mu, soft_bound(logvar)
 

@@ -56,7 +56,7 @@ def test_names_may_be_written_with_either_dash():
 
 
 @pytest.mark.parametrize("model", ["ae", "vae"])
-@pytest.mark.parametrize("net", ["mlp", "conv", "resnet"])
+@pytest.mark.parametrize("net", ["mlp", "conv", "resnet", "image"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "step", "exponential", "plateau"])
 def test_what_is_written_is_read_back(model, net, schedule, tmp_path):
     more = ["--optim.max-grad-norm", "2", "--early-stop.patience", "3", "--threads", "2", "--net.norm", "batch", "--steps", "9"]
@@ -172,6 +172,10 @@ REFUSED = {
     "conv on an odd image": (
         ["--net", "conv", "--net.channels", "4", "8", "8", "8"],
         r"--net conv with 4 channels halves the image 4 times, and 8x8 is not divisible by 16: give at most 3 --net.channels",
+    ),
+    "too many multipliers": (
+        ["--net", "image", "--net.multipliers", "1", "1", "1", "1", "1"],
+        r"--net image with 5 multipliers halves the image 4 times, .*: give at most 4 --net.multipliers",
     ),
     "resnet without stages": (["--net", "resnet", "--net.channels"], r"--net.channels is empty; expected one or more"),
     "groups": (["--net.norm", "group", "--net.hidden", "16", "12"], r"--net.groups 8 does not divide the hidden width 12"),

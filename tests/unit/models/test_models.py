@@ -69,6 +69,23 @@ def test_no_network_is_built_twice(name):
     assert {id(m) for m in modules} == {id(m) for m in model.modules()}
 
 
+@pytest.mark.parametrize("name", [n for n in VARIANTS if issubclass(registry()[ModelConfig.choices()[n]], NetAutoencoder)])
+def test_codes_may_keep_their_place(name):
+    """`latent_dim` channels at each of 2x2 positions; a `linear_ae` has no network to choose."""
+    cfg = settings(model={"name": name} | SMALL.get(name, {}), net={"name": "conv", "spatial": True})
+    model: Any = build(cfg.model, cfg.net, (1, 8, 8), seed=1, dtype=torch.float64)
+    assert model.code_shape == ((cfg.model.latent_dim,) if name == "linear_ae" else (2, 2, cfg.model.latent_dim))
+    x = torch.rand(6, 1, 8, 8, dtype=torch.float64)
+    assert all(model(Batch(x, LABELS, dataset_size=100), phase.name, noise_for(6)).loss.isfinite() for phase in model.phases())
+    codes = model.encode(x, LABELS)
+    assert codes.z.shape == (6, prod(model.code_shape))
+    assert model.decode(codes.z, LABELS).shape == x.shape
+    if codes.indices is not None:
+        assert torch.equal(model.from_indices(codes.indices), codes.z)
+    if cfg.model.generative:
+        assert model.sample(3, noise_for(3)).shape == (3, 1, 8, 8)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_each_builder_is_called_once(name):
     cls, calls = registry()[ModelConfig.choices()[name]], []
