@@ -23,7 +23,7 @@ def register_net(config: type[NetConfig]) -> Callable[[N], N]:
     """Bind a module or class with functions `encoder(cfg, shape, out)` and `decoder(cfg, shape, latent_dim)` to its settings.
 
     The settings' `code_shape` is the shape of a code, by default `(latent_dim,)`. Where it has rows and columns, the encoder
-    returns a map `[B, out, rows, columns]`, which `build_encoder` makes a code, and the decoder takes `[B, latent_dim, rows, columns]`.
+    returns a map `[B, out, rows, columns]`, which `build_encoder` makes a code; the decoder takes a map of `latent_dim` channels.
     """
     return _NETS.register(config)
 
