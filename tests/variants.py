@@ -13,6 +13,7 @@ from distae.noise import Noise, Rows
 SMALL: dict[str, dict[str, Any]] = {
     "lfq_vae": {"latent_dim": 8, "bits": 4},
     "vaegan": {"features": 8},
+    "tokenizer": {"discriminator_start": 4, "discriminator_channels": 4, "discriminator_layers": 2},
     "categorical_vae": {"latent_dim": 12, "categories": 3},
     "masked_ae": {"latent_dim": 8, "decoder_dim": 8, "patch": 2, "heads": 2, "depth": 1},
     "hvae": {"hidden": 12, "upper": [3, 2]},

@@ -15,7 +15,7 @@ from distae.config.train import MAY_CHANGE, OF_A_NODE, TrainConfig
 from distae.errors import UserError
 
 ADDED = frozenset(
-    {"model.inverse_temperature", "net.spatial"}
+    {"model.inverse_temperature", "model.codebook_weight", "net.spatial"}
     | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "shuffle", "window", "train_classes")}
     | {
         f"model.{name}"
@@ -36,6 +36,7 @@ def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
     if not cfg.steps and not cfg.epochs:
         cfg = dataclasses.replace(cfg, epochs=DEFAULT_EPOCHS)
     cfg = _with_what_data_says(cfg)
+    cfg = dataclasses.replace(cfg, model=cfg.model.completed())
     _check_batch(cfg, world_size)
     _check_net(cfg.net, cfg.data.shape())
     _check_choices(cfg, world_size)

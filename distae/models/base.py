@@ -121,6 +121,17 @@ def output(loss: Tensor, recon: Tensor, terms: dict[str, Tensor], objective: str
     return Output(loss.mean(), per_sample, {k: v for k, v in reported.items() if not v.ndim}, recon.detach())
 
 
+class Objective(NamedTuple):
+    """What a variant minimises, with gradients: `forward` is `output(*objective)`, and other variants may add terms to it."""
+
+    loss: Tensor
+    """`[B]`, in nats per sample."""
+    recon: Tensor
+    """Decoder output `[B, *raw_shape]`."""
+    terms: dict[str, Tensor]
+    """`[B]`, or scalars over the global batch; `recon` is -log p(x|z)."""
+
+
 class Phase(NamedTuple):
     """Part of a step with its own parameters and optimizer; adversarial variants have several. The first one's loss is `loss`."""
 

@@ -16,7 +16,7 @@ from distae.config.models import (
 )
 from distae.config.models.vae import GaussianConfig
 from distae.losses import kl_by_dimension, kl_standard_normal, log_normal, log_standard_normal, soft_bound, upcast
-from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Objective, Output, output, register
 from distae.noise import Noise
 
 
@@ -81,11 +81,14 @@ class GaussianVAE(GaussianAutoencoder):
     """-log p(x|z) + penalty(q(z|x)), one posterior sample; the family differs in the penalty."""
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        return output(*self.objective(batch, noise))
+
+    def objective(self, batch: Batch, noise: Noise) -> Objective:
         q = Posterior.draw(*self.posterior(batch.x, noise), noise)
         recon = self.decoder(q.z, noise)
         nll = self.likelihood(recon, batch.x)
         penalty, terms = self.penalty(q, batch, noise)
-        return output(nll + penalty, recon, {"recon": nll, **terms})
+        return Objective(nll + penalty, recon, {"recon": nll, **terms})
 
     @abstractmethod
     def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
