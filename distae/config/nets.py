@@ -1,13 +1,17 @@
 """Settings of the encoder and decoder networks."""
 
 from dataclasses import dataclass
-from math import gcd
 from typing import ClassVar, Literal
 
 from distae.config.fields import Count, Fraction, Variant
 
 Norm = Literal["none", "batch", "group", "layer"]
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid", "softplus"]
+
+
+def shared_groups(groups: int, width: int) -> int:
+    """Groups of at least two of `width` channels each: `groups`, or its largest divisor with which that is possible."""
+    return max(n for n in range(1, groups + 1) if groups % n == 0 and width % n == 0 and (width // n > 1 or n == 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +126,7 @@ class ImageConfig(HalvingConfig):
     norm: Norm = "group"
     """Normalisation before each convolution of a block. batch uses the statistics of the global batch over all ranks."""
     groups: Count = 32
-    """Groups of --net.norm group; where it does not divide a width, the largest number that divides both."""
+    """Groups of --net.norm group; fewer at small widths, where a group of one channel would lose the channel's mean."""
     activation: Activation = "silu"
     """Activation before each convolution of a block."""
     channels: Count = 128
@@ -149,7 +153,7 @@ class ImageConfig(HalvingConfig):
         return len(self.multipliers) - 1
 
     def groups_of(self, width: int) -> int:
-        return gcd(self.groups, width)
+        return shared_groups(self.groups, width)
 
     def code_shape(self, shape: tuple[int, ...], latent_dim: int) -> tuple[int, ...]:
         return self.map_shape(shape, latent_dim)

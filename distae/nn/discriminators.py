@@ -1,12 +1,11 @@
 """Discriminators of images, and a regulariser of them, with the same results at every world size."""
 
-from math import gcd
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distae import distributed as dist
+from distae.config.nets import shared_groups
 from distae.losses import upcast
 from distae.nn.norms import BatchNorm
 
@@ -48,7 +47,7 @@ class PatchDiscriminator(nn.Module):
 def _norm(name: str, channels: int) -> nn.Module:
     if name == "batch":
         return BatchNorm(channels)
-    return nn.GroupNorm(gcd(32, channels), channels) if name == "group" else nn.Identity()
+    return nn.GroupNorm(shared_groups(32, channels), channels) if name == "group" else nn.Identity()
 
 
 class LeCam(nn.Module):

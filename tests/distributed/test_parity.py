@@ -45,6 +45,14 @@ CASES |= {"several-outputs": outputs(), "everything": everything(), "rae_gp-conv
 PLACES: dict[str, Case] = {
     "vae-image-group": exact("vae", "image", "group"),
     "vae-image-batch": exact("vae", "image", "batch"),
+    "tokenizer-image-group": Case(
+        settings(
+            model={"name": "tokenizer", "discriminator_start": 5, "discriminator_channels": 4, "discriminator_norm": "group"},
+            net={"name": "image", "dropout": 0.1},
+            steps=10,
+            precision="fp64",
+        )
+    ),
     "vq_vae-conv-places": Case(
         settings(model={"name": "vq_vae"}, net={"name": "conv", "spatial": True, "dropout": 0.1}, precision="fp64")
     ),

@@ -20,12 +20,22 @@ SMALLEST_SIDE = 6
 """Of an image that a discriminator can judge."""
 
 
+class _Terms:
+    """Of settings: those of the bottleneck's variant, and those of the chosen losses. Of the class: those that all have."""
+
+    def __get__(self, settings: "TokenizerConfig | None", owner: type) -> tuple[str, ...]:
+        adversarial = ("adversarial", "critic_loss", "critic_accuracy")
+        if settings is None:
+            return ("recon", *adversarial)
+        return (*settings.codec.terms, *(() if settings.perceptual == "none" else ("perceptual",)), *adversarial)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig(ModelConfig):
     """Image tokenizer (Esser 2021, Rombach 2022): a KL, VQ, FSQ or LFQ bottleneck, a perceptual term and a discriminator."""
 
     name: ClassVar[str] = "tokenizer"
-    terms: ClassVar[tuple[str, ...]] = ("recon", "adversarial", "critic_loss", "critic_accuracy")
+    terms: ClassVar[tuple[str, ...]] = _Terms()  # type: ignore[assignment]
     compiles: ClassVar[bool] = False
 
     bottleneck: Literal["kl", "vq", "fsq", "lfq"] = "kl"
@@ -127,7 +137,7 @@ class TokenizerConfig(ModelConfig):
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         if len(shape) != 3 or min(shape[1:]) < SMALLEST_SIDE:
             raise UserError(
-                f"--model tokenizer needs images [C, H, W] of at least {SMALLEST_SIDE} pixels a side; the data has {list(shape)}"
+                f"--model tokenizer needs images [C, H, W] of {SMALLEST_SIDE} pixels a side or more; the data has shape {list(shape)}"
             )
         if not TRAITS.get(self.likelihood, Traits(plain=True)).plain or self.missing:
             plain = ", ".join(name for name, traits in TRAITS.items() if traits.plain)

@@ -19,7 +19,7 @@ from distae.models import export as graphs
 from distae.models import serialization
 from distae.models.inference import Model
 
-SHAPES = {"masked_ae": (1, 4, 4), "msssim_vae": (1, 4, 4)}
+SHAPES = {"masked_ae": (1, 4, 4), "msssim_vae": (1, 4, 4), "tokenizer": (1, 8, 8)}
 CHANGES: dict[str, dict[str, Any]] = {name: {"latent_dim": 4} for name in ("fsq_vae", "vq_vae", "rq_vae")} | SMALL
 
 

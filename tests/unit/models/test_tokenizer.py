@@ -214,6 +214,6 @@ def test_settings_that_cannot_work_are_rejected(model, words):
 
 
 def test_it_needs_images():
-    with pytest.raises(UserError, match=r"needs images \[C, H, W\] of at least 6 pixels"):
+    with pytest.raises(UserError, match=r"needs images \[C, H, W\] of 6 pixels"):
         settings(model={"name": "tokenizer"}, data={"name": "synthetic_features"})
     assert isinstance(made(), Tokenizer)

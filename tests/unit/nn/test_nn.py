@@ -75,8 +75,8 @@ def test_the_networks_of_latent_diffusion_have_the_published_number_of_parameter
     assert sum(p.numel() for module in both for p in module.parameters()) == published
 
 
-def test_groups_of_an_image_network_divide_its_widths():
-    assert [ImageConfig().groups_of(width) for width in (128, 48, 24, 20)] == [32, 16, 8, 4]
+def test_groups_of_an_image_network_divide_its_widths_and_have_two_channels():
+    assert [ImageConfig().groups_of(width) for width in (128, 64, 32, 48, 20, 9, 1)] == [32, 32, 16, 16, 4, 1, 1]
 
 
 def test_the_tutorials_stack_mirrors_itself():
