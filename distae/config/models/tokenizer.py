@@ -137,7 +137,7 @@ class TokenizerConfig(ModelConfig):
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         if len(shape) != 3 or min(shape[1:]) < SMALLEST_SIDE:
             raise UserError(
-                f"--model tokenizer needs images [C, H, W] of {SMALLEST_SIDE} pixels a side or more; the data has shape {list(shape)}"
+                f"--model tokenizer needs images [C, H, W] of {SMALLEST_SIDE} pixels a side; the data has shape {list(shape)}"
             )
         if not TRAITS.get(self.likelihood, Traits(plain=True)).plain or self.missing:
             plain = ", ".join(name for name, traits in TRAITS.items() if traits.plain)
