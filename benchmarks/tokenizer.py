@@ -28,7 +28,7 @@ def settings(bottleneck: str, args: argparse.Namespace) -> TrainConfig:
         "net": {"name": "image", "channels": args.width, "multipliers": [1, 2, 2], "blocks": 1},
         "data": {"name": "array", "path": str(args.images), "val_fraction": 0.02, "test_fraction": 0.0},
         "optim": {"lr": args.lr, "betas": [0.5, 0.9]}, "steps": args.steps, "global_batch_size": args.batch, "threads": 1,
-        "eval_every": max(1, args.steps // 60), "log_every": max(1, args.steps // 60), "tracking": "none", "device": args.device,
+        "eval_every": max(1, args.steps // 30), "log_every": max(1, args.steps // 30), "tracking": "none", "device": args.device,
         "seed": args.seed, "export": "last", "report": False, "run_dir": str(args.runs / f"{bottleneck}_{args.steps}_{args.seed}"),
     }  # fmt: skip
     return check(build(TrainConfig, table), 1)

@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 ROOT = Path(__file__).parent.parent
 WIDTHS: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": [16, 8]}, "conv": {"channels": [4, 8]}, "resnet": {"channels": [4, 8]},
-    "image": {"channels": 4, "multipliers": [1, 2], "blocks": 1},
+    "image": {"channels": 4, "multipliers": [1, 2], "blocks": 1}, "vit": {"patch": 4, "width": 8, "heads": 2, "depth": 1},
 }  # fmt: skip
 SHIPPED = sorted(k for k, v in ModelConfig.choices().items() if v.__module__.startswith("distae."))
 """Names of the variants that come with distae; a test may load others."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from distae.config.fields import fields_of, leaves
 from distae.config.names import METRICS
-from distae.config.nets import HalvingConfig, MLPConfig, NetConfig
+from distae.config.nets import HalvingConfig, MLPConfig, NetConfig, ViTConfig
 from distae.config.train import MAY_CHANGE, OF_A_NODE, TrainConfig
 from distae.errors import UserError
 
@@ -101,6 +101,8 @@ def _check_net(net: NetConfig, shape: tuple[int, ...]) -> None:
         raise UserError(f"--net.groups {net.groups} leaves one value per group of a hidden layer of {net.groups}")
     if isinstance(net, HalvingConfig):
         _check_halvings(net, shape)
+    if isinstance(net, ViTConfig):
+        _check_patches(net, shape)
 
 
 def _check_halvings(net: HalvingConfig, shape: tuple[int, ...]) -> None:
@@ -117,6 +119,15 @@ def _check_halvings(net: HalvingConfig, shape: tuple[int, ...]) -> None:
             f"--net {net.name} with {len(net.widths)} {net.levels_key} halves the image {halvings} times, "
             f"and {shape[1]}x{shape[2]} is not divisible by {2**halvings}: {advice}"
         )
+
+
+def _check_patches(net: ViTConfig, shape: tuple[int, ...]) -> None:
+    if len(shape) != 3:
+        raise UserError(f"--net {net.name} needs images [C, H, W]; this data has shape {list(shape)}: use --net mlp")
+    if shape[1] % net.patch or shape[2] % net.patch:
+        raise UserError(f"--net.patch {net.patch} does not divide the sides of {shape[1]}x{shape[2]} images")
+    if net.width % net.heads:
+        raise UserError(f"--net.heads {net.heads} does not divide --net.width {net.width}")
 
 
 def _check_choices(cfg: TrainConfig, world_size: int) -> None:

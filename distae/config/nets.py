@@ -1,17 +1,23 @@
 """Settings of the encoder and decoder networks."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from math import gcd
+from typing import Annotated, ClassVar, Literal
 
-from distae.config.fields import Count, Fraction, Variant
+from msgspec import Meta
+
+from distae.config.fields import Count, Fraction, Index, Variant
 
 Norm = Literal["none", "batch", "group", "layer"]
 Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid", "softplus"]
 
 
 def shared_groups(groups: int, width: int) -> int:
-    """Groups of at least two of `width` channels each: `groups`, or its largest divisor with which that is possible."""
-    return max(n for n in range(1, groups + 1) if groups % n == 0 and width % n == 0 and (width // n > 1 or n == 1))
+    """Groups of at least two of `width` channels each: as many as divide both numbers."""
+    shared = gcd(groups, width)
+    if shared < width or shared == 1:
+        return shared
+    return shared // 2 if shared % 2 == 0 else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,3 +163,38 @@ class ImageConfig(HalvingConfig):
 
     def code_shape(self, shape: tuple[int, ...], latent_dim: int) -> tuple[int, ...]:
         return self.map_shape(shape, latent_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig(NetConfig):
+    """Transformers over patches (Dosovitskiy 2021): a code at each patch, or at tokens without a place (TiTok, Yu 2024)."""
+
+    name: ClassVar[str] = "vit"
+
+    norm: Literal["layer"] = "layer"
+    """Normalisation before attention and MLP."""
+    activation: Literal["gelu"] = "gelu"
+    """Activation of the MLPs."""
+    dropout: Annotated[float, Meta(ge=0, le=0)] = 0.0
+    """Not supported by this network."""
+    patch: Count = 8
+    """Side of a patch in pixels; it divides the image's sides."""
+    width: Annotated[int, Meta(ge=4, multiple_of=4)] = 192
+    """Width of the tokens."""
+    depth: Count = 6
+    """Blocks of the encoder, and of the decoder."""
+    heads: Count = 3
+    """Attention heads; they divide --net.width."""
+    tokens: Index = 0
+    """Codes are at this number of learned tokens, which attend to all patches; 0: at the patches themselves."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.width,) * self.depth
+
+    def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return shape[1] // self.patch, shape[2] // self.patch
+
+    def code_shape(self, shape: tuple[int, ...], latent_dim: int) -> tuple[int, ...]:
+        return (self.tokens, latent_dim) if self.tokens else (*self.grid(shape), latent_dim)

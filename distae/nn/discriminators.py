@@ -32,7 +32,8 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], width: int, layers: int, norm: str) -> None:
         super().__init__()
-        depth = max(n for n in range(1, layers + 1) if n == 1 or min(shape[1:]) >> n >= SMALLEST_MAP)
+        fits = (min(shape[1:]) // SMALLEST_MAP).bit_length() - 1
+        depth = max(1, min(layers, fits))
         widths = [width * min(2**n, 8) for n in range(depth + 1)]
         parts: list[nn.Module] = [_Conv(shape[0], width, 2), nn.LeakyReLU(0.2)]
         for level in range(1, depth + 1):

@@ -53,6 +53,7 @@ PLACES: dict[str, Case] = {
             precision="fp64",
         )
     ),
+    "vae-vit-tokens": Case(settings(model={"name": "vae"}, net={"name": "vit", "tokens": 3}, precision="fp64")),
     "vq_vae-conv-places": Case(
         settings(model={"name": "vq_vae"}, net={"name": "conv", "spatial": True, "dropout": 0.1}, precision="fp64")
     ),

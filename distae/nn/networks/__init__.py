@@ -5,10 +5,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from distae.config.nets import ConvConfig, ImageConfig, MLPConfig, NetConfig, ResNetConfig
+from distae.config.nets import ConvConfig, ImageConfig, MLPConfig, NetConfig, ResNetConfig, ViTConfig
 from distae.errors import UserError
 from distae.nn.layers import Chain
-from distae.nn.networks import conv, image, mlp, resnet
+from distae.nn.networks import conv, image, mlp, resnet, tokens
 from distae.registry import Registry, import_all
 
 N = TypeVar("N")
@@ -17,6 +17,7 @@ _NETS.register(MLPConfig)(mlp)
 _NETS.register(ConvConfig)(conv)
 _NETS.register(ResNetConfig)(resnet)
 _NETS.register(ImageConfig)(image)
+_NETS.register(ViTConfig)(tokens)
 
 
 def register_net(config: type[NetConfig]) -> Callable[[N], N]:
@@ -40,14 +41,14 @@ class FromMap(nn.Module):
 
 
 class ToMap(nn.Module):
-    """Codes `[B, H * W * C]` to maps `[B, C, H, W]`; `code_shape` is `(H, W, C)`."""
+    """Codes `[B, H * W * C]` to maps `[B, C, H, W]`; `code_shape` is `(H, W, C)`, or `(N, C)` of tokens `[B, C, N]`."""
 
     def __init__(self, code_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.code_shape = code_shape
 
     def forward(self, z: Tensor) -> Tensor:
-        return z.view(len(z), *self.code_shape).permute(0, 3, 1, 2).contiguous()
+        return z.view(len(z), *self.code_shape).movedim(-1, 1).contiguous()
 
 
 def build_encoder(cfg: NetConfig, shape: tuple[int, ...], out: int, blocks: int = 1) -> nn.Module:
