@@ -34,6 +34,9 @@ WIDTHS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SHIPPED = sorted(k for k, v in ModelConfig.choices().items() if v.__module__.startswith("distae."))
 """Names of the variants that come with distae; a test may load others."""
+OF_EACH_KIND = {"ae", "cvae", "factor_vae", "hvae", "lin_nf_vae", "masked_ae", "topk_sae", "vae", "vq_vae"}
+EVERY = [name if name in OF_EACH_KIND else pytest.param(name, marks=pytest.mark.slow) for name in SHIPPED]
+"""Every variant, of which the fast part has one of each kind."""
 SMALL: dict[str, Any] = {
     "model": {"name": "ae", "latent_dim": 4}, "net": {"name": "mlp", "groups": 2}, "optim": {"lr": 0.01},
     "steps": 20, "global_batch_size": 24, "eval_batch_size": 20, "log_every": 7, "eval_every": 8, "save_every": 1000,

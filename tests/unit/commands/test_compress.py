@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import SHIPPED, splits
+from helpers import EVERY, splits
 from PIL import Image
 from variants import IMAGES_ONLY, SMALL, make
 
@@ -213,7 +213,7 @@ def test_steps_are_of_equal_effect():
     np.testing.assert_allclose(effect, STEP * contributed, rtol=0.1)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", EVERY)
 def test_codes_of_every_variant_are_compressed_or_the_reason_is_known(name):
     """Codes on the grid are near the codes, and those of indices are the codes."""
     from distae.evaluation.compression import why_not

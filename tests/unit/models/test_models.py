@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers import fitted, settings, spy
+from helpers import EVERY, fitted, settings, spy
 from variants import SMALL
 
 import distae
@@ -20,8 +20,6 @@ from distae.noise import Noise, Rows
 CPU = torch.device("cpu")
 LABELS = torch.arange(6)
 VARIANTS = sorted(ModelConfig.choices())
-OF_EACH_KIND = {"ae", "cvae", "factor_vae", "hvae", "lin_nf_vae", "masked_ae", "vae", "vq_vae"}
-"""One variant of each kind, for what is too slow to be looked at for all of them in the fast part."""
 
 
 def made(name: str, shape: tuple[int, ...] = (1, 8, 8), **model: object) -> Any:
@@ -212,9 +210,7 @@ def test_an_outlier_stays_finite(name):
         pytest.param({"name": "resnet"}, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize(
-    "name", [name if name in OF_EACH_KIND else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
-)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_finished_run_is_loaded_in_one_line(name, net, tmp_path):
     trainer = fitted(settings(model={"name": name} | SMALL.get(name, {}), net=net, steps=3), tmp_path)
     model, trained = distae.load(tmp_path).module, trainer.train_step.model.eval()
