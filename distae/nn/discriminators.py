@@ -25,7 +25,7 @@ class _Conv(nn.Conv2d):
 
 
 class PatchDiscriminator(nn.Module):
-    """Logits of overlapping patches, `[B, 1, h, w]` from images `[B, C, H, W]` (Isola 2017, sec. 3.2).
+    """Logits of overlapping patches, `[B, 1, h, w]` from images `[B, C, H, W]` (Isola 2017, sec. 3.2.2).
 
     `layers` strided convolutions, fewer where the image would become smaller than 3 pixels; then two that keep the size.
     """
@@ -52,7 +52,7 @@ def _norm(name: str, channels: int) -> nn.Module:
 
 
 class LeCam(nn.Module):
-    """Tseng et al. 2021, eq. 7, as its authors' code has it: max(0, D(x) - a_F)^2 + max(0, a_R - D(y))^2.
+    """Tseng et al. 2021 (LeCam), as its authors' code has it: max(0, D(x) - a_F)^2 + max(0, a_R - D(y))^2.
 
     a_R and a_F are moving averages of the logits of real and of generated images over the global batch; they begin at 0.
     """
