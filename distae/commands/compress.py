@@ -65,8 +65,8 @@ def compress(run: Trained) -> None:
     size = write_archive(archive, target)
     if outside:
         run.say(f"{outside} of {symbols.size} values lie outside the training split's codes, and are cut to its range")
-    run.say(f"wrote {target}: {len(symbols)} samples, {size} bytes, {size / len(symbols):.4g} each; {tables.bits(symbols) / 8:.0f} "
-            f"by the entropy. To decompress: the model, and {_path(run)}")  # fmt: skip
+    run.say(f"wrote {target}: {len(symbols)} samples, {size} bytes, {size / len(symbols):.4g} each")
+    run.say(f"the entropy of the codes is {tables.bits(symbols) / 8:.0f} bytes; decompressing needs the model and {_path(run)}")
 
 
 def checksum_of(run: Trained) -> int:

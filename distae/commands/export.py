@@ -92,7 +92,7 @@ def model_card(run: Trained) -> str:
         "---", "library_name: distae", "tags:", "- autoencoder", f"- {model.cfg.name}", "---", "",
         f"# {model.cfg.name} on {data.get('name', 'data')}", "", first, "",
         "| | |", "|---|---|",
-        f"| samples | [N, {', '.join(map(str, shape))}], as the training data has them (the transform is part of the model) |",
+        f"| samples | [N, {', '.join(map(str, shape))}], as in the training data (the transform is part of the model) |",
         f"| codes | {list(run.model.code_shape)} |", f"| parameters | {parameters:,} |", f"| step | {about.step} |",
         f"| likelihood | {model.cfg.likelihood} |", f"| network | {model.net.name} {list(model.net.widths)} |",
         "", "## Metrics", "", *_metrics(run), "", "## Use", "",

@@ -141,7 +141,7 @@ def _computed_of(path: Path, step: str | None, rest: Sequence[str]) -> list[Html
         with dist.use(dist.World(0, 1, trained.device)):
             return _sections(trained.evaluation(codes.settings(trained.saved.model.code_shape)))
     except (DistaeError, OSError, RuntimeError) as error:
-        return [section("Codes", note(f"What the codes are is left out: {files.with_path(error)}"))]
+        return [section("Codes", note(f"The codes are left out: {files.with_path(error)}"))]
 
 
 def _sections(evaluation: "Evaluation") -> list[Html]:

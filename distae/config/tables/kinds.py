@@ -261,7 +261,7 @@ def _doubts(table: Table, left_out: Sequence[str], cells: Cells) -> list[str]:
     """Notes on columns that are probably not meant as values."""
     counts = [f.name for i, f in enumerate(table.features) if f.kind == "numeric" and _counts_rows(table.x[:, i])]
     texts = [f.name for f in table.features if f.kind == "categorical" and f.width == len(table.x) > 2]
-    notes = [f"table: column {name!r} counts the rows; if it is an id, keep it aside: --data.id {name}" for name in counts]
+    notes = [f"table: column {name!r} numbers the rows; if it is an id, keep it aside: --data.id {name}" for name in counts]
     notes += [
         f"table: column {name!r} is different in every row; if it is an id, keep it aside: --data.id {name}" for name in texts
     ]

@@ -291,7 +291,7 @@ def test_columns_that_look_like_ids_are_doubted(tmp_path):
     path = write(tmp_path / "x.csv", {"": list(range(5)), "name": list("vwxyz"), "a": [1.5, 2, 2, 0, 1]})
     notes = TableConfig(path=path).table().notes
     assert notes[1:] == (
-        "table: column 'unnamed_1' counts the rows; if it is an id, keep it aside: --data.id unnamed_1",
+        "table: column 'unnamed_1' numbers the rows; if it is an id, keep it aside: --data.id unnamed_1",
         "table: column 'name' is different in every row; if it is an id, keep it aside: --data.id name",
     )
 
