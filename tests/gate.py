@@ -30,6 +30,7 @@ from distae.commands.session import train_run
 from distae.config import TrainConfig
 from distae.data import load
 from distae.distributed.parallelize import parallelize
+from distae.distributed.shards import local, whole
 from distae.nn.norms import BatchNorm
 from distae.noise import Rows
 from distae.runtime.signals import StopRequest
@@ -67,6 +68,8 @@ class Result(NamedTuple):
     """`[steps, global_batch]` int64: the samples of each step, sorted."""
     apart: list[str]
     """Tensors that are not the same, bit for bit, on every rank."""
+    bytes: int
+    """Parameters, gradients and optimizer state of the first rank."""
 
 
 def asked_for(request: pytest.FixtureRequest, cases: dict[str, Case]) -> dict[str, Case]:
@@ -192,13 +195,20 @@ def _train(case: Case, steps: int | None, run_dir: Path) -> Result:
         end = train_run(cfg, load(cfg.data) if case.of_settings else splits(), StopRequest(), 1)
     assert end.outcome == "done", end.reason
     train_step = Recorder.newest
-    tensors = dict(train_step.model.state_dict())
+    tensors = {k: whole(v) for k, v in train_step.model.state_dict().items()}
     if train_step.ema:
-        tensors |= {f"ema.{k}": v for k, v in train_step.ema.model.state_dict().items()}
+        tensors |= {f"ema.{k}": whole(v) for k, v in train_step.ema.model.state_dict().items()}
     order = torch.cat(dist.gather(torch.stack(train_step.seen)), dim=1).sort(1).values
     held = dist.gather(tensors)
     apart = [k for k, v in tensors.items() if not all(torch.equal(v, other[k]) for other in held)]
-    return Result(tensors, _metrics(run_dir) if dist.world().is_main else {}, order, apart)
+    return Result(tensors, _metrics(run_dir) if dist.world().is_main else {}, order, apart, _bytes(train_step))
+
+
+def _bytes(train_step: TrainStep) -> int:
+    """Of this rank's parameters, gradients and optimizer state."""
+    held = [local(t) for p in train_step.model.parameters() for t in (p, p.grad) if t is not None]
+    states = [t for o in train_step.optimizers.values() for state in o.state.values() for t in state.values()]
+    return sum(t.nbytes for t in held + states)
 
 
 class Recorder(TrainStep):

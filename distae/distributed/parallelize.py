@@ -1,16 +1,34 @@
 """How a model is parallelized over the ranks of the current `World`."""
 
+import contextlib
 import inspect
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import nn
+import torch
+import torch.distributed as td
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.nn.parallel import DistributedDataParallel
 
+from distae.config.parallel import HybridShardConfig, ParallelConfig, ShardConfig
 from distae.config.train import DDPConfig
+from distae.distributed.collectives import all_reduce_
+from distae.distributed.shards import is_sharded, local, spread, whole
 from distae.distributed.world import world
 
 COMPRESSION = {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}
+GATHERED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Types in which blocks are gathered: autocast would make their weights of these types anyway, of twice the bytes."""
 
 
 def parallelize(model: nn.Module, cfg: DDPConfig, shares_gradients: bool = False) -> nn.Module:
@@ -32,3 +50,125 @@ def parallelize(model: nn.Module, cfg: DDPConfig, shares_gradients: bool = False
     if cfg.compression != "none":
         wrapped.register_comm_hook(here.group, COMPRESSION[cfg.compression])
     return wrapped
+
+
+def is_sharding(cfg: ParallelConfig) -> bool:
+    """Whether a model is to be sharded: not by one process alone."""
+    return isinstance(cfg, ShardConfig) and world().group is not None
+
+
+def mesh_of(cfg: ParallelConfig) -> DeviceMesh:
+    """The ranks of the current world as a mesh: `[ranks]`, or `[groups, shard_size]`. Collective."""
+    here = world()
+    assert here.group is not None
+    if not isinstance(cfg, HybridShardConfig):
+        return DeviceMesh.from_group(here.group, here.device.type)
+    assert cfg.shard_size is not None
+    ranks = torch.tensor(td.get_process_group_ranks(here.group)).view(-1, cfg.shard_size)
+    row, column = divmod(here.rank, cfg.shard_size)
+    groups = [td.new_group(of.tolist(), use_local_synchronization=True) for of in (ranks[:, column], ranks[row])]
+    return DeviceMesh.from_group(groups, here.device.type, mesh=ranks, mesh_dim_names=("replicate", "shard"))
+
+
+def shard(model: nn.Module, cfg: ParallelConfig, mesh: DeviceMesh, precision: str) -> None:
+    """Replace the parameters of `model`, which is on the CPU, by this rank's parts on its device (torch's FSDP2), in place.
+
+    Blocks are gathered one at a time. What is outside of them is gathered for the whole forward and backward pass, and scalars,
+    which cannot be divided, stay whole: `average_whole` averages their gradients.
+    """
+    assert isinstance(cfg, ShardConfig)
+    offload = CPUOffloadPolicy(pin_memory=world().device.type == "cuda") if cfg.cpu_offload else OffloadPolicy()
+    scalars = {p for p in model.parameters() if not p.ndim}
+    for p in scalars:
+        p.data = p.data.to(world().device)
+    kind = GATHERED.get(precision)
+    half = MixedPrecisionPolicy(kind, torch.float32 if kind else None, cast_forward_inputs=False)
+    for block in blocks_of(model):
+        fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=half, offload_policy=offload, ignored_params=scalars)
+    root = MixedPrecisionPolicy(cast_forward_inputs=False)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=root, offload_policy=offload, ignored_params=scalars)
+    # FSDP takes the first module that runs for the root, so the root has to run before a method uses a block on its own.
+    made: Any = model
+    made.begin = lambda: None
+    register_fsdp_forward_method(made, "begin")
+    made.begin()
+    made.reshard()
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """The modules that are gathered, or computed again, as one: those that `module` names, or else its children.
+
+    A module names them by a method `sharded_blocks`; they must be used only by calling them, never by their parameters. The
+    members of an nn.Sequential are blocks.
+    """
+    named = getattr(module, "sharded_blocks", None)
+    if named is None and isinstance(module, nn.Sequential):
+        named = module.children
+    if named is None:
+        return [block for child in module.children() for block in blocks_of(child)]
+    return [block for block in named() if next(block.parameters(), None) is not None]
+
+
+def average_whole(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Average over the ranks the gradients that FSDP has not: of scalars."""
+    for p in parameters if isinstance(model, FSDPModule) else ():
+        if not is_sharded(p) and p.grad is not None:
+            all_reduce_(p.grad).div_(world().world_size)
+
+
+@contextlib.contextmanager
+def accumulating(wrapped: nn.Module) -> Iterator[None]:
+    """A backward pass that is not the last of a step. DDP sends nothing; FSDP sends each part to its owner, so that no rank holds
+    whole gradients, and only groups of HSDP wait for the last."""
+    if isinstance(wrapped, DistributedDataParallel):
+        with wrapped.no_sync():
+            yield
+    elif isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_all_reduce(False)
+        try:
+            yield
+        finally:
+            wrapped.set_requires_all_reduce(True)
+    else:
+        yield
+
+
+@contextlib.contextmanager
+def gathered(model: nn.Module, changes: bool = False) -> Iterator[None]:
+    """Every rank holds all parameters, so that any method can be used, by one rank alone too. Entered by all ranks together.
+
+    With `changes`, the same ones made on every rank, the parts become those of the parameters at the end.
+    """
+    parts = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    before = dict(model.named_parameters()) if parts and changes else {}
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+        now = {name: p.detach().clone() for name, p in model.named_parameters() if name in before}
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(part is not model, recurse=False)
+    with torch.no_grad():
+        for name, value in now.items():
+            if is_sharded(before[name]):
+                local(before[name]).copy_(local(spread(value, before[name])))
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with whole tensors, on the CPU where it is sharded; empty but on rank 0. Collective."""
+    state: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        full = whole(value)
+        if world().is_main:
+            state[name] = full.cpu() if is_sharded(value) else full
+    return state
+
+
+def load_whole_state(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """`model.load_state_dict` of whole tensors, sharded or not. Raises RuntimeError as it does."""
+    own = model.state_dict()
+    fits = {k: own[k] for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict({k: spread(v, fits[k]) if k in fits else v for k, v in weights.items()})

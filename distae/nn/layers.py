@@ -62,6 +62,10 @@ class Chain(Noisy):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
+    def sharded_blocks(self) -> list[nn.Module]:
+        """What `--parallel fsdp` gathers, and `--checkpoint-activations` computes again, as one: each layer."""
+        return list(self.layers)
+
     def forward(self, x: Tensor, noise: Noise | None) -> Tensor:
         for layer in self.layers:
             x = layer(x, noise) if isinstance(layer, Noisy) else layer(x)

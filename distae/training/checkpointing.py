@@ -80,7 +80,7 @@ class CheckpointManager:
         if why := self.store.why_unusable(step):
             raise TrainingError(f"the checkpoint of step {step} cannot be used: {why}")
         into = {k: v.clone() for k, v in state_dict(self.train_step).items() if not k.startswith("optim.")}
-        self.store.load(step, into, "optim.")
+        self.store.load(step, into, "optim.", lambda *_: None)
         model.load_state_dict({k.removeprefix(prefix): v for k, v in into.items() if k.startswith(prefix)})
 
     def close(self) -> None:

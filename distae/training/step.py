@@ -6,16 +6,25 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from distae import distributed as dist
 from distae.config import TrainConfig
 from distae.data import Loader
-from distae.distributed.parallelize import parallelize
+from distae.distributed.parallelize import (
+    accumulating,
+    average_whole,
+    is_sharding,
+    mesh_of,
+    parallelize,
+    shard,
+)
+from distae.distributed.shards import is_sharded, local, norm, own_part
 from distae.errors import TrainingError
 from distae.models import Autoencoder, Batch, Output, Phase
 from distae.noise import Noise, Rows
 from distae.training.accumulator import MetricAccumulator
+from distae.training.activations import checkpoint_activations
 from distae.training.compile import Compiled
 from distae.training.ema import EMA
 from distae.training.optim import Schedule, Update, apply_update, make_optimizer
@@ -36,11 +45,19 @@ class TrainStep:
         self.cfg, self.model, self.loader, self.schedule = cfg, model, loader, schedule
         self.world = dist.world()
         self.timers = Timers()
-        self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-        self.phases = model.phases()
-        self.optimizers = {t.name: make_optimizer(cfg.optim, t.parameters) for t in self.phases}
-        self.scaler = torch.amp.GradScaler(self.world.device.type) if cfg.precision == "fp16" else None
         self.ema = EMA(model, cfg.ema) if cfg.ema else None
+        if cfg.checkpoint_activations:
+            checkpoint_activations(model)
+        self.sharded = is_sharding(cfg.parallel)
+        if self.sharded:
+            self._shard()
+        parts = {p: own_part(p) for p in model.parameters()}
+        self.names: dict[Tensor, str] = {parts[p]: name for name, p in model.named_parameters()}
+        self.phases = model.phases()
+        self.updated = {phase.name: [parts[p] for p in phase.parameters] for phase in self.phases}
+        """What each phase's optimizer updates: its parameters, or this rank's parts of them."""
+        self.optimizers = {name: make_optimizer(cfg.optim, parameters) for name, parameters in self.updated.items()}
+        self.scaler = self._make_scaler()
         self.window = MetricAccumulator(self.world.device)
         self.grad_norm = torch.zeros((), device=self.world.device)
         self.compiled = Compiled(model, cfg.cuda_graphs) if compiled else None
@@ -49,8 +66,26 @@ class TrainStep:
         share = micro // self.world.world_size
         self.rows = [Rows(share, m * micro + self.world.rank * share) for m in range(cfg.grad_accum_steps)]
 
+    def shard(self, model: Autoencoder) -> None:
+        """Spread a model that is on the CPU over the ranks as this one is. Collective."""
+        shard(model, self.cfg.parallel, self.mesh, self.cfg.precision)
+
+    def _shard(self) -> None:
+        self.mesh = mesh_of(self.cfg.parallel)
+        self.shard(self.model)
+        if self.ema:
+            self.shard(self.ema.model)
+
+    def _make_scaler(self) -> torch.amp.GradScaler | None:
+        if self.cfg.precision != "fp16":
+            return None
+        kind = self.world.device.type
+        return ShardedGradScaler(kind, process_group=self.world.group) if self.sharded else torch.amp.GradScaler(kind)
+
     def _parallelize(self) -> dict[str, nn.Module]:
         """The module through which each phase's forward runs: compiled, and wrapped by DDP."""
+        if self.sharded:
+            return {phase.name: self.model for phase in self.phases}
         wrapped: dict[str, nn.Module] = {}
         shared = sum(len(phase.parameters) for phase in self.phases) > len(self.names)
         for phase in self.phases:
@@ -71,7 +106,7 @@ class TrainStep:
         Summation order follows the buckets: with 3 ranks or more a resumed run would otherwise differ in the last bit from
         one that was never interrupted. Call it before the weights are loaded.
         """
-        if self.world.group is not None or self.compiled:
+        if (self.world.group is not None and not self.sharded) or self.compiled:
             self._run_and_discard(rows, 2)
 
     def flops(self, rows: Tensor) -> float:
@@ -112,7 +147,8 @@ class TrainStep:
             self.ema.update(self.model)
 
     def _start(self, x: Tensor) -> None:
-        self.model.start(x)
+        with dist.gathered(self.model, changes=True):
+            self.model.start(x)
         if self.ema:
             self.ema.model.load_state_dict(self.model.state_dict())
 
@@ -124,10 +160,22 @@ class TrainStep:
         for p in phase.parameters:
             p.grad = None  # as zero_grad() does, at a tenth of its cost for a small model
         for micro, batch in enumerate(batches):
-            with self._no_sync(phase) if micro < self.cfg.grad_accum_steps - 1 else contextlib.nullcontext():
+            open_ = micro < self.cfg.grad_accum_steps - 1
+            with accumulating(self.wrapped[phase.name]) if open_ else contextlib.nullcontext():
                 self.window.add(self._backward(phase, step, micro, batch))
         with self.timers["optimizer"]:
-            return apply_update(optimizer, phase.parameters, self.cfg.optim, self.scaler)
+            return self._update(phase, optimizer)
+
+    def _update(self, phase: Phase, optimizer: torch.optim.Optimizer) -> Update:
+        updated, rest = self.updated[phase.name], (self.cfg.optim, self.scaler)
+        if not self.sharded:
+            return apply_update(optimizer, updated, *rest)
+        average_whole(self.model, phase.parameters)
+        for p, part in zip(phase.parameters, updated, strict=True):
+            if is_sharded(p):
+                part.grad = None if p.grad is None else local(p.grad)
+        update = apply_update(optimizer, updated, *rest, lambda _: norm([p.grad for p in phase.parameters if p.grad is not None]))
+        return Update(*(x.to(self.world.device) for x in update))
 
     def _fetch(self, step: int, micro: int, rows: Tensor) -> Batch:
         """The micro-batch that all phases of the step use; its noise has a key of its own."""
@@ -153,10 +201,6 @@ class TrainStep:
             self.model.requires_grad_(False)
             for p in phase.parameters:
                 p.requires_grad_(True)
-
-    def _no_sync(self, phase: Phase) -> contextlib.AbstractContextManager[None]:
-        wrapped = self.wrapped[phase.name]
-        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

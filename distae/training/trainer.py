@@ -11,6 +11,7 @@ from distae.config import TrainConfig
 from distae.data import GlobalBatchSampler, Loader, Reading, Split
 from distae.data.bad_rows import Skipped
 from distae.data.storage import in_words
+from distae.distributed.parallelize import is_sharding, whole_state
 from distae.errors import TrainingError
 from distae.models import Autoencoder, build
 from distae.models.serialization import export
@@ -51,7 +52,9 @@ class Trainer:
         self.total = cfg.steps or (cfg.epochs or 1) * self.sampler.steps_per_epoch
         schedule = Schedule(cfg.schedule, self.total, self.sampler.steps_per_epoch)
         to = {"memory_format": torch.channels_last} if cfg.channels_last else {}
-        model = build(cfg.model, cfg.net, cfg.data.shape(), cfg.seed, device=device, dtype=dtype, **to)
+        place = torch.device("cpu") if is_sharding(cfg.parallel) else device  # a GPU never holds all of a sharded model
+        self.build = lambda: build(cfg.model, cfg.net, cfg.data.shape(), cfg.seed, device=place, dtype=dtype, **to)
+        model = self.build()
         why_not_compiled = self._why_not_compiled()
         compiled = cfg.compile and why_not_compiled is None
         self.train_step = TrainStep(cfg, model, self.loaders["train"], schedule, compiled)
@@ -169,9 +172,10 @@ class Trainer:
         model, step = self._exported()
         if len(self.loaders["test"]) and self.validator.evaluate("test", model, self.stop) is None:
             return self._save_and_leave()
+        weights = whole_state(model)
         if self.world.is_main:
             transform = self.train_step.loader.split.transform
-            export(model, self.cfg, self.run_dir / "model", step, transform, self.data)
+            export(model, self.cfg, self.run_dir / "model", step, transform, self.data, weights)
         self.tracker.line(self._closing_line(step))
         return True
 
@@ -180,13 +184,21 @@ class Trainer:
         best = self.state.best_step
         if self.cfg.export == "last" or best is None or best == self.state.step:
             return self.train_step.evaluated, self.state.step
-        model = copy.deepcopy(self.train_step.evaluated)
+        model = self._another()
         try:
             self.checkpoints.load_model(best, model)
         except TrainingError as error:
             self.tracker.line(f"the best model, of step {best}, cannot be exported, so the last is: {error}")
             return self.train_step.evaluated, self.state.step
         return model, best
+
+    def _another(self) -> Autoencoder:
+        """A model like the evaluated one, to load weights into."""
+        if not self.train_step.sharded:
+            return copy.deepcopy(self.train_step.evaluated)
+        model = self.build()
+        self.train_step.shard(model)
+        return model
 
     @property
     def why_early(self) -> str:

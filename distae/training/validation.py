@@ -39,12 +39,13 @@ class Validator:
 
     def prepare(self) -> list[str]:
         """Notes on probes that do not apply. Raises UserError if --best-metric does not apply to the model or the data."""
-        return self.probes.prepare(self.train_step.evaluated)
+        with dist.gathered(self.train_step.evaluated):
+            return self.probes.prepare(self.train_step.evaluated)
 
     def probe_if_due(self) -> None:
         """Write the row of --probe-every."""
         if self.cfg.probe_every and self.state.step % self.cfg.probe_every == 0 and len(self.loaders["val"]):
-            with self.logger.timers["evaluation"]:
+            with self.logger.timers["evaluation"], dist.gathered(self.train_step.evaluated):
                 self.logger.check_finite()
                 if found := self.probes(self.train_step.evaluated):
                     self.logger.row({f"val/{k}": v for k, v in found.items()})
@@ -63,6 +64,10 @@ class Validator:
 
     def evaluate(self, split: str, model: Autoencoder, stop: StopAgreement) -> dict[str, float] | None:
         """Metrics of a split, written as a row, and pictures; None if a stop was agreed on before the end."""
+        with dist.gathered(model):
+            return self._evaluate(split, model, stop)
+
+    def _evaluate(self, split: str, model: Autoencoder, stop: StopAgreement) -> dict[str, float] | None:
         cfg, loader = self.cfg, self.loaders[split]
         with autocast(cfg.precision, dist.world().device):
             metrics = dist.broadcast(evaluate(model, loader, cfg.eval_batch_size, cfg.seed, lambda: stop.agreed(at_once=True)))
@@ -83,7 +88,8 @@ class Validator:
         """Pictures of a split; failing to write them does not end the run."""
         step, tracker = self.state.step, self.logger.tracker
         try:
-            pictures = draw(model, self.loaders[split], Path(self.cfg.run_dir or ".") / "images", step, self.cfg.seed, split)
+            with autocast(self.cfg.precision, dist.world().device):  # parameters that are gathered in half precision need it
+                pictures = draw(model, self.loaders[split], Path(self.cfg.run_dir or ".") / "images", step, self.cfg.seed, split)
         except OSError as error:
             tracker.line(f"pictures of step {step} could not be written: {error}")
             return
