@@ -28,6 +28,7 @@ from benchmarks.crash import timeless
 from distae import distributed as dist
 from distae.commands.session import train_run
 from distae.config import TrainConfig
+from distae.config.parallel import ParallelConfig, ReplicateConfig
 from distae.data import load
 from distae.distributed.parallelize import parallelize
 from distae.distributed.shards import local, whole
@@ -43,6 +44,14 @@ RANKS = {4: (0, 1, 2, 3), 3: (0, 1, 2), 1: (3,), 2: (0, 1)}
 Plant = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
+class Leg(NamedTuple):
+    """A first part of a run."""
+
+    world_size: int
+    ends_at: int
+    parallel: ParallelConfig = ReplicateConfig()
+
+
 class Case(NamedTuple):
     """Settings to run at several world sizes, perhaps with a planted bug."""
 
@@ -53,6 +62,8 @@ class Case(NamedTuple):
     """Step at which the run ends for a first time; it is then started again, and resumes."""
     begins_on: int | None = None
     """World size of that first part, where it is not the same."""
+    legs: tuple[Leg, ...] = ()
+    """Or several such parts, in order."""
     of_settings: bool = False
     """Whether the data is what the settings say, and not `helpers.splits`."""
 
@@ -181,6 +192,10 @@ def _rank(rank: int, cases: dict[str, Case], folder: Path) -> None:
             if n in case.world_sizes:
                 if case.ends_at:
                     train(case, case.begins_on or n, case.ends_at, folder / f"{name}.{n}")
+                for leg in case.legs:
+                    first = case._replace(cfg=dataclasses.replace(case.cfg, parallel=leg.parallel))
+                    train(first, leg.world_size, leg.ends_at, folder / f"{name}.{n}")
+                    td.barrier()
                 if case.begins_on:
                     td.barrier()  # the other ranks find what these have saved
                 train(case, n, None, folder / f"{name}.{n}")
@@ -269,6 +284,16 @@ def one_shuffle() -> contextlib.AbstractContextManager[Any]:
 def noise_per_rank() -> contextlib.AbstractContextManager[Any]:
     """Every rank draws the noise of the first rows."""
     return mock.patch("distae.training.step.Rows", lambda count, start: Rows(count))
+
+
+def scalars_not_averaged() -> contextlib.AbstractContextManager[Any]:
+    """Parameters that FSDP leaves whole get each rank's own gradient."""
+    return mock.patch("distae.training.step.average_whole")
+
+
+def noise_drawn_on() -> contextlib.AbstractContextManager[Any]:
+    """The second forward pass of a checkpointed block draws noise of its own."""
+    return mock.patch("distae.training.activations._again", lambda *_: contextlib.nullcontext())  # noqa: PT008
 
 
 def traced() -> contextlib.AbstractContextManager[Any]:

@@ -12,7 +12,7 @@ from distae.distributed.collectives import (
     on_main,
 )
 from distae.distributed.consensus import LOST, Consensus, first_failure
-from distae.distributed.parallelize import blocks_of, gathered
+from distae.distributed.parallelize import blocks_of
 from distae.distributed.startup import Rendezvous, ends_within, first_in_node, rendezvous
 from distae.distributed.world import World, memory_of, pick_device, session, set_tf32, set_threads, synchronize, use, world
 
@@ -31,7 +31,6 @@ __all__ = [
     "first_in_node",
     "gather",
     "gather_rows",
-    "gathered",
     "local_rows",
     "memory_of",
     "on_main",

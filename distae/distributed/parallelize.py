@@ -1,9 +1,10 @@
 """How a model is parallelized over the ranks of the current `World`."""
 
 import contextlib
+import copy
 import inspect
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as td
@@ -16,7 +17,6 @@ from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
-    register_fsdp_forward_method,
 )
 from torch.nn.parallel import DistributedDataParallel
 
@@ -66,7 +66,7 @@ def mesh_of(cfg: ParallelConfig) -> DeviceMesh:
     assert cfg.shard_size is not None
     ranks = torch.tensor(td.get_process_group_ranks(here.group)).view(-1, cfg.shard_size)
     row, column = divmod(here.rank, cfg.shard_size)
-    groups = [td.new_group(of.tolist(), use_local_synchronization=True) for of in (ranks[:, column], ranks[row])]
+    groups: Any = [td.new_group(of.tolist(), use_local_synchronization=True) for of in (ranks[:, column], ranks[row])]
     return DeviceMesh.from_group(groups, here.device.type, mesh=ranks, mesh_dim_names=("replicate", "shard"))
 
 
@@ -87,12 +87,6 @@ def shard(model: nn.Module, cfg: ParallelConfig, mesh: DeviceMesh, precision: st
         fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=half, offload_policy=offload, ignored_params=scalars)
     root = MixedPrecisionPolicy(cast_forward_inputs=False)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=root, offload_policy=offload, ignored_params=scalars)
-    # FSDP takes the first module that runs for the root, so the root has to run before a method uses a block on its own.
-    made: Any = model
-    made.begin = lambda: None
-    register_fsdp_forward_method(made, "begin")
-    made.begin()
-    made.reshard()
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
@@ -133,38 +127,51 @@ def accumulating(wrapped: nn.Module) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def gathered(model: nn.Module, changes: bool = False) -> Iterator[None]:
-    """Every rank holds all parameters, so that any method can be used, by one rank alone too. Entered by all ranks together.
+def spread_like(model: nn.Module, sharded: nn.Module) -> None:
+    """Replace the parameters of `model` by this rank's parts, spread as those of `sharded`, a model of the same modules."""
+    for mine, theirs in zip(model.modules(), sharded.modules(), strict=True):
+        for name, p in mine._parameters.items():
+            if p is not None:
+                part = spread(p.detach(), theirs.get_parameter(name))
+                mine._parameters[name] = nn.Parameter(part, requires_grad=p.requires_grad)
 
-    With `changes`, the same ones made on every rank, the parts become those of the parameters at the end.
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def hollow(model: M) -> M:
+    """A copy of `model` without memory for its parameters, for `filled`."""
+    copied = copy.deepcopy(model)
+    for p in copied.parameters():
+        p.data = torch.empty(0, dtype=p.dtype, device=world().device)
+    return copied
+
+
+@contextlib.contextmanager
+def filled(
+    empty: nn.Module, source: nn.Module, weights: Mapping[str, Tensor] | None = None, changes: bool = False
+) -> Iterator[None]:
+    """Give `empty`, which `hollow` made, the whole parameters of the sharded `source`, or `weights` instead, and its buffers.
+
+    Every rank then holds all of them, and may use any method alone. Entered by all ranks together. With `changes`, the same on
+    every rank, `source` gets what the parameters are at the end.
     """
-    parts = [m for m in model.modules() if isinstance(m, FSDPModule)]
-    before = dict(model.named_parameters()) if parts and changes else {}
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
+    taken = dict(source.state_dict() if weights is None else weights)
+    for mine, theirs in zip(empty.modules(), source.modules(), strict=True):
+        mine._buffers.update(theirs._buffers)
+    owned = dict(source.named_parameters())
+    for name, buffer in [*empty.named_buffers()] if weights is not None else ():
+        owner, _, last = name.rpartition(".")
+        empty.get_submodule(owner)._buffers[last] = taken.get(name, buffer)
+    for name, p in empty.named_parameters():
+        p.data = whole(taken[name]).to(world().device)
     try:
         yield
-        now = {name: p.detach().clone() for name, p in model.named_parameters() if name in before}
+        for name, p in empty.named_parameters() if changes else ():
+            local(owned[name]).copy_(local(spread(p.detach(), owned[name])))
     finally:
-        for part in parts:
-            part.reshard()
-            part.set_reshard_after_forward(part is not model, recurse=False)
-    with torch.no_grad():
-        for name, value in now.items():
-            if is_sharded(before[name]):
-                local(before[name]).copy_(local(spread(value, before[name])))
-
-
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with whole tensors, on the CPU where it is sharded; empty but on rank 0. Collective."""
-    state: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
-        full = whole(value)
-        if world().is_main:
-            state[name] = full.cpu() if is_sharded(value) else full
-    return state
+        for p in empty.parameters():
+            p.data = torch.empty(0, dtype=p.dtype, device=world().device)
 
 
 def load_whole_state(model: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -13,12 +13,18 @@ def is_sharded(x: Tensor) -> bool:
 
 def local(x: Tensor) -> Tensor:
     """This rank's part of `x`, which shares its memory; `x` itself if every rank holds it whole."""
-    return x.detach().to_local() if isinstance(x, DTensor) else x
+    if not isinstance(x, DTensor):
+        return x
+    with torch.no_grad():
+        return x.to_local()
 
 
 def whole(x: Tensor) -> Tensor:
     """`x` with the parts of all ranks, on every rank. Collective."""
-    return x.detach().full_tensor() if isinstance(x, DTensor) else x
+    if not isinstance(x, DTensor):
+        return x
+    with torch.no_grad():
+        return x.full_tensor()
 
 
 def like(part: Tensor, x: Tensor) -> Tensor:
@@ -43,7 +49,7 @@ def own_part(p: nn.Parameter) -> nn.Parameter:
 def offsets_of(x: Tensor) -> torch.Size | None:
     """Where this rank's part of a sharded `x` begins; None if it is empty, or if an earlier rank has the same part."""
     assert isinstance(x, DTensor)
-    (chunk,) = x.__create_chunk_list__()
+    (chunk,) = x.__create_chunk_list__()  # type: ignore[no-untyped-call]
     coordinate = x.device_mesh.get_coordinate()
     if 0 in chunk.sizes or coordinate is None or any(coordinate[:-1]):
         return None
@@ -55,11 +61,17 @@ def norm(tensors: list[Tensor]) -> Tensor:
     parts = [local(x) for x in tensors]
     mesh = next((x.device_mesh for x in tensors if isinstance(x, DTensor)), None)
     if mesh is None:
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parts)))
+        return _norm(parts)
     group = mesh.get_group(mesh.ndim - 1)
     if group.rank():  # counts what every rank holds once
         parts = [part for part, x in zip(parts, tensors, strict=True) if isinstance(x, DTensor)]
-    mine = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parts)))
+    mine = _norm(parts)
     norms = mine.new_empty(group.size())
     td.all_gather_into_tensor(norms, mine[None], group=group)
-    return torch.linalg.vector_norm(norms)
+    total: Tensor = torch.linalg.vector_norm(norms)
+    return total
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    total: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    return total

@@ -59,29 +59,20 @@ class About:
 
 
 def export(
-    model: base.Autoencoder,
-    cfg: TrainConfig,
-    folder: Path,
-    step: int,
-    transform: Transform | None,
-    data: Identity | None,
-    weights: dict[str, Tensor] | None = None,
+    model: base.Autoencoder, cfg: TrainConfig, folder: Path, step: int, transform: Transform | None, data: Identity | None
 ) -> None:
-    """Write a model folder: weights, their step and data, and the settings to build the model; completely or not at all.
-
-    `weights` are the model's, where it does not hold all of them itself.
-    """
+    """Write a model folder: weights, their step and data, and the settings to build the model; completely or not at all."""
     settings = to_dict(cfg)
     about = {key: settings[key] for key in ("model", "net", "data")}
     about |= {"shape": list(model.shape), "step": step, "transform": transform and transform.to_json(), "data_identity": data}
     with files.new_folder(folder) as fresh:
-        _write(model.state_dict() if weights is None else weights, about, fresh)
+        _write(model, about, fresh)
 
 
-def _write(weights: dict[str, Tensor], about: dict[str, Any], folder: Path) -> None:
+def _write(model: base.Autoencoder, about: dict[str, Any], folder: Path) -> None:
     """The files of a model folder; `about` is config.json without checksums."""
     path = folder / WEIGHTS
-    _save(weights, path)
+    _save(model.state_dict(), path)
     about = about | {"weights": {"size": path.stat().st_size, "xxh3": checksum(path)}}
     about["xxh3"] = _digest(about)
     text = json.dumps(about, indent=1).encode() + b"\n"
@@ -95,7 +86,7 @@ def _write(weights: dict[str, Tensor], about: dict[str, Any], folder: Path) -> N
 def write_saved(saved: "SavedModel", folder: Path) -> None:
     """Write the files of a model folder again, into an empty folder."""
     keys = ("model", "net", "data", "shape", "step", "transform", "data_identity")
-    _write(saved.model.state_dict(), {key: getattr(saved.about, key) for key in keys}, folder)
+    _write(saved.model, {key: getattr(saved.about, key) for key in keys}, folder)
 
 
 def _save(weights: dict[str, Tensor], path: Path) -> None:

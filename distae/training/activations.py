@@ -26,7 +26,7 @@ def _checkpointed(block: nn.Module, forward: Callable[..., Tensor], *args: Any) 
     noise = next((arg for arg in args if isinstance(arg, Noise)), None)
     again = functools.partial(_again, block, noise, noise.calls if noise else 0)
     how: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-    return checkpoint(forward, *args, context_fn=lambda: (contextlib.nullcontext(), again()), **how)  # type: ignore[no-any-return]
+    return checkpoint(forward, *args, context_fn=lambda: (contextlib.nullcontext(), again()), **how)
 
 
 @contextlib.contextmanager

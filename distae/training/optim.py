@@ -17,7 +17,7 @@ from distae.config.optim import (
     ScheduleConfig,
     StepConfig,
 )
-from distae.distributed import shards
+from distae.distributed import all_reduce_, shards
 from distae.errors import TrainingError
 
 
@@ -111,6 +111,15 @@ def add_l1(parameters: list[nn.Parameter], l1: float) -> None:
     decayed: list[Tensor] = [p for p in weights(parameters) if p.grad is not None]
     grads = [p.grad for p in decayed if p.grad is not None]
     torch._foreach_add_(grads, torch._foreach_sign(decayed), alpha=l1)
+
+
+class ShardedScaler(torch.amp.GradScaler):
+    """torch's loss scaler where each rank has parts of the gradients: one that overflows on any rank skips the step on all."""
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        super().unscale_(optimizer)
+        for found in self._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values():
+            all_reduce_(found).clamp_(max=1)
 
 
 class Update(NamedTuple):
@@ -207,11 +216,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
 
 
 def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: dict[Tensor, str], shapes: Mapping[str, Tensor], tensors: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer,
+    names: dict[Tensor, str],
+    tensors: dict[str, Tensor],
+    whole: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Load the state that `optimizer_tensors` returned. Raises TrainingError on names, shapes or types that do not fit.
 
-    The optimizer may update parts; `shapes` are the whole parameters, and sharded tensors hold the parts' state.
+    Where the optimizer updates parts, `whole` are the sharded parameters by name.
     """
     parameters = {name: p for p, name in names.items()}
     optimizer.state.clear()
@@ -221,7 +233,9 @@ def load_optimizer_tensors(
         name, _, key = dotted.rpartition(".")
         p = parameters.get(name)
         # Fused optimizers do not check sizes: with a forged one they would write past the end of a tensor.
-        if p is None or (value.shape, value.dtype) != (((), torch.float32) if key == "step" else (shapes[name].shape, p.dtype)):
+        if p is None or (value.shape, value.dtype) != (
+            ((), torch.float32) if key == "step" else ((whole or parameters)[name].shape, p.dtype)
+        ):
             raise TrainingError(
                 f"the optimizer state of the checkpoint does not fit the model: it has {dotted}, {value.dtype} {list(value.shape)}"
             )

@@ -101,7 +101,7 @@ class RunRestorer:
 
     def _load_weights(self, run_dir: Path) -> None:
         weights = load_weights(run_dir)
-        for model in {self.train_step.model, self.train_step.evaluated}:
+        for model in {self.train_step.model, self.train_step.weights}:
             try:
                 load_whole_state(model, weights)
             except RuntimeError as error:

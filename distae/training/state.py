@@ -144,7 +144,7 @@ def load_state_dict(store: CheckpointReader, step: int, train_step: TrainStep) -
     for phase, optimizer in train_step.optimizers.items():
         prefix = f"optim.{phase}."
         mine = {k.removeprefix(prefix): v for k, v in loaded.items() if k.startswith(prefix)}
-        load_optimizer_tensors(optimizer, train_step.names, dict(train_step.model.named_parameters()), mine)
+        load_optimizer_tensors(optimizer, train_step.names, mine, dict(train_step.model.named_parameters()))
     if train_step.scaler and saved.scaler:
         train_step.scaler.load_state_dict(saved.scaler)
     train_step.window.load(saved.window)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from distae import distributed as dist
 from distae.config import TrainConfig
@@ -14,10 +13,13 @@ from distae.data import Loader
 from distae.distributed.parallelize import (
     accumulating,
     average_whole,
+    filled,
+    hollow,
     is_sharding,
     mesh_of,
     parallelize,
     shard,
+    spread_like,
 )
 from distae.distributed.shards import is_sharded, local, norm, own_part
 from distae.errors import TrainingError
@@ -27,7 +29,7 @@ from distae.training.accumulator import MetricAccumulator
 from distae.training.activations import checkpoint_activations
 from distae.training.compile import Compiled
 from distae.training.ema import EMA
-from distae.training.optim import Schedule, Update, apply_update, make_optimizer
+from distae.training.optim import Schedule, ShardedScaler, Update, apply_update, make_optimizer
 from distae.training.profiling import Timers
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,6 +51,7 @@ class TrainStep:
         if cfg.checkpoint_activations:
             checkpoint_activations(model)
         self.sharded = is_sharding(cfg.parallel)
+        self.hollow = hollow(model) if self.sharded else None
         if self.sharded:
             self._shard()
         parts = {p: own_part(p) for p in model.parameters()}
@@ -66,21 +69,17 @@ class TrainStep:
         share = micro // self.world.world_size
         self.rows = [Rows(share, m * micro + self.world.rank * share) for m in range(cfg.grad_accum_steps)]
 
-    def shard(self, model: Autoencoder) -> None:
-        """Spread a model that is on the CPU over the ranks as this one is. Collective."""
-        shard(model, self.cfg.parallel, self.mesh, self.cfg.precision)
-
     def _shard(self) -> None:
-        self.mesh = mesh_of(self.cfg.parallel)
-        self.shard(self.model)
+        shard(self.model, self.cfg.parallel, mesh_of(self.cfg.parallel), self.cfg.precision)
         if self.ema:
-            self.shard(self.ema.model)
+            spread_like(self.ema.model, self.model)
+            self.ema.model.to(self.world.device)
 
     def _make_scaler(self) -> torch.amp.GradScaler | None:
         if self.cfg.precision != "fp16":
             return None
         kind = self.world.device.type
-        return ShardedGradScaler(kind, process_group=self.world.group) if self.sharded else torch.amp.GradScaler(kind)
+        return ShardedScaler(kind) if self.sharded else torch.amp.GradScaler(kind)
 
     def _parallelize(self) -> dict[str, nn.Module]:
         """The module through which each phase's forward runs: compiled, and wrapped by DDP."""
@@ -95,8 +94,17 @@ class TrainStep:
 
     @property
     def evaluated(self) -> Autoencoder:
-        """The model that evaluation and export use."""
+        """The model that evaluation and export use, while `whole` where it is sharded."""
+        return self.hollow or self.weights
+
+    @property
+    def weights(self) -> Autoencoder:
+        """The model whose weights evaluation and export use: perhaps in parts."""
         return self.ema.model if self.ema else self.model
+
+    def whole(self, weights: dict[str, Tensor] | None = None) -> contextlib.AbstractContextManager[None]:
+        """While entered, `evaluated` has all parameters, or these, on every rank, which may use it alone. Collective."""
+        return filled(self.hollow, self.weights, weights) if self.hollow else contextlib.nullcontext()
 
     def warmup(self, rows: Tensor) -> None:
         """Run and discard the passes after which DDP has rebuilt its buckets and torch.compile has compiled.
@@ -147,7 +155,10 @@ class TrainStep:
             self.ema.update(self.model)
 
     def _start(self, x: Tensor) -> None:
-        with dist.gathered(self.model, changes=True):
+        if self.hollow:
+            with filled(self.hollow, self.model, changes=True), torch.no_grad():
+                self.hollow.start(x)
+        else:
             self.model.start(x)
         if self.ema:
             self.ema.model.load_state_dict(self.model.state_dict())

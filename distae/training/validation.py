@@ -39,13 +39,13 @@ class Validator:
 
     def prepare(self) -> list[str]:
         """Notes on probes that do not apply. Raises UserError if --best-metric does not apply to the model or the data."""
-        with dist.gathered(self.train_step.evaluated):
+        with self.train_step.whole():
             return self.probes.prepare(self.train_step.evaluated)
 
     def probe_if_due(self) -> None:
         """Write the row of --probe-every."""
         if self.cfg.probe_every and self.state.step % self.cfg.probe_every == 0 and len(self.loaders["val"]):
-            with self.logger.timers["evaluation"], dist.gathered(self.train_step.evaluated):
+            with self.logger.timers["evaluation"], self.train_step.whole():
                 self.logger.check_finite()
                 if found := self.probes(self.train_step.evaluated):
                     self.logger.row({f"val/{k}": v for k, v in found.items()})
@@ -59,15 +59,12 @@ class Validator:
         """Evaluate the validation split; returns whether it is a new best. After an agreed stop it is unfinished and `due`."""
         with self.logger.timers["evaluation"]:
             self.logger.check_finite()
-            metrics = self.evaluate("val", self.train_step.evaluated, stop)
+            with self.train_step.whole():
+                metrics = self.evaluate("val", self.train_step.evaluated, stop)
             return metrics is not None and self._judge(metrics)
 
     def evaluate(self, split: str, model: Autoencoder, stop: StopAgreement) -> dict[str, float] | None:
         """Metrics of a split, written as a row, and pictures; None if a stop was agreed on before the end."""
-        with dist.gathered(model):
-            return self._evaluate(split, model, stop)
-
-    def _evaluate(self, split: str, model: Autoencoder, stop: StopAgreement) -> dict[str, float] | None:
         cfg, loader = self.cfg, self.loaders[split]
         with autocast(cfg.precision, dist.world().device):
             metrics = dist.broadcast(evaluate(model, loader, cfg.eval_batch_size, cfg.seed, lambda: stop.agreed(at_once=True)))
@@ -88,8 +85,7 @@ class Validator:
         """Pictures of a split; failing to write them does not end the run."""
         step, tracker = self.state.step, self.logger.tracker
         try:
-            with autocast(self.cfg.precision, dist.world().device):  # parameters that are gathered in half precision need it
-                pictures = draw(model, self.loaders[split], Path(self.cfg.run_dir or ".") / "images", step, self.cfg.seed, split)
+            pictures = draw(model, self.loaders[split], Path(self.cfg.run_dir or ".") / "images", step, self.cfg.seed, split)
         except OSError as error:
             tracker.line(f"pictures of step {step} could not be written: {error}")
             return

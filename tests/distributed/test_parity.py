@@ -1,12 +1,16 @@
 """N ranks end where 1 rank ends, for every network and norm; and the gate sees planted bugs."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import gate
 import pytest
+import torch
 from gate import BATCH_NORM, EXACT, SINGLE, Case
-from helpers import settings
+from helpers import RICH, settings
+
+from distae.config.parallel import HybridShardConfig, ShardConfig
 
 NETS, NORMS = ("mlp", "conv", "resnet"), ("none", "layer", "group", "batch")
 ALL_NETS = ("ae", "vae")
@@ -53,6 +57,40 @@ FLOAT32 = {
     for m in ALL_NETS
     for net in NETS
 }
+
+
+def sharded(case: Case, *world_sizes: int, size: int = 0, **changes: Any) -> Case:
+    """The case with `--parallel fsdp`, or with `hsdp` over groups of `size` ranks."""
+    parallel = HybridShardConfig(shard_size=size) if size else ShardConfig()
+    return case._replace(cfg=replace(case.cfg, parallel=parallel, **changes), world_sizes=world_sizes)
+
+
+WIDE = Case(settings(net={"hidden": [96, 48]}, model={"latent_dim": 24}, steps=3, precision="fp64"), world_sizes=(1,))
+SHARDED = {
+    "everything fsdp": sharded(everything(), 1, 2, 3),
+    "everything hsdp": sharded(everything(), 4, size=2),
+    "everything fsdp-checkpointed": sharded(everything(), 2, checkpoint_activations=True),
+    "vae-conv-batch fsdp": sharded(CASES["vae-conv-batch"], 2),
+    "vae-conv-batch fsdp-checkpointed": sharded(CASES["vae-conv-batch"], 2, checkpoint_activations=True),
+    "vae-resnet-group fsdp": sharded(CASES["vae-resnet-group"], 3),
+}
+"""Each must end where the case named first ends on one rank."""
+CHECKPOINTED = {
+    f"{name} checkpointed": CASES[name]._replace(cfg=replace(CASES[name].cfg, checkpoint_activations=True), world_sizes=(1, 2))
+    for name in ("vae-conv-batch", "vae-resnet-layer")
+}
+IN_PARTS = {
+    "wide": WIDE,
+    "wide fsdp": sharded(WIDE, 2, 4),
+    "wide hsdp": sharded(WIDE, 4, size=2),
+    "resumed fsdp": sharded(everything(), 3)._replace(ends_at=11),
+    "elastic fsdp": everything()._replace(world_sizes=(1,), legs=(gate.Leg(2, 5), gate.Leg(3, 12, ShardConfig()))),
+    "rich": Case(settings(**RICH), world_sizes=(1,)),
+    "rich fsdp": sharded(Case(settings(**RICH)), 2),
+    "rich fsdp-bf16": sharded(Case(settings(**RICH | {"precision": "bf16"})), 2),
+    "scalars-not-averaged": sharded(everything(), 2)._replace(plant=gate.scalars_not_averaged),
+    "noise-drawn-on": CHECKPOINTED["vae-resnet-layer checkpointed"]._replace(plant=gate.noise_drawn_on, world_sizes=(1,)),
+}
 PLANTED = {
     "dropped-gradient": exact("ae", "mlp", "none")._replace(plant=gate.dropped_gradient, world_sizes=(1, 2)),
     "local-batch-norm": exact("ae", "mlp", "batch")._replace(plant=gate.local_batch_norm, world_sizes=(1, 2)),
@@ -72,7 +110,8 @@ pytestmark = pytest.mark.timeout(900)
 
 @pytest.fixture(scope="module")
 def results(request, tmp_path_factory):
-    return gate.run(gate.asked_for(request, CASES | HALVED | FLOAT32 | PLANTED), tmp_path_factory.mktemp("gate"))
+    every = CASES | HALVED | FLOAT32 | SHARDED | CHECKPOINTED | IN_PARTS | PLANTED
+    return gate.run(gate.asked_for(request, every), tmp_path_factory.mktemp("gate"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -84,6 +123,45 @@ def test_world_sizes_agree(results, name):
 @pytest.mark.parametrize("whole", [name.removesuffix("-accum2") for name in HALVED])
 def test_accumulation_changes_nothing(results, whole):
     gate.assert_parity({0: results[whole][1]} | results[f"{whole}-accum2"], EXACT)
+
+
+@pytest.mark.cases("{whole}", "{whole} {how}")
+@pytest.mark.parametrize(("whole", "how"), [name.split(" ") for name in (*SHARDED, *CHECKPOINTED)])
+def test_how_a_model_is_held_changes_nothing(results, whole, how):
+    gate.assert_parity({0: results[whole][1]} | results[f"{whole} {how}"], BATCH_NORM if whole.endswith("batch") else EXACT)
+
+
+@pytest.mark.cases("everything fsdp", "resumed fsdp")
+def test_a_sharded_run_resumes_bit_for_bit(results):
+    straight, resumed = results["everything fsdp"][3], results["resumed fsdp"][3]
+    assert [k for k, v in straight.tensors.items() if not torch.equal(v, resumed.tensors[k])] == []
+
+
+@pytest.mark.cases("everything", "elastic fsdp")
+def test_a_run_continues_on_other_ranks_with_other_parts(results):
+    """2 ranks with ddp, 3 with fsdp, 1 alone."""
+    straight, elastic = (result[1]._replace(metrics={}) for result in (results["everything"], results["elastic fsdp"]))
+    gate.assert_parity({0: straight, 1: elastic}, EXACT)  # the ends of the first parts add rows of metrics
+
+
+@pytest.mark.cases("wide", "wide fsdp", "wide hsdp")
+def test_a_rank_holds_its_share(results):
+    one = results["wide"][1].bytes
+    held = {(how, n): r.bytes for how in ("fsdp", "hsdp") for n, r in results[f"wide {how}"].items()}
+    assert held.keys() == {("fsdp", 2), ("fsdp", 4), ("hsdp", 4)}
+    assert held["fsdp", 2] <= 1.1 / 2 * one
+    assert held["fsdp", 4] <= 1.1 / 4 * one
+    assert held["hsdp", 4] <= 1.1 / 2 * one
+    gate.assert_parity({0: results["wide"][1]} | results["wide fsdp"], EXACT)
+    gate.assert_parity({0: results["wide"][1]} | results["wide hsdp"], EXACT)
+
+
+@pytest.mark.cases("rich", "rich fsdp", "rich fsdp-bf16")
+@pytest.mark.parametrize("how", ["fsdp", "fsdp-bf16"])
+def test_sharded_half_precision_is_near(results, how):
+    half, single = results[f"rich {how}"][2], results["rich"][1]
+    assert half.metrics["20 val/loss"] == pytest.approx(single.metrics["20 val/loss"], rel=0.02)
+    assert not half.apart
 
 
 @pytest.mark.parametrize("name", FLOAT32)
@@ -109,6 +187,13 @@ def test_the_order_is_torchs_own(results, name):
 def test_a_planted_bug_breaks_parity(results, name, reason):
     with pytest.raises(AssertionError, match=reason):
         gate.assert_parity(results[name], SINGLE if name.endswith("fp32") else BATCH_NORM)
+
+
+@pytest.mark.cases("everything", "vae-resnet-layer", "scalars-not-averaged", "noise-drawn-on")
+@pytest.mark.parametrize(("name", "whole"), [("scalars-not-averaged", "everything"), ("noise-drawn-on", "vae-resnet-layer")])
+def test_a_bug_in_what_is_kept_in_parts_breaks_parity(results, name, whole):
+    with pytest.raises(AssertionError, match=r"differs by|do not hold the same"):
+        gate.assert_parity({0: results[whole][1]} | results[name], BATCH_NORM)
 
 
 @pytest.mark.cases("one-shuffle")

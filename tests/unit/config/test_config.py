@@ -26,6 +26,31 @@ def given(*argv: str, toml: str | None = None, tmp_path=None, world_size: int = 
     return check(parse(TrainConfig, argv, {"smoke": ""}, "test").settings, world_size)
 
 
+PARALLEL = (
+    (["--parallel", "hsdp"], 4, "needs --parallel.shard-size, a divisor of the 4 processes; valid: 1, 2, 4"),
+    (["--parallel", "hsdp", "--parallel.shard-size", "3"], 4, "shard-size 3, a divisor of the 4 processes; valid: 1, 2, 4"),
+    (["--parallel", "fsdp", "--compile"], 2, "--parallel fsdp and --compile exclude each other"),
+    (["--parallel", "fsdp", "--model", "rae_gp"], 2, "rae_gp needs gradients of gradients"),
+    (["--parallel", "fsdp", "--ddp.compression", "bf16"], 2, "--ddp.compression is for --parallel ddp"),
+    (["--parallel", "fsdp", "--channels-last"], 2, "does not support --channels-last"),
+    (["--parallel", "fsdp", "--parallel.cpu-offload"], 1, "needs GPUs and at least two processes"),
+    (["--checkpoint-activations", "--compile"], 1, "--checkpoint-activations and --compile exclude each other"),
+    (["--checkpoint-activations", "--model", "contractive_ae"], 1, "contractive_ae needs gradients of gradients"),
+)
+
+
+@pytest.mark.parametrize(("words", "ranks", "why"), PARALLEL)
+def test_what_cannot_be_sharded_is_rejected_with_what_is_valid(words: list[str], ranks: int, why: str) -> None:
+    with pytest.raises(UserError, match=re.escape(why)):
+        check(parse(TrainConfig, words, {}, "distae train").settings, ranks)
+
+
+def test_how_a_model_is_held_is_not_part_of_a_run_s_identity() -> None:
+    words = ["--parallel", "hsdp", "--parallel.shard-size", "2", "--checkpoint-activations"]
+    assert fingerprint(parse(TrainConfig, words, {}, "distae train").settings) == fingerprint(TrainConfig())
+    assert check(parse(TrainConfig, ["--parallel", "fsdp"], {}, "distae train").settings, 1).parallel.name == "fsdp"
+
+
 def test_nothing_given_is_the_default_job():
     cfg = given()
     assert (cfg.model.name, cfg.net.name, cfg.data.name) == ("vae", "mlp", "digits")
@@ -97,7 +122,7 @@ def test_the_help_lists_every_variant_data_set_and_field():
 
 
 def test_settings_that_may_change_exist_and_do_not_name_the_run():
-    assert {k for k, _ in leaves(TrainConfig())} >= MAY_CHANGE - {"data.root"}
+    assert {k for k, _ in leaves(TrainConfig())} >= MAY_CHANGE - {"data.root", "parallel.cpu_offload", "parallel.shard_size"}
     cfg = given()
     same = given(
         "--epochs", "3", "--log-every", "7", "--device", "cpu", "--run-dir", "x", "--grad-accum-steps", "2", "--timeout", "5"
