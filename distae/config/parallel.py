@@ -10,6 +10,10 @@ from distae.config.fields import Count, Variant
 class ParallelConfig(Variant):
     """How parameters, gradients and optimizer state are spread over the ranks."""
 
+    def parts(self, ranks: int) -> int:
+        """Into how many parts these are divided."""
+        return 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicateConfig(ParallelConfig):
@@ -27,6 +31,9 @@ class ShardConfig(ParallelConfig):
     cpu_offload: bool = False
     """Keep parts in host memory and update them there; needs a GPU."""
 
+    def parts(self, ranks: int) -> int:
+        return ranks
+
 
 @dataclass(frozen=True, kw_only=True)
 class HybridShardConfig(ShardConfig):
@@ -36,3 +43,6 @@ class HybridShardConfig(ShardConfig):
 
     shard_size: Count | None = None
     """Ranks of a group, a divisor of the number of ranks; required."""
+
+    def parts(self, ranks: int) -> int:
+        return self.shard_size or 1

@@ -70,7 +70,7 @@ SHORT: dict[str, Any] = {"steps": 7, "eval_every": 3, "log_every": 2}
 """With steps after evaluations."""
 WHOLE = {
     "steady": Case(replace(everything().cfg, schedule=ConstantConfig(warmup_steps=4), **SHORT), world_sizes=(1,)),
-    "conv-batch": exact("vae", "conv", "batch", **SHORT)._replace(world_sizes=(1,)),
+    "conv-batch": exact("vae", "conv", "batch", probe_every=6, **SHORT)._replace(world_sizes=(1,)),
     "resnet-group": exact("vae", "resnet", "group", **SHORT)._replace(world_sizes=(1,)),
     "wide": Case(settings(net={"hidden": [96, 48]}, model={"latent_dim": 24}, steps=3, precision="fp64"), world_sizes=(1,)),
     "rich": Case(settings(**RICH | SHORT), world_sizes=(1,)),
