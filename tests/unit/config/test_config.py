@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 
 from distae.config import TrainConfig, build, check, cli, leaves, parse, to_dict, write_toml
 from distae.config.check import ADDED, couples_samples, fingerprint, identity_settings
@@ -350,3 +351,12 @@ def test_a_home_folder_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert check(TrainConfig(run_dir="~/runs/a"), 1).run_dir == "/home/me/runs/a"
     assert check(TrainConfig(run_dir="./~/a"), 1).run_dir == "./~/a"
+
+
+def test_the_commands_about_large_models_are_accepted() -> None:
+    """docs/large_models.md."""
+    text = (ROOT / "docs" / "large_models.md").read_text()
+    commands = re.findall(r"^    torchrun (.*)--nproc_per_node=(\d) -m distae.train (.*)$", text, re.MULTILINE)
+    assert len(commands) == 3
+    for nodes, ranks, words in commands:
+        assert check(parse(TrainConfig, [*words.split(), "--net.norm", "none"], {}, "").settings, int(ranks) * (1 + ("2" in nodes)))
