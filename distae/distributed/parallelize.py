@@ -25,6 +25,7 @@ from distae.config.train import DDPConfig
 from distae.distributed.collectives import all_reduce_
 from distae.distributed.shards import is_sharded, local, spread, whole
 from distae.distributed.world import world
+from distae.errors import UserError
 
 COMPRESSION = {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}
 GATHERED = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -79,6 +80,8 @@ def shard(model: nn.Module, cfg: ParallelConfig, mesh: DeviceMesh, precision: st
     assert isinstance(cfg, ShardConfig)
     offload = CPUOffloadPolicy(pin_memory=world().device.type == "cuda") if cfg.cpu_offload else OffloadPolicy()
     scalars = {p for p in model.parameters() if not p.ndim}
+    if scalars and cfg.cpu_offload and world().device.type == "cuda":
+        raise UserError("--parallel.cpu-offload: the model has a scalar parameter, which cannot be offloaded; leave it out")
     for p in scalars:
         p.data = p.data.to(world().device)
     kind = GATHERED.get(precision)
@@ -128,8 +131,9 @@ def accumulating(wrapped: nn.Module) -> Iterator[None]:
 
 
 def spread_like(model: nn.Module, sharded: nn.Module) -> None:
-    """Replace the parameters of `model` by this rank's parts, spread as those of `sharded`, a model of the same modules."""
+    """Replace the parameters of `model` by this rank's parts, where those of `sharded`, a model of the same modules, are."""
     for mine, theirs in zip(model.modules(), sharded.modules(), strict=True):
+        mine._buffers.update({name: b if b is None else b.to(world().device) for name, b in mine._buffers.items()})
         for name, p in mine._parameters.items():
             if p is not None:
                 part = spread(p.detach(), theirs.get_parameter(name))

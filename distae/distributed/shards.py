@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 
 def is_sharded(x: Tensor) -> bool:
@@ -31,14 +31,18 @@ def like(part: Tensor, x: Tensor) -> Tensor:
     """`part`, which has the shape and device of this rank's part of `x`, as a tensor that is spread over the ranks like `x`."""
     if not isinstance(x, DTensor):
         return part
-    return DTensor.from_local(part, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())
+    made = torch.empty_like(x.detach(), dtype=part.dtype)
+    local(made).set_(part)  # type: ignore[call-overload]  # DTensor.from_local would move parts that are in host memory to the GPU
+    return made
 
 
 def spread(full: Tensor, x: Tensor) -> Tensor:
     """`full`, which every rank holds whole, as a tensor that is spread over the ranks like `x`. No collective."""
     if not isinstance(x, DTensor):
-        return full
-    return distribute_tensor(full.to(x.device), x.device_mesh, x.placements, src_data_rank=None)
+        return full.to(x.device)
+    (chunk,) = x.__create_chunk_list__()  # type: ignore[no-untyped-call]
+    mine = full[tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True))]
+    return like(mine.to(x.device, copy=True).contiguous(), x)
 
 
 def own_part(p: nn.Parameter) -> nn.Parameter:

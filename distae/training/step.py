@@ -73,7 +73,6 @@ class TrainStep:
         shard(self.model, self.cfg.parallel, mesh_of(self.cfg.parallel), self.cfg.precision)
         if self.ema:
             spread_like(self.ema.model, self.model)
-            self.ema.model.to(self.world.device)
 
     def _make_scaler(self) -> torch.amp.GradScaler | None:
         if self.cfg.precision != "fp16":
