@@ -145,7 +145,8 @@ def test_a_sharded_run_is_the_whole_one(how, precision, tmp_path):
     backend = "cpu:gloo,cuda:nccl" if DEVICE.type == "cuda" else "gloo"
     td.init_process_group(backend, store=td.HashStore(), rank=0, world_size=1)
     try:
-        with dist.use(dist.World(0, 1, DEVICE, td.group.WORLD, td.group.WORLD, td.new_group(backend="gloo"))):
+        background: Any = td.new_group(backend="gloo")
+        with dist.use(dist.World(0, 1, DEVICE, td.group.WORLD, td.group.WORLD, background)):
             fitted(replace(cfg, parallel=ShardConfig(**how)), tmp_path / "parts")
     finally:
         td.destroy_process_group()
