@@ -74,40 +74,49 @@ def mesh_of(cfg: ParallelConfig) -> DeviceMesh:
 def shard(model: nn.Module, cfg: ParallelConfig, mesh: DeviceMesh, precision: str) -> None:
     """Replace the parameters of `model`, which is on the CPU, by this rank's parts on its device (torch's FSDP2), in place.
 
-    Blocks are gathered one at a time. What is outside of them is gathered for the whole forward and backward pass, and scalars,
-    which cannot be divided, stay whole: `average_whole` averages their gradients.
+    Blocks are gathered one at a time, what is outside of them for the whole forward and backward pass. Scalars, and what a
+    module's `kept_whole` names, stay whole: `average_whole` averages their gradients.
     """
     assert isinstance(cfg, ShardConfig)
     offload = CPUOffloadPolicy(pin_memory=world().device.type == "cuda") if cfg.cpu_offload else OffloadPolicy()
-    scalars = {p for p in model.parameters() if not p.ndim}
-    if scalars and cfg.cpu_offload and world().device.type == "cuda":
-        raise UserError("--parallel.cpu-offload: the model has a scalar parameter, which cannot be offloaded; leave it out")
-    for p in scalars:
+    undivided = {p for p in model.parameters() if not p.ndim} | _kept_whole(model)
+    if undivided and cfg.cpu_offload and world().device.type == "cuda":
+        raise UserError("--parallel.cpu-offload: the model has parameters that stay whole, which cannot be offloaded; leave it out")
+    for p in undivided:
         p.data = p.data.to(world().device)
     kind = GATHERED.get(precision)
     half = MixedPrecisionPolicy(kind, torch.float32 if kind else None, cast_forward_inputs=False)
     for block in blocks_of(model):
-        fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=half, offload_policy=offload, ignored_params=scalars)
+        fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=half, offload_policy=offload, ignored_params=undivided)
     root = MixedPrecisionPolicy(cast_forward_inputs=False)
-    fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=root, offload_policy=offload, ignored_params=scalars)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=root, offload_policy=offload, ignored_params=undivided)
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
     """The modules that are gathered, or computed again, as one: those that `module` names, or else its children.
 
     A module names them by a method `sharded_blocks`; they must be used only by calling them, never by their parameters. The
-    members of an nn.Sequential are blocks.
+    members of an nn.Sequential are blocks. None has only parameters that the module's method `kept_whole` names.
     """
     named = getattr(module, "sharded_blocks", None)
     if named is None and isinstance(module, nn.Sequential):
         named = module.children
     if named is None:
-        return [block for child in module.children() for block in blocks_of(child)]
-    return [block for block in named() if next(block.parameters(), None) is not None]
+        found = [block for child in module.children() for block in blocks_of(child)]
+    else:
+        found = [block for block in named() if next(block.parameters(), None) is not None]
+    whole = _kept_whole(module)
+    return [block for block in found if not whole.issuperset(block.parameters())]
+
+
+def _kept_whole(module: nn.Module) -> set[nn.Parameter]:
+    """What `module` or one inside of it names."""
+    named = (getattr(m, "kept_whole", None) for m in module.modules())
+    return {p for names in named if names for p in names()}
 
 
 def average_whole(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
-    """Average over the ranks the gradients that FSDP has not: of scalars."""
+    """Average over the ranks the gradients that FSDP has not: of parameters that stay whole."""
     for p in parameters if isinstance(model, FSDPModule) else ():
         if not is_sharded(p) and p.grad is not None:
             all_reduce_(p.grad).div_(world().world_size)

@@ -47,6 +47,23 @@ CASES["probed"] = exact(
     "vae", "mlp", "none", probe_every=6, best_metric="val/knn_accuracy", schedule={"name": "plateau", "patience": 0}
 )
 CASES |= {"several-outputs": outputs(), "everything": everything(), "rae_gp-conv-batch": exact("rae_gp", "conv", "batch")}
+PLACES: dict[str, Case] = {
+    "vae-image-group": exact("vae", "image", "group"),
+    "vae-image-batch": exact("vae", "image", "batch"),
+    "tokenizer-image-group": Case(
+        settings(
+            model={"name": "tokenizer", "discriminator_start": 5, "discriminator_channels": 4, "discriminator_norm": "group"},
+            net={"name": "image", "dropout": 0.1},
+            steps=10,
+            precision="fp64",
+        )
+    ),
+    "vae-vit-tokens": Case(settings(model={"name": "vae"}, net={"name": "vit", "tokens": 3}, precision="fp64")),
+    "vq_vae-conv-places": Case(
+        settings(model={"name": "vq_vae"}, net={"name": "conv", "spatial": True, "dropout": 0.1}, precision="fp64")
+    ),
+}
+CASES |= PLACES
 HALVED = {
     f"{m}-{net}-{norm}-accum2": exact(m, net, norm, grad_accum_steps=2)._replace(world_sizes=(1, 3))
     for m in ALL_NETS
@@ -72,6 +89,7 @@ WHOLE = {
     "steady": Case(replace(everything().cfg, schedule=ConstantConfig(warmup_steps=4), **SHORT), world_sizes=(1,)),
     "conv-batch": exact("vae", "conv", "batch", probe_every=6, **SHORT)._replace(world_sizes=(1,)),
     "resnet-group": exact("vae", "resnet", "group", **SHORT)._replace(world_sizes=(1,)),
+    "vit": exact("vae", "vit", "layer", **SHORT)._replace(world_sizes=(1,)),
     "wide": Case(settings(net={"hidden": [96, 48]}, model={"latent_dim": 24}, steps=3, precision="fp64"), world_sizes=(1,)),
     "rich": Case(settings(**RICH | SHORT), world_sizes=(1,)),
 }
@@ -85,6 +103,7 @@ IN_PARTS = {
     "conv-batch fsdp-checkpointed": sharded(CHECKPOINTING["conv-batch"], 2),
     "resnet-group fsdp": sharded(WHOLE["resnet-group"], 3),
     "resnet-group checkpointed": CHECKPOINTING["resnet-group"]._replace(world_sizes=(1, 2)),
+    "vit fsdp-checkpointed": sharded(CHECKPOINTING["vit"], 2),
     "wide fsdp": sharded(WHOLE["wide"], 2, 4),
     "wide hsdp": sharded(WHOLE["wide"], 4, size=2),
 }
