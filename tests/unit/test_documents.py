@@ -33,7 +33,7 @@ RUN = {
     "docs/use_compress.md": "commands/test_use_compress.py", "docs/sparse_autoencoders.md": "test_sparse_document.py",
 }  # fmt: skip
 OF_OTHERS = {
-    "torchrun": {"--standalone", "--nproc_per_node", "--nproc-per-node", "--signals-to-handle"},
+    "torchrun": {"--standalone", "--nnodes", "--nproc_per_node", "--nproc-per-node", "--signals-to-handle"},
     "sbatch, srun": {"--test-only", "--overlap", "--jobid", "--nodelist"},
     "py-spy, torchfrtrace": {"--pid", "--prefix"},
 }
