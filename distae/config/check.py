@@ -144,7 +144,9 @@ def _check_choices(cfg: TrainConfig, world_size: int) -> None:
     if cfg.model.missing and cfg.data.binarize != "none":
         raise UserError(f"--data.binarize {cfg.data.binarize} cannot be used with missing values (--model.missing)")
     if cfg.compile and not cfg.model.compiles:
-        raise UserError(f"--compile: {cfg.model.name} takes gradients within its objective, which torch.compile does not support; leave it out")
+        raise UserError(
+            f"--compile: {cfg.model.name} takes gradients within its objective, which torch.compile does not support; leave it out"
+        )
     if cfg.cuda_graphs and (not cfg.compile or cfg.device == "cpu"):
         raise UserError("--cuda-graphs requires --compile and a GPU")
     if cfg.cuda_graphs and (cfg.grad_accum_steps > 1 or world_size > 1):
@@ -180,9 +182,9 @@ def _check_parallel(cfg: TrainConfig, world_size: int) -> None:
     if parallel.cpu_offload and (cfg.device == "cpu" or world_size == 1):
         raise UserError("--parallel.cpu-offload needs GPUs and at least two processes: leave it out")
     if isinstance(parallel, HybridShardConfig) and (parallel.shard_size is None or world_size % parallel.shard_size):
-        given = "needs --parallel.shard-size" if parallel.shard_size is None else f"--parallel.shard-size {parallel.shard_size}"
+        given = f"--parallel.shard-size {parallel.shard_size} is not" if parallel.shard_size else "needs --parallel.shard-size,"
         works = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
-        raise UserError(f"--parallel hsdp: {given}, a divisor of the {world_size} processes; valid: {works}")
+        raise UserError(f"--parallel hsdp: {given} a divisor of the {world_size} processes; valid: {works}")
 
 
 def _expanded(text: str) -> str:
