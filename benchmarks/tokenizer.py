@@ -50,17 +50,15 @@ def around(psnr: list[tuple[int, float]], start: int) -> dict[str, float]:
 
 
 def plot(found: dict[str, dict[str, list[tuple[int, float]]]], start: int, out: Path) -> None:
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for name, series in found.items():
-        left.plot(*zip(*series["psnr"], strict=True), label=name)
-        right.plot(*zip(*series["critic_accuracy"], strict=True), label=name)
-    for axes, title in ((left, "PSNR of held-out images, dB"), (right, "accuracy of the discriminator")):
-        axes.axvline(start, color="grey", linestyle=":", label="the discriminator's start")
+    figure = Figure((9, 3.2), layout="constrained")
+    panels = {"PSNR of held-out images, dB": "psnr", "accuracy of the discriminator": "critic_accuracy"}
+    for axes, (title, what) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for name, series in found.items():
+            steps, values = zip(*[p for p in series[what] if what == "psnr" or p[0] > start], strict=True)
+            axes.plot(steps, values, label=name)
+        axes.axvline(start, color="grey", linestyle=":", label="start")
         axes.set(title=title, xlabel="step")
         axes.legend()
     figure.savefig(out, dpi=110)
