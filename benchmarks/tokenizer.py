@@ -2,7 +2,7 @@
 
     python benchmarks/tokenizer.py --images cifar10_batch_1.npy --out curves.png      # [N, 3, 32, 32], bytes
 
-Codes of 8x8 (f4), the discriminator from half of the steps on. Runs that exist are resumed, or only read.
+Codes of 8x8 (f4). Runs that exist are resumed, or only read.
 """
 
 import argparse
@@ -22,14 +22,14 @@ BOTTLENECKS = ("kl", "vq")
 def settings(bottleneck: str, args: argparse.Namespace) -> TrainConfig:
     table = {
         "model": {
-            "name": "tokenizer", "bottleneck": bottleneck, "codebook_size": 512, "discriminator_start": args.steps // 2,
+            "name": "tokenizer", "bottleneck": bottleneck, "codebook_size": 512, "discriminator_start": args.start,
             "discriminator_channels": args.width,
         },
         "net": {"name": "image", "channels": args.width, "multipliers": [1, 2, 2], "blocks": 1},
         "data": {"name": "array", "path": str(args.images), "val_fraction": 0.02, "test_fraction": 0.0},
         "optim": {"lr": args.lr, "betas": [0.5, 0.9]}, "steps": args.steps, "global_batch_size": args.batch, "threads": 1,
-        "eval_every": max(1, args.steps // 30), "log_every": max(1, args.steps // 30), "tracking": "none", "device": args.device,
-        "seed": args.seed, "export": "last", "report": False, "run_dir": str(args.runs / f"{bottleneck}_{args.steps}_{args.seed}"),
+        "eval_every": args.every, "log_every": args.every, "tracking": "none", "device": args.device,
+        "seed": args.seed, "export": "last", "report": False, "run_dir": str(args.runs / f"{bottleneck}_{args.seed}"),
     }  # fmt: skip
     return check(build(TrainConfig, table), 1)
 
@@ -50,17 +50,15 @@ def around(psnr: list[tuple[int, float]], start: int) -> dict[str, float]:
 
 
 def plot(found: dict[str, dict[str, list[tuple[int, float]]]], start: int, out: Path) -> None:
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for name, series in found.items():
-        left.plot(*zip(*series["psnr"], strict=True), label=name)
-        right.plot(*zip(*series["critic_accuracy"], strict=True), label=name)
-    for axes, title in ((left, "PSNR of held-out images, dB"), (right, "accuracy of the discriminator")):
-        axes.axvline(start, color="grey", linestyle=":", label="the discriminator's start")
+    figure = Figure((9, 3.2), layout="constrained")
+    panels = {"PSNR of held-out images, dB": "psnr", "accuracy of the discriminator": "critic_accuracy"}
+    for axes, (title, what) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for name, series in found.items():
+            steps, values = zip(*[p for p in series[what] if what == "psnr" or p[0] > start], strict=True)
+            axes.plot(steps, values, label=name)
+        axes.axvline(start, color="grey", linestyle=":", label="start")
         axes.set(title=title, xlabel="step")
         axes.legend()
     figure.savefig(out, dpi=110)
@@ -72,6 +70,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/tokenizer"))
     parser.add_argument("--out", type=Path, default=Path("tokenizer.png"))
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--start", type=int, default=1500, help="step at which the discriminator starts")
+    parser.add_argument("--every", type=int, default=100, help="steps between two evaluations")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--lr", type=float, default=5e-4)
@@ -85,8 +85,8 @@ def main() -> None:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             assert train.run(cfg, Environment()).outcome == "done"
         found[bottleneck] = curves(str(cfg.run_dir))
-        print(f"{bottleneck}: {json.dumps(around(found[bottleneck]['psnr'], args.steps // 2))}", flush=True)
-    plot(found, args.steps // 2, args.out)
+        print(f"{bottleneck}: {json.dumps(around(found[bottleneck]['psnr'], args.start))}", flush=True)
+    plot(found, args.start, args.out)
 
 
 if __name__ == "__main__":
