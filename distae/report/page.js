@@ -52,6 +52,7 @@
 
   class Chart {
     constructor(figure) {
+      this.figure = figure;
       this.data = JSON.parse(figure.querySelector("script").textContent);
       this.controls = html("div", { class: "controls" });
       this.plot = html("div", { class: "plot", tabindex: "0", role: "img" });
@@ -107,7 +108,10 @@
         const from = this.from, to = at(event);
         this.from = null;
         if (from && Math.abs(to[0] - from[0]) > 6) this.zoomTo(from, to);
-        else this.point(...to);
+        else {
+          this.point(...to);
+          if (from) this.pick?.(...to);
+        }
       });
       this.plot.addEventListener("pointercancel", () => { this.from = null; this.draw(); });
       this.plot.addEventListener("pointerleave", () => { if (!this.from) this.leave(); });
@@ -118,7 +122,7 @@
         const act = {
           ArrowLeft: () => this.step(-1), ArrowRight: () => this.step(1), Home: () => this.step(-Infinity), End: () => this.step(Infinity),
           "+": () => this.closer(0.5), "=": () => this.closer(0.5), "-": () => this.closer(2), 0: () => this.zoom(null),
-          Escape: () => this.zoom(null),
+          Escape: () => this.zoom(null), Enter: () => this.pick?.(),
         }[event.key];
         if (act) { event.preventDefault(); act(); }
       });
@@ -313,6 +317,7 @@
   class Points extends Chart {
     prepare() {
       const { labels } = this.data;
+      this.figure.addEventListener("mark", (event) => { this.marked = event.detail; this.mark(); });
       this.zoomable();
       if (labels.length > 1)
         labels.forEach((label, i) => this.key(i, label, (icon) => make("path", { class: `f${i % COLOURS}`, d: this.marker(i), transform: "translate(14 6)" }, icon)));
@@ -339,11 +344,27 @@
       for (const p of this.seen)
         make("path", { class: `f${p[2] % COLOURS}`, d: this.marker(p[2]), transform: `translate(${this.x(p[0]).toFixed(1)} ${this.y(p[1]).toFixed(1)}) scale(0.75)`, "fill-opacity": 0.75 }, this.svg);
       this.finish();
+      this.spot = make("g", {}, this.svg);
+      this.mark();
+    }
+
+    // A cross at the place that an event `mark` on the figure gave.
+    mark() {
+      this.spot.replaceChildren();
+      if (this.marked) make("path", { class: "spot", d: "M-7,0H7M0,-7V7", transform: `translate(${this.marked.map((v, i) => (i ? this.y(v) : this.x(v)).toFixed(1))})` }, this.spot);
+    }
+
+    // An event `pick` on the figure: where it was clicked, and the point there, or the point that is read by keys.
+    pick(px, py) {
+      const point = this.here ?? null;
+      if (px === undefined && !point) return;
+      this.figure.dispatchEvent(new CustomEvent("pick", { detail: { at: px === undefined ? point.slice(0, 2) : [this.back(px), this.upward(py)], point } }));
     }
 
     point(px, py) {
       const squared = (p) => (this.x(p[0]) - px) ** 2 + (this.y(p[1]) - py) ** 2;
       const found = this.seen.reduce((a, b) => (a && squared(a) <= squared(b) ? a : b), null);
+      this.here = null;
       if (found && squared(found) < 400) this.read(found);
       else this.leave();
     }

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, browser
+from browser import CONTRAST, Browser, browser
 
 from distae.commands import report, train
 
@@ -34,17 +34,6 @@ def home(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
 PAGES = ("report.html", "a/report.html", "<img src=x onerror=alert(1)>/report.html")
 DRAWN = "[...document.querySelectorAll('.chart')].map(f => f.querySelectorAll('.plot path:is(.curve, [class*=f])').length)"
 """Lines and points of each chart."""
-CONTRAST = """(() => {
-  const light = (text) => { const [r, g, b] = text.match(/[\\d.]+/g).map(Number).map(v => v / 255)
-    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const behind = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
-    if (!c.includes(', 0)')) return c; } return 'rgb(255, 255, 255)'; };
-  return [...document.querySelectorAll('body *')].filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())
-    && e.checkVisibility() && !e.closest('script, meter, .skip, :disabled')).map(e => { const s = getComputedStyle(e);
-    const a = light(e.closest('svg') ? s.fill : s.color), b = light(behind(e));
-    return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.outerHTML.slice(0, 80)]; }).filter(([ratio]) => ratio < 4.5);
-})()"""
-"""Visible texts whose contrast with what is behind them is below 4.5 (WCAG 2.2, 1.4.3)."""
 
 
 @pytest.mark.parametrize("page", PAGES)
