@@ -91,7 +91,7 @@ class Browser:
     def until(self, expression: str, seconds: float = 10.0) -> None:
         """Wait until an expression is true in the page."""
         late = time.monotonic() + seconds
-        while not self.js(expression):
+        while not self.js(f"Boolean({expression})"):
             assert time.monotonic() < late, expression
             time.sleep(0.02)
 

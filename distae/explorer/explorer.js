@@ -202,8 +202,8 @@
   // Discrete codes.
   const selected = new Set();
   function tokens() {
-    if (!at("tokens")) return;
-    if (!now.indices) { at("tokens").replaceChildren("This code is not one of the codebook's: choose a sample."); return; }
+    if (!at("token-map")) return;
+    if (!now.indices) { at("token-map").replaceChildren("This code is not one of the codebook's: choose a sample."); return; }
     const [levels, rows, columns] = about.tokens, grids = [];
     for (let level = 0; level < levels; level++) {
       const wrapped = rows === 1 ? Math.min(columns, 16) : columns;
@@ -218,7 +218,7 @@
       }
       grids.push(grid);
     }
-    at("tokens").replaceChildren(...grids);
+    at("token-map").replaceChildren(...grids);
   }
   function replace(of, text) {
     if (!now.indices || !selected.size) { say("Select some positions first.", true); return; }

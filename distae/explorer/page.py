@@ -152,7 +152,7 @@ def _tokens(explorer: Explorer) -> tuple[Html, ...]:
         note("The code of each position. Select some, and give them another code, or those of the code that is kept as B."),
         tag("label", f"New code, 0 to {most} ", new, class_="field"),
         tag("div", set_it, of_b, _button("no-tokens", "Select none"), class_="controls"),
-        tag("div", id="tokens"),
+        tag("div", id="token-map"),
     )
 
 
