@@ -71,8 +71,7 @@
       box.replaceChildren(image);
       return;
     }
-    const table = make("table", {});
-    make("caption", {}, table, text);
+    const table = make("table", { "aria-label": text });
     const body = make("tbody", {}, table);
     for (const [name, value] of Object.entries(shown.values)) make("tr", {}, body, make("th", { scope: "row" }, null, name), make("td", { class: "number" }, null, value));
     box.replaceChildren(table);
@@ -127,8 +126,8 @@
 
   // Samples that are not pictures: a row of a table each.
   function rows(box, found, buttons) {
-    const names = Object.keys(found.samples[0].shown.values), table = make("table", {}), head = make("tr", {}, make("thead", {}, table));
-    make("caption", {}, table, "Samples, each with its values");
+    const names = Object.keys(found.samples[0].shown.values), table = make("table", { "aria-label": "Samples, each with its values" });
+    const head = make("tr", {}, make("thead", {}, table));
     for (const name of ["sample", ...names]) make("th", { scope: "col" }, head, name);
     const body = make("tbody", {}, table);
     found.samples.forEach((of, i) => {

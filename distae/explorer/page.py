@@ -60,7 +60,7 @@ def _choice(explorer: Explorer) -> Html:
     number = tag("input", type="number", id="number", min=0, max=most, value=0)
     return tag(
         "div",
-        tag("label", f"{explorer.here.name} sample, 0 to {most} ", number, class_="field"),
+        tag("label", f"Sample of {explorer.here.name}, 0 to {most} ", number, class_="field"),
         tag("div", _button("show", "Show it"), _button("random", "Another"), _button("start", "Start again"), class_="controls"),
         _labels(int(classes)) if explorer.model.cfg.conditional and classes else None,
         _drop(explorer),
@@ -97,15 +97,17 @@ def _sections(explorer: Explorer) -> Iterator[Html]:
     if explorer.is_sparse:
         yield section("Latents", *_latents(explorer))
     yield section("Morph", *_morph())
-    near = f"The {explorer.training.name} samples whose codes are nearest, of the first {len(explorer.training.positions)}."
+    known = explorer.training
+    near = f"The samples of {known.name} whose codes are nearest, of the first {len(known.positions)}. Choose one to encode it."
     yield section("Nearest samples", note(near), tag("div", id="near"))
 
 
 def _dimensions(explorer: Explorer) -> Iterator[Html]:
     """A slider for each."""
-    measure, ranges = "KL in nats" if explorer.dimensions.is_kl else "variance", explorer.ranges()
+    measure, ranges = "KL" if explorer.dimensions.is_kl else "variance", explorer.ranges()
     how = "over the values that occur" if explorer.is_sparse else "over 3 standard deviations to either side of the mean"
-    yield note(f"The dimension with the largest {measure} comes first. A slider goes {how}.")
+    unit = " in nats" if explorer.dimensions.is_kl else ""
+    yield note(f"The dimension with the largest {measure}{unit} comes first. A slider goes {how}.")
     sliders = [_slider(measure, **of) for of in ranges]
     yield tag("div", sliders[:SHOWN_SLIDERS], class_="sliders")
     if more := sliders[SHOWN_SLIDERS:]:
@@ -134,12 +136,12 @@ def _map(explorer: Explorer) -> tuple[Child, ...]:
 
 
 def _morph() -> tuple[Html, ...]:
-    kept = (tag("figure", tag("div", class_="shown small", id=name), tag("figcaption", name.upper())) for name in "ab")
+    kept = (tag("figure", tag("div", class_="shown", id=name), tag("figcaption", name.upper())) for name in "ab")
     slider = tag("input", type="range", id="share", min=0, max=1, step=0.01, value=0, disabled="")
     return (
         note("Keep two codes, and go from one to the other."),
         tag("div", _button("keep-a", "Keep as A"), _button("keep-b", "Keep as B"), class_="controls"),
-        tag("div", kept, class_="pair"),
+        tag("div", kept, class_="kept"),
         tag("label", "From A to B ", slider, class_="field wide-field"),
     )
 
@@ -160,7 +162,7 @@ def _latents(explorer: Explorer) -> tuple[Html, ...]:
     most = len(explorer.start) - 1
     number = tag("input", type="number", id="latent", min=0, max=most, value=0)
     return (
-        note(f"The most active latents of this code. Choose one: the {explorer.training.name} samples in which it is largest."),
+        note(f"The most active latents of this code. Choose one: the samples of {explorer.training.name} in which it is largest."),
         tag("div", id="active", class_="controls"),
         tag("label", f"Latent, 0 to {most} ", number, class_="field"),
         tag("div", _button("show-latent", "Show its samples"), class_="controls"),

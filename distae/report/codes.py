@@ -77,9 +77,13 @@ def as_text(e: Evaluation, values: Tensor, most: int = COLUMNS) -> list[dict[str
     names = [column.name for column in columns] or [f"value {i}" for i in range(stored.shape[1])]
     texts = [column.categories for column in columns] or [()] * len(names)
     return [
-        {name: of[int(v)] if of and isfinite(v) else f"{v:.4g}" for name, of, v in zip(names, texts, row, strict=True)}
+        {name: of[int(v)] if of and isfinite(v) else _shown(v) for name, of, v in zip(names, texts, row, strict=True)}
         for row in stored.tolist()
     ]
+
+
+def _shown(value: float) -> str:
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
 
 
 def _between(e: Evaluation, limit: int) -> Html:

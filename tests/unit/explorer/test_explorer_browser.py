@@ -89,9 +89,8 @@ def test_a_slider_changes_the_picture_by_mouse_and_by_keys(chromium: Browser, pa
 def test_a_click_on_the_map_and_a_sample_of_it(chromium: Browser, pages: dict[str, str]) -> None:
     opened(chromium, pages["vae"])
     chromium.js("document.querySelector('#map .plot').scrollIntoView({block: 'center', behavior: 'instant'})")
-    box = chromium.js(
-        "(() => { const b = document.querySelector('#map .plot svg').getBoundingClientRect(); return [b.x, b.y, b.width, b.height] })()"
-    )
+    rectangle = "document.querySelector('#map .plot svg').getBoundingClientRect()"
+    box = [chromium.js(f"{rectangle}.{name}") for name in ("x", "y", "width", "height")]
     cross = "document.querySelector('.spot').getAttribute('transform')"
     for kind in ("mousePressed", "mouseReleased"):
         chromium.mouse(kind, box[0] + 0.75 * box[2], box[1] + 0.3 * box[3])
