@@ -205,9 +205,8 @@
     if (!now.indices) { at("token-map").replaceChildren("This code is not one of the codebook's: choose a sample."); return; }
     const [levels, rows, columns] = about.tokens, grids = [];
     for (let level = 0; level < levels; level++) {
-      const wrapped = rows === 1 ? Math.min(columns, 16) : columns;
       const grid = make("div", { class: "tokens", role: "group", "aria-label": `Codes of level ${level}` });
-      grid.style.gridTemplateColumns = `repeat(${wrapped}, minmax(2.2rem, 3rem))`;
+      grid.style.gridTemplateColumns = `repeat(${rows === 1 ? "auto-fill" : columns}, minmax(2.2rem, 3rem))`;
       for (let i = level * rows * columns; i < (level + 1) * rows * columns; i++) {
         const button = make("button", { type: "button", "aria-pressed": String(selected.has(i)), "aria-label": `position ${i}: code ${now.indices[i]}` }, grid, String(now.indices[i]));
         button.addEventListener("click", () => {

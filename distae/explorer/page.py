@@ -107,16 +107,16 @@ def _dimensions(explorer: Explorer) -> Iterator[Html]:
     measure, ranges = "KL" if explorer.dimensions.is_kl else "variance", explorer.ranges()
     how = "over the values that occur" if explorer.is_sparse else "over 3 standard deviations to either side of the mean"
     unit = " in nats" if explorer.dimensions.is_kl else ""
-    yield note(f"The dimension with the largest {measure}{unit} comes first. A slider goes {how}.")
-    sliders = [_slider(measure, **of) for of in ranges]
+    yield note(f"The dimension with the largest {measure}{unit} comes first; it is in brackets. A slider goes {how}.")
+    sliders = [_slider(**of) for of in ranges]
     yield tag("div", sliders[:SHOWN_SLIDERS], class_="sliders")
     if more := sliders[SHOWN_SLIDERS:]:
         yield folded(f"{len(more)} more of {len(explorer.start)} dimensions", tag("div", more, class_="sliders"))
 
 
-def _slider(measure: str, number: int, importance: float, low: float, high: float) -> Html:
+def _slider(number: int, importance: float, low: float, high: float) -> Html:
     span = {"min": f"{low:.6g}", "max": f"{high:.6g}", "step": f"{(high - low) / 200:.3g}"}
-    name = tag("span", f"{number} ", tag("small", f"{measure} {importance:.3g}"))
+    name = tag("span", f"{number} ", tag("small", f"({importance:.3g})"))
     return tag("label", name, tag("input", type="range", data_dimension=number, **span), tag("span", class_="value"))
 
 
