@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distae.config.names import SINKS
 from distae.config.train import TrainConfig
 from distae.errors import TrainingError
 from distae.runtime.files import in_words
 from distae.tracking.console import Console
 from distae.tracking.jsonl import Extent, Jsonl
-from distae.tracking.sink import Row, Sink
-from distae.tracking.wandb import Wandb
+from distae.tracking.sink import Row, Sink, Start
 
 
 class Tracker:
@@ -47,10 +47,10 @@ class Tracker:
         elif rows.xxh3 not in (None, jsonl.digest.hexdigest()):
             console.line("metrics.jsonl is damaged: rows from before this checkpoint were changed after it (checksum mismatch)")
         self.sinks += [jsonl, console]
-        if cfg.tracking == "wandb":
-            self.sinks.append(Wandb(run_dir, cfg, environment, console))
-        else:
+        if cfg.tracking == "none":
             console.line("W&B is off; --tracking wandb turns it on")
+        else:
+            self.sinks.append(SINKS[cfg.tracking](Start(run_dir, cfg, environment, console.line)))
 
     def line(self, text: str) -> None:
         for sink in self.sinks:
