@@ -116,6 +116,15 @@ class Browser:
         kinds = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
         return [event["params"] for event in self.events if event.get("method") in kinds]
 
+    def violations(self) -> list[Any]:
+        """What axe-core finds; the test is skipped where DISTAE_AXE does not name its axe.min.js (`npm install axe-core`)."""
+        file = Path(os.environ.get("DISTAE_AXE", "axe.min.js"))
+        if not file.is_file():
+            pytest.skip("DISTAE_AXE does not name axe.min.js of axe-core")
+        self("Runtime.evaluate", expression=file.read_text())
+        found = self.js("axe.run(document).then(r => r.violations.map(v => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 120)]))")
+        return list(found)
+
     def screenshot(self, path: Path) -> None:
         """All of the page as a PNG."""
         path.write_bytes(b64decode(self("Page.captureScreenshot", captureBeyondViewport=True)["data"]))

@@ -230,7 +230,6 @@
   function active() {
     at("active")?.replaceChildren(...now.active.map(([latent, value]) => {
       const button = make("button", { type: "button" }, null, `${latent}: ${number(value)}`);
-      button.setAttribute("aria-label", `latent ${latent}, value ${number(value)}`);
       button.addEventListener("click", () => { at("latent").value = latent; at("show-latent").click(); });
       return button;
     }));

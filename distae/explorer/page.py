@@ -163,7 +163,7 @@ def _latents(explorer: Explorer) -> tuple[Html, ...]:
     number = tag("input", type="number", id="latent", min=0, max=most, value=0)
     return (
         note(f"The most active latents of this code. Choose one: the samples of {explorer.training.name} in which it is largest."),
-        tag("div", id="active", class_="controls"),
+        tag("div", id="active", class_="controls", role="group", aria_label="Most active latents, with their values"),
         tag("label", f"Latent, 0 to {most} ", number, class_="field"),
         tag("div", _button("show-latent", "Show its samples"), class_="controls"),
         tag("div", id="top"),

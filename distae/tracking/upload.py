@@ -50,8 +50,8 @@ def _add(run: Any, extra: Extra, step: int) -> None:
     import wandb
 
     if extra.figures:
-        columns = [*extra.figures[0]]
-        table = wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in extra.figures])
+        columns: list[str | int] = [*extra.figures[0]]
+        table = wandb.Table(columns=columns, data=[[row[str(name)] for name in columns] for row in extra.figures])
         run.log({"evaluation": table, "step": step})
     for name, path in extra.pictures.items():
         run.log({name: wandb.Image(str(path)), "step": step})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import StopAt, run, settings
+from helpers import StopAt, metrics, run, settings
 from unit.report.test_html import HOSTILE, Parsed, png_of
 
 from distae.commands import evaluate, report, train
@@ -122,8 +122,21 @@ def test_several_runs_are_compared(home, capsys):
     table = page[page.index('<h2 id="runs">') : page.index('<h2 id="curves">')]
     assert "model.beta" in table
     assert "±" in table
-    assert [c["run"] for c in charts(page)["loss"]["curves"]] == [name for name in "abc" for _ in range(3)]
+    assert [c["run"] for c in charts(page)["loss"]["curves"]] == [name for name in (*"abc", "a: mean of 2 seeds") for _ in range(3)]
     assert (home / "runs" / "report.html").is_file()
+
+
+def test_runs_that_differ_in_their_seed_alone_have_a_mean_with_a_band(home, capsys):
+    runs = [home / "runs" / name for name in "abc"]  # c has another beta
+    found = charts(written(capsys, *runs, "--out", home / "band.html"))["loss"]["curves"]
+    (band,) = [c for c in found if c["run"] == "a: mean of 2 seeds" and c["kind"] == "val"]
+    values = [{r["step"]: r["val/loss"] for r in metrics(run) if "val/loss" in r} for run in runs[:2]]
+    assert [p[0] for p in band["points"]] == [*values[0]]
+    for step, _, low, high, mean in band["points"]:
+        both = np.array([v[step] for v in values])
+        middle, deviation = both.mean(), both.std(ddof=1)
+        assert [low, high, mean] == pytest.approx([middle - deviation, middle + deviation, middle], rel=1e-5)
+    assert {len(p) for c in found if "mean" not in c["run"] for p in c["points"]} == {3}
 
 
 def test_the_use_of_a_codebook_is_drawn(tmp_path, capsys):
@@ -267,4 +280,4 @@ def test_many_long_runs_still_fit(tmp_path, capsys):
         (folder / "config.toml").write_text("steps = 10\n")
     page = written(capsys, tmp_path / "runs")
     assert len(page.encode()) < MOST_BYTES
-    assert len(charts(page)["loss"]["curves"]) == 24
+    assert len(charts(page)["loss"]["curves"]) == 2 * (12 + 1)  # and their mean

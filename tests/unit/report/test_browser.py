@@ -61,6 +61,13 @@ def test_everything_has_a_name_and_a_key_reaches_it(chromium, home):
     assert chromium.js("[...document.querySelectorAll('nav a')].every(a => document.getElementById(a.hash.slice(1)))")
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_axe_finds_nothing(chromium, home, page):
+    for width, dark in ((1200, False), (380, True)):
+        chromium.open(home / page, width, dark=dark)
+        assert chromium.violations() == []
+
+
 def texts(chromium: Browser) -> list[str]:
     """The numbers below the first chart."""
     found = chromium.js("[...document.querySelector('.plot').querySelectorAll('text[text-anchor=middle]')].map(t => t.textContent)")
@@ -104,7 +111,8 @@ def test_buttons_change_the_scale_the_axis_and_what_is_shown(chromium, home):
     click = "[...document.querySelector('.chart').querySelectorAll('button')].find(b => b.textContent.trim() === '{}').click()"
     curves = "[...document.querySelector('.plot').querySelectorAll('path.curve')].map(p => p.getAttribute('d'))"
     before = chromium.js(curves)
-    assert len(before) == 4  # training and validation of two runs
+    assert len(before) == 6  # training and validation of two runs, and of their mean
+    assert chromium.js("document.querySelector('.plot').querySelectorAll('path.band').length") == 2
     chromium.js(click.format("Log scale"))
     assert chromium.js(curves) != before
     chromium.js(click.format("Log scale"))
@@ -112,9 +120,9 @@ def test_buttons_change_the_scale_the_axis_and_what_is_shown(chromium, home):
     chromium.js(click.format("By seconds"))
     assert "seconds" in texts(chromium)
     chromium.js(click.format("train"))
-    assert len(chromium.js(curves)) == 2
+    assert len(chromium.js(curves)) == 3
     chromium.js(click.format("a"))
-    assert len(chromium.js(curves)) == 1
+    assert len(chromium.js(curves)) == 2
 
 
 def test_a_printed_page_has_the_charts_with_their_keys_alone(chromium, home):
