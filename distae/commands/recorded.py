@@ -273,7 +273,8 @@ def _happened(history: History) -> Iterator[dict[str, Any]]:
         if event.event == "start":
             about = ", ".join(f"{k} {event.environment[k]}" for k in ("commit", "device", "world_size") if event.environment.get(k))
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
-        yield {"time": at, "event": "restart" if event.event == "start" and number else event.event, "step": event.step, "about": about}
+        kind = "restart" if event.event == "start" and number else event.event
+        yield {"time": at, "event": kind, "step": event.step, "about": about}
 
 
 def _kl(run: RecordedRun) -> Html:
@@ -286,7 +287,10 @@ def _kl(run: RecordedRun) -> Html:
     inactive = sum(v < INACTIVE for v in kl.values())
     ordered = sorted(kl.items(), key=lambda item: -item[1])
     most = ordered[0][1]
-    rows = [{"dimension": name, "KL in nats": v, "of the largest": meter(v, most, f"{v:.3g} nats")} for name, v in ordered[:MOST_DIMENSIONS]]
+    rows = [
+        {"dimension": name, "KL in nats": v, "of the largest": meter(v, most, f"{v:.3g} nats")}
+        for name, v in ordered[:MOST_DIMENSIONS]
+    ]
     more = f" The first {MOST_DIMENSIONS} are shown." if len(ordered) > MOST_DIMENSIONS else ""
     about = (
         f"{inactive} of {len(kl)} dimensions are inactive: their KL is below {INACTIVE} nats, at the last {split} evaluation.{more}"

@@ -17,7 +17,7 @@ from distae.errors import UserError
 from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.exact import gathered
 from distae.evaluation.pictures import is_image, png
-from distae.evaluation.samplers import posterior_samples
+from distae.evaluation.samplers import labels_of, posterior_samples
 from distae.evaluation.walks import REACH, between, decoded, dimensions, is_spherical
 from distae.explorer import asked
 from distae.models import Codes
@@ -159,7 +159,7 @@ class Explorer:
         return known.loader.batch(positions.to(known.loader.storage_device), noise)
 
     def _encoded(self, x: Tensor, label: int) -> Answer:
-        labels = torch.full((1,), label, device=x.device) if self.model.cfg.conditional else None
+        labels = labels_of(self.model.cfg, 1, label, x.device) if self.model.cfg.conditional else None
         codes = self.model.encode(x, labels)
         state = self._state(codes.z[0].double().cpu(), label, None if codes.indices is None else codes.indices[0])
         return state | {"input": self._shown(x.cpu())[0]}

@@ -23,6 +23,7 @@ from distae.errors import UserError
 from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.walks import between
 from distae.explorer.answers import MOST_IMAGE_BYTES, Explorer
+from distae.explorer.asked import Decode, Encode
 from distae.explorer.page import page
 from distae.explorer.server import MOST_BYTES, Server
 from distae.models import Autoencoder, build
@@ -265,3 +266,14 @@ def test_a_latents_top_samples_are_those_of_a_sort() -> None:
     active = explorer.routes["sample"][1](explorer.routes["sample"][0](0))["active"]
     assert len(active) == 3
     assert 'id="active"' in page(explorer, "t", "a").decode()
+
+
+def test_a_label_that_there_is_not_is_rejected() -> None:
+    explorer = explorer_of(name="cvae", latent_dim=3)
+    z = explorer.start.tolist()
+    one, other = (explorer.answer("decode", Decode(z, label))["shown"] for label in (1, 2))
+    assert one != other
+    for name, question in (("decode", Decode(z, 10)), ("encode", Encode(png_of(np.zeros((8, 8), np.uint8)), label=-1))):
+        with pytest.raises(UserError, match="valid: 0 to 9"):
+            explorer.answer(name, question)
+    assert 'id="label"' in page(explorer, "t", "a").decode()
