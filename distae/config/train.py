@@ -161,8 +161,12 @@ MAY_CHANGE = frozenset(
     }
     | {"tracking", "progress", "report", "device", "threads", "timeout", "profile", "data.root"}
     | {"data.storage", "data.workers", "data.prefetch", "data.on_error"}
+    | {"model.lpips_weights", "model.lpips_backbone"}  # their checksum may not
     | {"allow_changed_data", "checkpoint.keep_latest_k", "checkpoint.mode", "checkpoint.mtbf_hours"}
 )
 """Settings that may change on resume. All others define the result and are in the run folder's hash."""
-OF_A_NODE = frozenset({"data.root", "data.path", "data.test", "data.storage", "data.workers", "data.prefetch", "threads", "fresh"})
+OF_A_NODE = frozenset(
+    {"data.root", "data.path", "data.test", "data.storage", "data.workers", "data.prefetch", "threads", "fresh"}
+    | {"model.lpips_weights", "model.lpips_backbone"}
+)
 """Settings that may differ between ranks: the node's data and how it reads them, its cores, and --fresh, which is rank 0's."""

@@ -43,7 +43,7 @@ class ContractiveAE(AE):
         return output(nll + batch.weight(self.cfg.weight) * contraction, recon, {"recon": nll, "contraction": contraction})
 
     def contraction(self, x: Tensor, raw: Tensor, z: Tensor, noise: Noise) -> Tensor:
-        """Squared Frobenius norm of dz/dx, `[B]`; `raw` `[B, latent_dim]` is z before its activation."""
+        """Squared Frobenius norm of dz/dx, `[B]`; `raw` `[B, code_size]` is z before its activation."""
         linear = [m for m in self.encoder.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
         if len(linear) > 1 or isinstance(self.encoder, PreprocessedEncoder):
             return jacobian_norm(z, x, noise)

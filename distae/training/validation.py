@@ -73,7 +73,7 @@ class Validator:
         self.logger.row({f"{split}/{k}": v for k, v in (metrics | of_codes | self.logger.count_skipped(split)).items()})
         self.logger.callbacks.on_evaluate(split, metrics | of_codes)
         if split == "test":
-            for line in warnings(metrics | of_codes, cfg.model.latent_dim):
+            for line in warnings(metrics | of_codes, model.code_size):
                 self.logger.tracker.line(line)
         if dist.world().is_main:
             self._draw(split, model)

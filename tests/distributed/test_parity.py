@@ -42,6 +42,23 @@ CASES["probed"] = exact(
     "vae", "mlp", "none", probe_every=6, best_metric="val/knn_accuracy", schedule={"name": "plateau", "patience": 0}
 )
 CASES |= {"several-outputs": outputs(), "everything": everything(), "rae_gp-conv-batch": exact("rae_gp", "conv", "batch")}
+PLACES: dict[str, Case] = {
+    "vae-image-group": exact("vae", "image", "group"),
+    "vae-image-batch": exact("vae", "image", "batch"),
+    "tokenizer-image-group": Case(
+        settings(
+            model={"name": "tokenizer", "discriminator_start": 5, "discriminator_channels": 4, "discriminator_norm": "group"},
+            net={"name": "image", "dropout": 0.1},
+            steps=10,
+            precision="fp64",
+        )
+    ),
+    "vae-vit-tokens": Case(settings(model={"name": "vae"}, net={"name": "vit", "tokens": 3}, precision="fp64")),
+    "vq_vae-conv-places": Case(
+        settings(model={"name": "vq_vae"}, net={"name": "conv", "spatial": True, "dropout": 0.1}, precision="fp64")
+    ),
+}
+CASES |= PLACES
 HALVED = {
     f"{m}-{net}-{norm}-accum2": exact(m, net, norm, grad_accum_steps=2)._replace(world_sizes=(1, 3))
     for m in ALL_NETS

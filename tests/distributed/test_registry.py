@@ -25,6 +25,11 @@ FURTHER: dict[str, tuple[dict[str, Any], ...]] = {
     "lin_nf_vae": ({"flow": "radial"},),
     "categorical_vae": ({"temperature": "2:0.5@8"},),
     "info_vae": ({"kernel": "imq"},),
+    "tokenizer": (
+        {"bottleneck": "vq", "codebook_size": 16, "learning": "gradient", "perceptual": "msssim", "lecam": 0.1, "lecam_decay": 0.5},
+        {"bottleneck": "fsq", "r1": 0.5, "discriminator_ramp": 3, "discriminator_norm": "group", "learn_scale": True},
+        {"bottleneck": "lfq", "adaptive_weight": False, "discriminator_lr": 1e-3},
+    ),
     "vq_vae": ({"learning": "gradient"}, {"codebook_size": 16, "decay": 0.5, "restart_below": 0.9}),
 }
 """Settings besides the defaults that take another path."""
@@ -59,13 +64,28 @@ def local_top_k() -> contextlib.AbstractContextManager[Any]:
     return mock.patch(kth, lambda x, k: x.flatten().topk(k * len(x)).values.min())
 
 
+def local_weight() -> contextlib.AbstractContextManager[Any]:
+    """The adaptive weight of each rank's own gradients, as in published code."""
+    both = mock.Mock(all_reduce_=lambda x: x, world=lambda: mock.Mock(world_size=1))
+    return mock.patch("distae.models.tokenizer.dist", both)
+
+
 PLANTED = {
+    "local-weight": Case(cfg_of("tokenizer"), local_weight, (1, 2)),
     "local-pool": Case(cfg_of("swae"), local_pool, (1, 2)),
     "local-top-k": Case(cfg_of("batch_topk_sae"), local_top_k, (1, 2)),
 }
 
 OF_A_BATCH = ("batch_topk_sae", "jumprelu_sae")
 ELASTIC = {f"{name} elastic": Case(cfg_of(name), world_sizes=(3,), ends_at=6, begins_on=1) for name in OF_A_BATCH}
+
+
+ONSET = {
+    f"tokenizer from {n} on {m}": Case(cfg_of("tokenizer"), world_sizes=(3,), ends_at=n, begins_on=m)
+    for n in (5, 6, 7)
+    for m in (1, 3)
+}
+"""Ended before, at and after the step that starts the discriminator (6), on 1 or 3 ranks, and resumed on 3."""
 
 
 pytestmark = pytest.mark.timeout(900)
@@ -76,7 +96,7 @@ pytestmark = pytest.mark.timeout(900)
 def results(request, tmp_path_factory):
     every = {k: v for name in SHIPPED for k, v in gate.gates(name, cfg_of(name)).items()}
     return gate.run(
-        gate.asked_for(request, every | FURTHER_CASES | HALVED | PLANTED | ELASTIC), tmp_path_factory.mktemp("registry")
+        gate.asked_for(request, every | FURTHER_CASES | HALVED | PLANTED | ELASTIC | ONSET), tmp_path_factory.mktemp("registry")
     )
 
 
@@ -130,6 +150,14 @@ def test_dead_latents_are_among_what_agrees(results, name):
 def test_dictionaries_continue_on_another_number_of_ranks(results, name):
     straight, elastic = (result._replace(metrics={}) for result in (results[name][1], results[f"{name} elastic"][3]))
     gate.assert_parity({1: straight, 3: elastic}, gate.EXACT)  # the end of the first part adds rows of metrics
+
+
+@pytest.mark.cases("tokenizer", "{name}")
+@pytest.mark.parametrize("name", ONSET)
+def test_a_stop_around_the_discriminators_start_changes_nothing(results, name):
+    """Bit for bit on the same number of ranks."""
+    straight, resumed = (result._replace(metrics={}) for result in (results["tokenizer"][3], results[name][3]))
+    gate.assert_parity({1: straight, 3: resumed}, 0.0 if name.endswith("on 3") else TOLERANCE)
 
 
 def test_every_settings_class_has_its_variant():

@@ -13,6 +13,7 @@ from distae.config.check import ADDED, couples_samples, fingerprint, identity_se
 from distae.config.cli import read_toml
 from distae.config.fields import Variant, fields_of
 from distae.config.help import render
+from distae.config.models import TokenizerConfig
 from distae.config.train import MAY_CHANGE
 from distae.errors import UserError
 
@@ -56,7 +57,7 @@ def test_names_may_be_written_with_either_dash():
 
 
 @pytest.mark.parametrize("model", ["ae", "vae"])
-@pytest.mark.parametrize("net", ["mlp", "conv", "resnet"])
+@pytest.mark.parametrize("net", ["mlp", "conv", "resnet", "image"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "step", "exponential", "plateau"])
 def test_what_is_written_is_read_back(model, net, schedule, tmp_path):
     more = ["--optim.max-grad-norm", "2", "--early-stop.patience", "3", "--threads", "2", "--net.norm", "batch", "--steps", "9"]
@@ -97,7 +98,8 @@ def test_the_help_lists_every_variant_data_set_and_field():
 
 
 def test_settings_that_may_change_exist_and_do_not_name_the_run():
-    assert {k for k, _ in leaves(TrainConfig())} >= MAY_CHANGE - {"data.root"}
+    of_a_tokenizer = TrainConfig(model=TokenizerConfig())
+    assert {k for k, _ in leaves(of_a_tokenizer)} >= MAY_CHANGE - {"data.root"}
     cfg = given()
     same = given(
         "--epochs", "3", "--log-every", "7", "--device", "cpu", "--run-dir", "x", "--grad-accum-steps", "2", "--timeout", "5"
@@ -173,6 +175,13 @@ REFUSED = {
         ["--net", "conv", "--net.channels", "4", "8", "8", "8"],
         r"--net conv with 4 channels halves the image 4 times, and 8x8 is not divisible by 16: give at most 3 --net.channels",
     ),
+    "too many multipliers": (
+        ["--net", "image", "--net.multipliers", "1", "1", "1", "1", "1"],
+        r"--net image with 5 multipliers halves the image 4 times, .*: give at most 4 --net.multipliers",
+    ),
+    "patches of another size": (["--net", "vit", "--net.patch", "3"], r"--net.patch 3 does not divide the sides of 8x8 images"),
+    "heads": (["--net", "vit", "--net.heads", "5"], r"--net.heads 5 does not divide --net.width 192"),
+    "no dropout": (["--net", "vit", "--net.dropout", "0.1"], r"--net.dropout"),
     "resnet without stages": (["--net", "resnet", "--net.channels"], r"--net.channels is empty; expected one or more"),
     "groups": (["--net.norm", "group", "--net.hidden", "16", "12"], r"--net.groups 8 does not divide the hidden width 12"),
     "best metric": (["--best-metric", "val/nll"], r"--best-metric: unknown 'val/nll'; valid: val/loss, val/recon, val/kl, val/mse"),
