@@ -68,6 +68,8 @@ def test_the_page_is_readable_and_asks_this_server_alone(
     assert chromium.js(
         "new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size === document.querySelectorAll('[id]').length"
     )
+    chromium.js("document.getElementById('morph').scrollIntoView({behavior: 'instant'})")
+    assert chromium.js("(b => b.top >= 0 && b.bottom <= innerHeight)(document.getElementById('decoded').getBoundingClientRect())")
 
 
 @pytest.mark.parametrize("model", MODELS)
