@@ -18,6 +18,7 @@ from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.exact import gathered
 from distae.evaluation.pictures import is_image, png
 from distae.evaluation.samplers import labels_of, posterior_samples
+from distae.evaluation.sparse_codes import are_sparse
 from distae.evaluation.walks import REACH, between, decoded, dimensions, is_spherical
 from distae.explorer import asked
 from distae.models import Codes
@@ -70,7 +71,7 @@ class Explorer:
         self.training = Known.of(e, "train") if has_training else self.here
         z = self.here.codes.z
         self.plane = plane(z)
-        self.is_sparse = self.model.num_codes is None and float((z == 0).double().mean()) > 0.5
+        self.is_sparse = self.model.num_codes is None and are_sparse(z)
         sampled = posterior_samples(self.here.codes, e.seed)
         self.dimensions = dimensions(self.model, self.here.codes, sampled, MOST_SLIDERS)
         self.start = self.here.codes.z[0] if self.model.num_codes is not None or self.is_sparse else self.dimensions.mean

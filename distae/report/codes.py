@@ -12,6 +12,7 @@ from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.metrics import Skip
 from distae.evaluation.pictures import is_image, png
 from distae.evaluation.samplers import posterior_samples
+from distae.evaluation.sparse_codes import are_sparse
 from distae.evaluation.walks import REACH, Dimensions, between, decoded, dimensions, is_spherical
 from distae.noise import Noise, Rows
 from distae.report.charts import Curve, chart, scatter
@@ -39,7 +40,7 @@ def settings(code_shape: tuple[int, ...]) -> EvaluationConfig:
 def sections(e: Evaluation, budget: int) -> list[Html]:
     """Of the split of `e`, in the current world of one rank. `budget`: bytes of pictures. Leaves out what does not apply."""
     each = budget // (16 + PAIRS)
-    parts = [_traversals(e, each), _between(e, each), _map(e), _codebook(e)]
+    parts = [_traversals(e, each), _between(e, each), _map(e), _codebook(e), _latents(e)]
     return [part for part in parts if part]
 
 
@@ -174,3 +175,19 @@ def _codebook(e: Evaluation) -> Html:
     curve = Curve(e.split, "share", [(i, value) for i, value in enumerate(ordered, 1)])
     drawn = chart("Share of each code, the most used first", [curve], ("rank",))
     return section("Use of the codebook", note(about), tag("div", drawn, class_="grid"))
+
+
+def _latents(e: Evaluation) -> Html:
+    """How often each latent of sparse codes is active, and how many never are."""
+    z = e.codes().z
+    if e.model.num_codes is not None or not are_sparse(z):
+        return Html()
+    share, active = (z != 0).double().mean(0), float((z != 0).double().sum(1).mean())
+    dead = int((share == 0).sum())
+    about = (
+        f"{dead} of {len(share)} latents are dead, 0 in all of {len(z)} {e.split} samples; more samples would leave fewer. "
+        f"A sample has {active:.3g} active latents on average."
+    )
+    curve = Curve(e.split, "share", [(i, value) for i, value in enumerate(share.sort(descending=True).values.tolist(), 1)])
+    drawn = chart("Share of samples in which a latent is active, the most active first", [curve], ("rank",))
+    return section("Latents", note(about), tag("div", drawn, class_="grid"))

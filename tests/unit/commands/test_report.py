@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import StopAt, metrics, run, settings
+import torch
+from helpers import StopAt, as_the_model_sees, metrics, run, settings
 from unit.report.test_html import HOSTILE, Parsed, png_of
 
+import distae
+from distae import data
 from distae.commands import evaluate, report, train
+from distae.config.data import DigitsConfig
 from distae.report.page import MOST_BYTES
 from distae.runtime import events, outcome
 
@@ -148,6 +152,19 @@ def test_the_use_of_a_codebook_is_drawn(tmp_path, capsys):
     assert sum(shares) == pytest.approx(1, abs=1e-4)
     assert shares == sorted(shares, reverse=True)
     assert "Traversals" not in headings(page)
+
+
+def test_dead_latents_of_a_sparse_dictionary_are_counted(tmp_path):
+    sae = ["--model", "topk_sae", "--model.likelihood", "gaussian", "--model.latent-dim", "100", "--model.k", "3"]
+    assert train.main([*SMALL, *sae, "--run-dir", str(tmp_path / "sae")]) == 0
+    page = (tmp_path / "sae" / "report.html").read_text()
+    (curve,) = charts(page)["Share of samples in which a latent is active, the most active first"]["curves"]
+    saved = distae.load(tmp_path / "sae")
+    x = as_the_model_sees(data.load(DigitsConfig(limit=300))["test"], torch.float32)
+    share = (saved.module.encode(x).z != 0).double().mean(0)
+    assert [y for _, y in curve["points"]] == pytest.approx(share.sort(descending=True).values.tolist(), rel=1e-5)
+    assert f"{int((share == 0).sum())} of 100 latents are dead, 0 in all of {len(x)} test samples" in page
+    assert "A sample has 3 active latents" in page
 
 
 def test_a_table_has_values_in_the_units_of_the_data(tmp_path):
