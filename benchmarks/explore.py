@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,9 @@ def milliseconds(folder: Path, recipe: str, requests: int) -> list[float]:
     explorer = Explorer(evaluation)
     with Server(explorer, page(explorer, recipe, "")) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        connection, path = http.client.HTTPConnection("127.0.0.1", server.port), f"/{server.token}/decode"
-        found = [_round_trip(connection, path, explorer.start.tolist(), i) for i in range(requests + 10)][10:]
+        with closing(http.client.HTTPConnection("127.0.0.1", server.port)) as connection:
+            path = f"/{server.token}/decode"
+            found = [_round_trip(connection, path, explorer.start.tolist(), i) for i in range(requests + 10)][10:]
         server.shutdown()
     evaluation.close()
     return found
