@@ -13,6 +13,7 @@ from distae.config.extras import missing
 from distae.config.fields import fields_of, leaves
 from distae.config.names import METRICS
 from distae.config.nets import HalvingConfig, MLPConfig, NetConfig, ViTConfig
+from distae.config.parallel import HybridShardConfig, ShardConfig
 from distae.config.train import MAY_CHANGE, OF_A_NODE, TrainConfig
 from distae.errors import UserError
 
@@ -42,6 +43,7 @@ def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
     _check_batch(cfg, world_size)
     _check_net(cfg.net, cfg.data.shape())
     _check_choices(cfg, world_size)
+    _check_parallel(cfg, world_size)
     cfg.model.check_likelihood(cfg.data.shape())
     cfg.model.check(cfg.data.shape(), cfg.net)
     if cfg.name is not None and not re.fullmatch(r"\w[\w.+=,-]*", cfg.name):
@@ -144,7 +146,7 @@ def _check_choices(cfg: TrainConfig, world_size: int) -> None:
     if cfg.model.missing and cfg.data.binarize != "none":
         raise UserError(f"--data.binarize {cfg.data.binarize} cannot be used with missing values (--model.missing)")
     if cfg.compile and not cfg.model.compiles:
-        raise UserError(f"--compile: {cfg.model.name} needs double backward, which torch.compile does not support; leave it out")
+        raise UserError(f"--compile: {cfg.model.name} takes gradients within its objective, which torch.compile does not support; leave it out")
     if cfg.cuda_graphs and (not cfg.compile or cfg.device == "cpu"):
         raise UserError("--cuda-graphs requires --compile and a GPU")
     if cfg.cuda_graphs and (cfg.grad_accum_steps > 1 or world_size > 1):
@@ -163,6 +165,28 @@ def _check_choices(cfg: TrainConfig, world_size: int) -> None:
         raise UserError(f"--fork-from: no checkpoints in {cfg.fork_from}")
     if cfg.init_from and not (Path(cfg.init_from) / "model" / "model.safetensors").is_file():
         raise UserError(f"--init-from: no finished run in {cfg.init_from} (model/model.safetensors is missing)")
+
+
+def _check_parallel(cfg: TrainConfig, world_size: int) -> None:
+    parallel = cfg.parallel
+    sharded = isinstance(parallel, ShardConfig)
+    used = ([f"--parallel {parallel.name}"] if sharded else []) + ["--checkpoint-activations"] * cfg.checkpoint_activations
+    if used and not cfg.model.shards:
+        raise UserError(f"{used[0]}: {cfg.model.name} needs gradients of gradients, which it does not support; leave it out")
+    if used and cfg.compile:
+        raise UserError(f"{used[0]} and --compile exclude each other: leave one out")
+    if not isinstance(parallel, ShardConfig):
+        return
+    if cfg.channels_last:
+        raise UserError(f"{used[0]} does not support --channels-last: leave one out")
+    if cfg.ddp.compression != "none":
+        raise UserError(f"--ddp.compression is for --parallel ddp; {used[0]} sends gradients as they are")
+    if parallel.cpu_offload and (cfg.device == "cpu" or world_size == 1):
+        raise UserError("--parallel.cpu-offload needs GPUs and at least two processes: leave it out")
+    if isinstance(parallel, HybridShardConfig) and (parallel.shard_size is None or world_size % parallel.shard_size):
+        given = "needs --parallel.shard-size" if parallel.shard_size is None else f"--parallel.shard-size {parallel.shard_size}"
+        works = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
+        raise UserError(f"--parallel hsdp: {given}, a divisor of the {world_size} processes; valid: {works}")
 
 
 def _expanded(text: str) -> str:

@@ -5,6 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from distae import distributed as dist
 from distae.config.models import ContractiveAEConfig, RAEGPConfig, RAEL2Config
 from distae.losses import upcast
 from distae.models.ae import AE
@@ -76,6 +77,10 @@ class RAE(NetAutoencoder):
 @register(RAEL2Config)
 class RAEL2(RAE):
     """Ghosh et al. 2020, sec. 3.1, L2: the sum of the decoder's squared weights."""
+
+    def sharded_blocks(self) -> list[nn.Module]:
+        """None of the decoder's: the objective uses its parameters themselves."""
+        return dist.blocks_of(self.encoder)
 
     def decoder_penalty(self, recon: Tensor, z: Tensor, noise: Noise) -> Tensor:
         return torch.stack([p.square().sum() for p in self.decoder.parameters() if p.ndim >= 2]).sum()

@@ -55,6 +55,10 @@ class Tokenizer(Autoencoder):
         critic = list(self.discriminator.parameters())
         return [Phase("autoencoder", list(self.codec.parameters())), Phase("discriminator", critic, self.cfg.discriminator_lr)]
 
+    def kept_whole(self) -> list[nn.Parameter]:
+        """What the gradients that are computed inside of the forward pass go through, and what they are of."""
+        return [*self.discriminator.parameters(), *self.last_block.parameters()]
+
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         return self._judge(batch, noise) if phase == "discriminator" else self._reconstruct(batch, noise)
 
@@ -111,7 +115,12 @@ class Tokenizer(Autoencoder):
     @property
     def last_layer(self) -> nn.Parameter:
         """The weights of the decoder's last layer."""
-        return [p for p in self.codec.decoder.parameters() if p.ndim > 1][-1]
+        return next(p for p in self.last_block.parameters() if p.ndim > 1)
+
+    @property
+    def last_block(self) -> nn.Module:
+        """The decoder's last layer."""
+        return [m for m in self.codec.decoder.modules() if any(p.ndim > 1 for p in m.parameters(recurse=False))][-1]
 
     def perceptual_distance(self, x: Tensor, y: Tensor) -> Tensor:
         """`[B]` of two `[B, C, H, W]`."""

@@ -13,6 +13,7 @@ from variants import SMALL
 
 from distae.config import TrainConfig
 from distae.config.models import ModelConfig
+from distae.config.parallel import ShardConfig
 from distae.models import build, registry
 
 TOLERANCE = gate.BATCH_NORM
@@ -70,6 +71,17 @@ def local_weight() -> contextlib.AbstractContextManager[Any]:
     return mock.patch("distae.models.tokenizer.dist", both)
 
 
+SHARDED = {
+    f"{name} fsdp": Case(replace(cfg_of(name), parallel=ShardConfig()), world_sizes=(2,))
+    for name in (
+        "aae", "batch_topk_sae", "factor_vae", "hvae", "iaf_vae", "jumprelu_sae", "linear_ae", "masked_ae", "piwae", "rae_l2",
+        "tokenizer", "vaegan", "vamp_vae", "vq_vae",
+    )
+}  # fmt: skip
+SHARDED["vq_vae learning=gradient fsdp"] = Case(
+    replace(cfg_of("vq_vae", learning="gradient"), parallel=ShardConfig()), world_sizes=(2,)
+)
+"""Several optimizers, parameters outside of blocks, sharded statistics, `start`, codebooks, flows and transformer blocks."""
 PLANTED = {
     "local-weight": Case(cfg_of("tokenizer"), local_weight, (1, 2)),
     "local-pool": Case(cfg_of("swae"), local_pool, (1, 2)),
@@ -96,7 +108,8 @@ pytestmark = pytest.mark.timeout(900)
 def results(request, tmp_path_factory):
     every = {k: v for name in SHIPPED for k, v in gate.gates(name, cfg_of(name)).items()}
     return gate.run(
-        gate.asked_for(request, every | FURTHER_CASES | HALVED | PLANTED | ELASTIC | ONSET), tmp_path_factory.mktemp("registry")
+        gate.asked_for(request, every | FURTHER_CASES | HALVED | SHARDED | PLANTED | ELASTIC | ONSET),
+        tmp_path_factory.mktemp("registry"),
     )
 
 
@@ -118,6 +131,12 @@ def test_accumulation_changes_nothing_where_samples_are_not_coupled(results, nam
         found = gate.differences(result, results[name][1])
         of_a_batch = {k for k in found if k.endswith(("train/perplexity", "train/live"))}  # and half a batch uses fewer codes
         assert {k: v for k, v in found.items() if not v <= TOLERANCE and k not in of_a_batch} == {}
+
+
+@pytest.mark.cases("{name}", "{name} fsdp")
+@pytest.mark.parametrize("name", [name.removesuffix(" fsdp") for name in SHARDED])
+def test_a_sharded_variant_ends_where_one_rank_ends(results, name):
+    gate.assert_parity({0: results[name][1]} | results[f"{name} fsdp"], gate.EXACT)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -26,6 +26,8 @@ class ModelConfig(Variant):
     """Needs data with labels."""
     compiles: ClassVar[bool] = True
     """torch.compile supports its forward: it needs no double backward."""
+    shards: ClassVar[bool] = True
+    """Its blocks can be sharded, and their activations checkpointed: their backward pass is not differentiated."""
 
     latent_dim: Count = 16
     """Size of the code z."""

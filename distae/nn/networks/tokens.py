@@ -21,6 +21,9 @@ class TokenEncoder(nn.Module):
         self.blocks, self.last = blocks(cfg.depth, cfg.width, cfg.heads), nn.Linear(cfg.width, out)
         self.register_buffer("places", positions(*cfg.grid(shape), cfg.width), persistent=False)
 
+    def sharded_blocks(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def forward(self, x: Tensor) -> Tensor:
         seen = self.embed(patchify(x, self.patch)) + self.places
         if self.tokens is not None:
@@ -43,6 +46,9 @@ class TokenDecoder(nn.Module):
         self.hidden = Tokens(1, cfg.width) if cfg.tokens else None
         self.blocks, self.last = blocks(cfg.depth, cfg.width, cfg.heads), nn.Linear(cfg.width, shape[0] * cfg.patch**2)
         self.register_buffer("places", positions(*cfg.grid(shape), cfg.width), persistent=False)
+
+    def sharded_blocks(self) -> list[nn.Module]:
+        return list(self.blocks)
 
     def forward(self, z: Tensor) -> Tensor:
         seen = self.embed(z.flatten(2).transpose(1, 2))
