@@ -146,7 +146,9 @@ def _check_choices(cfg: TrainConfig, world_size: int) -> None:
     if cfg.model.missing and cfg.data.binarize != "none":
         raise UserError(f"--data.binarize {cfg.data.binarize} cannot be used with missing values (--model.missing)")
     if cfg.compile and not cfg.model.compiles:
-        raise UserError(f"--compile: {cfg.model.name} takes gradients within its objective, which torch.compile does not support; leave it out")
+        raise UserError(
+            f"--compile: {cfg.model.name} takes gradients within its objective, which torch.compile does not support; leave it out"
+        )
     if cfg.cuda_graphs and (not cfg.compile or cfg.device == "cpu"):
         raise UserError("--cuda-graphs requires --compile and a GPU")
     if cfg.cuda_graphs and (cfg.grad_accum_steps > 1 or world_size > 1):
