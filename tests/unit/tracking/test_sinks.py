@@ -1,13 +1,16 @@
 """TensorBoard and Trackio: what their own readers find of a run, and of one that is resumed; packages that are missing."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import fitted, metrics, settings
 
-from distae.errors import UserError
+from distae.config.names import SINKS
+from distae.errors import TrainingError, UserError
+from distae.tracking import Extent, Start, Tracker
 from distae.tracking.recorded import metrics_of, pictures, repeat
 
 
@@ -87,3 +90,36 @@ def test_a_package_that_is_missing_is_named_before_training(name: str, monkeypat
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=rf"--tracking {name} needs {name}, .* pip install 'distae\[{name}\]'"):
         settings(tracking=name)
+
+
+class Broken(Kept):
+    """A sink whose service is gone after the first row."""
+
+    def __init__(self, start: Start) -> None:
+        super().__init__()
+
+    def row(self, row: Any) -> None:
+        if self.steps:
+            raise RuntimeError("no service")
+        super().row(row)
+
+    def close(self) -> None:
+        raise RuntimeError("no service")
+
+
+def test_a_sink_that_fails_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SINKS, "broken", Broken)
+    fitted(settings(tracking="broken", steps=16), tmp_path)
+    assert [row["step"] for row in metrics(tmp_path)] == [7, 8, 14, 16, 16, 16]
+    assert (tmp_path / "log.txt").read_text().count("--tracking broken failed (no service): off until the next start") == 1
+
+
+def test_a_sink_that_cannot_begin_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(start: Start) -> None:
+        raise RuntimeError("no service")
+
+    monkeypatch.setitem(SINKS, "broken", begin)
+    tracker = Tracker()
+    with pytest.raises(TrainingError, match="--tracking broken: no service; --tracking none leaves it out"):
+        tracker.open(replace(settings(tracking="broken"), run_dir=str(tmp_path)), Extent(), (0, 9), {})
+    tracker.close()
