@@ -36,6 +36,7 @@ COMMANDS = {
     "plot": Command("distae.commands.plot", "draw the losses and terms of runs"),
     "compare": Command("distae.commands.compare", "a table of runs: what differs, metrics, mean and spread over seeds"),
     "report": Command("distae.commands.report", "one HTML file of a run or several: curves, pictures, codes, figures, settings"),
+    "explore": Command("distae.commands.explore", "a local page: sliders of the code, a map, images of your own, samples"),
     "export": Command("distae.commands.export", "write a model for other programs: safetensors, ONNX, torch.export, Hugging Face"),
     "launch": Command("launch.start", "start a training run with many processes: on this machine, on Slurm, or by a plugin"),
     "sweep": Command("launch.sweep", "train every combination of some settings: on this machine, or on Slurm"),

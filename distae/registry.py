@@ -1,4 +1,4 @@
-"""What plugins can add: variants, networks, data sets, likelihoods, metrics, callbacks, launchers."""
+"""What plugins can add: variants, networks, data sets, likelihoods, metrics, callbacks, sinks, launchers."""
 
 import importlib
 import pkgutil

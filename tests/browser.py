@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,18 @@ OPTIONS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-extensions",
     "--disable-background-networking", "--remote-debugging-pipe",
 )  # fmt: skip
+
+CONTRAST = """(() => {
+  const light = (text) => { const [r, g, b] = text.match(/[\\d.]+/g).map(Number).map(v => v / 255)
+    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const behind = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
+    if (!c.includes(', 0)')) return c; } return 'rgb(255, 255, 255)'; };
+  return [...document.querySelectorAll('body *')].filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())
+    && e.checkVisibility() && !e.closest('script, meter, .skip, :disabled')).map(e => { const s = getComputedStyle(e);
+    const a = light(e.closest('svg') ? s.fill : s.color), b = light(behind(e));
+    return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.outerHTML.slice(0, 80)]; }).filter(([ratio]) => ratio < 4.5);
+})()"""
+"""Visible texts whose contrast with what is behind them is below 4.5 (WCAG 2.2, 1.4.3)."""
 
 
 class Browser:
@@ -59,13 +72,13 @@ class Browser:
         line, _, self.rest = self.rest.partition(b"\0")
         return dict(json.loads(line))
 
-    def open(self, path: Path | str, width: int = 1200, height: int = 900, dark: bool = False) -> None:
+    def open(self, page: Path | str, width: int = 1200, height: int = 900, dark: bool = False) -> None:
         """Load a file or an address, and forget the events of what was loaded before."""
         self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self("Page.navigate", url=path if isinstance(path, str) else path.absolute().as_uri())
+        self("Page.navigate", url=page if isinstance(page, str) else page.absolute().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
 
@@ -74,6 +87,13 @@ class Browser:
         found = self("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
+
+    def until(self, expression: str, seconds: float = 10.0) -> None:
+        """Wait until an expression is true in the page."""
+        late = time.monotonic() + seconds
+        while not self.js(f"Boolean({expression})"):
+            assert time.monotonic() < late, expression
+            time.sleep(0.02)
 
     def press(self, key: str) -> None:
         text = {"text": key} if len(key) == 1 else {}
@@ -95,6 +115,15 @@ class Browser:
         """What the page logged, and errors that it did not catch."""
         kinds = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
         return [event["params"] for event in self.events if event.get("method") in kinds]
+
+    def violations(self) -> list[Any]:
+        """What axe-core finds; the test is skipped where DISTAE_AXE does not name its axe.min.js (`npm install axe-core`)."""
+        file = Path(os.environ.get("DISTAE_AXE", "axe.min.js"))
+        if not file.is_file():
+            pytest.skip("DISTAE_AXE does not name axe.min.js of axe-core")
+        self("Runtime.evaluate", expression=file.read_text())
+        found = self.js("axe.run(document).then(r => r.violations.map(v => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 120)]))")
+        return list(found)
 
     def screenshot(self, path: Path) -> None:
         """All of the page as a PNG."""

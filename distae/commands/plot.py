@@ -2,6 +2,7 @@
 
 distae plot runs/a
 distae plot runs/sweep --metrics loss kl --out sweep.svg
+distae plot runs/a --pictures samples
 """
 
 import argparse
@@ -14,7 +15,8 @@ from typing import Any
 from distae.commands.runs import RecordedRun, check_metrics, serve, terms_of, whole_terms
 from distae.config.extras import needs
 from distae.errors import UserError
-from distae.runtime.files import check_absent, write_atomically
+from distae.runtime.files import check_absent, read_bytes, write_atomically
+from distae.tracking.recorded import pictures
 
 FORMATS = (".png", ".svg", ".pdf")
 AXES = ("step", "epoch", "samples_seen", "time")
@@ -24,15 +26,20 @@ WIDE = 3
 """Panels beside each other."""
 AT_MOST = 12
 """Panels of a picture where --metrics does not name them."""
+FRAMES, PAUSE, LAST = 100, 120, 1500
+"""Most pictures of an animation; milliseconds of each, and of the last."""
+STRIP = 16
+"""Pixels below a picture, with its step."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m distae plot") -> int:
     options = arguments(prog).parse_args(argv)
 
     def plot(runs: Sequence[RecordedRun]) -> Path:
-        path = _target(runs, options)
+        path, name = _target(runs, options), options.pictures
+        image = animated(runs, name) if name else drawn(runs, options.metrics, options.x, path.suffix, options.log)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, drawn(runs, options.metrics, options.x, path.suffix, options.log), durable=False)
+        write_atomically(path, image, durable=False)
         return path
 
     return serve(options, plot)
@@ -45,7 +52,9 @@ def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser.add_argument("--metrics", nargs="+", default=[], metavar="NAME", help="as loss, or val/loss; default: what is validated")
     parser.add_argument("--x", choices=AXES, default="step", help="horizontal axis (default: step)")
     parser.add_argument("--log", action="store_true", help="logarithmic vertical axis")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="a .png, .svg or .pdf; default: RUN/evaluation/curves.png")
+    parser.add_argument("--pictures", metavar="NAME", help="instead: an animation of these pictures over training, as samples")
+    out = "a .png, .svg or .pdf (default: RUN/evaluation/curves.png), of --pictures a .gif (default: RUN/evaluation/NAME.gif)"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=out)
     parser.add_argument("--force", action="store_true", help="overwrite what is there")
     return parser
 
@@ -55,11 +64,44 @@ def _target(runs: Sequence[RecordedRun], options: argparse.Namespace) -> Path:
     if options.out is None and len(options.runs) > 1:
         raise UserError("--out: give the file of a picture of several runs, as in --out curves.png")
     one = options.runs[0].expanduser()
-    path: Path = options.out or one / ("evaluation/curves.png" if runs[0].path == one.absolute() else "curves.png")
-    if path.suffix not in FORMATS:
-        raise UserError(f"--out: {path} ends in {path.suffix or 'no format'}; valid: {', '.join(FORMATS)}")
+    name = f"{options.pictures.replace('/', '_')}.gif" if options.pictures else "curves.png"
+    path: Path = options.out or one / (f"evaluation/{name}" if runs[0].path == one.absolute() else name)
+    valid = (".gif",) if options.pictures else FORMATS
+    if path.suffix not in valid:
+        raise UserError(f"--out: {path} ends in {path.suffix or 'no format'}; valid: {', '.join(valid)}")
     check_absent(path, options.force)
     return path
+
+
+def animated(runs: Sequence[RecordedRun], name: str) -> bytes:
+    """A GIF of the pictures of the one run that are called `name`, or `val/name`, each over its step. Raises UserError."""
+    if len(runs) > 1:
+        raise UserError(f"--pictures: give one run, not {len(runs)}")
+    there = [*pictures(runs[0].path)]
+    known = sorted({picture.name for picture in there})
+    found = sorted((p.step, p.path) for p in there if p.name == (f"val/{name}" if f"val/{name}" in known else name))
+    if not found:
+        raise UserError(f"--pictures: {runs[0].path / 'images'} has no {name!r}; valid: {', '.join(known) or 'none yet'}")
+    kept = [found[round(i * (len(found) - 1) / max(1, FRAMES - 1))] for i in range(FRAMES)] if len(found) > FRAMES else found
+    first, *rest = [_frame(step, path) for step, path in kept]
+    file = io.BytesIO()
+    pauses = [PAUSE] * len(rest) + [LAST]
+    first.save(file, "gif", save_all=True, append_images=rest, duration=pauses, loop=0)
+    return file.getvalue()
+
+
+def _frame(step: int, path: Path) -> Any:
+    """A picture over its step. Raises UserError if it is not a picture."""
+    from PIL import Image, ImageDraw
+
+    try:
+        picture = Image.open(io.BytesIO(read_bytes(path, 64 << 20)), formats=["PNG"]).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path} cannot be read as a picture ({error})") from error
+    frame = Image.new("RGB", (picture.width, picture.height + STRIP), "white")
+    frame.paste(picture)
+    ImageDraw.Draw(frame).text((4, picture.height + 2), f"step {step}", "black")
+    return frame
 
 
 def panels(runs: Sequence[RecordedRun], metrics: Sequence[str]) -> dict[str, list[str]]:

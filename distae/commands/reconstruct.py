@@ -100,21 +100,11 @@ def _image(run: Trained, path: Path) -> bytes:
     import torch
     from PIL import Image
 
-    from distae.config.data.image_folder import CHANNELS
-    from distae.data.decode import decode
-    from distae.data.image_index import why
+    from distae.data import Transform
+    from distae.data.images import square_for
     from distae.models.inference import Model
 
-    shape = run.saved.model.shape
-    modes = [mode for mode, channels in CHANNELS.items() if channels == shape[0] and mode != "F"]
-    if len(shape) != 3 or shape[1] != shape[2] or not modes:
-        raise UserError(f"{path}: the model takes samples of shape {[*shape]}, not square images")
-    try:
-        image = decode(path, modes[0], shape[1])
-    except Exception as error:  # decoders raise anything on damaged files
-        raise UserError(f"{path} cannot be read as an image ({why(error)})") from error
-    from distae.data import Transform
-
+    image = square_for(run.saved.model.shape, path, str(path))
     made = Model(run.model.module, Transform(255.0)).reconstruct(torch.tensor(image)[None])[0]
     pixels = made.clamp(0, 255).round().byte().permute(1, 2, 0).squeeze(2).numpy()
     file = io.BytesIO()

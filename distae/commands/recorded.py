@@ -1,6 +1,8 @@
 """Sections of a report from what a run folder holds: rows, events, pictures, settings and figures of `distae evaluate`."""
 
+import math
 import re
+import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from distae.commands.compare import tables
-from distae.commands.runs import RecordedRun, sign_of, terms_of
+from distae.commands.runs import RecordedRun, only_seeds_differ, sign_of, terms_of
 from distae.report.charts import MOST_POINTS, MOST_VALUES, Curve, Mark, chart
 from distae.report.html import Html, folded, meter, note, section, table, tag
 from distae.report.pictures import figure
@@ -88,6 +90,33 @@ class History:
             step, name = int(best["step"]), self.run.config.best_metric
             found.append(Mark("best", step, self.times.get(step, 0.0), f"best {name} at step {step}"))
         return found
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """The mean over runs that differ in their seed alone."""
+
+    name: str
+    of: Sequence[History]
+
+    def points(self, metric: str) -> list[tuple[float, ...]]:
+        """(step, time, mean - deviation, mean + deviation, mean) of the steps that all runs have."""
+        series = [{step: (time, value) for step, time, value in history.points(metric)} for history in self.of]
+        found: list[tuple[float, ...]] = []
+        for step in sorted(set.intersection(*map(set, series))):
+            times, values = zip(*(each[step] for each in series), strict=True)
+            if not all(map(math.isfinite, values)):
+                continue
+            mean, deviation = statistics.fmean(values), statistics.stdev(values)
+            found.append((step, statistics.fmean(times), mean - deviation, mean + deviation, mean))
+        return found
+
+
+def _over_seeds(histories: Sequence[History]) -> Iterator[list[History]]:
+    """Groups of several runs that differ in their seed alone."""
+    for group in only_seeds_differ([history.run for history in histories]):
+        if len(group) > 1:
+            yield [history for history in histories if history.run in group]
 
 
 def histories(runs: Sequence[RecordedRun]) -> list[History]:
@@ -199,16 +228,20 @@ def _curves(histories: Sequence[History], marks: Sequence[Mark]) -> list[Html]:
     runs = [history.run for history in histories]
     terms = {k: v for k, v in terms_of(runs).items() if not k.startswith(KL)}
     chosen = [*(k for k in terms if k not in SPEED)][:MOST_CHARTS]
+    means = [_Mean(f"{of[0].run.name}: mean of {len(of)} seeds", of) for of in _over_seeds(histories)]
     chosen.sort(key=lambda term: not any(name.startswith("val/") for name in terms[term]))  # what is validated comes first
     speed = [k for k in SPEED if k in terms]
-    curves = sum(len(terms[k]) for k in [*chosen, *speed]) * len(runs)
+    curves = sum(len(terms[k]) for k in [*chosen, *speed]) * (len(runs) + 2 * len(means))
     most = max(4, min(MOST_POINTS, MOST_VALUES // (3 * max(1, curves))))
 
     def drawn(term: str) -> Html:
-        lines = [Curve(h.run.name, name.partition("/")[0], h.points(name)) for h in histories for name in terms[term]]
+        of = {h.run.name: h.points for h in histories} | {mean.name: mean.points for mean in means}
+        lines = [Curve(run, name.partition("/")[0], points(name)) for run, points in of.items() for name in terms[term]]
         return chart(SPEED.get(term, term), lines, ("step", histories[0].unit), marks, most)
 
     key = "Drag over a chart to zoom in, double-click to see all."
+    if means:
+        key += " Bands are one standard deviation about the mean of runs that differ in their seed alone, at steps that all have."
     if marks:
         key += " Dashed lines are restarts, triangles checkpoints, the diamond the best step."
     return [
@@ -240,7 +273,8 @@ def _happened(history: History) -> Iterator[dict[str, Any]]:
         if event.event == "start":
             about = ", ".join(f"{k} {event.environment[k]}" for k in ("commit", "device", "world_size") if event.environment.get(k))
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
-        yield {"time": at, "event": "restart" if event.event == "start" and number else event.event, "step": event.step, "": about}
+        kind = "restart" if event.event == "start" and number else event.event
+        yield {"time": at, "event": kind, "step": event.step, "about": about}
 
 
 def _kl(run: RecordedRun) -> Html:
@@ -253,7 +287,10 @@ def _kl(run: RecordedRun) -> Html:
     inactive = sum(v < INACTIVE for v in kl.values())
     ordered = sorted(kl.items(), key=lambda item: -item[1])
     most = ordered[0][1]
-    rows = [{"dimension": name, "KL in nats": v, "": meter(v, most, f"{v:.3g} nats")} for name, v in ordered[:MOST_DIMENSIONS]]
+    rows = [
+        {"dimension": name, "KL in nats": v, "of the largest": meter(v, most, f"{v:.3g} nats")}
+        for name, v in ordered[:MOST_DIMENSIONS]
+    ]
     more = f" The first {MOST_DIMENSIONS} are shown." if len(ordered) > MOST_DIMENSIONS else ""
     about = (
         f"{inactive} of {len(kl)} dimensions are inactive: their KL is below {INACTIVE} nats, at the last {split} evaluation.{more}"

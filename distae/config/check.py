@@ -5,9 +5,11 @@ import hashlib
 import json
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from distae.config.extras import missing
 from distae.config.fields import fields_of, leaves
 from distae.config.names import METRICS
 from distae.config.nets import HalvingConfig, MLPConfig, NetConfig, ViTConfig
@@ -157,6 +159,8 @@ def _check_choices(cfg: TrainConfig, world_size: int) -> None:
     mode = os.environ.get("WANDB_MODE")
     if cfg.tracking == "wandb" and mode not in (None, *WANDB_MODES):
         raise UserError(f"WANDB_MODE: {mode!r} is not valid; valid: {', '.join(WANDB_MODES)}, or --tracking none")
+    if cfg.tracking in ("tensorboard", "trackio") and find_spec(cfg.tracking) is None:
+        raise missing(cfg.tracking, cfg.tracking, f"--tracking {cfg.tracking}")
     if cfg.init_from and cfg.fork_from:
         raise UserError("--init-from and --fork-from exclude each other: weights only, or the full state")
     if cfg.fork_from and not list((Path(cfg.fork_from) / "checkpoints").glob("step_*")):

@@ -11,5 +11,9 @@ def needs(module: str, extra: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
-        raise UserError(f"{what} needs {package}, which is not installed: pip install 'distae[{extra}]'") from error
+        raise missing(module, extra, what) from error
+
+
+def missing(module: str, extra: str, what: str) -> UserError:
+    """The error that says how to install it."""
+    return UserError(f"{what} needs {module.partition('.')[0]}, which is not installed: pip install 'distae[{extra}]'")

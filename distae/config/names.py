@@ -54,4 +54,7 @@ def metric_of(best_metric: str) -> str:
     return best_metric.removeprefix("val/").partition("/")[0]
 
 
+SINKS: Registry[str, Any] = Registry("sink", ("wandb", "tensorboard", "trackio", "none"))
+"""Where rows go besides the files of the run folder; `none` is nowhere."""
 LikelihoodName = Annotated[str, OneOf(LIKELIHOODS)]
+SinkName = Annotated[str, OneOf(SINKS)]

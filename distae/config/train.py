@@ -8,6 +8,7 @@ from msgspec import Meta
 from distae.config.data import DataConfig, DigitsConfig
 from distae.config.fields import Count, Fraction, Positive
 from distae.config.models import ModelConfig, VAEConfig
+from distae.config.names import SinkName
 from distae.config.nets import MLPConfig, NetConfig
 from distae.config.optim import ConstantConfig, OptimConfig, ScheduleConfig
 from distae.config.parallel import ParallelConfig, ReplicateConfig
@@ -133,8 +134,9 @@ class TrainConfig:
     """Start from the weights of this finished run (weights only; optimizer and counters are reset)."""
     fork_from: str | None = None
     """Start from the newest checkpoint of this run: its full state, with the settings given here."""
-    tracking: Literal["wandb", "none"] = "wandb"
-    """wandb also logs to Weights & Biases from rank 0; metrics.jsonl, log.txt and images are always written."""
+    tracking: SinkName = "wandb"
+    """Where rank 0 also sends rows and pictures: wandb (Weights & Biases), tensorboard (RUN/tensorboard), trackio, or none.
+    metrics.jsonl, log.txt and images are always written."""
     progress: Literal["auto", "bar", "none"] = "auto"
     """auto: a progress bar and lines on a terminal, lines elsewhere; bar: only a bar, also in a notebook; none: no output.
     log.txt always has all lines."""

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distae.config.data.image_folder import CHANNELS
@@ -14,6 +15,21 @@ from distae.data.decode import decode
 from distae.data.image_index import ImageIndex, keep_index, printable, why
 from distae.data.runs import Rows
 from distae.data.source import BadRowsError, Source
+from distae.errors import UserError
+
+
+def square_for(shape: Sequence[int], file: Path | BinaryIO, name: str) -> NDArray[Any]:
+    """The central square of an image as bytes `[C, side, side]`, for a model of samples of this shape.
+
+    Raises UserError that names the image by `name` if the model does not take square images, or it cannot be read.
+    """
+    modes = [mode for mode, channels in CHANNELS.items() if channels == shape[0] and mode != "F"]
+    if len(shape) != 3 or shape[1] != shape[2] or not modes:
+        raise UserError(f"{name}: the model takes samples of shape {[*shape]}, not square images")
+    try:
+        return decode(file, modes[0], shape[1])
+    except Exception as error:  # decoders raise anything on damaged files
+        raise UserError(f"{name} cannot be read as an image ({why(error)})") from error
 
 
 class ImageFiles(Source):

@@ -17,10 +17,15 @@ BLOCK = 1024
 """Latents that are decoded at once."""
 
 
+def are_sparse(z: Tensor) -> bool:
+    """Whether more than half of the values of codes are 0."""
+    return bool((z == 0).double().mean() > 0.5)
+
+
 def _codes(e: Evaluation) -> Tensor:
     """`[n, L]` float64. Raises Skip where no more than half of the values are 0."""
     z = e.codes().z
-    if (z == 0).double().mean() <= 0.5:
+    if not are_sparse(z):
         raise Skip("codes are not sparse: no more than half of their values are 0")
     return z
 

@@ -54,13 +54,13 @@ class Dimensions(NamedTuple):
         return codes
 
 
-def dimensions(model: Autoencoder, codes: Codes, sampled: Codes) -> Dimensions:
+def dimensions(model: Autoencoder, codes: Codes, sampled: Codes, most: int = MOST_DIMENSIONS) -> Dimensions:
     """Of `codes` of some samples; `sampled.z` are samples of their posteriors, of which a dimension that the model does not use has
     the prior's standard deviation."""
     mean, std = sampled.z.mean(0), sampled.z.std(0, correction=0)
     kl = model.kl_of_dimensions(codes)
     importance = std.square() if kl is None else kl.mean(0)
-    order = importance.argsort(descending=True, stable=True)[:MOST_DIMENSIONS]
+    order = importance.argsort(descending=True, stable=True)[:most]
     return Dimensions(order, importance[order], kl is not None, mean, std)
 
 

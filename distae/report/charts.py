@@ -22,7 +22,7 @@ class Curve(NamedTuple):
     kind: str
     """The split, such as `val`, which decides the style."""
     points: Sequence[tuple[float, ...]]
-    """(x, y), or (x, time, y), in rising order of x."""
+    """(x, y), or (x, time, y), in rising order of x; of a mean over runs (x, time, low, high, y), ends of a band about it."""
 
 
 class Mark(NamedTuple):

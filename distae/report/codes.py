@@ -1,6 +1,7 @@
 """What a trained model's codes are: what each dimension does, ways between samples, a map, the use of a codebook."""
 
-from math import prod
+from math import isfinite, prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.metrics import Skip
 from distae.evaluation.pictures import is_image, png
 from distae.evaluation.samplers import posterior_samples
+from distae.evaluation.sparse_codes import are_sparse
 from distae.evaluation.walks import REACH, Dimensions, between, decoded, dimensions, is_spherical
 from distae.noise import Noise, Rows
 from distae.report.charts import Curve, chart, scatter
@@ -38,7 +40,7 @@ def settings(code_shape: tuple[int, ...]) -> EvaluationConfig:
 def sections(e: Evaluation, budget: int) -> list[Html]:
     """Of the split of `e`, in the current world of one rank. `budget`: bytes of pictures. Leaves out what does not apply."""
     each = budget // (16 + PAIRS)
-    parts = [_traversals(e, each), _between(e, each), _map(e), _codebook(e)]
+    parts = [_traversals(e, each), _between(e, each), _map(e), _codebook(e), _latents(e)]
     return [part for part in parts if part]
 
 
@@ -66,21 +68,23 @@ def _dimension(e: Evaluation, found: Dimensions, i: int, values: Tensor, measure
     if is_image(e.model.shape):
         text = f"Images decoded as dimension {number} of the code rises, {measure} {importance:.3g}"
         return row | {"decoded": tag("div", picture(png(values), text, limit), class_="wide")}
-    ends = _stored(e, values[[0, -1]])
-    return row | {name: f"{low} → {high}" for name, low, high in zip(_columns(e), *ends, strict=False)}
+    low, high = as_text(e, values[[0, -1]])
+    return row | {name: f"{low[name]} → {high[name]}" for name in low}
 
 
-def _columns(e: Evaluation) -> list[str]:
-    """Names of a sample's first values."""
-    columns = [column.name for column in e.transform.columns]
-    return (columns or [f"value {i}" for i in range(prod(e.model.shape))])[:COLUMNS]
+def as_text(e: Evaluation, values: Tensor, most: int = COLUMNS) -> list[dict[str, str]]:
+    """The first values of samples `[n, *shape]` by name, in the units of the data: categories by their names."""
+    stored, columns = e.transform.invert(values).flatten(1)[:, :most], e.transform.columns[:most]
+    names = [column.name for column in columns] or [f"value {i}" for i in range(stored.shape[1])]
+    texts = [column.categories for column in columns] or [()] * len(names)
+    return [
+        {name: of[int(v)] if of and isfinite(v) else _shown(v) for name, of, v in zip(names, texts, row, strict=True)}
+        for row in stored.tolist()
+    ]
 
 
-def _stored(e: Evaluation, values: Tensor) -> list[list[str]]:
-    """Values `[n, *shape]` in the units of the data, as text: categories by their names."""
-    stored = e.transform.invert(values).flatten(1)[:, :COLUMNS].tolist()
-    names = [column.categories for column in e.transform.columns[:COLUMNS]] or [()] * COLUMNS
-    return [[of[int(v)] if of else f"{v:.4g}" for v, of in zip(row, names, strict=False)] for row in stored]
+def _shown(value: float) -> str:
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
 
 
 def _between(e: Evaluation, limit: int) -> Html:
@@ -111,36 +115,52 @@ def _map(e: Evaluation) -> Html:
         label = e.labels()
     except Skip:
         label = torch.zeros(len(z), dtype=torch.int64)
-    points, axes, how = plane(z)
-    names = [*map(str, range(int(label.max()) + 1))] if 0 < int(label.max()) < LABELS and int(label.min()) >= 0 else ["samples"]
-    if len(names) == 1:
-        label = torch.zeros_like(label)
-    text = f"Codes of {len(z)} {e.split} samples, {how}" + (", coloured by label." if len(names) > 1 else ".")
-    rows = [[float(a), float(b), int(c), i] for i, ((a, b), c) in enumerate(zip(points.tolist(), label.tolist(), strict=True))]
-    return section("Map of codes", note(text), scatter("Map of codes", axes, rows, names, text))
+    text, drawn = map_of(plane(z), label, torch.arange(len(z)), e.split)
+    return section("Map of codes", note(text), drawn)
 
 
-def plane(z: Tensor) -> tuple[Tensor, tuple[str, str], str]:
-    """Points `[n, 2]` of codes `[n, D]`, what the axes are called, and how they were found.
+class Plane(NamedTuple):
+    """Codes in two dimensions."""
 
-    With D of 1 or 2 the codes themselves; else their two largest principal components, each with a positive sum of cubes.
-    """
+    points: Tensor
+    """`[n, 2]`."""
+    axes: tuple[str, str]
+    how: str
+    """How the axes were found."""
+    origin: Tensor
+    """`[D]`: the code at (0, 0)."""
+    basis: Tensor
+    """`[2, D]`, orthonormal rows (with D = 1, the second is 0): points are (z - origin) @ basis.T."""
+
+
+def plane(z: Tensor) -> Plane:
+    """Codes `[n, D]` of float64: themselves with D of 1 or 2; else on their two largest principal components, each with a positive
+    sum of cubes."""
     if z.shape[1] <= 2:
-        both = torch.cat([z, torch.zeros(len(z), 2 - z.shape[1], dtype=z.dtype)], 1)
-        return both, ("dimension 0", "dimension 1"), "as they are"
-    centred = z - z.mean(0)
+        basis = torch.eye(2, z.shape[1], dtype=z.dtype)
+        return Plane(z @ basis.T, ("dimension 0", "dimension 1"), "as they are", torch.zeros_like(z[0]), basis)
+    mean = z.mean(0)
+    centred = z - mean
     wide = z.shape[1] > len(z)
     values, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
     values, vectors = values.flip(0).clamp_min(0)[:2], vectors.flip(1)[:, :2]
-    points = vectors * values.sqrt() if wide else centred @ vectors
-    points = points * torch.where(points.pow(3).sum(0) < 0, -1.0, 1.0)
+    basis = torch.nn.functional.normalize(centred.T @ vectors, dim=0).T if wide else vectors.T
+    points = centred @ basis.T
+    sign = torch.where(points.pow(3).sum(0) < 0, -1.0, 1.0).to(z)
     shares = (values / centred.square().sum().clamp_min(torch.finfo(z.dtype).tiny)).tolist()
     first, second = (f"component {i} ({share:.0%})" for i, share in enumerate(shares, 1))
-    return (
-        points,
-        (first, second),
-        f"on the two principal components of their {z.shape[1]} dimensions, with their shares of the variance",
-    )
+    how = f"on the two principal components of their {z.shape[1]} dimensions, with their shares of the variance"
+    return Plane(points * sign, (first, second), how, mean, basis * sign[:, None])
+
+
+def map_of(at: Plane, label: Tensor, numbers: Tensor, split: str) -> tuple[str, Html]:
+    """What a map of samples of a split shows, and the map, coloured by `label` `[n]`; a sample is called by its number of `[n]`."""
+    names = [*map(str, range(int(label.max()) + 1))] if 0 < int(label.max()) < LABELS and int(label.min()) >= 0 else ["samples"]
+    if len(names) == 1:
+        label = torch.zeros_like(label)
+    text = f"Codes of {len(label)} {split} samples, {at.how}" + (", coloured by label." if len(names) > 1 else ".")
+    rows = [(x, y, *rest) for (x, y), *rest in zip(at.points.tolist(), label.tolist(), numbers.tolist(), strict=True)]
+    return text, scatter("Map of codes", at.axes, rows, names, text)
 
 
 def _codebook(e: Evaluation) -> Html:
@@ -155,3 +175,19 @@ def _codebook(e: Evaluation) -> Html:
     curve = Curve(e.split, "share", [(i, value) for i, value in enumerate(ordered, 1)])
     drawn = chart("Share of each code, the most used first", [curve], ("rank",))
     return section("Use of the codebook", note(about), tag("div", drawn, class_="grid"))
+
+
+def _latents(e: Evaluation) -> Html:
+    """How often each latent of sparse codes is active, and how many never are."""
+    z = e.codes().z
+    if e.model.num_codes is not None or not are_sparse(z):
+        return Html()
+    share, active = (z != 0).double().mean(0), float((z != 0).double().sum(1).mean())
+    dead = int((share == 0).sum())
+    about = (
+        f"{dead} of {len(share)} latents are dead, 0 in all of {len(z)} {e.split} samples; more samples would leave fewer. "
+        f"A sample has {active:.3g} active latents on average."
+    )
+    curve = Curve(e.split, "share", [(i, value) for i, value in enumerate(share.sort(descending=True).values.tolist(), 1)])
+    drawn = chart("Share of samples in which a latent is active, the most active first", [curve], ("rank",))
+    return section("Latents", note(about), tag("div", drawn, class_="grid"))

@@ -52,6 +52,7 @@
 
   class Chart {
     constructor(figure) {
+      this.figure = figure;
       this.data = JSON.parse(figure.querySelector("script").textContent);
       this.controls = html("div", { class: "controls" });
       this.plot = html("div", { class: "plot", tabindex: "0", role: "img" });
@@ -107,7 +108,10 @@
         const from = this.from, to = at(event);
         this.from = null;
         if (from && Math.abs(to[0] - from[0]) > 6) this.zoomTo(from, to);
-        else this.point(...to);
+        else {
+          this.point(...to);
+          if (from) this.pick?.(...to);
+        }
       });
       this.plot.addEventListener("pointercancel", () => { this.from = null; this.draw(); });
       this.plot.addEventListener("pointerleave", () => { if (!this.from) this.leave(); });
@@ -118,7 +122,7 @@
         const act = {
           ArrowLeft: () => this.step(-1), ArrowRight: () => this.step(1), Home: () => this.step(-Infinity), End: () => this.step(Infinity),
           "+": () => this.closer(0.5), "=": () => this.closer(0.5), "-": () => this.closer(2), 0: () => this.zoom(null),
-          Escape: () => this.zoom(null),
+          Escape: () => this.zoom(null), Enter: () => this.pick?.(),
         }[event.key];
         if (act) { event.preventDefault(); act(); }
       });
@@ -209,7 +213,7 @@
       this.whole = low < high ? [low, high] : [low - 0.5, low + 0.5];
       if (!all.length) this.whole = [0, 1];
       const xs = this.range ?? this.whole;
-      let values = curves.flatMap((c) => inside(c.points, axis, xs)).filter((v) => v !== null && (!this.log || v > 0));
+      let values = curves.flatMap((c) => inside(c.points, axis, xs, this.data.axes.length)).filter((v) => v !== null && (!this.log || v > 0));
       let ys = [values.reduce((a, b) => Math.min(a, b), Infinity), values.reduce((a, b) => Math.max(a, b), -Infinity)];
       if (!values.length) ys = this.log ? [0.1, 1] : [0, 1];
       if (ys[0] === ys[1]) ys = this.log ? [ys[0] / 2, ys[1] * 2] : [ys[0] - (Math.abs(ys[0]) || 1) / 2, ys[1] + (Math.abs(ys[1]) || 1) / 2];
@@ -243,8 +247,16 @@
           make("path", { class: `point f${colour}`, d: MARKERS[0], transform: `translate(${this.x(p[axis])} ${this.y(y(p))})` }, this.svg);
         return;
       }
+      if (part[0].length > this.data.axes.length + 1) this.band_of(part, colour);
       const clipped = part.map((p, i) => `${i ? "L" : "M"}${clamp(this.x(p[axis])).toFixed(1)},${this.y(this.at(part, i, low, high)).toFixed(1)}`);
       make("path", { class: `${this.style(curve.kind)} s${colour}`, d: clipped.join("") }, this.svg);
+    }
+
+    // One deviation to either side of a mean.
+    band_of(part, colour) {
+      const inside = (y) => Math.max(TOP, Math.min(HEIGHT - BOTTOM, y)).toFixed(1);
+      const edge = (i) => part.map((p) => `${clamp(this.x(p[this.axis])).toFixed(1)},${inside(this.log && p.at(i) <= 0 ? HEIGHT : this.y(p.at(i)))}`);
+      make("path", { class: `band f${colour}`, d: `M${[...edge(-2), ...edge(-3).reverse()].join("L")}Z` }, this.svg);
     }
 
     // A curve ends at the edges of a zoomed chart: the value there is between the points on either side.
@@ -292,7 +304,8 @@
         const value = p.at(-1);
         if (value !== null && (!this.log || value > 0))
           make("path", { class: `f${this.colour(c.run, c.kind)}`, d: MARKERS[0], transform: `translate(${this.x(p[this.axis])} ${this.y(value)})` }, this.hover);
-        return `${this.runs.length > 1 ? `${c.run} ` : ""}${c.kind} ${shown(value)}`;
+        const spread = p.length > this.data.axes.length + 1 ? ` ± ${shown(p.at(-2) - value)}` : "";
+        return `${this.runs.length > 1 ? `${c.run} ` : ""}${c.kind} ${shown(value)}${spread}`;
       });
       const more = texts.length > SHOWN ? `, and ${texts.length - SHOWN} more` : "";
       this.output.textContent = `${this.data.axes[this.axis]} ${shown(at)}: ${texts.slice(0, SHOWN).join(", ")}${more}`;
@@ -313,6 +326,7 @@
   class Points extends Chart {
     prepare() {
       const { labels } = this.data;
+      this.figure.addEventListener("mark", (event) => { this.marked = event.detail; this.mark(); });
       this.zoomable();
       if (labels.length > 1)
         labels.forEach((label, i) => this.key(i, label, (icon) => make("path", { class: `f${i % COLOURS}`, d: this.marker(i), transform: "translate(14 6)" }, icon)));
@@ -339,11 +353,27 @@
       for (const p of this.seen)
         make("path", { class: `f${p[2] % COLOURS}`, d: this.marker(p[2]), transform: `translate(${this.x(p[0]).toFixed(1)} ${this.y(p[1]).toFixed(1)}) scale(0.75)`, "fill-opacity": 0.75 }, this.svg);
       this.finish();
+      this.spot = make("g", {}, this.svg);
+      this.mark();
+    }
+
+    // A cross at the place that an event `mark` on the figure gave.
+    mark() {
+      this.spot.replaceChildren();
+      if (this.marked) make("path", { class: "spot", d: "M-7,0H7M0,-7V7", transform: `translate(${this.marked.map((v, i) => (i ? this.y(v) : this.x(v)).toFixed(1))})` }, this.spot);
+    }
+
+    // An event `pick` on the figure: where it was clicked, and the point there, or the point that is read by keys.
+    pick(px, py) {
+      const point = this.here ?? null;
+      if (px === undefined && !point) return;
+      this.figure.dispatchEvent(new CustomEvent("pick", { detail: { at: px === undefined ? point.slice(0, 2) : [this.back(px), this.upward(py)], point } }));
     }
 
     point(px, py) {
       const squared = (p) => (this.x(p[0]) - px) ** 2 + (this.y(p[1]) - py) ** 2;
       const found = this.seen.reduce((a, b) => (a && squared(a) <= squared(b) ? a : b), null);
+      this.here = null;
       if (found && squared(found) < 400) this.read(found);
       else this.leave();
     }
@@ -385,7 +415,7 @@
   }
 
   const clamp = (p) => Math.max(LEFT, Math.min(WIDTH - RIGHT, p));
-  const inside = (points, axis, [low, high]) => points.filter((p) => p[axis] >= low && p[axis] <= high).map((p) => p.at(-1));
+  const inside = (points, axis, [low, high], from) => points.filter((p) => p[axis] >= low && p[axis] <= high).flatMap((p) => p.slice(from));
   const nearest = (points, axis, x) => points.reduce((a, b) => (a && Math.abs(a[axis] - x) <= Math.abs(b[axis] - x) ? a : b), null);
 
   for (const figure of document.querySelectorAll(".chart")) new { lines: Lines, points: Points }[figure.dataset.kind](figure);

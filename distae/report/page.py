@@ -17,44 +17,50 @@ MOST_BYTES = 5_000_000
 
 def page(title: str, about: str, sections: Iterable[Html], refresh: float | None = None) -> bytes:
     """The file. With `refresh`, it is loaded again after that number of seconds."""
-    body = [part for part in sections if part]
-    style, script = _resource("page.css"), _resource("page.js")
     again = str(round(refresh)) if refresh else None
-    head = tag(
+    noscript = tag("noscript", tag("meta", http_equiv="refresh", content=again)) if again else None
+    foot = f"Written by distae, {time.strftime('%Y-%m-%d %H:%M:%S %Z')}."
+    text = document(title, about, sections, resource("page.css"), resource("page.js"), foot, head=noscript, data_refresh=again)
+    return f"{MARK}\n{text}\n".encode()
+
+
+def document(
+    title: str, about: str, sections: Iterable[Html], style: Html, script: Html, foot: str, *, head: Html | None = None,
+    requests: str = "'none'", **body: str | None,
+) -> Html:  # fmt: skip
+    """A page with its style and script in it. `requests`: where to the script may send them; `body`: attributes of the body."""
+    parts = [part for part in sections if part]
+    top = tag(
         "head",
         tag("meta", charset="utf-8"),
-        _policy(style, script),
+        _policy(style, script, requests),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", name="referrer", content="no-referrer"),
-        tag("noscript", _refreshing(again)) if again else None,
+        head,
         tag("link", rel="icon", href="data:,"),
         tag("title", title),
         tag("style", style),
     )
     skip = tag("a", "Skip to the content", href="#content", class_="skip")
-    heading = tag("header", tag("h1", title), tag("p", about), _contents(body))
-    foot = tag("footer", tag("p", f"Written by distae, {time.strftime('%Y-%m-%d %H:%M:%S %Z')}."))
-    inside = tag("body", skip, heading, tag("main", body, id="content"), foot, tag("script", script), data_refresh=again)
-    return f"{MARK}\n{tag('html', head, inside, lang='en')}\n".encode()
+    heading = tag("header", tag("h1", title), tag("p", about), _contents(parts))
+    inside = (skip, heading, tag("main", parts, id="content"), tag("footer", tag("p", foot)), tag("script", script))
+    return tag("html", top, tag("body", inside, **body), lang="en")
 
 
-def _resource(name: str) -> Html:
-    return Html(files("distae.report").joinpath(name).read_text("utf-8"))
+def resource(name: str, package: str = "distae.report") -> Html:
+    """A style or a script that lies beside the modules of a package."""
+    return Html(files(package).joinpath(name).read_text("utf-8"))
 
 
-def _policy(style: str, script: str) -> Html:
-    """Nothing is requested, and no script runs but the page's own, whatever else would get into it."""
+def _policy(style: str, script: str, requests: str) -> Html:
+    """Nothing else is requested, and no script runs but the page's own, whatever else would get into it."""
     only = "; ".join(
         f"{kind}-src 'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
         for kind, text in (("style", style), ("script", script))
     )
-    content = f"default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; {only}"
+    content = f"default-src 'none'; img-src data:; connect-src {requests}; base-uri 'none'; form-action 'none'; {only}"
     return tag("meta", http_equiv="Content-Security-Policy", content=content)
-
-
-def _refreshing(seconds: str) -> Html:
-    return tag("meta", http_equiv="refresh", content=seconds)
 
 
 def _contents(body: Iterable[Html]) -> Html:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distae.config.names import SINKS
 from distae.config.train import TrainConfig
-from distae.errors import TrainingError
+from distae.errors import DistaeError, TrainingError
 from distae.runtime.files import in_words
 from distae.tracking.console import Console
 from distae.tracking.jsonl import Extent, Jsonl
-from distae.tracking.sink import Row, Sink
-from distae.tracking.wandb import Wandb
+from distae.tracking.sink import Row, Sink, Start
 
 
 class Tracker:
@@ -21,6 +21,8 @@ class Tracker:
 
     def __init__(self) -> None:
         self.sinks: list[Sink] = []
+        self.chosen = "none"
+        """The name of the sink of --tracking."""
 
     def open(
         self,
@@ -47,10 +49,11 @@ class Tracker:
         elif rows.xxh3 not in (None, jsonl.digest.hexdigest()):
             console.line("metrics.jsonl is damaged: rows from before this checkpoint were changed after it (checksum mismatch)")
         self.sinks += [jsonl, console]
-        if cfg.tracking == "wandb":
-            self.sinks.append(Wandb(run_dir, cfg, environment, console))
-        else:
+        if cfg.tracking == "none":
             console.line("W&B is off; --tracking wandb turns it on")
+        else:
+            self.sinks.append(_begun(Start(run_dir, cfg, environment, console.line)))
+            self.chosen = cfg.tracking
 
     def line(self, text: str) -> None:
         for sink in self.sinks:
@@ -58,8 +61,7 @@ class Tracker:
                 sink.line(text)
 
     def row(self, row: Row) -> None:
-        for sink in self.sinks:
-            sink.row(row)
+        self._each(lambda sink: sink.row(row))
 
     def sync(self) -> Extent | str:
         """The state of metrics.jsonl, now durable; or why it cannot be written to."""
@@ -69,13 +71,40 @@ class Tracker:
             return f"metrics.jsonl cannot be written: {in_words(error)}"
 
     def image(self, name: str, path: Path, step: int) -> None:
-        for sink in self.sinks:
-            sink.image(name, path, step)
+        self._each(lambda sink: sink.image(name, path, step))
+
+    def _each(self, call: Callable[[Sink], None]) -> None:
+        for sink in [*self.sinks]:
+            self._guarded(sink, call)
+
+    def _guarded(self, sink: Sink, call: Callable[[Sink], None]) -> None:
+        """Call it; the sink of --tracking, if it fails, is off from then on: no package or service ends a run."""
+        try:
+            call(sink)
+        except Exception as error:
+            if isinstance(sink, Jsonl | Console):
+                raise
+            self.sinks.remove(sink)
+            self.line(f"--tracking {self.chosen} failed ({in_words(error)}): off until the next start; metrics.jsonl has all rows")
 
     def close(self) -> None:
         """Close every sink once, however often this is called; also called if a run fails."""
-        while self.sinks:
-            self.sinks.pop(0).close()
+        for sink in self.sinks[::-1]:  # the log last: the others write to it
+            try:
+                self._guarded(sink, lambda sink: sink.close())
+            finally:
+                self.sinks = [other for other in self.sinks if other is not sink]
+
+
+def _begun(start: Start) -> Sink:
+    """The sink of --tracking. Raises TrainingError where its package or service does not begin."""
+    name = start.cfg.tracking
+    try:
+        return SINKS[name](start)  # type: ignore[no-any-return]
+    except DistaeError:
+        raise
+    except Exception as error:
+        raise TrainingError(f"--tracking {name}: {in_words(error)}; --tracking none leaves it out") from error
 
 
 def describe_environment(world_size: int, threads: int, device: str) -> dict[str, Any]:

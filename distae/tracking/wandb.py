@@ -12,31 +12,32 @@ from typing import Any
 from urllib.parse import urlparse
 
 from distae.config import to_dict
-from distae.config.train import TrainConfig
 from distae.runtime.files import read_bytes, write_atomically
-from distae.tracking.console import Console
-from distae.tracking.sink import Row
+from distae.tracking.sink import Row, Start, register_sink
 
 
+@register_sink("wandb")
 class Wandb:
     """One W&B run per run folder: its id is made once and kept there; the step is a metric, so a resumed run continues."""
 
-    def __init__(self, run_dir: Path, cfg: TrainConfig, environment: dict[str, Any], console: Console) -> None:
+    def __init__(self, start: Start) -> None:
         import wandb
+
+        run_dir, say = start.run_dir, start.say
 
         mode: Any = _wandb_mode(wandb)
         settings = wandb.Settings(console="off", silent=True, init_timeout=15)
-        config = to_dict(cfg) | {"environment": environment}
-        identity = wandb_identity(run_dir, console.line)
+        config = to_dict(start.cfg) | {"environment": start.environment}
+        identity = wandb_identity(run_dir, say)
         # An absolute path: the service that writes there may be a sweep agent's, in a different working directory.
         kwargs: dict[str, Any] = identity | {"dir": str(run_dir.resolve()), "config": config, "settings": settings}
         try:
             self.run = wandb.init(mode=mode, resume="allow" if mode == "online" else None, **kwargs)
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-            console.line(f"W&B: {error}")
+            say(f"W&B: {error}")
             mode = "offline"
             self.run = wandb.init(mode=mode, **kwargs)
-        console.line(_where(mode, self.run, run_dir))
+        say(_where(mode, self.run, run_dir))
         self.run.define_metric("*", step_metric="step")
 
     def row(self, row: Row) -> None:
@@ -63,12 +64,20 @@ def _where(mode: str, run: Any, run_dir: Path) -> str:
 
 
 def wandb_identity(run_dir: Path, say: Callable[[str], None]) -> dict[str, str]:
-    """Project, name and id of the one W&B run of a run folder."""
-    return {"project": os.environ.get("WANDB_PROJECT", "distae"), "name": run_dir.name, "id": _wandb_id(run_dir / "wandb_id", say)}
+    """Project, name, group and id of the one W&B run of a run folder."""
+    of = {"project": os.environ.get("WANDB_PROJECT", "distae"), "name": run_dir.name, "id": kept_id(run_dir / "wandb_id", say)}
+    group = group_of(run_dir)
+    return of | ({"group": group} if group and "WANDB_RUN_GROUP" not in os.environ else {})
 
 
-def _wandb_id(file: Path, say: Callable[[str], None]) -> str:
-    """Made once and kept."""
+def group_of(run_dir: Path) -> str | None:
+    """The name of the sweep that a run is of: its runs lie in one folder, and are called by their settings, as in `seed=1`."""
+    path = run_dir.resolve()
+    return path.parent.name if re.match(r"[\w.-]+=", path.name) else None
+
+
+def kept_id(file: Path, say: Callable[[str], None]) -> str:
+    """The id of a run elsewhere, made once and kept."""
     with contextlib.suppress(FileNotFoundError):
         kept = read_bytes(file).strip()
         if re.fullmatch(rb"[\w-]{1,64}", kept):

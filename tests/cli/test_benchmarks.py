@@ -49,6 +49,11 @@ def test_cost_of_checkpoints(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_round_trips_of_the_explorer(run_here):
+    figures = run_here("explore.py", "--requests", "20", "--recipes", "vae_mnist")["vae_mnist"]
+    assert 0 < figures["median"] <= figures["p95"] <= figures["largest"]
+
+
 def test_training_speed(run_here):
     result = run_here("train.py", "--workloads", "ae-32", "--rounds", "0", "--scale", "0.01")
     report = result["ae-32"]

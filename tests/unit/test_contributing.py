@@ -62,13 +62,15 @@ def test_the_command_trains_and_the_example_takes_part(what, tmp_path, monkeypat
     trained: list[Trainer] = []
     monkeypatch.setattr(Trainer, "close", spy(Trainer.close, trained.append))
     monkeypatch.setattr("sys.path", [*sys.path])
-    assert main([*command_of(what), *SMALL.split(), "--run-dir", "run"]) == 0
+    command, *words = command_of(what)
+    assert main([command, *SMALL.split(), "--run-dir", "run", *words]) == 0
     shown: dict[str, Any] = {
         "variant": lambda: type(trained[0].train_step.model).__name__ == "NoisyCodeAE",
         "network": lambda: "Tanh" in str(trained[0].train_step.model.encoder),
         "data set": lambda: trained[0].loaders["train"].split.shape == (1, 5, 5),
         "likelihood": lambda: type(trained[0].train_step.model.likelihood).__name__ == "Cauchy",
         "metric": lambda: {"val/max_error", "test/max_error"} <= set().union(*metrics(tmp_path / "run")),
+        "sink": lambda: (tmp_path / "run" / "metrics.csv").read_text().count("val/loss") == 1,
         "callback": lambda: json.loads((tmp_path / "run" / "summary.json").read_text())["best"].keys() == {"val", "test"},
     }
     assert shown[what]()

@@ -1,4 +1,4 @@
-"""docs/use.md, docs/use_generate.md and docs/report.md: their commands, one after the other, as a reader types them."""
+"""docs/use.md, use_generate.md, report.md and explore.md: their commands, one after the other, as a reader types them."""
 
 import re
 import shlex
@@ -10,10 +10,11 @@ from helpers import ROOT
 from PIL import Image
 
 from distae.__main__ import main
+from distae.explorer.server import Server
 
-COMMANDS, OF_RUNS, OF_REPORTS = (
+COMMANDS, OF_RUNS, OF_REPORTS, OF_EXPLORER = (
     re.findall(r"^    distae (.*)$", (ROOT / "docs" / f"{name}.md").read_text(), re.MULTILINE)
-    for name in ("use", "use_generate", "report")
+    for name in ("use", "use_generate", "report", "explore")
 )
 SMALL = "--epochs 1 --data.limit 300 --model.latent-dim 4 --net.hidden 16 --tracking none --device cpu --threads 1"
 
@@ -50,3 +51,18 @@ def test_the_commands_of_reports_work(tmp_path: Path, monkeypatch: pytest.Monkey
         more = SMALL if words[0] == "train" else "--threads 1"
         assert main([*words, *more.split()]) == 0, (command, capsys.readouterr().err)
     assert all((tmp_path / name).is_file() for name in ("runs/digits/report.html", "runs/digits_1/report.html", "both.html"))
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_explorer_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(server: Server) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Server, "serve_forever", interrupted)
+    for command in OF_EXPLORER:
+        words = shlex.split(command)
+        more = SMALL if words[0] == "train" else "--threads 1 --port 0"  # the default may be taken here
+        assert main([*words, *more.split()]) == 0, (command, capsys.readouterr().err)

@@ -27,7 +27,7 @@ from distae.errors import UserError
 from distae.runtime import lock as runlock
 from distae.runtime.environment import Environment
 from distae.tracking import Console
-from distae.tracking.wandb import _wandb_id
+from distae.tracking.wandb import kept_id
 
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
 CFG = settings(
@@ -201,14 +201,14 @@ def test_no_other_file_of_a_run_is_executed(run_dir, sentinel, capsys, monkeypat
 
 
 @pytest.mark.parametrize("exploit", EXPLOITS)
-def test_a_forged_wandb_id_is_replaced(tmp_path, sentinel, capsys, exploit):
+def test_a_forgedkept_id_is_replaced(tmp_path, sentinel, capsys, exploit):
     (tmp_path / "wandb_id").write_bytes(exploit(sentinel))
     console = Console(tmp_path / "log.txt", 0, 1)
-    made = _wandb_id(tmp_path / "wandb_id", console.line)
+    made = kept_id(tmp_path / "wandb_id", console.line)
     console.close()
     assert len(made) == 8
     assert "wandb_id is damaged" in capsys.readouterr().err
-    assert _wandb_id(tmp_path / "wandb_id", console.line) == made
+    assert kept_id(tmp_path / "wandb_id", console.line) == made
 
 
 def test_pickles_in_the_metadata_of_a_good_shard_stay_text(run_dir, sentinel):

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import StopAt, run, settings
+import torch
+from helpers import StopAt, as_the_model_sees, metrics, run, settings
 from unit.report.test_html import HOSTILE, Parsed, png_of
 
+import distae
+from distae import data
 from distae.commands import evaluate, report, train
+from distae.config.data import DigitsConfig
 from distae.report.page import MOST_BYTES
 from distae.runtime import events, outcome
 
@@ -122,8 +126,21 @@ def test_several_runs_are_compared(home, capsys):
     table = page[page.index('<h2 id="runs">') : page.index('<h2 id="curves">')]
     assert "model.beta" in table
     assert "±" in table
-    assert [c["run"] for c in charts(page)["loss"]["curves"]] == [name for name in "abc" for _ in range(3)]
+    assert [c["run"] for c in charts(page)["loss"]["curves"]] == [name for name in (*"abc", "a: mean of 2 seeds") for _ in range(3)]
     assert (home / "runs" / "report.html").is_file()
+
+
+def test_runs_that_differ_in_their_seed_alone_have_a_mean_with_a_band(home, capsys):
+    runs = [home / "runs" / name for name in "abc"]  # c has another beta
+    found = charts(written(capsys, *runs, "--out", home / "band.html"))["loss"]["curves"]
+    (band,) = [c for c in found if c["run"] == "a: mean of 2 seeds" and c["kind"] == "val"]
+    values = [{r["step"]: r["val/loss"] for r in metrics(run) if "val/loss" in r} for run in runs[:2]]
+    assert [p[0] for p in band["points"]] == [*values[0]]
+    for step, _, low, high, mean in band["points"]:
+        both = np.array([v[step] for v in values])
+        middle, deviation = both.mean(), both.std(ddof=1)
+        assert [low, high, mean] == pytest.approx([middle - deviation, middle + deviation, middle], rel=1e-5)
+    assert {len(p) for c in found if "mean" not in c["run"] for p in c["points"]} == {3}
 
 
 def test_the_use_of_a_codebook_is_drawn(tmp_path, capsys):
@@ -135,6 +152,19 @@ def test_the_use_of_a_codebook_is_drawn(tmp_path, capsys):
     assert sum(shares) == pytest.approx(1, abs=1e-4)
     assert shares == sorted(shares, reverse=True)
     assert "Traversals" not in headings(page)
+
+
+def test_dead_latents_of_a_sparse_dictionary_are_counted(tmp_path):
+    sae = ["--model", "topk_sae", "--model.likelihood", "gaussian", "--model.latent-dim", "100", "--model.k", "3"]
+    assert train.main([*SMALL, *sae, "--run-dir", str(tmp_path / "sae")]) == 0
+    page = (tmp_path / "sae" / "report.html").read_text()
+    (curve,) = charts(page)["Share of samples in which a latent is active, the most active first"]["curves"]
+    saved = distae.load(tmp_path / "sae")
+    x = as_the_model_sees(data.load(DigitsConfig(limit=300))["test"], torch.float32)
+    share = (saved.module.encode(x).z != 0).double().mean(0)
+    assert [y for _, y in curve["points"]] == pytest.approx(share.sort(descending=True).values.tolist(), rel=1e-5)
+    assert f"{int((share == 0).sum())} of 100 latents are dead, 0 in all of {len(x)} test samples" in page
+    assert "A sample has 3 active latents" in page
 
 
 def test_a_table_has_values_in_the_units_of_the_data(tmp_path):
@@ -268,4 +298,4 @@ def test_many_long_runs_still_fit(tmp_path, capsys):
         (folder / "config.toml").write_text("steps = 10\n")
     page = written(capsys, tmp_path / "runs")
     assert len(page.encode()) < MOST_BYTES
-    assert len(charts(page)["loss"]["curves"]) == 24
+    assert len(charts(page)["loss"]["curves"]) == 2 * (12 + 1)  # and their mean

@@ -2,11 +2,14 @@
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import settings
+from PIL import Image
 
 from distae.commands import compare, plot, runs
 from distae.config import write_toml
@@ -174,3 +177,27 @@ def test_without_matplotlib_the_extra_is_named(folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert plot.main([str(folder)]) == 2
     assert capsys.readouterr().err == "distae: distae plot needs matplotlib, which is not installed: pip install 'distae[report]'\n"
+
+
+def test_pictures_over_training_become_an_animation(folder, tmp_path, capsys):
+    run = shutil.copytree(folder / "a", tmp_path / "a")
+    (run / "images").mkdir(exist_ok=True)
+    for step in (10, 2):
+        Image.new("RGB", (64, 32), (20 * step, 0, 0)).save(run / "images" / f"val_samples_{step:08}.png")
+    assert plot.main([str(run), "--pictures", "samples"]) == 0
+    with Image.open(run / "evaluation" / "samples.gif") as made:
+        assert (getattr(made, "n_frames", 1), made.size) == (2, (64, 32 + plot.STRIP))
+        reds = []
+        for frame in range(2):
+            made.seek(frame)
+            reds.append(np.asarray(made.convert("RGB"))[5, 5, 0])
+    assert reds == [40, 200]
+    (run / "images" / "val_samples_00000010.png").write_bytes(b"x")
+    for argv, why in (
+        ([str(run), "--pictures", "x"], "has no 'x'; valid: val/samples"),
+        ([str(folder / "a"), str(folder / "b"), "--out", "x.gif", "--pictures", "samples"], "give one run, not 2"),
+        ([str(run), "--pictures", "samples", "--out", "x.png"], "valid: .gif"),
+        ([str(run), "--pictures", "samples", "--force"], "cannot be read as a picture"),
+    ):
+        assert plot.main(argv) == 2
+        assert why in capsys.readouterr().err

@@ -2,18 +2,23 @@
 
 import csv
 import json
+import socket
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from socketserver import TCPServer
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import distae
-from distae.commands import detect, encode, evaluate, reconstruct, train
+from distae.commands import detect, encode, evaluate, explore, reconstruct, train
 from distae.config.names import METRICS
 from distae.evaluation import metrics
+from distae.explorer.server import Server
 
 Run = tuple[int, str, str]
 OPTIONS = {"--steps": "20", "--global-batch-size": "32", "--model.latent-dim": "3", "--tracking": "none", "--progress": "none"}
@@ -317,3 +322,56 @@ def test_an_option_may_be_given_with_an_equals_sign(home: Path, tmp_path: Path, 
     code, out, err = call(encode.main, capsys, *argv)
     assert code == 0, err
     assert "z [20, 3]" in out
+
+
+def explored(monkeypatch: pytest.MonkeyPatch, names: Sequence[str]) -> list[Any]:
+    """What the server answers: the page, then `sample` 0 by name; after that Ctrl-C is pressed."""
+    found: list[Any] = []
+
+    def serve(server: Server) -> None:
+        thread = threading.Thread(target=TCPServer.serve_forever, args=(server, 0.01))
+        thread.start()
+        try:
+            found.append(urlopen(server.url).read().decode())
+            found.extend(json.load(urlopen(server.url + name, b'{"number": 0}')) for name in names)
+        finally:
+            server.shutdown()
+            thread.join()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "serve_forever", serve)
+    return found
+
+
+def test_explore_serves_pictures_of_digits_until_it_is_interrupted(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = explored(monkeypatch, ["sample"])
+    code, out, err = call(explore.main, capsys, home / "digits", "--port", 0)
+    assert (code, err) == (0, "")
+    url, tunnel, _, end = out.splitlines()
+    port = url.removeprefix("http://127.0.0.1:").partition("/")[0]
+    assert f": ssh -N -L {port}:127.0.0.1:{port} " in tunnel
+    assert end == "ended"
+    assert "<h1>Explore digits</h1>" in found[0]
+    assert found[1]["shown"]["picture"].startswith("data:image/png;base64,")
+
+
+def test_explore_shows_rows_of_a_table_as_values(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = explored(monkeypatch, ["sample"])
+    assert call(explore.main, capsys, home / "table", "--port", 0)[0] == 0
+    assert 'id="file"' not in found[0]
+    given = found[1]["input"]["values"]
+    stored = [r for r in rows_of(home / "t.csv") if float(r["u"]) == pytest.approx(float(given["u"]), rel=1e-3)]
+    assert [r["kind"] for r in stored] == [given["kind"]]
+    assert {*found[1]["shown"]["values"]} == {"u", "v", "kind"}
+
+
+def test_explore_rejects_a_taken_port_and_too_few_samples(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = call(explore.main, capsys, home / "digits", "--port", port)
+    assert (code, err) == (2, f"distae: --port {port}: Address already in use; --port 0 takes any free one\n")
+    assert call(explore.main, capsys, home / "digits", "--limit", 2)[0] == 2

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, browser
+from browser import CONTRAST, Browser, browser
 
 from distae.commands import report, train
 
@@ -34,17 +34,6 @@ def home(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
 PAGES = ("report.html", "a/report.html", "<img src=x onerror=alert(1)>/report.html")
 DRAWN = "[...document.querySelectorAll('.chart')].map(f => f.querySelectorAll('.plot path:is(.curve, [class*=f])').length)"
 """Lines and points of each chart."""
-CONTRAST = """(() => {
-  const light = (text) => { const [r, g, b] = text.match(/[\\d.]+/g).map(Number).map(v => v / 255)
-    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const behind = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
-    if (!c.includes(', 0)')) return c; } return 'rgb(255, 255, 255)'; };
-  return [...document.querySelectorAll('body *')].filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())
-    && e.checkVisibility() && !e.closest('script, meter, .skip, :disabled')).map(e => { const s = getComputedStyle(e);
-    const a = light(e.closest('svg') ? s.fill : s.color), b = light(behind(e));
-    return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.outerHTML.slice(0, 80)]; }).filter(([ratio]) => ratio < 4.5);
-})()"""
-"""Visible texts whose contrast with what is behind them is below 4.5 (WCAG 2.2, 1.4.3)."""
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -70,6 +59,13 @@ def test_everything_has_a_name_and_a_key_reaches_it(chromium, home):
         "new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size === document.querySelectorAll('[id]').length"
     )
     assert chromium.js("[...document.querySelectorAll('nav a')].every(a => document.getElementById(a.hash.slice(1)))")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_axe_finds_nothing(chromium, home, page):
+    for width, dark in ((1200, False), (380, True)):
+        chromium.open(home / page, width, dark=dark)
+        assert chromium.violations() == []
 
 
 def texts(chromium: Browser) -> list[str]:
@@ -115,7 +111,8 @@ def test_buttons_change_the_scale_the_axis_and_what_is_shown(chromium, home):
     click = "[...document.querySelector('.chart').querySelectorAll('button')].find(b => b.textContent.trim() === '{}').click()"
     curves = "[...document.querySelector('.plot').querySelectorAll('path.curve')].map(p => p.getAttribute('d'))"
     before = chromium.js(curves)
-    assert len(before) == 4  # training and validation of two runs
+    assert len(before) == 6  # training and validation of two runs, and of their mean
+    assert chromium.js("document.querySelector('.plot').querySelectorAll('path.band').length") == 2
     chromium.js(click.format("Log scale"))
     assert chromium.js(curves) != before
     chromium.js(click.format("Log scale"))
@@ -123,9 +120,9 @@ def test_buttons_change_the_scale_the_axis_and_what_is_shown(chromium, home):
     chromium.js(click.format("By seconds"))
     assert "seconds" in texts(chromium)
     chromium.js(click.format("train"))
-    assert len(chromium.js(curves)) == 2
+    assert len(chromium.js(curves)) == 3
     chromium.js(click.format("a"))
-    assert len(chromium.js(curves)) == 1
+    assert len(chromium.js(curves)) == 2
 
 
 def test_a_printed_page_has_the_charts_with_their_keys_alone(chromium, home):

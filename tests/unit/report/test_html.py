@@ -124,8 +124,10 @@ def test_the_map_is_the_codes_themselves_or_their_two_largest_components():
         codes = torch.randn(50, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * torch.arange(1, size + 1)
         u, s, _ = torch.linalg.svd(codes - codes.mean(0), full_matrices=False)
         expected = u[:, :2] * s[:2]
-        points, (first, _), _ = plane(codes)
+        points, (first, _), _, origin, basis = plane(codes)
         torch.testing.assert_close(points.abs(), expected.abs())
+        torch.testing.assert_close((codes - origin) @ basis.T, points)
+        torch.testing.assert_close(basis @ basis.T, torch.eye(2, dtype=z.dtype))
         share = float(s[0].square() / s.square().sum())
         assert first == f"component 1 ({share:.0%})"
         assert bool((points.pow(3).sum(0) >= 0).all())
