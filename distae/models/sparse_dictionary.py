@@ -4,7 +4,7 @@ What depends on other samples (top k of a batch, thresholds, dead latents) is of
 """
 
 from math import prod
-from typing import ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +38,6 @@ class Dictionary(Autoencoder):
     """
 
     cfg: DictionaryConfig
-    unit_norm: ClassVar[bool] = True
-    """Whether decoder vectors have length 1: gradients along them are removed, and each step ends with it."""
     silent: Tensor
     activity: Tensor
 
@@ -83,7 +81,11 @@ class Dictionary(Autoencoder):
 
     def vectors(self) -> Tensor:
         """Decoder vectors `[L, values]`. The gradient of a normalised vector is orthogonal to it."""
-        return F.normalize(self.decoder, dim=1) if self.unit_norm else self.decoder
+        return F.normalize(self.decoder, dim=1) if self.cfg.unit_norm else self.decoder
+
+    def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What SAELens calls the variant in use, and its tensors besides those that all have (`models/sae_lens.py`)."""
+        return {"architecture": "standard"}, {"b_enc": self.encoder_bias}
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """`[B, L]` from `[B, *shape]`."""
@@ -106,7 +108,7 @@ class Dictionary(Autoencoder):
         activity = dist.all_reduce_(self.activity)
         self.silent.copy_(torch.where(activity[:-1] > 0, 0, self.silent + activity[-1]))
         self.activity.zero_()
-        if self.unit_norm:
+        if self.cfg.unit_norm:
             self.decoder.div_(self.decoder.norm(dim=1, keepdim=True))
 
 
@@ -155,6 +157,10 @@ class TopKSAE(Dictionary):
     def inferred(self, pre: Tensor) -> Tensor:
         return dense_code(pre, self.chosen(pre)).z
 
+    def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        settings = {"architecture": "topk", "k": self.cfg.k, "rescale_acts_by_decoder_norm": False}
+        return settings, {"b_enc": self.encoder_bias}
+
     def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimised of the reconstruction, `[B]`, and terms to report."""
         nll = self.likelihood(recon, batch.x)
@@ -198,6 +204,10 @@ class BatchTopKSAE(TopKSAE):
 
     def inferred(self, pre: Tensor) -> Tensor:
         return torch.where(pre >= self.threshold, pre, 0.0).relu()
+
+    def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        below = self.threshold.nextafter(-torch.ones_like(self.threshold))  # active above its threshold, here from it on
+        return {"architecture": "jumprelu"}, {"b_enc": self.encoder_bias, "threshold": below.expand(self.cfg.latent_dim)}
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -250,6 +260,9 @@ class JumpReLUSAE(Dictionary):
     def inferred(self, pre: Tensor) -> Tensor:
         return torch.where(pre > self.log_threshold.exp(), pre, 0.0)
 
+    def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {"architecture": "jumprelu"}, {"b_enc": self.encoder_bias, "threshold": self.log_threshold.exp()}
+
 
 @register(L1SAEConfig)
 class L1SAE(Dictionary):
@@ -259,7 +272,6 @@ class L1SAE(Dictionary):
     """
 
     cfg: L1SAEConfig
-    unit_norm = False
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         z = self.pre_activations(batch.x).relu()
@@ -295,3 +307,7 @@ class GatedSAE(Dictionary):
     def inferred(self, pre: Tensor) -> Tensor:
         magnitude = (pre - self.encoder_bias) * self.log_magnitude.exp() + self.magnitude_bias
         return torch.where(pre > 0, magnitude.relu(), 0.0)
+
+    def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        tensors: dict[str, Tensor] = {"b_gate": self.encoder_bias, "b_mag": self.magnitude_bias, "r_mag": self.log_magnitude}
+        return {"architecture": "gated"}, tensors

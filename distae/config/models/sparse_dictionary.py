@@ -23,6 +23,8 @@ class DictionaryConfig(ModelConfig):
     """p(x|z): gaussian is half the squared error; valid are those of one output per value that is its mean."""
     dead_after: Count = 1_000_000
     """A latent that was not active in this many samples in a row is dead."""
+    unit_norm: bool = True
+    """Decoder vectors of length 1: gradients along them are removed, and each step ends with it."""
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         if not _plain(TRAITS.get(self.likelihood, Traits(plain=True))) or self.other_input:
@@ -128,6 +130,8 @@ class L1SAEConfig(DictionaryConfig):
 
     weight: Weight = 1.0
     """Weight of the penalty: 0:1@1000 warms it up."""
+    unit_norm: bool = False
+    """Decoder vectors of length 1; the norms in the penalty keep free ones from growing."""
 
 
 @dataclass(frozen=True, kw_only=True)
