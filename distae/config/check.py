@@ -19,7 +19,20 @@ ADDED = frozenset(
     | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "shuffle", "window", "train_classes")}
     | {
         f"model.{name}"
-        for name in ("count_rate", "dispersion", "total", "mixtures", "columns", "input", "input_dropout", "missing", "unit_norm")
+        for name in (
+            "count_rate",
+            "dispersion",
+            "total",
+            "mixtures",
+            "columns",
+            "input",
+            "input_dropout",
+            "missing",
+            "unit_norm",
+            "scale_input",
+            "multi_weight",
+            "l0_from",
+        )
     }
 )
 """Settings added after run folders had hashes: they count only if not at their default. Add every new setting here."""

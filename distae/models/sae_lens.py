@@ -43,7 +43,7 @@ def exported(model: Autoencoder, transform: Transform, step: int | None) -> tupl
     if transform != Transform(transform.scale):
         raise UserError("--format sae_lens: samples must be arrays as they are stored, not tables or other layouts of images")
     settings, tensors = model.in_sae_lens()
-    scale, vectors = transform.scale, model.vectors()
+    scale, vectors = transform.scale / model.scale, model.vectors()
     tensors |= {"W_enc": model.encoder.T / scale, "W_dec": vectors * scale, "b_dec": model.bias * scale}
     settings |= {
         "d_in": vectors.shape[1], "d_sae": len(vectors), "dtype": str(vectors.dtype).removeprefix("torch."), "device": "cpu",
@@ -72,7 +72,7 @@ def imported(settings: dict[str, Any], tensors: dict[str, Tensor], scale: float)
     latents = len(found["W_dec"])
     given = {"name": variant.name, "latent_dim": latents, "unit_norm": bool((found["W_dec"].norm(dim=1) - 1).abs().max() < 1e-5)}
     if issubclass(variant, OfKConfig):
-        given["k"] = settings.get("k", min(OfKConfig.k, latents))  # thresholds have none: it is a default of training
+        given["k"] = settings.get("k", min(OfKConfig().final_k, latents))  # thresholds have none: it is a default of training
         if type(given["k"]) is not int or not 0 < given["k"] <= latents:
             raise UserError(f"{CONFIG} of SAELens: k is {given['k']!r}; expected a whole number from 1 to {latents}")
     return given, _renamed(found)

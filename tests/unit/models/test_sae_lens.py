@@ -1,7 +1,6 @@
 """Folders of SAELens: what is written and read encodes as their formulas, and as SAELens where it is installed."""
 
 import json
-from typing import Any
 
 import pytest
 import torch
@@ -25,9 +24,9 @@ def rand(*shape):
     return torch.randn(shape, generator=GENERATOR)
 
 
-def dictionary(name):
+def dictionary(name, **more):
     """In float32, its weights and biases random."""
-    more: dict[str, Any] = {"prefixes": [0.25, 0.5]} if name == "matryoshka_sae" else {}
+    more |= {"prefixes": [0.25, 0.5]} if name == "matryoshka_sae" else {}
     more |= {} if name in ("l1_sae", "gated_sae") else {"k": 3}
     model = make(name, latent_dim=16, **more).float().eval()
     with torch.no_grad():
@@ -90,7 +89,10 @@ def save(model, folder, scale=1.0):
 @pytest.mark.parametrize("name", NAMES)
 def test_written_dictionaries_encode_alike(name, scale, how, tmp_path):
     """Values as they are stored, and read back too."""
-    model, x = Model(dictionary(name), Transform(scale)), scale * rand(50, 6)
+    module, x = dictionary(name, scale_input=scale != 1), scale * rand(50, 6)
+    if scale != 1:
+        module.input_scale.fill_(0.7)
+    model = Model(module, Transform(scale))
     save(model.module, tmp_path / "sae", scale)
     z, recon = how(tmp_path / "sae", x)
     assert 0 < (z > 0).float().mean() < 1
