@@ -109,6 +109,5 @@ def _renamed(t: dict[str, Tensor]) -> dict[str, Tensor]:
     found |= {"encoder": t["W_enc"].T.contiguous(), "decoder": t["W_dec"], "bias": t["b_dec"]}
     found["silent"] = torch.zeros(len(t["W_dec"]), dtype=torch.int64)
     if "threshold" in t:
-        least = torch.finfo(t["threshold"].dtype).tiny  # activations are positive whatever the threshold
-        found["log_threshold"] = t["threshold"].clamp_min(least).log()
+        found["threshold"] = t["threshold"].clamp_min(0.0)  # activations are positive whatever the threshold
     return found

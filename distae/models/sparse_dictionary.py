@@ -23,6 +23,7 @@ from distae.config.models import (
 )
 from distae.config.models.sparse_dictionary import AuxKConfig, DictionaryConfig
 from distae.config.nets import NetConfig
+from distae.config.weights import at
 from distae.losses import upcast
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.nn.sparse import DenseCode, SparseCode, dense_code, geometric_median, global_kth, jump_relu, sparse_code, step
@@ -39,6 +40,7 @@ class Dictionary(Autoencoder):
     Encoder and decoder start equal, the bias at the geometric median of the first global batch (Gao et al. 2024, app. A).
     """
 
+    sparse_codes = True
     cfg: DictionaryConfig
     silent: Tensor
     activity: Tensor
@@ -277,20 +279,28 @@ class MatryoshkaSAE(BatchTopKSAE):
 
 @register(JumpReLUSAEConfig)
 class JumpReLUSAE(Dictionary):
-    """Rajamanoharan et al. 2024 (arXiv 2407.14435), sec. 3: a latent is active above its threshold exp(log_threshold).
+    """Rajamanoharan et al. 2024 (arXiv 2407.14435), sec. 3: a latent is active above its threshold.
 
     -log p(x|z) + weight * (L0 / k - 1)^2, L0 the mean number of active latents of the global batch. Gradients of thresholds are
-    straight-through estimates from pre-activations within half a bandwidth (eq. 11 and 12).
+    straight-through estimates from pre-activations within half a bandwidth (eq. 11 and 12). Thresholds are parameters themselves,
+    not their logarithms as there: a step of Adam moves a parameter by the learning rate whatever its size, and a logarithm that
+    starts at that of 0.1 would need a thousand times 1e-3 to become that of 0.27.
     """
 
     cfg: JumpReLUSAEConfig
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
-        self.log_threshold = nn.Parameter(torch.full((cfg.latent_dim,), self.cfg.threshold).log())
+        self.threshold = nn.Parameter(torch.full((cfg.latent_dim,), self.cfg.threshold or 0.1))
+
+    @torch.no_grad()
+    def start(self, x: Tensor) -> None:
+        super().start(x)
+        if self.cfg.threshold is None:
+            self.threshold.fill_(global_kth(self.pre_activations(x * self.scale), round(at(self.cfg.k, 0))))
 
     def objective(self, batch: Batch) -> Output:
-        pre, threshold = self.pre_activations(batch.x), self.log_threshold.exp()
+        pre, threshold = self.pre_activations(batch.x), self.threshold
         z = jump_relu(pre, threshold, self.cfg.bandwidth)
         recon = self.decode_raw(z)
         counted = pre if self.cfg.l0_from == "pre_activations" else z
@@ -300,10 +310,15 @@ class JumpReLUSAE(Dictionary):
         return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(DenseCode(z))})
 
     def inferred(self, pre: Tensor) -> Tensor:
-        return torch.where(pre > self.log_threshold.exp(), pre, 0.0)
+        return torch.where(pre > self.threshold, pre, 0.0)
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        super().after_step(step)
+        self.threshold.clamp_min_(0.0)
 
     def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return {"architecture": "jumprelu"}, {"b_enc": self.encoder_bias, "threshold": self.log_threshold.exp()}
+        return {"architecture": "jumprelu"}, {"b_enc": self.encoder_bias, "threshold": self.threshold}
 
 
 @register(L1SAEConfig)

@@ -11,6 +11,7 @@ from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.metrics import Skip
 from distae.evaluation.pictures import is_image, png
 from distae.evaluation.samplers import posterior_samples
+from distae.evaluation.sparse_codes import densities
 from distae.evaluation.walks import REACH, Dimensions, between, decoded, dimensions, is_spherical
 from distae.noise import Noise, Rows
 from distae.report.charts import Curve, chart, scatter
@@ -38,7 +39,7 @@ def settings(code_shape: tuple[int, ...]) -> EvaluationConfig:
 def sections(e: Evaluation, budget: int) -> list[Html]:
     """Of the split of `e`, in the current world of one rank. `budget`: bytes of pictures. Leaves out what does not apply."""
     each = budget // (16 + PAIRS)
-    parts = [_traversals(e, each), _between(e, each), _map(e), _codebook(e)]
+    parts = [_traversals(e, each), _between(e, each), _map(e), _codebook(e), _densities(e)]
     return [part for part in parts if part]
 
 
@@ -155,3 +156,15 @@ def _codebook(e: Evaluation) -> Html:
     curve = Curve(e.split, "share", [(i, value) for i, value in enumerate(ordered, 1)])
     drawn = chart("Share of each code, the most used first", [curve], ("rank",))
     return section("Use of the codebook", note(about), tag("div", drawn, class_="grid"))
+
+
+def _densities(e: Evaluation) -> Html:
+    """How often each latent of a sparse code is active."""
+    try:
+        share = densities(e)
+    except Skip:
+        return Html()
+    about = f"{int((share > 0).sum())} of {len(share)} latents are active in some of {len(e.codes().z)} {e.split} samples."
+    ordered = share.sort(descending=True).values.tolist()
+    drawn = chart("Share of samples, the most active latent first", [Curve(e.split, "share", [*enumerate(ordered, 1)])], ("rank",))
+    return section("Density of latents", note(about), tag("div", drawn, class_="grid"))

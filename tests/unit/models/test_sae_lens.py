@@ -182,5 +182,5 @@ def test_a_run_is_exported_used_and_trained_further(tmp_path, capsys):
     assert (cfg["architecture"], cfg["d_in"], cfg["metadata"]["training_architecture"]) == ("jumprelu", 64, "jumprelu_sae")
     more = settings(model=model, steps=1, optim={"lr": 1e-30}, init_from=str(tmp_path / "sae"))
     second, written = fitted(more, tmp_path / "second"), distae.load(tmp_path / "first").module.state_dict()
-    for key in ("encoder", "bias", "log_threshold"):
+    for key in ("encoder", "bias", "threshold"):
         torch.testing.assert_close(second.train_step.model.state_dict()[key], written[key], atol=1e-6, rtol=1e-5)

@@ -330,12 +330,12 @@ def test_thresholds_by_activations_have_half_the_window():
     for l0_from in ("pre_activations", "activations"):
         model, x = sae("jumprelu_sae", l0_from=l0_from, threshold=0.4, bandwidth=0.3), data(200)
         pre, threshold = pre_of(model, x), 0.4
-        (grads[l0_from],) = torch.autograd.grad(run(model, x).loss, [model.log_threshold])
+        (grads[l0_from],) = torch.autograd.grad(run(model, x).loss, [model.threshold])
         counted = pre if l0_from == "pre_activations" else torch.where(pre > threshold, pre, 0.0)
         near = ((counted - threshold).abs() < 0.15).double().sum(0) / 200
         l0 = (pre > threshold).double().sum(1).mean()
-        by_l0 = 2 * (l0 / 3 - 1) / 3 * -near / 0.3 * threshold  # the loss' share of the number of active latents
-        (by_recon,) = torch.autograd.grad(run(sae_without(model), x).loss, [model.log_threshold])
+        by_l0 = 2 * (l0 / 3 - 1) / 3 * -near / 0.3  # the loss' share of the number of active latents
+        (by_recon,) = torch.autograd.grad(run(sae_without(model), x).loss, [model.threshold])
         torch.testing.assert_close(grads[l0_from], by_l0 + by_recon)
     assert not torch.allclose(grads["activations"], grads["pre_activations"])
 
