@@ -35,8 +35,9 @@ def loss_recovered(e: Evaluation) -> dict[str, Figure]:
 def _mean(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, rows: Tensor, chunk: int) -> float:
     """Mean loss of all samples. Raises UserError where the function does not give one of each."""
     total = 0.0
-    for part, numbers in zip(x.split(chunk), rows.split(chunk), strict=True):
-        found = loss(part, numbers)
+    for start in range(0, len(x), chunk):
+        part = x[start : start + chunk]
+        found = loss(part, rows[start : start + chunk])
         if not isinstance(found, Tensor) or found.shape != (len(part),):
             raise UserError(f"--loss-function gives {getattr(found, 'shape', type(found))}; expected one loss of each sample, [N]")
         total += float(found.double().sum())

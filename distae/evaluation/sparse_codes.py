@@ -65,12 +65,12 @@ def latent_density(e: Evaluation) -> dict[str, Figure]:
 @register_metric("max_cosine", task="sparse_codes", unit="cosine", better="lower")
 def max_cosine(e: Evaluation) -> Figure:
     """Mean over latents of the largest cosine of the decoder's vector with that of another latent: 1 if each has a double."""
-    vectors = normalize(decoder_vectors(e), dim=1)
-    most = [
-        (rows @ vectors.T).index_put((torch.arange(len(rows)), torch.arange(start, start + len(rows))), vectors.new_tensor(-1.0))
-        for start, rows in zip(range(0, len(vectors), BLOCK), vectors.split(BLOCK), strict=True)
-    ]
-    return _figure(e, torch.cat([row.amax(1) for row in most]).mean())
+    vectors, total = normalize(decoder_vectors(e), dim=1), 0.0
+    for start in range(0, len(vectors), BLOCK):
+        cosines = vectors[start : start + BLOCK] @ vectors.T
+        cosines.diagonal(start).fill_(-1.0)
+        total += float(cosines.amax(1).sum())
+    return _figure(e, total / len(vectors))
 
 
 @once
@@ -153,7 +153,7 @@ def uniqueness(e: Evaluation) -> Figure:
     Garriga-Alonso 2026, arXiv 2602.14687)."""
     found, truth = decoder_vectors(e), _known(e).vectors.double()
     nearest = (normalize(found, dim=1) @ normalize(truth, dim=1).T).abs().argmax(1)
-    return _figure(e, len(nearest.unique()) / len(nearest), features=len(truth))
+    return _figure(e, len(set(nearest.tolist())) / len(nearest), features=len(truth))
 
 
 @register_metric("mcc", task="sparse_codes", unit="cosine", better="higher")

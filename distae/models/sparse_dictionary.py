@@ -5,7 +5,7 @@ What depends on other samples (top k of a batch, thresholds, dead latents) is of
 
 from abc import abstractmethod
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,8 @@ class Dictionary(Autoencoder):
     """
 
     sparse_codes = True
+    initial_norm: ClassVar[float] = 1.0
+    """Length of the decoder's vectors at the start."""
     cfg: DictionaryConfig
     silent: Tensor
     activity: Tensor
@@ -61,7 +63,7 @@ class Dictionary(Autoencoder):
     def reset_parameters(self) -> None:
         with torch.no_grad():
             nn.init.normal_(self.decoder)
-            self.decoder.div_(self.decoder.norm(dim=1, keepdim=True))
+            self.decoder.mul_(self.initial_norm / self.decoder.norm(dim=1, keepdim=True))
             self.encoder.copy_(self.decoder)
 
     @torch.no_grad()
@@ -325,10 +327,12 @@ class JumpReLUSAE(Dictionary):
 class L1SAE(Dictionary):
     """Templeton et al. 2024 (Scaling Monosemanticity, Methods): -log p(x|z) + weight * sum of z_i |decoder vector i|.
 
-    The norm in the penalty keeps it from being evaded by large decoder vectors, which are therefore free.
+    The norm in the penalty keeps it from being evaded by large decoder vectors, which are therefore free. They start short, as
+    does the encoder (Anthropic, April 2024): latents that all start active end as mixtures of features.
     """
 
     cfg: L1SAEConfig
+    initial_norm = 0.1
 
     def objective(self, batch: Batch) -> Output:
         z = self.pre_activations(batch.x).relu()

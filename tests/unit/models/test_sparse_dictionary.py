@@ -30,10 +30,24 @@ def unit(model):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_encoder_and_decoder_start_equal_and_of_length_1(name):
+def test_encoder_and_decoder_start_equal_and_of_one_length(name):
     model = sae(name)
     assert torch.equal(model.encoder, model.decoder)
-    torch.testing.assert_close(model.decoder.norm(dim=1), torch.ones(16, dtype=torch.float64), atol=1e-6, rtol=0)
+    length = 0.1 if name == "l1_sae" else 1.0
+    torch.testing.assert_close(model.decoder.norm(dim=1), torch.full((16,), length, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_thresholds_start_where_k_latents_are_active():
+    model, x = sae("jumprelu_sae"), data(40)
+    model.start(x)
+    assert (model.encode(x).z > 0).sum() == 3 * 40 - 1  # the threshold itself is the last
+    other = sae("jumprelu_sae", threshold=0.2)
+    other.start(x)
+    torch.testing.assert_close(other.threshold, torch.full((16,), 0.2, dtype=torch.float64))
+    with torch.no_grad():
+        other.threshold[0] = -1.0
+    other.after_step(1)
+    assert other.threshold[0] == 0
 
 
 def test_the_bias_starts_at_the_geometric_median():
