@@ -64,7 +64,9 @@ class Ours:
 
 
 def settings(model: dict[str, Any], batch: int, lr: float = 1e-3, seed: int = 0) -> TrainConfig:
-    return build(TrainConfig, {"model": model, "global_batch_size": batch, "optim": {"name": "adam", "lr": lr}, "seed": seed})
+    """Gradients are clipped to 1, as SAELens does whatever its settings."""
+    optim = {"name": "adam", "lr": lr, "max_grad_norm": 1.0}
+    return build(TrainConfig, {"model": model, "global_batch_size": batch, "optim": optim, "seed": seed})
 
 
 def hand_loop(x: Tensor, latents: int, k: int, batch: int) -> Callable[[int], None]:

@@ -23,7 +23,6 @@ from distae.config.models import (
 )
 from distae.config.models.sparse_dictionary import AuxKConfig, DictionaryConfig
 from distae.config.nets import NetConfig
-from distae.config.weights import at
 from distae.losses import upcast
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.nn.sparse import DenseCode, SparseCode, dense_code, geometric_median, global_kth, jump_relu, sparse_code, step
@@ -286,20 +285,15 @@ class JumpReLUSAE(Dictionary):
     -log p(x|z) + weight * (L0 / k - 1)^2, L0 the mean number of active latents of the global batch. Gradients of thresholds are
     straight-through estimates from pre-activations within half a bandwidth (eq. 11 and 12). Thresholds are parameters themselves,
     not their logarithms as there: a step of Adam moves a parameter by the learning rate whatever its size, and a logarithm that
-    starts at that of 0.1 would need a thousand times 1e-3 to become that of 0.27.
+    starts at that of 0.1 would need a thousand times 1e-3 to become that of 0.27. Encoder and decoder start short, as in l1_sae.
     """
 
     cfg: JumpReLUSAEConfig
+    initial_norm = 0.1
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
-        self.threshold = nn.Parameter(torch.full((cfg.latent_dim,), self.cfg.threshold or 0.1))
-
-    @torch.no_grad()
-    def start(self, x: Tensor) -> None:
-        super().start(x)
-        if self.cfg.threshold is None:
-            self.threshold.fill_(global_kth(self.pre_activations(x * self.scale), round(at(self.cfg.k, 0))))
+        self.threshold = nn.Parameter(torch.full((cfg.latent_dim,), self.cfg.threshold))
 
     def objective(self, batch: Batch) -> Output:
         pre, threshold = self.pre_activations(batch.x), self.threshold
@@ -328,7 +322,7 @@ class L1SAE(Dictionary):
     """Templeton et al. 2024 (Scaling Monosemanticity, Methods): -log p(x|z) + weight * sum of z_i |decoder vector i|.
 
     The norm in the penalty keeps it from being evaded by large decoder vectors, which are therefore free. They start short, as
-    does the encoder (Anthropic, April 2024): latents that all start active end as mixtures of features.
+    does the encoder (Anthropic, April 2024): where all latents start active, they end as mixtures of features.
     """
 
     cfg: L1SAEConfig

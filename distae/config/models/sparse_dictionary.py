@@ -128,8 +128,10 @@ class JumpReLUSAEConfig(OfKConfig):
 
     weight: Weight = 1.0
     """Weight of (mean number of active latents / k - 1)^2."""
-    threshold: Positive | None = None
-    """Initial thresholds; by default what leaves k latents of a sample active in the first batch."""
+    unit_norm: bool = False
+    """Decoder vectors of length 1; free ones find features better here."""
+    threshold: Positive = 0.1
+    """Initial thresholds."""
     bandwidth: Positive = 0.5
     """Width of the window around a threshold in which values move it."""
     l0_from: Literal["pre_activations", "activations"] = "pre_activations"
