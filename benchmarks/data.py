@@ -22,7 +22,6 @@ from unittest import mock
 import numpy as np
 import torch
 from data_memory import memory
-from data_parquet import parquet
 from torch import Tensor
 
 from distae.commands.session import train_run
@@ -160,7 +159,7 @@ def sorted_by_class(args: argparse.Namespace) -> tuple[Split, Split]:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], Figures]] = {
-    "mapped": mapped, "wait": wait, "shuffle": shuffle, "parquet": parquet, "memory": memory,
+    "mapped": mapped, "wait": wait, "shuffle": shuffle, "memory": memory,
 }  # fmt: skip
 
 

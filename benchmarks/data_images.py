@@ -1,4 +1,4 @@
-"""Images read per second: the loader of image_folder against the decoder alone, torch, Hugging Face datasets and litdata.
+"""Images read per second: the loaders of image_folder and parquet against the decoder alone, torch, HF datasets and litdata.
 
     python benchmarks/data_images.py ../shared/data/photos/short_side_256
     python benchmarks/data_images.py FOLDER --size 224 --workers 2 --rounds 5
@@ -6,8 +6,9 @@
 All decode the same files to squares of --size with --workers threads or processes; those whose package is missing are left out.
 `rate` is images per second of wall time, over the decoder's own rate on one thread times the workers (at most the cores);
 `per_cpu_second` is images per second of CPU time of all threads and processes, over the decoder's: use it on a shared machine.
-Rounds interleave what is compared, and a figure is the [median, smallest, largest] of the rounds' ratios. The last line is one JSON
-object. litdata reads shards, which are made of the same JPEG bytes before.
+Rounds interleave what is compared, and a figure is the [median, smallest, largest] of the rounds' ratios. Each file is there
+--copies times under other names, or starting and ending the workers would count for more than reading. The last line is one JSON
+object. litdata and parquet read files that are made of the same JPEG bytes before.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +41,17 @@ def decoder(files: list[Path], args: argparse.Namespace) -> Run:
     return lambda: sum(len(decode(file, "RGB", args.size)) // 3 for file in files)
 
 
-def distae(files: list[Path], args: argparse.Namespace, stored: bool = False) -> Run:
+def threads(files: list[Path], args: argparse.Namespace) -> Run:
+    """The decoding function in a pool of threads that does nothing else."""
+    parts = [files[at : at + BATCH] for at in range(0, len(files), BATCH)]
+    pool = ThreadPoolExecutor(args.workers)
+    return lambda: sum(pool.map(lambda part: decoder(part, args)(), parts))
+
+
+def distae(files: list[Path], args: argparse.Namespace, stored: bool = False, **table: Any) -> Run:
     """Batches from the loader, read ahead by threads: of floating point values, or `stored` as bytes, as a GPU takes them."""
-    table = {"name": "image_folder", "path": args.folder, "size": args.size, "val_fraction": 0.0, "test_fraction": 0.0}
-    split = load(build(TrainConfig, {"data": table}).data)["train"]
+    table = {"name": "image_folder", "path": str(files[0].parent), "val_fraction": 0.0, "test_fraction": 0.0} | table
+    split = load(build(TrainConfig, {"data": table | {"size": args.size}}).data)["train"]
     reading = Reading("streamed", args.workers, 4, args.workers)
     loader = Loader(split, "none", torch.device("cpu"), torch.float32, False, reading)
 
@@ -53,6 +62,20 @@ def distae(files: list[Path], args: argparse.Namespace, stored: bool = False) ->
         return sum(len((loader.reader.take(mine) if stored else loader.batch(mine, noise))[0]) for mine in coming)
 
     return run
+
+
+def as_stored(files: list[Path], args: argparse.Namespace) -> Run:
+    return distae(files, args, stored=True)
+
+
+def parquet(files: list[Path], args: argparse.Namespace) -> Run:
+    """The same from one Parquet file of the images' bytes, in row groups of 100."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(args.scratch) / "images.parquet"
+    pq.write_table(pa.table({"image": [{"bytes": f.read_bytes(), "path": ""} for f in files]}), path, row_group_size=100)
+    return distae(files, args, name="parquet", path=str(path))
 
 
 def torch_loader(files: list[Path], args: argparse.Namespace) -> Run:
@@ -117,13 +140,11 @@ def litdata(files: list[Path], args: argparse.Namespace) -> Run:
     return lambda: sum(len(batch) for batch in loader)
 
 
-def as_stored(files: list[Path], args: argparse.Namespace) -> Run:
-    return distae(files, args, stored=True)
-
-
 RIVALS = {
+    "decoder in threads": threads,
     "distae, bytes": as_stored,
     "distae": distae,
+    "distae, parquet": parquet,
     "torch DataLoader": torch_loader,
     "datasets": hf_datasets,
     "litdata": litdata,
@@ -136,6 +157,16 @@ def prepared(files: list[Path], args: argparse.Namespace) -> Iterator[tuple[str,
             print(f"{name}: not installed")
             continue
         yield name, make(files, args)
+
+
+def linked(folder: Path, dest: Path, copies: int) -> list[Path]:
+    """Links to each image of a folder, under `copies` names."""
+    dest.mkdir()
+    images = sorted(f for f in folder.resolve().rglob("*") if f.suffix.lower() in Image.registered_extensions())
+    links = [dest / f"{n}_{copy}{file.suffix}" for copy in range(copies) for n, file in enumerate(images)]
+    for link, file in zip(links, images * copies, strict=True):
+        link.symlink_to(file)
+    return links
 
 
 def cpu_seconds() -> float:
@@ -163,11 +194,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--copies", type=int, default=8)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    files = sorted(f for f in Path(args.folder).rglob("*") if f.suffix.lower() in Image.registered_extensions())
     cores = min(args.workers, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as args.scratch:
+        files = linked(Path(args.folder), Path(args.scratch) / "images", args.copies)
         own, others = decoder(files, args), dict(prepared(files, args))
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in others}
         for _ in range(args.rounds + 1):  # the first starts workers and fills the page cache, and does not count
@@ -177,7 +209,7 @@ def main() -> None:
                 found[name].append((of_wall / (wall * cores), of_cpu / cpu))
     summary: dict[str, Any] = {"images": len(files), "size": args.size, "workers": args.workers, "cores": cores}
     for name, values in found.items():
-        for what, ratios in zip(("rate", "per_cpu_second"), zip(*values[1:], strict=True), strict=True):
+        for what, ratios in zip(("rate", "per_cpu_second"), zip(*(values[1:] or values), strict=True), strict=True):
             summary.setdefault(name, {})[what] = [round(f(ratios), 3) for f in (statistics.median, min, max)]
     summary["decoder images per CPU second"] = round(cpu)
     print(json.dumps(summary))

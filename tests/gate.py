@@ -28,8 +28,10 @@ from benchmarks.crash import timeless
 from distae import distributed as dist
 from distae.commands.session import train_run
 from distae.config import TrainConfig
+from distae.config.parallel import ParallelConfig, ReplicateConfig
 from distae.data import load
 from distae.distributed.parallelize import parallelize
+from distae.distributed.shards import local, whole
 from distae.nn.norms import BatchNorm
 from distae.noise import Rows
 from distae.runtime.signals import StopRequest
@@ -42,6 +44,14 @@ RANKS = {4: (0, 1, 2, 3), 3: (0, 1, 2), 1: (3,), 2: (0, 1)}
 Plant = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
+class Leg(NamedTuple):
+    """A first part of a run."""
+
+    world_size: int
+    ends_at: int
+    parallel: ParallelConfig = ReplicateConfig()
+
+
 class Case(NamedTuple):
     """Settings to run at several world sizes, perhaps with a planted bug."""
 
@@ -52,6 +62,8 @@ class Case(NamedTuple):
     """Step at which the run ends for a first time; it is then started again, and resumes."""
     begins_on: int | None = None
     """World size of that first part, where it is not the same."""
+    legs: tuple[Leg, ...] = ()
+    """Or several such parts, in order."""
     of_settings: bool = False
     """Whether the data is what the settings say, and not `helpers.splits`."""
 
@@ -67,6 +79,8 @@ class Result(NamedTuple):
     """`[steps, global_batch]` int64: the samples of each step, sorted."""
     apart: list[str]
     """Tensors that are not the same, bit for bit, on every rank."""
+    bytes: int
+    """Parameters, gradients and optimizer state of the first rank."""
 
 
 def asked_for(request: pytest.FixtureRequest, cases: dict[str, Case]) -> dict[str, Case]:
@@ -178,6 +192,10 @@ def _rank(rank: int, cases: dict[str, Case], folder: Path) -> None:
             if n in case.world_sizes:
                 if case.ends_at:
                     train(case, case.begins_on or n, case.ends_at, folder / f"{name}.{n}")
+                for leg in case.legs:
+                    first = case._replace(cfg=dataclasses.replace(case.cfg, parallel=leg.parallel))
+                    train(first, leg.world_size, leg.ends_at, folder / f"{name}.{n}")
+                    td.barrier()
                 if case.begins_on:
                     td.barrier()  # the other ranks find what these have saved
                 train(case, n, None, folder / f"{name}.{n}")
@@ -192,13 +210,20 @@ def _train(case: Case, steps: int | None, run_dir: Path) -> Result:
         end = train_run(cfg, load(cfg.data) if case.of_settings else splits(), StopRequest(), 1)
     assert end.outcome == "done", end.reason
     train_step = Recorder.newest
-    tensors = dict(train_step.model.state_dict())
+    tensors = {k: whole(v) for k, v in train_step.model.state_dict().items()}
     if train_step.ema:
-        tensors |= {f"ema.{k}": v for k, v in train_step.ema.model.state_dict().items()}
+        tensors |= {f"ema.{k}": whole(v) for k, v in train_step.ema.model.state_dict().items()}
     order = torch.cat(dist.gather(torch.stack(train_step.seen)), dim=1).sort(1).values
     held = dist.gather(tensors)
     apart = [k for k, v in tensors.items() if not all(torch.equal(v, other[k]) for other in held)]
-    return Result(tensors, _metrics(run_dir) if dist.world().is_main else {}, order, apart)
+    return Result(tensors, _metrics(run_dir) if dist.world().is_main else {}, order, apart, _bytes(train_step))
+
+
+def _bytes(train_step: TrainStep) -> int:
+    """Of this rank's parameters, gradients and optimizer state."""
+    held = [local(t) for p in train_step.model.parameters() for t in (p, p.grad) if t is not None]
+    states = [t for o in train_step.optimizers.values() for state in o.state.values() for t in state.values()]
+    return sum(t.nbytes for t in held + states)
 
 
 class Recorder(TrainStep):
@@ -259,6 +284,16 @@ def one_shuffle() -> contextlib.AbstractContextManager[Any]:
 def noise_per_rank() -> contextlib.AbstractContextManager[Any]:
     """Every rank draws the noise of the first rows."""
     return mock.patch("distae.training.step.Rows", lambda count, start: Rows(count))
+
+
+def scalars_not_averaged() -> contextlib.AbstractContextManager[Any]:
+    """Parameters that FSDP leaves whole get each rank's own gradient."""
+    return mock.patch("distae.training.step.average_whole")
+
+
+def noise_drawn_on() -> contextlib.AbstractContextManager[Any]:
+    """The second forward pass of a checkpointed block draws noise of its own."""
+    return mock.patch("distae.training.activations._again", lambda *_: contextlib.nullcontext())  # noqa: PT008
 
 
 def traced() -> contextlib.AbstractContextManager[Any]:

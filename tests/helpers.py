@@ -28,9 +28,15 @@ from distae.training.trainer import Trainer
 
 Result = TypeVar("Result")
 ROOT = Path(__file__).parent.parent
-WIDTHS = {"mlp": {"hidden": [16, 8]}, "conv": {"channels": [4, 8]}, "resnet": {"channels": [4, 8]}}
+WIDTHS: dict[str, dict[str, Any]] = {
+    "mlp": {"hidden": [16, 8]}, "conv": {"channels": [4, 8]}, "resnet": {"channels": [4, 8]},
+    "image": {"channels": 4, "multipliers": [1, 2], "blocks": 1}, "vit": {"patch": 4, "width": 8, "heads": 2, "depth": 1},
+}  # fmt: skip
 SHIPPED = sorted(k for k, v in ModelConfig.choices().items() if v.__module__.startswith("distae."))
 """Names of the variants that come with distae; a test may load others."""
+OF_EACH_KIND = {"ae", "cvae", "factor_vae", "hvae", "lin_nf_vae", "masked_ae", "topk_sae", "vae", "vq_vae"}
+EVERY = [name if name in OF_EACH_KIND else pytest.param(name, marks=pytest.mark.slow) for name in SHIPPED]
+"""Every variant, of which the fast part has one of each kind."""
 SMALL: dict[str, Any] = {
     "model": {"name": "ae", "latent_dim": 4}, "net": {"name": "mlp", "groups": 2}, "optim": {"lr": 0.01},
     "steps": 20, "global_batch_size": 24, "eval_batch_size": 20, "log_every": 7, "eval_every": 8, "save_every": 1000,

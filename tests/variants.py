@@ -13,6 +13,7 @@ from distae.noise import Noise, Rows
 SMALL: dict[str, dict[str, Any]] = {
     "lfq_vae": {"latent_dim": 8, "bits": 4},
     "vaegan": {"features": 8},
+    "tokenizer": {"discriminator_start": 6, "discriminator_channels": 4, "discriminator_layers": 2},
     "categorical_vae": {"latent_dim": 12, "categories": 3},
     "masked_ae": {"latent_dim": 8, "decoder_dim": 8, "patch": 2, "heads": 2, "depth": 1},
     "hvae": {"hidden": 12, "upper": [3, 2]},
@@ -27,6 +28,8 @@ SMALL: dict[str, dict[str, Any]] = {
     **{name: {"critic_hidden": [12]} for name in ("aae", "wae_gan", "factor_vae")},
 }
 """What keeps a variant small, or within the 4 code dimensions of the gate."""
+IMAGES_ONLY = ("masked_ae", "msssim_vae", "tokenizer")
+"""Variants that take images and no vectors."""
 
 
 def make(name: str, shape: tuple[int, ...] = (6,), layers: tuple[int, ...] = (8,), seed: int = 0, **settings: Any) -> Any:

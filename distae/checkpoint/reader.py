@@ -8,7 +8,6 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
@@ -26,11 +25,18 @@ from distae.checkpoint.retention import (
     step_of,
     usable_manifest,
 )
-from distae.checkpoint.shards import why_damaged
+from distae.checkpoint.shards import joined, parts_in, why_damaged
+from distae.distributed.shards import is_sharded
 from distae.errors import TrainingError
 from distae.runtime.files import read_bytes, with_path
 
 T = TypeVar("T")
+Make = Callable[[str, torch.Size, torch.dtype], Tensor | None]
+"""Of a stored tensor's name, size and type: a new tensor to read it into, or None to leave it out."""
+
+
+def new_on_cpu(name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
+    return torch.empty(size, dtype=dtype)
 
 
 class LatestCheckpoint(NamedTuple):
@@ -88,24 +94,24 @@ class CheckpointReader:
         """The `state` given to `save`, read by rank 0."""
         return self._on_main(lambda: read_bytes(self.folder / name_of(step) / STATE))
 
-    def load(self, step: int, into: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """Fill the tensors of `into`, and return those whose names start with `prefix` as new CPU tensors.
+    def load(self, step: int, into: dict[str, Tensor], prefix: str, make: Make = new_on_cpu) -> dict[str, Tensor]:
+        """Fill the tensors of `into`, and return those whose names start with `prefix` as new tensors, which `make` makes.
 
-        One rank of each node reads; the others get the tensors from it. Only the files in the manifest are opened.
-        Raises TrainingError if names, shapes or types differ from the checkpoint's.
+        One rank of each node reads, the others get the tensors from it; but each reads its own parts of what is sharded. Only the
+        files in the manifest are opened. Raises TrainingError if names, shapes or types differ from the checkpoint's.
         """
         path = self.folder / name_of(step)
         metadata = self._on_main(lambda: _Reader(path).read_metadata())
         target: dict[str, Tensor] = {}
 
         def read() -> None:
-            target.update(_targets(path, metadata, into, prefix))
-            if dist.world().reads_for_node:
-                _read(path, metadata, target)
+            target.update(_targets(path, metadata, into, prefix, make))
+            reads = dist.world().reads_for_node
+            _read(path, metadata, {name: t for name, t in target.items() if reads or is_sharded(t)})
 
         if error := self._agree(read):
             raise TrainingError(error)
-        dist.broadcast_in_node([target[name] for name in sorted(target)])
+        dist.broadcast_in_node([target[name] for name in sorted(target) if not is_sharded(target[name])])
         return {k: v for k, v in target.items() if k not in into}
 
     def _agree(self, work: Callable[[], None]) -> str | None:
@@ -135,6 +141,8 @@ class CheckpointReader:
 
 def _read(path: Path, metadata: Metadata, target: dict[str, Tensor]) -> None:
     """All tensors of `target`, by this process; each file is opened once."""
+    if not target:
+        return
     try:
         be_quiet()
         load(target, storage_reader=_Reader(path, metadata), no_dist=True)
@@ -170,13 +178,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a valid checkpoint, on the CPU, by one process. Raises TrainingError if they cannot be read."""
     try:
         shards = [path / name for name in manifest_of(path).files if name.endswith(".safetensors")]
-        return {k: v for shard in shards for k, v in load_file(shard).items()}
-    except (SafetensorError, OSError) as error:
+        return joined([part for shard in shards for part in parts_in(shard)])
+    except (SafetensorError, OSError, ValueError, LookupError, RuntimeError) as error:
         raise TrainingError(f"{path} cannot be read: {error}") from error
 
 
-def _targets(path: Path, metadata: Metadata, into: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """`into`, and an empty tensor for each stored name that starts with `prefix`. Raises TrainingError if `into` does not fit."""
+def _targets(path: Path, metadata: Metadata, into: dict[str, Tensor], prefix: str, make: Make) -> dict[str, Tensor]:
+    """`into`, and what `make` makes of each stored name that starts with `prefix`. Raises TrainingError if `into` does not fit."""
     stored = metadata.state_dict_metadata
     mine = {k for k in stored if not k.startswith(prefix)}
     if mine != set(into):
@@ -186,7 +194,8 @@ def _targets(path: Path, metadata: Metadata, into: dict[str, Tensor], prefix: st
     for name, meta in stored.items():
         assert isinstance(meta, TensorStorageMetadata)
         if name not in into:
-            target[name] = torch.empty(meta.size, dtype=meta.properties.dtype)
+            if (made := make(name, meta.size, meta.properties.dtype)) is not None:
+                target[name] = made
         elif (into[name].shape, into[name].dtype) != (meta.size, meta.properties.dtype):
             there, here = (
                 f"{str(dtype).removeprefix('torch.')} {list(shape)}"

@@ -8,20 +8,24 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import xxhash
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import MetadataIndex
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from distae.checkpoint.retention import Entry
+from distae.distributed.shards import is_sharded, local, offsets_of
 from distae.runtime.files import in_words
 
 DTYPE_NAMES = {
@@ -31,17 +35,41 @@ DTYPE_NAMES = {
 """Names of types in the header of a safetensors file."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one rank writes of a tensor: all of it, or its part. torch.distributed.checkpoint calls its method."""
+
+    tensor: Tensor
+    offsets: torch.Size
+    """Where it begins in the whole tensor."""
+    size: torch.Size
+    """Of the whole tensor."""
+
+    def __create_write_items__(self, fqn: str, _: Any) -> list[WriteItem]:
+        chunk = ChunkStorageMetadata(self.offsets, self.tensor.size())
+        about = TensorWriteData(chunk, TensorProperties.create_from_tensor(self.tensor), self.size)
+        return [WriteItem(MetadataIndex(fqn, self.offsets), WriteItemType.SHARD, tensor_data=about)]
+
+
+def part_of(t: Tensor) -> Part | None:
+    """What this rank writes of `t`; None if its part is empty, or another rank's too."""
+    if not is_sharded(t):
+        return Part(t.detach(), torch.Size([0] * t.ndim), t.size())
+    offsets = offsets_of(t)
+    return None if offsets is None else Part(local(t), offsets, t.size())
+
+
 class ShardWriter(HuggingFaceStorageWriter):
     """DCP's safetensors writer, but the bytes are written directly from the tensors, not serialised in memory first."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, parts: dict[str, Part]) -> None:
         super().__init__(str(path), save_distributed=True)
-        self.folder = path
+        self.folder, self.parts = path, parts
         self.manifest: dict[str, Entry] = {}
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         results: Future[list[WriteResult]] = Future()
-        tensors = [(i.index, cast(Tensor, planner.resolve_data(i)).detach().cpu().contiguous()) for i in plan.items]
+        tensors = [(i.index, self.parts[i.index.fqn].tensor.detach().cpu().contiguous()) for i in plan.items]
         if tensors:
             name = f"shard-{plan.storage_data['shard_index']:05}-model-00001-of-00001.safetensors"
             self.manifest[name] = _write_safetensors(self.folder / name, tensors)
@@ -58,12 +86,38 @@ def _write_safetensors(path: Path, tensors: list[tuple[MetadataIndex, Tensor]]) 
     for index, t in ordered:
         start, end = end, end + t.nbytes
         header[index.fqn] = {"dtype": DTYPE_NAMES[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
-        offsets[index.fqn] = {"saved_offsets": [0] * t.ndim}
+        offsets[index.fqn] = {"saved_offsets": list(index.offset or [0] * t.ndim)}
     header["__metadata__"] = {"DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets), "format": "pt"}
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     blocks = [struct.pack("<Q", len(head)) + head, *(t.reshape(-1).view(torch.uint8).numpy() for _, t in ordered)]
     return write_file(path, blocks)
+
+
+def parts_in(path: Path) -> list[tuple[str, list[int], Tensor]]:
+    """Name, offsets and values of each tensor, or part of one, in a file. Raises SafetensorError, OSError, ValueError."""
+    with safe_open(path, "pt") as stored:
+        about = json.loads((stored.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
+    return [(name, about.get(name, {}).get("saved_offsets", [0] * t.ndim), t) for name, t in load_file(path).items()]
+
+
+def joined(parts: list[tuple[str, list[int], Tensor]]) -> dict[str, Tensor]:
+    """Whole tensors by name. Raises ValueError if parts of one are missing."""
+    by_name: dict[str, list[tuple[list[int], Tensor]]] = {}
+    for name, offsets, t in parts:
+        by_name.setdefault(name, []).append((offsets, t))
+    return {name: _joined(name, of) for name, of in by_name.items()}
+
+
+def _joined(name: str, parts: list[tuple[list[int], Tensor]]) -> Tensor:
+    """Parts are rows of the whole tensor."""
+    parts = sorted(parts, key=lambda part: part[0])
+    end = 0
+    for offsets, t in parts:
+        if any(offsets[1:]) or (offsets and offsets[0] != end):
+            raise ValueError(f"a part of {name} is missing")
+        end += len(t) if t.ndim else 0
+    return parts[0][1] if len(parts) == 1 else torch.cat([t for _, t in parts])
 
 
 def write_file(path: Path, blocks: list[Any]) -> Entry:

@@ -1,6 +1,7 @@
 """Checkpoints: written by all ranks through torch.distributed.checkpoint in the background, committed completely or not at all."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import threading
@@ -26,8 +27,9 @@ from distae.checkpoint.retention import (
     retain,
     set_aside,
 )
-from distae.checkpoint.shards import ShardWriter, write_file
+from distae.checkpoint.shards import Part, ShardWriter, part_of, write_file
 from distae.checkpoint.staging import Staging
+from distae.distributed.shards import is_sharded
 from distae.errors import TrainingError
 from distae.runtime import events
 from distae.runtime.files import SMALL, sync
@@ -38,7 +40,8 @@ class Job(NamedTuple):
     """A pending save."""
 
     step: int
-    tensors: dict[str, Tensor]
+    parts: dict[str, Part]
+    """What this rank writes."""
     state: bytes
     best_step: int | None
 
@@ -60,12 +63,18 @@ class CheckpointStore(CheckpointReader):
         self.committing, self.abandoned = threading.Lock(), False
 
     def save(self, step: int, tensors: dict[str, Tensor], state: bytes, best_step: int | None) -> None:
-        """Start to write `tensors` (the same on every rank) and `state` (rank 0's). The save before must have been waited for."""
+        """Start to write `tensors` and `state` (rank 0's). The save before must have been waited for.
+
+        Each rank writes its share of the tensors that are the same on every rank, and its parts of those that are sharded.
+        """
         assert self.pending is None
         world = dist.world()
-        owners = share_out({k: t.nbytes for k, t in tensors.items()}, world.world_size)
-        mine = {k: t.detach() for k, t in tensors.items() if owners[k] == world.rank}
-        job = Job(step, self._staged(mine) if self.mode == "async" else mine, state, best_step)
+        owners = share_out({k: t.nbytes for k, t in tensors.items() if not is_sharded(t)}, world.world_size)
+        mine = {k: part for k, t in tensors.items() if owners.get(k, world.rank) == world.rank and (part := part_of(t))}
+        if self.mode == "async":
+            staged = self._staged({k: part.tensor for k, part in mine.items()})
+            mine = {k: dataclasses.replace(part, tensor=staged[k]) for k, part in mine.items()}
+        job = Job(step, mine, state, best_step)
         self.pending = self.pool.submit(self._write, job, world)
         if self.mode == "sync":
             self.pending.exception()
@@ -104,7 +113,7 @@ class CheckpointStore(CheckpointReader):
         """Write, commit, delete old ones. Returns the error, the same on every rank; raises if ranks are lost."""
         tmp_path = self.folder / f".{name_of(job.step)}.writing"
         error = self._agree(lambda: self._prepare(tmp_path, world))
-        writer = ShardWriter(tmp_path)
+        writer = ShardWriter(tmp_path, job.parts)
         if error is None:
             error = self._agree(lambda: self._save_shards(job, writer))
         manifests = dist.gather(writer.manifest, self.group)
@@ -125,7 +134,7 @@ class CheckpointStore(CheckpointReader):
 
     def _save_shards(self, job: Job, writer: ShardWriter) -> None:
         be_quiet()
-        save(dict(job.tensors), storage_writer=writer, **self._kwargs())
+        save(dict(job.parts), storage_writer=writer, **self._kwargs())
 
     def _commit(self, job: Job, tmp_path: Path, files: dict[str, Any]) -> None:
         if len(job.state) > SMALL:

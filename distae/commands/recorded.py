@@ -134,7 +134,7 @@ def _summary(history: History) -> Html:
     cfg, best = run.config, run.best
     rows = {
         "state": run.state, "best": f"{cfg.best_metric} {best[cfg.best_metric]:.5g} at step {int(best['step'])}" if best else None,
-        "model": f"{cfg.model.name} with {cfg.model.latent_dim} latent values, net {cfg.net.name}", "data": cfg.data.name,
+        "model": f"{cfg.model.name}, latent dimension {cfg.model.latent_dim}, net {cfg.net.name}", "data": cfg.data.name,
         "batch": cfg.global_batch_size, "optimizer": f"{cfg.optim.name}, rate {cfg.optim.lr:g}, schedule {cfg.schedule.name}",
         "seed": cfg.seed, "commit": about.get("commit"), "torch": about.get("torch"), "python": about.get("python"),
         "device": about.get("device"), "processes": about.get("world_size"), "threads of each": about.get("threads"),

@@ -113,7 +113,7 @@ def _prepared(
     splits = host.load(cfg.data) if host.load else data.load(cfg.data, here)
     check_data(cfg, splits)
     splits = data.place(cfg.data, splits, threads)
-    check_size(cfg, cfg.data.shape(), dist.memory_of(device))
+    check_size(cfg, cfg.data.shape(), dist.memory_of(device), env.world_size)
     if env.world_size == 1:
         return (device, threads, splits), {}
     same = {f"data: {key}": value for key, value in data.identity(splits).items()}

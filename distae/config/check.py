@@ -10,12 +10,13 @@ from typing import Any
 
 from distae.config.fields import fields_of, leaves
 from distae.config.names import METRICS
-from distae.config.nets import ConvConfig, MLPConfig, NetConfig, ResNetConfig
+from distae.config.nets import HalvingConfig, MLPConfig, NetConfig, ViTConfig
+from distae.config.parallel import HybridShardConfig, ShardConfig
 from distae.config.train import MAY_CHANGE, OF_A_NODE, TrainConfig
 from distae.errors import UserError
 
 ADDED = frozenset(
-    {"model.inverse_temperature"}
+    {"model.inverse_temperature", "model.codebook_weight", "net.spatial"}
     | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "shuffle", "window", "train_classes")}
     | {
         f"model.{name}"
@@ -51,9 +52,11 @@ def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
     if not cfg.steps and not cfg.epochs:
         cfg = dataclasses.replace(cfg, epochs=DEFAULT_EPOCHS)
     cfg = _with_what_data_says(cfg)
+    cfg = dataclasses.replace(cfg, model=cfg.model.completed())
     _check_batch(cfg, world_size)
     _check_net(cfg.net, cfg.data.shape())
     _check_choices(cfg, world_size)
+    _check_parallel(cfg, world_size)
     cfg.model.check_likelihood(cfg.data.shape())
     cfg.model.check(cfg.data.shape(), cfg.net)
     if cfg.name is not None and not re.fullmatch(r"\w[\w.+=,-]*", cfg.name):
@@ -109,27 +112,39 @@ def _check_batch(cfg: TrainConfig, world_size: int) -> None:
 
 
 def _check_net(net: NetConfig, shape: tuple[int, ...]) -> None:
-    if net.norm == "group" and (bad := [w for w in net.widths if w % net.groups]):
+    if net.norm == "group" and (bad := [w for w in net.widths if w % net.groups_of(w)]):
         raise UserError(f"--net.groups {net.groups} does not divide the hidden width {bad[0]}")
     if isinstance(net, MLPConfig) and net.norm == "group" and net.groups in net.widths:
         raise UserError(f"--net.groups {net.groups} leaves one value per group of a hidden layer of {net.groups}")
-    if isinstance(net, ConvConfig | ResNetConfig):
+    if isinstance(net, HalvingConfig):
         _check_halvings(net, shape)
+    if isinstance(net, ViTConfig):
+        _check_patches(net, shape)
 
 
-def _check_halvings(net: ConvConfig | ResNetConfig, shape: tuple[int, ...]) -> None:
+def _check_halvings(net: HalvingConfig, shape: tuple[int, ...]) -> None:
     if len(shape) != 3:
         raise UserError(f"--net {net.name} needs images [C, H, W]; this data has shape {list(shape)}: use --net mlp")
-    halvings = len(net.channels)
-    if not halvings:
-        raise UserError("--net.channels is empty; expected one or more integers >= 1")
+    halvings = net.halvings
+    if not net.widths:
+        raise UserError(f"--net.{net.levels_key} is empty; expected one or more integers >= 1")
     if shape[1] % 2**halvings or shape[2] % 2**halvings:
         fits = max(n for n in range(halvings) if shape[1] % 2**n == 0 and shape[2] % 2**n == 0)
-        advice = f"give at most {fits} --net.channels" if fits else "use --net mlp"
+        fits += len(net.widths) - halvings
+        advice = f"give at most {fits} --net.{net.levels_key}" if fits else "use --net mlp"
         raise UserError(
-            f"--net {net.name} with {halvings} channels halves the image {halvings} times, "
+            f"--net {net.name} with {len(net.widths)} {net.levels_key} halves the image {halvings} times, "
             f"and {shape[1]}x{shape[2]} is not divisible by {2**halvings}: {advice}"
         )
+
+
+def _check_patches(net: ViTConfig, shape: tuple[int, ...]) -> None:
+    if len(shape) != 3:
+        raise UserError(f"--net {net.name} needs images [C, H, W]; this data has shape {list(shape)}: use --net mlp")
+    if shape[1] % net.patch or shape[2] % net.patch:
+        raise UserError(f"--net.patch {net.patch} does not divide the sides of {shape[1]}x{shape[2]} images")
+    if net.width % net.heads:
+        raise UserError(f"--net.heads {net.heads} does not divide --net.width {net.width}")
 
 
 def _check_choices(cfg: TrainConfig, world_size: int) -> None:
@@ -144,7 +159,9 @@ def _check_choices(cfg: TrainConfig, world_size: int) -> None:
     if cfg.model.missing and cfg.data.binarize != "none":
         raise UserError(f"--data.binarize {cfg.data.binarize} cannot be used with missing values (--model.missing)")
     if cfg.compile and not cfg.model.compiles:
-        raise UserError(f"--compile: {cfg.model.name} needs double backward, which torch.compile does not support; leave it out")
+        raise UserError(
+            f"--compile: {cfg.model.name} takes gradients within its objective, which torch.compile does not support; leave it out"
+        )
     if cfg.cuda_graphs and (not cfg.compile or cfg.device == "cpu"):
         raise UserError("--cuda-graphs requires --compile and a GPU")
     if cfg.cuda_graphs and (cfg.grad_accum_steps > 1 or world_size > 1):
@@ -161,6 +178,28 @@ def _check_choices(cfg: TrainConfig, world_size: int) -> None:
         raise UserError(f"--fork-from: no checkpoints in {cfg.fork_from}")
     if cfg.init_from and not any((Path(cfg.init_from) / name).is_file() for name in TRAINED):
         raise UserError(f"--init-from: no finished run in {cfg.init_from} ({TRAINED[0]} is missing)")
+
+
+def _check_parallel(cfg: TrainConfig, world_size: int) -> None:
+    parallel = cfg.parallel
+    sharded = isinstance(parallel, ShardConfig)
+    used = ([f"--parallel {parallel.name}"] if sharded else []) + ["--checkpoint-activations"] * cfg.checkpoint_activations
+    if used and not cfg.model.shards:
+        raise UserError(f"{used[0]}: {cfg.model.name} needs gradients of gradients, which it does not support; leave it out")
+    if used and cfg.compile:
+        raise UserError(f"{used[0]} and --compile exclude each other: leave one out")
+    if not isinstance(parallel, ShardConfig):
+        return
+    if cfg.channels_last:
+        raise UserError(f"{used[0]} does not support --channels-last: leave one out")
+    if cfg.ddp.compression != "none":
+        raise UserError(f"--ddp.compression is for --parallel ddp; {used[0]} sends gradients as they are")
+    if parallel.cpu_offload and (cfg.device == "cpu" or world_size == 1):
+        raise UserError("--parallel.cpu-offload needs GPUs and at least two processes: leave it out")
+    if isinstance(parallel, HybridShardConfig) and (parallel.shard_size is None or world_size % parallel.shard_size):
+        given = "needs --parallel.shard-size" if parallel.shard_size is None else f"--parallel.shard-size {parallel.shard_size}"
+        works = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
+        raise UserError(f"--parallel hsdp: {given}, a divisor of the {world_size} processes; valid: {works}")
 
 
 def _expanded(text: str) -> str:

@@ -10,6 +10,7 @@ from distae.config.fields import Count, Fraction, Positive
 from distae.config.models import ModelConfig, VAEConfig
 from distae.config.nets import MLPConfig, NetConfig
 from distae.config.optim import ConstantConfig, OptimConfig, ScheduleConfig
+from distae.config.parallel import ParallelConfig, ReplicateConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,8 @@ class TrainConfig:
     early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     ddp: DDPConfig = field(default_factory=DDPConfig)
+    parallel: ParallelConfig = field(default_factory=ReplicateConfig)
+    """How ranks hold the model: whole (ddp), or in parts, for models that do not fit a GPU."""
 
     epochs: Count | None = None
     """Passes over the training data; 100 if --steps is not given either."""
@@ -94,6 +97,8 @@ class TrainConfig:
     """Compile forward, loss and backward with torch.compile: takes some seconds at the start; losses are equal up to rounding."""
     cuda_graphs: bool = False
     """With --compile on a GPU: replay them as CUDA graphs, for small models that are limited by kernel launches."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of the networks' blocks for the backward pass, and compute the rest again: less memory, more time."""
     ema: Fraction = 0.0
     """Decay of an exponential moving average of the parameters that evaluation and the exported model use; 0 is off."""
     best_metric: str = "val/loss"
@@ -159,8 +164,13 @@ MAY_CHANGE = frozenset(
     }
     | {"tracking", "progress", "report", "device", "threads", "timeout", "profile", "data.root"}
     | {"data.storage", "data.workers", "data.prefetch", "data.on_error"}
+    | {"model.lpips_weights", "model.lpips_backbone"}  # their checksum may not
     | {"allow_changed_data", "checkpoint.keep_latest_k", "checkpoint.mode", "checkpoint.mtbf_hours"}
+    | {"parallel.name", "parallel.cpu_offload", "parallel.shard_size", "checkpoint_activations"}
 )
 """Settings that may change on resume. All others define the result and are in the run folder's hash."""
-OF_A_NODE = frozenset({"data.root", "data.path", "data.test", "data.storage", "data.workers", "data.prefetch", "threads", "fresh"})
+OF_A_NODE = frozenset(
+    {"data.root", "data.path", "data.test", "data.storage", "data.workers", "data.prefetch", "threads", "fresh"}
+    | {"model.lpips_weights", "model.lpips_backbone"}
+)
 """Settings that may differ between ranks: the node's data and how it reads them, its cores, and --fresh, which is rank 0's."""

@@ -12,6 +12,7 @@ from distae.distributed.collectives import (
     on_main,
 )
 from distae.distributed.consensus import LOST, Consensus, first_failure
+from distae.distributed.parallelize import blocks_of
 from distae.distributed.startup import Rendezvous, ends_within, first_in_node, rendezvous
 from distae.distributed.world import World, memory_of, pick_device, session, set_tf32, set_threads, synchronize, use, world
 
@@ -22,6 +23,7 @@ __all__ = [
     "World",
     "all_reduce",
     "all_reduce_",
+    "blocks_of",
     "broadcast",
     "broadcast_in_node",
     "ends_within",

@@ -24,7 +24,8 @@ def diagnose(model: Autoencoder, loader: Loader, chunk: int, seed: int) -> dict[
 
     `active_units`: dimensions whose posterior mean varies by more than ACTIVE over samples. `mi`: mutual information of sample and
     code in nats, E[log q(z|x) - log q(z)], q(z) the mean posterior of a chunk, hence at most log chunk (Hoffman & Johnson 2016).
-    `kl_dim/NNN`: mean KL of each dimension from the prior in nats, if the prior is standard normal.
+    `kl_dim/NNN`: mean KL of each dimension from the prior in nats, if the prior is standard normal; where codes have positions, of
+    each channel, summed over them.
     """
     was_training = model.training
     model.eval()
@@ -61,16 +62,16 @@ def _chunk(model: Autoencoder, loader: Loader, number: int, here: EvalShard, see
     information = (each.gather(1, own[:, None])[:, 0] - aggregate) * weight[:, 0]
     kl = model.kl_of_dimensions(codes)
     sums = [weight.sum(), (mu * weight).sum(0), (mu.square() * weight).sum(0), information.sum()]
-    return sums if kl is None else [*sums, (kl.double() * weight).sum(0)]
+    return sums if kl is None else [*sums, (kl.double() * weight).sum(0).view(-1, model.code_shape[-1]).sum(0)]
 
 
-def warnings(metrics: dict[str, float], latent_dim: int) -> list[str]:
+def warnings(metrics: dict[str, float], code_size: int) -> list[str]:
     """Warnings about a trained model, with what to try."""
     lines = []
-    active, live = metrics.get("active_units", latent_dim), metrics.get("live", 1.0)
-    if active < max(1, 0.1 * latent_dim):
+    active, live = metrics.get("active_units", code_size), metrics.get("live", 1.0)
+    if active < max(1, 0.1 * code_size):
         lines.append(
-            f"posterior collapse: {active:.0f} of {latent_dim} code dimensions are in use; "
+            f"posterior collapse: {active:.0f} of {code_size} code dimensions are in use; "
             "try a KL warm-up (--model.beta 0:1@5000), --model.free-bits, or a smaller decoder"
         )
     if live < 0.1:

@@ -5,12 +5,10 @@ Weights come from files of the user's: nothing is downloaded. Without those of I
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import xxhash
 from torch import Tensor, nn
 
 from distae import distributed as dist
@@ -19,17 +17,12 @@ from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.exact import in_shares
 from distae.evaluation.shared import flat
 from distae.losses import upcast
+from distae.nn.perceptual import fill, read_lpips, read_weights
 from distae.noise import Noise, Rows
 
 CHANNELS = (32, 64, 16)
 """Of the random network's layers."""
 INCEPTION_SIDE = 299
-LPIPS_SIDE = 64
-"""Smaller images are enlarged to it: AlexNet's layers need as much."""
-SHIFT, SPREAD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-"""Of LPIPS' input, by channel."""
-LAYERS = {"alexnet": (1, 4, 7, 9, 11), "vgg16": (3, 8, 15, 22, 29)}
-"""Layers of torchvision's `features` whose outputs LPIPS compares."""
 
 
 class Extractor(NamedTuple):
@@ -93,11 +86,11 @@ def inception(path: str) -> Extractor:
     """The 2,048 features of FID's Inception network, weights from `path`. Raises UserError if they are not of that network."""
     from torchvision.models import Inception3
 
-    weights, checksum = _weights(path, "--inception-weights")
+    weights, checksum = read_weights(path, "--inception-weights")
     with torch.device("meta"):
         net = Inception3(num_classes=1008, aux_logits=False, init_weights=False)
     net.fc = net.dropout = nn.Identity()
-    _fill(net, {k: v for k, v in weights.items() if not k.startswith(("fc.", "AuxLogits."))}, "--inception-weights", path)
+    fill(net, {k: v for k, v in weights.items() if not k.startswith(("fc.", "AuxLogits."))}, "--inception-weights", path)
     _pool_as_tensorflow(net)
 
     @torch.no_grad()
@@ -140,74 +133,18 @@ class Perceptual(NamedTuple):
 
 @cache
 def perceptual(path: str, backbone: str | None) -> Perceptual:
-    """Zhang et al. 2018, eq. 1: squared distances of unit-length features of 5 layers, weighed by channel, mean over places.
-
-    `path`: the linear layers; `backbone`: the network's weights. Raises UserError if they do not belong together.
-    """
-    import torchvision.models as tv
-
+    """`nn.perceptual.LPIPS` of files. Raises UserError if they do not belong together."""
     if not backbone:
         raise UserError("--lpips-weights needs --lpips-backbone too: torchvision's AlexNet or VGG16 of ImageNet")
-    (linear, of_linear), (weights, of_net) = _weights(path, "--lpips-weights"), _weights(backbone, "--lpips-backbone")
-    scales = [linear[k].flatten() for k in sorted(linear) if k.startswith("lin") and k.endswith("weight")]
-    kind = {192: "alexnet", 128: "vgg16"}.get(len(scales[1]) if len(scales) == 5 else 0)
-    if kind is None:
-        raise UserError(f"--lpips-weights {path}: not the 5 linear layers of LPIPS for AlexNet or VGG16")
-    with torch.device("meta"):
-        net = getattr(tv, kind)(weights=None).features
-    of_features = {k.removeprefix("features."): v for k, v in weights.items() if k.startswith("features.")}
-    _fill(net, of_features, "--lpips-backbone", backbone)
-    return Perceptual(f"lpips {kind} {of_linear} {of_net}", lambda x, y: _lpips(net, LAYERS[kind], scales, x, y))
+    lpips = read_lpips(path, backbone, "--")
 
+    @torch.no_grad()
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        return lpips(_coloured(x), _coloured(y))
 
-@torch.no_grad()
-def _lpips(net: nn.Module, layers: tuple[int, ...], scales: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
-    net = net.to(x.device)
-    pairs = zip(_activations(net, layers, x), _activations(net, layers, y), scales, strict=True)
-    return torch.stack([((a - b).square().mean((2, 3)) * scale.to(a.device)).sum(1) for a, b, scale in pairs]).sum(0)
-
-
-def _activations(net: Any, layers: tuple[int, ...], x: Tensor) -> list[Tensor]:
-    """Outputs of these layers, of length 1 at each place."""
-    x = 2 * _coloured(x) - 1
-    if (side := min(x.shape[2:])) < LPIPS_SIDE:
-        x = F.interpolate(x, scale_factor=LPIPS_SIDE / side, mode="bilinear")
-    x = (x - x.new_tensor(SHIFT).view(3, 1, 1)) / x.new_tensor(SPREAD).view(3, 1, 1)
-    found = []
-    for number, layer in enumerate(net[: layers[-1] + 1]):
-        x = F.relu(x) if isinstance(layer, nn.ReLU) else layer(x)
-        if number in layers:
-            found.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
-    return found
+    return Perceptual(f"lpips {lpips.kind} {lpips.checksum}", distance)
 
 
 def _coloured(x: Tensor) -> Tensor:
     """Images `[B, 3, H, W]` float32 in [0, 1], grey ones in three equal channels."""
     return upcast(x).float().clamp(0, 1).expand(-1, 3, -1, -1)
-
-
-def _weights(path: str, option: str) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a file, by torch or safetensors, and its checksum. No code of it runs. Raises UserError."""
-    if not Path(path).is_file():
-        raise UserError(f"{option}: no file {path}")
-    try:
-        if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            found = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{option} {path}: not a file of weights ({str(error).splitlines()[0][:100]})") from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise UserError(f"{option} {path}: not a file of weights (expected tensors by name)")
-    return found, xxhash.xxh3_64_hexdigest(Path(path).read_bytes())
-
-
-def _fill(net: nn.Module, weights: dict[str, Tensor], option: str, path: str) -> None:
-    """Raises UserError if the names or shapes are not the network's."""
-    try:
-        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()}, assign=True)
-    except RuntimeError as error:
-        raise UserError(f"{option} {path}: weights of another network: {str(error).splitlines()[1].strip()[:120]}") from error
-    net.eval().requires_grad_(requires_grad=False)

@@ -10,7 +10,7 @@ from distae.evaluation.metrics import Figure, Skip, register_metric
 @register_metric("pca_relative_error", task="reconstruction", better="lower")
 def pca_relative_error(e: Evaluation) -> Figure:
     """Squared error over that of PCA of as many dimensions, on the same samples: below 1 is better than any linear model."""
-    dim = prod(e.model.code_shape)
+    dim = e.model.code_size
     if dim >= prod(e.model.shape):
         raise Skip(f"PCA of {dim} dimensions has no error: a sample has {prod(e.model.shape)} values")
     mine = float(errors_of(e, e.reconstructions()).mean())

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from functools import wraps
-from math import prod
 from typing import TypeVar
 
 import torch
@@ -33,7 +32,7 @@ def once(compute: Callable[[Evaluation], T]) -> Callable[[Evaluation], T]:
 def pca_of_code(e: Evaluation) -> Pca | None:
     """PCA with as many components as a code has values; None where samples are too large for it."""
     try:
-        return e.pca(prod(e.model.code_shape))
+        return e.pca(e.model.code_size)
     except Skip:
         return None
 

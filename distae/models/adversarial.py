@@ -1,5 +1,7 @@
 """Autoencoders with a critic: each opponent has its own phase of the step, and its own optimizer."""
 
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,9 +17,9 @@ from distae.nn.layers import ACTIVATIONS
 from distae.noise import Noise
 
 
-def make_critic(hidden: tuple[int, ...], latent_dim: int) -> nn.Module:
-    """A module from codes `[B, latent_dim]` to logits `[B, 1]`."""
-    return build_encoder(MLPConfig(hidden=hidden, activation="leaky_relu"), (latent_dim,), 1)
+def make_critic(hidden: tuple[int, ...], code_size: int) -> nn.Module:
+    """A module from codes `[B, code_size]` to logits `[B, 1]`."""
+    return build_encoder(MLPConfig(hidden=hidden, activation="leaky_relu"), (code_size,), 1)
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -33,7 +35,7 @@ class LatentDiscriminator(CodePrior):
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
-        self.critic = make_critic(self.cfg.critic_hidden, cfg.latent_dim)
+        self.critic = make_critic(self.cfg.critic_hidden, self.code_size)
 
     def phases(self) -> list[Phase]:
         critic = list(self.critic.parameters())
@@ -96,7 +98,7 @@ class FactorVAE(GaussianVAE):
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
-        self.critic = make_critic(self.cfg.critic_hidden, cfg.latent_dim)
+        self.critic = make_critic(self.cfg.critic_hidden, self.code_size)
 
     def phases(self) -> list[Phase]:
         critic = list(self.critic.parameters())
@@ -123,11 +125,12 @@ class FactorVAE(GaussianVAE):
 
 
 class Discriminator(nn.Module):
-    """Features `[B, features]` from a network like the encoder, and a logit `[B]` computed from them, above 0 for real samples."""
+    """Features from a network like the encoder, `[B, features]` (or `features` per position), and a logit `[B]` computed from them,
+    above 0 for real samples."""
 
     def __init__(self, net: NetConfig, shape: tuple[int, ...], features: int) -> None:
         super().__init__()
-        self.body, self.head = build_encoder(net, shape, features), nn.Linear(features, 1)
+        self.body, self.head = build_encoder(net, shape, features), nn.Linear(prod(net.code_shape(shape, features)), 1)
         self.activation = ACTIVATIONS[net.activation]
 
     def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,7 @@ class SparseAE(AE):
         return output(nll + weight * sparsity, recon, {"recon": nll, "sparsity": sparsity})
 
     def sparsity(self, z: Tensor, batch: Batch) -> Tensor:
-        """Sparsity term of codes `[B, latent_dim]`: `[B]`, or a scalar over the global batch."""
+        """Sparsity term of codes `[B, code_size]`: `[B]`, or a scalar over the global batch."""
         if self.cfg.sparsity == "topk":
             return (z != 0).to(z.dtype).mean(1)
         if self.cfg.sparsity == "l1":

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from math import prod
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -120,6 +121,17 @@ def output(loss: Tensor, recon: Tensor, terms: dict[str, Tensor], objective: str
     return Output(loss.mean(), per_sample, {k: v for k, v in reported.items() if not v.ndim}, recon.detach())
 
 
+class Objective(NamedTuple):
+    """What a variant minimises, with gradients: `forward` is `output(*objective)`, and other variants may add terms to it."""
+
+    loss: Tensor
+    """`[B]`, in nats per sample."""
+    recon: Tensor
+    """Decoder output `[B, *raw_shape]`."""
+    terms: dict[str, Tensor]
+    """`[B]`, or scalars over the global batch; `recon` is -log p(x|z)."""
+
+
 class Phase(NamedTuple):
     """Part of a step with its own parameters and optimizer; adversarial variants have several. The first one's loss is `loss`."""
 
@@ -165,6 +177,11 @@ class Autoencoder(nn.Module, ABC):
 
         Codes themselves are flat, `[B, D]` with D = prod(code_shape); `z.view(-1, *code_shape)` restores the shape.
         """
+
+    @property
+    def code_size(self) -> int:
+        """Values of a sample's code, over all positions."""
+        return prod(self.code_shape)
 
     @abstractmethod
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
@@ -258,7 +275,7 @@ class NetAutoencoder(Autoencoder):
     """An encoder and a decoder made from the settings of the network. Override a builder to use a different one."""
 
     latent_factor: ClassVar[int] = 1
-    """Encoder outputs per latent dimension, such as 2 for a mean and a variance: blocks of `latent_dim`, one after the other."""
+    """Encoder outputs per value of a code, such as 2 for a mean and a variance: blocks of `code_size`, one after the other."""
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
@@ -268,10 +285,10 @@ class NetAutoencoder(Autoencoder):
 
     def build_encoder(self) -> nn.Module:
         """A module `(x [B, *shape], noise) -> [B, outputs]`. Called once, after `cfg`, `net` and `shape` are set."""
-        return build_encoder(self.net, self.shape, self.latent_factor * self.cfg.latent_dim)
+        return build_encoder(self.net, self.shape, self.latent_factor * self.cfg.latent_dim, self.latent_factor)
 
     def build_decoder(self) -> nn.Module:
-        """A module `(z [B, latent_dim], noise) -> [B, *raw_shape]`, its outputs the parameters of the likelihood."""
+        """A module `(z [B, code_size], noise) -> [B, *raw_shape]`, its outputs the parameters of the likelihood."""
         return build_decoder(self.net, self.likelihood.raw_shape, self.cfg.latent_dim)
 
     @property
@@ -282,13 +299,13 @@ class NetAutoencoder(Autoencoder):
         return self.likelihood.mean(self.decode_raw(z, label))
 
     def decode_raw(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        """The parameters of p(x|z), `[B, *raw_shape]`, of codes `[B, latent_dim]`."""
+        """The parameters of p(x|z), `[B, *raw_shape]`, of codes `[B, code_size]`."""
         raw: Tensor = self.decoder(z, None)
         return raw
 
     def normal_codes(self, n: int, noise: Noise) -> Tensor:
-        """`n` codes from a standard normal prior: `[n, latent_dim]`."""
-        return noise.normal(next(self.parameters()).new_empty(n, self.cfg.latent_dim))
+        """`n` codes from a standard normal prior: `[n, code_size]`."""
+        return noise.normal(next(self.parameters()).new_empty(n, self.code_size))
 
 
 M = TypeVar("M", bound=type[Autoencoder])

@@ -48,7 +48,7 @@ class CategoricalVAE(NetAutoencoder):
         return self._corners(indices)
 
     def sample(self, n: int, noise: Noise) -> Tensor:
-        like = next(self.parameters()).new_empty(n, self.cfg.latent_dim // self.cfg.categories)
+        like = next(self.parameters()).new_empty(n, self.code_size // self.cfg.categories)
         return self.decode(self._corners((noise.uniform(like) * self.cfg.categories).long()))
 
     def logits(self, x: Tensor, noise: Noise | None) -> Tensor:

@@ -23,14 +23,16 @@ class CVAE(VAE):
 
     def build_encoder(self) -> nn.Module:
         channels, *sides = self.shape
-        return build_encoder(self.net, (channels + self.cfg.classes, *sides), self.latent_factor * self.cfg.latent_dim)
+        return build_encoder(
+            self.net, (channels + self.cfg.classes, *sides), self.latent_factor * self.cfg.latent_dim, self.latent_factor
+        )
 
     def build_decoder(self) -> nn.Module:
         return build_decoder(self.net, self.likelihood.raw_shape, self.cfg.latent_dim + self.cfg.classes)
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         q = Posterior.draw(*self.posterior(self._labelled(batch.x, batch.label), noise), noise)
-        recon = self.decoder(self._labelled(q.z, batch.label), noise)
+        recon = self.decoder(self._labelled_code(q.z, batch.label), noise)
         nll = self.likelihood(recon, batch.x)
         penalty, terms = self.penalty(q, batch, noise)
         return output(nll + penalty, recon, {"recon": nll, **terms})
@@ -40,12 +42,17 @@ class CVAE(VAE):
         return Codes(mu, mu, logvar)
 
     def decode_raw(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        return super().decode_raw(self._labelled(z, label))
+        return super().decode_raw(self._labelled_code(z, label))
 
     def sample(self, n: int, noise: Noise, label: Tensor | None = None) -> Tensor:
         """`n` samples, `[n, *shape]`, of the labels `[n]`; by default, of each label in turn."""
         z = self.prior(n, noise)
         return self.decode(z, torch.arange(n, device=z.device) % self.cfg.classes if label is None else label)
+
+    def _labelled_code(self, z: Tensor, label: Tensor | None) -> Tensor:
+        """Codes with the label's channels at each position."""
+        channels = z.view(z.shape[0], -1, self.cfg.latent_dim).transpose(1, 2)
+        return self._labelled(channels, label).transpose(1, 2).flatten(1)
 
     def _labelled(self, x: Tensor, label: Tensor | None) -> Tensor:
         """`[B, C + classes, ...]` from `x` `[B, C, ...]`. Raises UserError without labels."""

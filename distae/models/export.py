@@ -1,8 +1,9 @@
 """A trained model as graphs for other programs: torch.export and ONNX, in the data's own units, checked against the model."""
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,33 +74,46 @@ def graphs(model: Model) -> dict[str, Graph]:
     return found
 
 
-def write(model: Model, folder: Path, kind: str) -> dict[str, float]:
+def write(model: Model, folder: Path, *kinds: str) -> dict[str, float]:
     """Write every graph of a model on the CPU to `folder`, and check it; returns the largest difference of each from the model.
 
-    `kind` is torch_export (NAME.pt2) or onnx (NAME.onnx). Raises UserError where a graph cannot be exported, or differs.
+    `kinds` are torch_export (NAME.pt2) and onnx (NAME.onnx). Raises UserError where a graph cannot be exported, or differs.
     """
-    if kind == "onnx":
+    if "onnx" in kinds:
         for module in ("onnx", "onnxscript", "onnxruntime"):
             needs(module, "export", "--format onnx")
-    return {name: _written(model, name, graph, folder, kind) for name, graph in graphs(model).items()}
-
-
-@torch.no_grad()
-def _written(model: Model, name: str, graph: Graph, folder: Path, kind: str) -> float:
-    try:
-        program = _exported(graph, _inputs(model, graph, TRACED))
-        run = (_save_onnx if kind == "onnx" else _save_torch)(graph, program, folder / name)
-        given = _inputs(model, graph, CHECKED)
-        made, expected = run(given), graph.module(*given)
-    except Exception as error:  # torch.export, onnx and onnxruntime raise anything
-        raise UserError(f"{name} of {model.module.cfg.name} cannot be exported as {kind}: {_first_line(error)}") from error
-    expected = expected if isinstance(expected, tuple) else (expected,)
-    found = max(difference(a, b) for a, b in zip(made, expected, strict=True))
-    if not found <= TOLERANCE:
-        raise UserError(f"{name} of {model.module.cfg.name} as {kind} differs from the model by {found:.2g}; at most {TOLERANCE}")
+    found = {}
+    for name, graph in graphs(model).items():
+        about = f"{name} of {model.module.cfg.name}"
+        with _explained(f"{about} cannot be exported as {kinds[0]}"):
+            program = _exported(graph, _inputs(model, graph, TRACED))
+        found[name] = max(_written(model, graph, program, folder / name, kind, about) for kind in kinds)
     return found
 
 
+@torch.no_grad()
+def _written(model: Model, graph: Graph, program: ExportedProgram, path: Path, kind: str, about: str) -> float:
+    with _explained(f"{about} cannot be exported as {kind}"):
+        run = (_save_onnx if kind == "onnx" else _save_torch)(graph, program, path)
+        given = _inputs(model, graph, CHECKED)
+        made, expected = run(given), graph.module(*given)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    found = max(difference(a, b) for a, b in zip(made, expected, strict=True))
+    if not found <= TOLERANCE:
+        raise UserError(f"{about} as {kind} differs from the model by {found:.2g}; at most {TOLERANCE}")
+    return found
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Raises UserError for any error: torch.export, onnx and onnxruntime raise anything."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{what}: {_first_line(error)}") from error
+
+
+@torch.no_grad()
 def _exported(graph: Graph, given: tuple[Tensor, ...]) -> ExportedProgram:
     """A graph of any batch size."""
     batch = Dim("batch", min=1)

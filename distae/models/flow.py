@@ -41,12 +41,12 @@ class FlowVAE(NetAutoencoder):
         return output(nll + batch.weight(self.cfg.beta) * kl, recon, {"recon": nll, "kl": kl})
 
     def base_posterior(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor]:
-        """mu and logvar of z0, and the context of the flows, each `[B, latent_dim]`; `[B, 0]` if there is none."""
+        """mu and logvar of z0, and the context of the flows, each `[B, code_size]`; `[B, 0]` if there is none."""
         mu, logvar, *context = upcast(self.encoder(x, noise)).chunk(self.latent_factor, 1)
         return mu, soft_bound(logvar), context[0] if context else mu[:, :0]
 
     def transform(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """f(z) `[B, latent_dim]` and log |det df/dz| `[B]`."""
+        """f(z) `[B, code_size]` and log |det df/dz| `[B]`."""
         total = torch.zeros_like(z[:, 0])
         for flow in self.flows:
             z, log_det = flow(z, context) if isinstance(flow, InverseAutoregressive) else flow(z)
@@ -80,7 +80,7 @@ class LinNFVAE(FlowVAE):
 
     def build_flows(self) -> Iterable[nn.Module]:
         kind = Planar if self.cfg.flow == "planar" else Radial
-        return (kind(self.cfg.latent_dim) for _ in range(self.cfg.flows))
+        return (kind(self.code_size) for _ in range(self.cfg.flows))
 
 
 @register(IAFVAEConfig)
@@ -91,5 +91,5 @@ class IAFVAE(FlowVAE):
     latent_factor = 3
 
     def build_flows(self) -> Iterable[nn.Module]:
-        dim = self.cfg.latent_dim
+        dim = self.code_size
         return (InverseAutoregressive(dim, self.cfg.flow_hidden, dim, bool(i % 2)) for i in range(self.cfg.flows))

@@ -1,6 +1,7 @@
 """A variational autoencoder with several layers of codes."""
 
 from itertools import pairwise
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +36,10 @@ class HVAE(NetAutoencoder):
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
-        sizes, hidden = (cfg.latent_dim, *self.cfg.upper), self.cfg.hidden
-        self.up = nn.ModuleList(nn.Linear(hidden, hidden) for _ in self.cfg.upper)
-        self.seen = nn.ModuleList(nn.Linear(hidden, 2 * d) for d in sizes)
+        sizes, hidden = (self.code_size, *self.cfg.upper), self.cfg.hidden
+        widths = (prod(net.code_shape(shape, hidden)), *(hidden for _ in self.cfg.upper))
+        self.up = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.seen = nn.ModuleList(nn.Linear(width, 2 * d) for width, d in zip(widths, sizes, strict=True))
         between = MLPConfig(hidden=(hidden,), activation=net.activation)
         self.expected = nn.ModuleList(build_encoder(between, (above,), 2 * d) for d, above in pairwise(sizes))
 
@@ -52,7 +54,7 @@ class HVAE(NetAutoencoder):
         return output(loss, recon, {"recon": nll, "kl": kl.sum(0), "kl_upper": kl[:-1].sum(0)})
 
     def infer(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, list[Tensor]]:
-        """A sample of z_1 `[B, latent_dim]` (without noise, means throughout) and the KL `[B]` of each layer, top first."""
+        """A sample of z_1 `[B, code_size]` (without noise, means throughout) and the KL `[B]` of each layer, top first."""
         estimates = self.bottom_up(x, noise)
         q, p = estimates[-1], (torch.zeros_like(estimates[-1][0]), torch.zeros_like(estimates[-1][1]))
         z, kls = self._draw(q, noise), [kl_normal(*q, *p)]

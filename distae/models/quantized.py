@@ -8,7 +8,7 @@ from torch import Tensor
 from distae.config.models import FSQVAEConfig, LFQVAEConfig, ModelConfig, RQVAEConfig, VQVAEConfig
 from distae.config.nets import NetConfig
 from distae.losses import upcast
-from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Objective, Output, output, register
 from distae.nn.quantizers import Codebook, describe, fsq, fsq_values, straight_through, usage
 from distae.noise import Noise
 
@@ -20,9 +20,10 @@ def vectors(z: Tensor, dim: int) -> Tensor:
 
 @register(VQVAEConfig)
 class VQVAE(NetAutoencoder):
-    """Van den Oord et al. 2017, eq. 3: -log p(x|z_q) + |sg(z_e) - e|^2 + commitment * |z_e - sg(e)|^2, in sums over a sample.
+    """Van den Oord et al. 2017, eq. 3: -log p(x|z_q) + codebook_weight * |sg(z_e) - e|^2 + commitment * |z_e - sg(e)|^2.
 
-    With moving averages there is no second term: the codes follow app. A.1. `perplexity` and `live` are over the global batch.
+    In sums over a sample. With moving averages there is no second term: the codes follow app. A.1. `perplexity` and `live` are over
+    the global batch.
     """
 
     cfg: VQVAEConfig
@@ -38,13 +39,20 @@ class VQVAE(NetAutoencoder):
         return 1
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        return output(*self.objective(batch, noise))
+
+    def objective(self, batch: Batch, noise: Noise) -> Objective:
         z = self.vectors(batch.x, noise)
         quantized, index, commitment, of_codes = self.quantize(z, noise)
         recon = self.decoder(straight_through(z, quantized).flatten(1), noise)
         nll = self.likelihood(recon, batch.x)
-        loss = nll + batch.weight(self.cfg.commitment) * commitment + (of_codes if self.codebook.learned else 0.0)
+        loss = (
+            nll
+            + batch.weight(self.cfg.commitment) * commitment
+            + (batch.weight(self.cfg.codebook_weight) * of_codes if self.codebook.learned else 0.0)
+        )
         used = describe(usage(index, self.codebook.size, batch.valid_mask))
-        return output(loss, recon, {"recon": nll, "commitment": commitment, **used})
+        return Objective(loss, recon, {"recon": nll, "commitment": commitment, **used})
 
     def quantize(self, z: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Codes `[B, N, dim]` for `z` `[B, N, dim]`, their indices `[B, N * depth]`, and two squared distances `[B]`.
@@ -109,10 +117,13 @@ class FSQVAE(NetAutoencoder):
         self.register_buffer("levels", torch.tensor(self.cfg.levels), persistent=False)
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        return output(*self.objective(batch, noise))
+
+    def objective(self, batch: Batch, noise: Noise) -> Objective:
         z, index = self.quantize(batch.x, noise)
         recon = self.decoder(z, noise)
         nll = self.likelihood(recon, batch.x)
-        return output(nll, recon, {"recon": nll, **describe(usage(index, prod(self.cfg.levels), batch.valid_mask))})
+        return Objective(nll, recon, {"recon": nll, **describe(usage(index, prod(self.cfg.levels), batch.valid_mask))})
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         z, index = self.quantize(x, None)
@@ -126,7 +137,7 @@ class FSQVAE(NetAutoencoder):
         return fsq_values(indices, self.levels).flatten(1).to(next(self.parameters()).dtype)
 
     def quantize(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """Codes `[B, latent_dim]` in [-1, 1] and their indices `[B, N]`."""
+        """Codes `[B, code_size]` in [-1, 1] and their indices `[B, N]`."""
         z = vectors(self.encoder(x, noise), self.cfg.code_dim)
         quantized, index = fsq(z, self.levels)
         return quantized.flatten(1), index
@@ -143,6 +154,9 @@ class LFQVAE(NetAutoencoder):
     cfg: LFQVAEConfig
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        return output(*self.objective(batch, noise))
+
+    def objective(self, batch: Batch, noise: Noise) -> Objective:
         z, signs, index = self.quantize(batch.x, noise)
         recon = self.decoder(straight_through(z, signs).flatten(1), noise)
         nll, commitment = self.likelihood(recon, batch.x), (z - signs).square().sum((1, 2))
@@ -155,7 +169,7 @@ class LFQVAE(NetAutoencoder):
         loss = nll + batch.weight(self.cfg.commitment) * commitment + entropy
         used = describe(usage(index, 2**self.cfg.bits, batch.valid_mask))
         entropies = {"sample_entropy": sample_entropy, "batch_entropy": batch_entropy}
-        return output(loss, recon, {"recon": nll, "commitment": commitment, **entropies, **used})
+        return Objective(loss, recon, {"recon": nll, "commitment": commitment, **entropies, **used})
 
     def log_probabilities(self, z: Tensor) -> Tensor:
         """log q of each code, `[B, N, 2**bits]` from `z` `[B, N, bits]`: -|z - c|^2 is 2 z.c plus a term common to all codes.

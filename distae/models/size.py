@@ -28,16 +28,21 @@ def build_on_meta(
         raise ValueError(" ".join(str(error).split())[:200]) from error
 
 
-def check_size(cfg: TrainConfig, shape: tuple[int, ...], memory: int) -> None:
-    """Raises UserError if weights and gradients alone need more than `memory` bytes, or the model is too deep to be built."""
+def check_size(cfg: TrainConfig, shape: tuple[int, ...], memory: int, ranks: int = 1) -> None:
+    """Raises UserError if weights and gradients alone need more than `memory` bytes, or the model is too deep to be built.
+
+    Where they are in parts, a rank also needs the whole weights, for evaluation.
+    """
     who, advice = f"--model {cfg.model.name} with --net {cfg.net.name}", "lower --model.latent-dim, or give a smaller --net"
+    parts = cfg.parallel.parts(ranks)
     try:
         model = build_on_meta(cfg.model, cfg.net, shape, torch.float64 if cfg.precision == "fp64" else None, MOST_PARAMETERS)
     except ValueError as error:
         if "meta" in str(error):  # a plugin whose constructor looks at values: its size is not known before
             return
         raise UserError(f"{who} cannot be built ({error}): {advice}") from error
-    needed = 2 * sum(p.nbytes for p in model.parameters())
+    size = sum(p.nbytes for p in model.parameters())
+    needed = size + 2 * size / parts if parts > 1 else 2 * size
     if needed > memory:
         raise UserError(
             f"{who}: weights and gradients take {needed / 2**30:.4g} GiB; the device has {memory / 2**30:.4g} GiB: {advice}"

@@ -5,6 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from distae import distributed as dist
 from distae.config.models import ContractiveAEConfig, RAEGPConfig, RAEL2Config
 from distae.losses import upcast
 from distae.models.ae import AE
@@ -43,7 +44,7 @@ class ContractiveAE(AE):
         return output(nll + batch.weight(self.cfg.weight) * contraction, recon, {"recon": nll, "contraction": contraction})
 
     def contraction(self, x: Tensor, raw: Tensor, z: Tensor, noise: Noise) -> Tensor:
-        """Squared Frobenius norm of dz/dx, `[B]`; `raw` `[B, latent_dim]` is z before its activation."""
+        """Squared Frobenius norm of dz/dx, `[B]`; `raw` `[B, code_size]` is z before its activation."""
         linear = [m for m in self.encoder.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
         if len(linear) > 1 or isinstance(self.encoder, PreprocessedEncoder):
             return jacobian_norm(z, x, noise)
@@ -76,6 +77,10 @@ class RAE(NetAutoencoder):
 @register(RAEL2Config)
 class RAEL2(RAE):
     """Ghosh et al. 2020, sec. 3.1, L2: the sum of the decoder's squared weights."""
+
+    def sharded_blocks(self) -> list[nn.Module]:
+        """None of the decoder's: the objective uses its parameters themselves."""
+        return dist.blocks_of(self.encoder)
 
     def decoder_penalty(self, recon: Tensor, z: Tensor, noise: Noise) -> Tensor:
         return torch.stack([p.square().sum() for p in self.decoder.parameters() if p.ndim >= 2]).sum()

@@ -77,14 +77,14 @@ class SVAE(NetAutoencoder):
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         mu, kappa = self.posterior(batch.x, noise)
-        q = VonMisesFisher(kappa, self.cfg.latent_dim)
+        q = VonMisesFisher(kappa, self.code_size)
         z = self.draw(q, mu, noise)
         recon = self.decoder(z, noise)
         nll, kl = self.likelihood(recon, batch.x), q.kl_from_uniform()
         return output(nll + batch.weight(self.cfg.beta) * kl, recon, {"recon": nll, "kl": kl})
 
     def draw(self, q: VonMisesFisher, mu: Tensor, noise: Noise) -> Tensor:
-        """A sample of q about mu, `[B, latent_dim]`: an angle to mu, and a uniform direction around it."""
+        """A sample of q about mu, `[B, code_size]`: an angle to mu, and a uniform direction around it."""
         angle = q.angle(noise.uniform(mu[:, 0]))[:, None]
         around = F.normalize(noise.normal(mu[:, 1:]), dim=1)
         return rotate(torch.cat([angle.cos(), angle.sin() * around], 1), mu)
@@ -94,9 +94,10 @@ class SVAE(NetAutoencoder):
         return Codes(mu, mu)
 
     def posterior(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """mu `[B, latent_dim]` of length 1, and kappa `[B]`, bounded to what the grid of angles resolves."""
-        raw = upcast(self.encoder(x, noise))
-        return F.normalize(raw[:, :-1], dim=1), 1 + 1000 * torch.tanh(F.softplus(raw[:, -1]) / 1000)
+        """mu `[B, code_size]` of length 1, and kappa `[B]`, bounded to what the grid of angles resolves."""
+        raw = upcast(self.encoder(x, noise)).view(x.shape[0], -1, self.cfg.latent_dim + 1)
+        kappa = raw[:, :, -1].mean(1)  # one concentration for all positions
+        return F.normalize(raw[:, :, :-1].flatten(1), dim=1), 1 + 1000 * torch.tanh(F.softplus(kappa) / 1000)
 
     def sample(self, n: int, noise: Noise) -> Tensor:
         return self.decode(F.normalize(self.normal_codes(n, noise), dim=1))

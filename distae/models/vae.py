@@ -16,12 +16,12 @@ from distae.config.models import (
 )
 from distae.config.models.vae import GaussianConfig
 from distae.losses import kl_by_dimension, kl_standard_normal, log_normal, log_standard_normal, soft_bound, upcast
-from distae.models.base import Batch, Codes, NetAutoencoder, Output, output, register
+from distae.models.base import Batch, Codes, NetAutoencoder, Objective, Output, output, register
 from distae.noise import Noise
 
 
 class Posterior(NamedTuple):
-    """q(z|x) = N(mu, diag exp logvar) and one sample of it, all `[B, latent_dim]`."""
+    """q(z|x) = N(mu, diag exp logvar) and one sample of it, all `[B, code_size]`."""
 
     z: Tensor
     mu: Tensor
@@ -61,18 +61,18 @@ class GaussianAutoencoder(NetAutoencoder):
         return log_joint - log_q
 
     def log_prior(self, z: Tensor) -> Tensor:
-        """log p(z) in nats, `[B]` from `[B, latent_dim]`."""
+        """log p(z) in nats, `[B]` from `[B, code_size]`."""
         return log_standard_normal(z)
 
     def sample(self, n: int, noise: Noise) -> Tensor:
         return self.decode(self.prior(n, noise))
 
     def prior(self, n: int, noise: Noise) -> Tensor:
-        """`n` codes from the prior: `[n, latent_dim]`."""
+        """`n` codes from the prior: `[n, code_size]`."""
         return self.normal_codes(n, noise)
 
     def posterior(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """mu and logvar of q(z|x), each `[B, latent_dim]`."""
+        """mu and logvar of q(z|x), each `[B, code_size]`."""
         mu, logvar = upcast(self.encoder(x, noise)).chunk(2, dim=1)
         return mu, soft_bound(logvar)
 
@@ -81,11 +81,14 @@ class GaussianVAE(GaussianAutoencoder):
     """-log p(x|z) + penalty(q(z|x)), one posterior sample; the family differs in the penalty."""
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        return output(*self.objective(batch, noise))
+
+    def objective(self, batch: Batch, noise: Noise) -> Objective:
         q = Posterior.draw(*self.posterior(batch.x, noise), noise)
         recon = self.decoder(q.z, noise)
         nll = self.likelihood(recon, batch.x)
         penalty, terms = self.penalty(q, batch, noise)
-        return output(nll + penalty, recon, {"recon": nll, **terms})
+        return Objective(nll + penalty, recon, {"recon": nll, **terms})
 
     @abstractmethod
     def penalty(self, q: Posterior, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:

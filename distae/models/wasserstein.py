@@ -44,6 +44,6 @@ class SWAE(CodePrior):
         z = upcast(self.encoder(batch.x, noise))
         recon = self.decoder(z, noise)
         nll = self.likelihood(recon, batch.x)
-        directions = noise.common(self.cfg.slices, self.cfg.latent_dim)
+        directions = noise.common(self.cfg.slices, self.code_size)
         distance = sliced_wasserstein(batch.pool(z), batch.pool(noise.normal(z)), directions)
         return output(nll + batch.weight(self.cfg.weight) * distance, recon, {"recon": nll, "sliced": distance})

@@ -62,6 +62,11 @@ class Chain(Noisy):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
+    def sharded_blocks(self) -> list[nn.Module]:
+        """What `--parallel fsdp` gathers, and `--checkpoint-activations` computes again, as one: each layer, or its own."""
+        nested = ((layer, getattr(layer, "sharded_blocks", None)) for layer in self.layers)
+        return [block for layer, inner in nested for block in (inner() if inner else [layer])]
+
     def forward(self, x: Tensor, noise: Noise | None) -> Tensor:
         for layer in self.layers:
             x = layer(x, noise) if isinstance(layer, Noisy) else layer(x)

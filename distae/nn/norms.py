@@ -96,7 +96,7 @@ def make_norm(cfg: NetConfig, channels: int, images: bool) -> nn.Module | None:
     if cfg.norm == "batch":
         return BatchNorm(channels)
     if cfg.norm == "group":
-        return nn.GroupNorm(cfg.groups, channels)
+        return nn.GroupNorm(cfg.groups_of(channels), channels, cfg.norm_eps)
     if cfg.norm == "layer":
-        return nn.GroupNorm(1, channels) if images else nn.LayerNorm(channels)
+        return nn.GroupNorm(1, channels, cfg.norm_eps) if images else nn.LayerNorm(channels)
     return None

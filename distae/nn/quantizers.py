@@ -86,6 +86,10 @@ class Codebook(nn.Module):
         row = row_of[chosen // z.shape[1]]
         return torch.where((row >= 0)[:, None], z[row, chosen % z.shape[1]], 0.0), end > begin
 
+    def kept_whole(self) -> list[nn.Parameter]:
+        """Codes that are learned: `update` restarts them outside of a forward pass."""
+        return list(self.parameters())
+
     @torch.no_grad()
     def update(self) -> None:
         """Move averages, codes and dead codes after an optimizer step; a step with non-finite vectors changes nothing."""

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+from torch import Tensor
 
 from distae import distributed as dist
 from distae.checkpoint import CheckpointStore
 from distae.config import TrainConfig
 from distae.data import Identity
 from distae.errors import TrainingError
-from distae.models import Autoencoder
 from distae.training.metrics import MetricsLogger
 from distae.training.save_schedule import GPU_HOURS_PER_FAILURE, SaveSchedule
 from distae.training.state import TrainState, checkpoint_metadata, state_dict
@@ -74,14 +74,14 @@ class CheckpointManager:
                         f"the checkpoint of step {self.state.step} could not be saved: {self.why_unsaved}; older ones are kept"
                     )
 
-    def load_model(self, step: int, model: Autoencoder) -> None:
-        """Load the evaluated weights (averaged, with --ema) of a saved step. Raises TrainingError."""
+    def load_weights(self, step: int) -> dict[str, Tensor]:
+        """The evaluated weights (averaged, with --ema) of a saved step, in parts if the model is. Raises TrainingError."""
         prefix = "ema." if self.train_step.ema else "model."
         if why := self.store.why_unusable(step):
             raise TrainingError(f"the checkpoint of step {step} cannot be used: {why}")
         into = {k: v.clone() for k, v in state_dict(self.train_step).items() if not k.startswith("optim.")}
-        self.store.load(step, into, "optim.")
-        model.load_state_dict({k.removeprefix(prefix): v for k, v in into.items() if k.startswith(prefix)})
+        self.store.load(step, into, "optim.", lambda *_: None)
+        return {k.removeprefix(prefix): v for k, v in into.items() if k.startswith(prefix)}
 
     def close(self) -> None:
         """Wait for the writer. Safe if other ranks are lost."""

@@ -4,6 +4,7 @@ import copy
 
 import torch
 
+from distae.distributed.shards import local
 from distae.models import Autoencoder
 
 
@@ -16,6 +17,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: Autoencoder) -> None:
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - self.decay)
+        averages, newest = ([local(p) for p in each.parameters()] for each in (self.model, model))
+        torch._foreach_lerp_(averages, newest, 1 - self.decay)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)

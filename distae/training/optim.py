@@ -1,6 +1,7 @@
 """Optimizers, parameter groups and the learning rate over time."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from distae.config.optim import (
     ScheduleConfig,
     StepConfig,
 )
+from distae.distributed import all_reduce_, shards
 from distae.errors import TrainingError
 
 
@@ -111,6 +113,15 @@ def add_l1(parameters: list[nn.Parameter], l1: float) -> None:
     torch._foreach_add_(grads, torch._foreach_sign(decayed), alpha=l1)
 
 
+class ShardedScaler(torch.amp.GradScaler):
+    """torch's loss scaler where each rank has parts of the gradients: one that overflows on any rank skips the step on all."""
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        super().unscale_(optimizer)
+        for found in self._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values():
+            all_reduce_(found).clamp_(max=1)
+
+
 class Update(NamedTuple):
     """One update: its gradient's norm, and whether it was applied. Scalars on the device."""
 
@@ -119,18 +130,23 @@ class Update(NamedTuple):
 
 
 def apply_update(
-    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], cfg: OptimConfig, scaler: torch.amp.GradScaler | None
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    cfg: OptimConfig,
+    scaler: torch.amp.GradScaler | None,
+    norm: Callable[[list[Tensor]], Tensor] = shards.norm,
 ) -> Update:
     """Add the L1 penalty, clip and step; an update from a non-finite gradient is masked on the device.
 
     Gradients are already averaged over ranks, so all ranks mask the same steps. With loss scaling, the scaler skips them instead.
+    `norm` computes the gradient's norm; where `parameters` are this rank's parts only, of the gradients of all ranks.
     """
     if scaler:
         scaler.unscale_(optimizer)
     if cfg.l1:
         add_l1(parameters, cfg.l1)
     grads = [p.grad for p in parameters if p.grad is not None]
-    grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    grad_norm = norm(grads)
     if cfg.max_grad_norm:
         clip_grads_with_norm_(parameters, cfg.max_grad_norm, grad_norm)
     if scaler:
@@ -199,8 +215,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor]) -> None:
-    """Load the state that `optimizer_tensors` returned. Raises TrainingError on names, shapes or types that do not fit."""
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer,
+    names: dict[Tensor, str],
+    tensors: dict[str, Tensor],
+    whole: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Load the state that `optimizer_tensors` returned. Raises TrainingError on names, shapes or types that do not fit.
+
+    Where the optimizer updates parts, `whole` are the sharded parameters by name.
+    """
     parameters = {name: p for p, name in names.items()}
     optimizer.state.clear()
     if isinstance(optimizer, FusedAdam):
@@ -209,12 +233,14 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor,
         name, _, key = dotted.rpartition(".")
         p = parameters.get(name)
         # Fused optimizers do not check sizes: with a forged one they would write past the end of a tensor.
-        if p is None or (value.shape, value.dtype) != (((), torch.float32) if key == "step" else (p.shape, p.dtype)):
+        if p is None or (value.shape, value.dtype) != (
+            ((), torch.float32) if key == "step" else ((whole or parameters)[name].shape, p.dtype)
+        ):
             raise TrainingError(
                 f"the optimizer state of the checkpoint does not fit the model: it has {dotted}, {value.dtype} {list(value.shape)}"
             )
         # Fused optimizers need the state in the parameter's own memory format.
-        optimizer.state[p][key] = value.to(p.device) if key == "step" else torch.empty_like(p).copy_(value)
+        optimizer.state[p][key] = value.to(p.device) if key == "step" else torch.empty_like(p).copy_(shards.local(value))
     kept = _STATE_KEYS[type(optimizer)]
     if any(set(state) != kept for state in optimizer.state.values()):
         raise TrainingError(

@@ -5,6 +5,7 @@ from pathlib import Path
 from distae import distributed as dist
 from distae.checkpoint import CheckpointReader
 from distae.config import TrainConfig
+from distae.distributed.parallelize import load_whole_state
 from distae.errors import TrainingError, UserError
 from distae.models.serialization import load_weights
 from distae.runtime import outcome
@@ -100,9 +101,9 @@ class RunRestorer:
 
     def _load_weights(self, run_dir: Path) -> None:
         weights = load_weights(run_dir, self.train_step.loader.split.transform.scale)
-        for model in {self.train_step.model, self.train_step.evaluated}:
+        for model in {self.train_step.model, self.train_step.weights}:
             try:
-                model.load_state_dict(weights)
+                load_whole_state(model, weights)
             except RuntimeError as error:
                 first = str(error).splitlines()[1].strip()[:200]
                 raise UserError(f"--init-from: the model in {run_dir} does not match --model and --net: {first}") from error

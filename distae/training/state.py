@@ -1,5 +1,6 @@
 """The state of a run: collected at a save, loaded at a resume."""
 
+import functools
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from distae.config.check import identity_settings
 from distae.config.optim import CosineConfig
 from distae.data import Identity, Transform
 from distae.data.bad_rows import State
+from distae.distributed.shards import is_sharded, like, local
 from distae.errors import TrainingError, UserError
 from distae.noise import ORDER
 from distae.runtime.files import decode
@@ -66,18 +68,32 @@ class CheckpointMetadata:
     """`noise.ORDER` of the version that saved it; 1 if missing."""
     data: Identity | None = None
     """Identity of the training data; None in older checkpoints."""
+    parallel: str = "ddp"
+    """--parallel of the save; older checkpoints are of ddp."""
     bad_rows: State | None = None
     """Samples that could not be read; None if there were none."""
 
 
 def state_dict(train_step: TrainStep) -> dict[str, Tensor]:
-    """`model.*`, `ema.*` and `optim.PHASE.*`: references, not copies."""
+    """`model.*`, `ema.*` and `optim.PHASE.*`: references, not copies; spread over the ranks like the parameters."""
     tensors = {f"model.{k}": v for k, v in train_step.model.state_dict().items()}
     if train_step.ema:
         tensors |= {f"ema.{k}": v for k, v in train_step.ema.model.state_dict().items()}
+    layout = dict(train_step.model.named_parameters())
     for phase, optimizer in train_step.optimizers.items():
-        tensors |= {f"optim.{phase}.{k}": v for k, v in optimizer_tensors(optimizer, train_step.names).items()}
+        for name, value in optimizer_tensors(optimizer, train_step.names).items():
+            parameter, _, key = name.rpartition(".")
+            tensors[f"optim.{phase}.{name}"] = value if key == "step" else like(value, layout[parameter])
     return tensors
+
+
+def _optimizer_target(train_step: TrainStep, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A new tensor to load `optim.PHASE.PARAMETER.KEY` into: this rank's part, or a whole one on the CPU."""
+    parameter, _, key = name.removeprefix("optim.").partition(".")[2].rpartition(".")
+    p = dict(train_step.model.named_parameters()).get(parameter)
+    if p is None or key == "step" or not is_sharded(p) or p.shape != size:
+        return torch.empty(size, dtype=dtype)
+    return like(torch.empty_like(local(p), dtype=dtype), p)
 
 
 def checkpoint_metadata(
@@ -106,6 +122,7 @@ def checkpoint_metadata(
         torch=str(torch.__version__),
         transform=train_step.loader.split.transform,
         order=ORDER,
+        parallel=cfg.parallel.name,
         data=data,
         bad_rows=bad_rows,
     )
@@ -123,11 +140,11 @@ def load_state_dict(store: CheckpointReader, step: int, train_step: TrainStep) -
     if saved.state.step != step or (saved.scaler and not saved.scaler.keys() >= _SCALER):
         raise TrainingError(f"{STATE} of the checkpoint at step {step} is of another step, or incomplete")
     into = {k: v for k, v in state_dict(train_step).items() if not k.startswith("optim.")}
-    loaded = store.load(step, into, "optim.")
+    loaded = store.load(step, into, "optim.", functools.partial(_optimizer_target, train_step))
     for phase, optimizer in train_step.optimizers.items():
         prefix = f"optim.{phase}."
         mine = {k.removeprefix(prefix): v for k, v in loaded.items() if k.startswith(prefix)}
-        load_optimizer_tensors(optimizer, train_step.names, mine)
+        load_optimizer_tensors(optimizer, train_step.names, mine, dict(train_step.model.named_parameters()))
     if train_step.scaler and saved.scaler:
         train_step.scaler.load_state_dict(saved.scaler)
     train_step.window.load(saved.window)
@@ -151,10 +168,12 @@ def check_order(saved: CheckpointMetadata, run_dir: str | None) -> None:
 def compare(saved: CheckpointMetadata, cfg: TrainConfig, total_steps: int, threads: int) -> list[str]:
     """Notes on what differs from the run that saved, and on the consequences."""
     notes = []
-    then, now = (saved.world_size, saved.threads), (dist.world().world_size, threads)
+    then = (saved.world_size, saved.threads, saved.parallel if saved.world_size > 1 else "ddp")
+    now = (dist.world().world_size, threads, cfg.parallel.name if dist.world().world_size > 1 else "ddp")
     if then != now:
+        kinds = ("", "") if then[2] == now[2] else (f" ({then[2]})", f" ({now[2]})")
         notes.append(
-            f"saved by {then[0]} processes of {then[1]} threads, resumed by {now[0]} of {now[1]}: "
+            f"saved by {then[0]} processes of {then[1]} threads{kinds[0]}, resumed by {now[0]} of {now[1]}{kinds[1]}: "
             "results agree up to rounding, not bit for bit"
         )
     if saved.total_steps != total_steps and isinstance(cfg.schedule, CosineConfig):

@@ -6,19 +6,30 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from distae import distributed as dist
 from distae.config import TrainConfig
 from distae.data import Loader
-from distae.distributed.parallelize import parallelize
+from distae.distributed.parallelize import (
+    accumulating,
+    average_whole,
+    filled,
+    hollow,
+    is_sharding,
+    mesh_of,
+    parallelize,
+    shard,
+    spread_like,
+)
+from distae.distributed.shards import is_sharded, local, norm, own_part
 from distae.errors import TrainingError
 from distae.models import Autoencoder, Batch, Output, Phase
 from distae.noise import Noise, Rows
 from distae.training.accumulator import MetricAccumulator
+from distae.training.activations import checkpoint_activations
 from distae.training.compile import Compiled
 from distae.training.ema import EMA
-from distae.training.optim import Schedule, Update, apply_update, make_optimizer
+from distae.training.optim import Schedule, ShardedScaler, Update, apply_update, make_optimizer
 from distae.training.profiling import Timers
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,11 +47,20 @@ class TrainStep:
         self.cfg, self.model, self.loader, self.schedule = cfg, model, loader, schedule
         self.world = dist.world()
         self.timers = Timers()
-        self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-        self.phases = model.phases()
-        self.optimizers = {t.name: make_optimizer(cfg.optim, t.parameters) for t in self.phases}
-        self.scaler = torch.amp.GradScaler(self.world.device.type) if cfg.precision == "fp16" else None
         self.ema = EMA(model, cfg.ema) if cfg.ema else None
+        if cfg.checkpoint_activations:
+            checkpoint_activations(model)
+        self.sharded = is_sharding(cfg.parallel)
+        self.hollow = hollow(model) if self.sharded else None
+        if self.sharded:
+            self._shard()
+        parts = {p: own_part(p) for p in model.parameters()}
+        self.names: dict[Tensor, str] = {parts[p]: name for name, p in model.named_parameters()}
+        self.phases = model.phases()
+        self.updated = {phase.name: [parts[p] for p in phase.parameters] for phase in self.phases}
+        """What each phase's optimizer updates: its parameters, or this rank's parts of them."""
+        self.optimizers = {name: make_optimizer(cfg.optim, parameters) for name, parameters in self.updated.items()}
+        self.scaler = self._make_scaler()
         self.window = MetricAccumulator(self.world.device)
         self.grad_norm = torch.zeros((), device=self.world.device)
         self.compiled = Compiled(model, cfg.cuda_graphs) if compiled else None
@@ -49,8 +69,21 @@ class TrainStep:
         share = micro // self.world.world_size
         self.rows = [Rows(share, m * micro + self.world.rank * share) for m in range(cfg.grad_accum_steps)]
 
+    def _shard(self) -> None:
+        shard(self.model, self.cfg.parallel, mesh_of(self.cfg.parallel), self.cfg.precision)
+        if self.ema:
+            spread_like(self.ema.model, self.model)
+
+    def _make_scaler(self) -> torch.amp.GradScaler | None:
+        if self.cfg.precision != "fp16":
+            return None
+        kind = self.world.device.type
+        return ShardedScaler(kind) if self.sharded else torch.amp.GradScaler(kind)
+
     def _parallelize(self) -> dict[str, nn.Module]:
         """The module through which each phase's forward runs: compiled, and wrapped by DDP."""
+        if self.sharded:
+            return {phase.name: self.model for phase in self.phases}
         wrapped: dict[str, nn.Module] = {}
         shared = sum(len(phase.parameters) for phase in self.phases) > len(self.names)
         for phase in self.phases:
@@ -60,8 +93,17 @@ class TrainStep:
 
     @property
     def evaluated(self) -> Autoencoder:
-        """The model that evaluation and export use."""
+        """The model that evaluation and export use, while `whole` where it is sharded."""
+        return self.hollow or self.weights
+
+    @property
+    def weights(self) -> Autoencoder:
+        """The model whose weights evaluation and export use: perhaps in parts."""
         return self.ema.model if self.ema else self.model
+
+    def whole(self, weights: dict[str, Tensor] | None = None) -> contextlib.AbstractContextManager[None]:
+        """While entered, `evaluated` has all parameters, or these, on every rank, which may use it alone. Collective."""
+        return filled(self.hollow, self.weights, weights) if self.hollow else contextlib.nullcontext()
 
     def warmup(self, rows: Tensor) -> None:
         """Run and discard the passes after which DDP has rebuilt its buckets and torch.compile has compiled.
@@ -71,7 +113,7 @@ class TrainStep:
         Summation order follows the buckets: with 3 ranks or more a resumed run would otherwise differ in the last bit from
         one that was never interrupted. Call it before the weights are loaded.
         """
-        if self.world.group is not None or self.compiled:
+        if (self.world.group is not None and not self.sharded) or self.compiled:
             self._run_and_discard(rows, 2)
 
     def flops(self, rows: Tensor) -> float:
@@ -112,7 +154,11 @@ class TrainStep:
             self.ema.update(self.model)
 
     def _start(self, x: Tensor) -> None:
-        self.model.start(x)
+        if self.hollow:
+            with filled(self.hollow, self.model, changes=True), torch.no_grad():
+                self.hollow.start(x)
+        else:
+            self.model.start(x)
         if self.ema:
             self.ema.model.load_state_dict(self.model.state_dict())
 
@@ -124,10 +170,22 @@ class TrainStep:
         for p in phase.parameters:
             p.grad = None  # as zero_grad() does, at a tenth of its cost for a small model
         for micro, batch in enumerate(batches):
-            with self._no_sync(phase) if micro < self.cfg.grad_accum_steps - 1 else contextlib.nullcontext():
+            open_ = micro < self.cfg.grad_accum_steps - 1
+            with accumulating(self.wrapped[phase.name]) if open_ else contextlib.nullcontext():
                 self.window.add(self._backward(phase, step, micro, batch))
         with self.timers["optimizer"]:
-            return apply_update(optimizer, phase.parameters, self.cfg.optim, self.scaler)
+            return self._update(phase, optimizer)
+
+    def _update(self, phase: Phase, optimizer: torch.optim.Optimizer) -> Update:
+        updated, rest = self.updated[phase.name], (self.cfg.optim, self.scaler)
+        if not self.sharded:
+            return apply_update(optimizer, updated, *rest)
+        average_whole(self.model, phase.parameters)
+        for p, part in zip(phase.parameters, updated, strict=True):
+            if is_sharded(p):
+                part.grad = None if p.grad is None else local(p.grad)
+        update = apply_update(optimizer, updated, *rest, lambda _: norm([p.grad for p in phase.parameters if p.grad is not None]))
+        return Update(*(x.to(self.world.device) for x in update))
 
     def _fetch(self, step: int, micro: int, rows: Tensor) -> Batch:
         """The micro-batch that all phases of the step use; its noise has a key of its own."""
@@ -153,10 +211,6 @@ class TrainStep:
             self.model.requires_grad_(False)
             for p in phase.parameters:
                 p.requires_grad_(True)
-
-    def _no_sync(self, phase: Phase) -> contextlib.AbstractContextManager[None]:
-        wrapped = self.wrapped[phase.name]
-        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from distae import data
 from distae import distributed as dist
@@ -11,6 +12,7 @@ from distae.config import TrainConfig
 from distae.data import GlobalBatchSampler, Loader, Reading, Split
 from distae.data.bad_rows import Skipped
 from distae.data.storage import in_words
+from distae.distributed.parallelize import is_sharding
 from distae.errors import TrainingError
 from distae.models import Autoencoder, build
 from distae.models.serialization import export
@@ -51,7 +53,8 @@ class Trainer:
         self.total = cfg.steps or (cfg.epochs or 1) * self.sampler.steps_per_epoch
         schedule = Schedule(cfg.schedule, self.total, self.sampler.steps_per_epoch)
         to = {"memory_format": torch.channels_last} if cfg.channels_last else {}
-        model = build(cfg.model, cfg.net, cfg.data.shape(), cfg.seed, device=device, dtype=dtype, **to)
+        place = torch.device("cpu") if is_sharding(cfg.parallel) else device  # a GPU never holds all of a sharded model's state
+        model = build(cfg.model, cfg.net, cfg.data.shape(), cfg.seed, device=place, dtype=dtype, **to)
         why_not_compiled = self._why_not_compiled()
         compiled = cfg.compile and why_not_compiled is None
         self.train_step = TrainStep(cfg, model, self.loaders["train"], schedule, compiled)
@@ -166,27 +169,32 @@ class Trainer:
         if self.train_step.window.steps:
             self.logger.log()
         self.checkpoints.save(wait=True)
-        model, step = self._exported()
-        if len(self.loaders["test"]) and self.validator.evaluate("test", model, self.stop) is None:
-            return self._save_and_leave()
-        if self.world.is_main:
-            transform = self.train_step.loader.split.transform
-            export(model, self.cfg, self.run_dir / "model", step, transform, self.data)
+        model, step, weights = self._exported()
+        with self.train_step.whole(weights):
+            if len(self.loaders["test"]) and self.validator.evaluate("test", model, self.stop) is None:
+                return self._save_and_leave()
+            if self.world.is_main:
+                transform = self.train_step.loader.split.transform
+                export(model, self.cfg, self.run_dir / "model", step, transform, self.data)
         self.tracker.line(self._closing_line(step))
         return True
 
-    def _exported(self) -> tuple[Autoencoder, int]:
-        """The model to export and its step: the best on the validation split, unless --export is last."""
-        best = self.state.best_step
+    def _exported(self) -> tuple[Autoencoder, int, dict[str, Tensor] | None]:
+        """The model to export, its step, and weights that a sharded one is to be filled with: the best on the validation split,
+        unless --export is last."""
+        best, evaluated = self.state.best_step, self.train_step.evaluated
         if self.cfg.export == "last" or best is None or best == self.state.step:
-            return self.train_step.evaluated, self.state.step
-        model = copy.deepcopy(self.train_step.evaluated)
+            return evaluated, self.state.step, None
         try:
-            self.checkpoints.load_model(best, model)
+            weights = self.checkpoints.load_weights(best)
         except TrainingError as error:
             self.tracker.line(f"the best model, of step {best}, cannot be exported, so the last is: {error}")
-            return self.train_step.evaluated, self.state.step
-        return model, best
+            return evaluated, self.state.step, None
+        if self.train_step.sharded:
+            return evaluated, best, weights
+        model = copy.deepcopy(evaluated)
+        model.load_state_dict(weights)
+        return model, best, None
 
     @property
     def why_early(self) -> str:

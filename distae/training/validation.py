@@ -39,12 +39,13 @@ class Validator:
 
     def prepare(self) -> list[str]:
         """Notes on probes that do not apply. Raises UserError if --best-metric does not apply to the model or the data."""
-        return self.probes.prepare(self.train_step.evaluated)
+        with self.train_step.whole():
+            return self.probes.prepare(self.train_step.evaluated)
 
     def probe_if_due(self) -> None:
         """Write the row of --probe-every."""
         if self.cfg.probe_every and self.state.step % self.cfg.probe_every == 0 and len(self.loaders["val"]):
-            with self.logger.timers["evaluation"]:
+            with self.logger.timers["evaluation"], self.train_step.whole():
                 self.logger.check_finite()
                 if found := self.probes(self.train_step.evaluated):
                     self.logger.row({f"val/{k}": v for k, v in found.items()})
@@ -58,7 +59,8 @@ class Validator:
         """Evaluate the validation split; returns whether it is a new best. After an agreed stop it is unfinished and `due`."""
         with self.logger.timers["evaluation"]:
             self.logger.check_finite()
-            metrics = self.evaluate("val", self.train_step.evaluated, stop)
+            with self.train_step.whole():
+                metrics = self.evaluate("val", self.train_step.evaluated, stop)
             return metrics is not None and self._judge(metrics)
 
     def evaluate(self, split: str, model: Autoencoder, stop: StopAgreement) -> dict[str, float] | None:
@@ -73,7 +75,7 @@ class Validator:
         self.logger.row({f"{split}/{k}": v for k, v in (metrics | of_codes | self.logger.count_skipped(split)).items()})
         self.logger.callbacks.on_evaluate(split, metrics | of_codes)
         if split == "test":
-            for line in warnings(metrics | of_codes, cfg.model.latent_dim):
+            for line in warnings(metrics | of_codes, model.code_size):
                 self.logger.tracker.line(line)
         if dist.world().is_main:
             self._draw(split, model)

@@ -1,12 +1,17 @@
 """N ranks end where 1 rank ends, for every network and norm; and the gate sees planted bugs."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import gate
 import pytest
+import torch
 from gate import BATCH_NORM, EXACT, SINGLE, Case
-from helpers import settings
+from helpers import RICH, settings
+
+from distae.config.optim import ConstantConfig
+from distae.config.parallel import HybridShardConfig, ShardConfig
 
 NETS, NORMS = ("mlp", "conv", "resnet"), ("none", "layer", "group", "batch")
 ALL_NETS = ("ae", "vae")
@@ -42,6 +47,23 @@ CASES["probed"] = exact(
     "vae", "mlp", "none", probe_every=6, best_metric="val/knn_accuracy", schedule={"name": "plateau", "patience": 0}
 )
 CASES |= {"several-outputs": outputs(), "everything": everything(), "rae_gp-conv-batch": exact("rae_gp", "conv", "batch")}
+PLACES: dict[str, Case] = {
+    "vae-image-group": exact("vae", "image", "group"),
+    "vae-image-batch": exact("vae", "image", "batch"),
+    "tokenizer-image-group": Case(
+        settings(
+            model={"name": "tokenizer", "discriminator_start": 5, "discriminator_channels": 4, "discriminator_norm": "group"},
+            net={"name": "image", "dropout": 0.1},
+            steps=10,
+            precision="fp64",
+        )
+    ),
+    "vae-vit-tokens": Case(settings(model={"name": "vae"}, net={"name": "vit", "tokens": 3}, precision="fp64")),
+    "vq_vae-conv-places": Case(
+        settings(model={"name": "vq_vae"}, net={"name": "conv", "spatial": True, "dropout": 0.1}, precision="fp64")
+    ),
+}
+CASES |= PLACES
 HALVED = {
     f"{m}-{net}-{norm}-accum2": exact(m, net, norm, grad_accum_steps=2)._replace(world_sizes=(1, 3))
     for m in ALL_NETS
@@ -52,6 +74,47 @@ FLOAT32 = {
     f"{m}-{net}-fp32-sgd": Case(settings(model={"name": m}, net={"name": net, "dropout": 0.1}, optim={"name": "sgd", "lr": 1e-3}))
     for m in ALL_NETS
     for net in NETS
+}
+
+
+def sharded(case: Case, *world_sizes: int, size: int = 0, **changes: Any) -> Case:
+    """The case with `--parallel fsdp`, or with `hsdp` over groups of `size` ranks."""
+    parallel = HybridShardConfig(shard_size=size) if size else ShardConfig()
+    return case._replace(cfg=replace(case.cfg, parallel=parallel, **changes), world_sizes=world_sizes)
+
+
+SHORT: dict[str, Any] = {"steps": 7, "eval_every": 3, "log_every": 2}
+"""With steps after evaluations."""
+WHOLE = {
+    "steady": Case(replace(everything().cfg, schedule=ConstantConfig(warmup_steps=4), **SHORT), world_sizes=(1,)),
+    "conv-batch": exact("vae", "conv", "batch", probe_every=6, **SHORT)._replace(world_sizes=(1,)),
+    "resnet-group": exact("vae", "resnet", "group", **SHORT)._replace(world_sizes=(1,)),
+    "vit": exact("vae", "vit", "layer", **SHORT)._replace(world_sizes=(1,)),
+    "wide": Case(settings(net={"hidden": [96, 48]}, model={"latent_dim": 24}, steps=3, precision="fp64"), world_sizes=(1,)),
+    "rich": Case(settings(**RICH | SHORT), world_sizes=(1,)),
+}
+CHECKPOINTING = {name: case._replace(cfg=replace(case.cfg, checkpoint_activations=True)) for name, case in WHOLE.items()}
+IN_PARTS = {
+    "steady fsdp": sharded(WHOLE["steady"], 1, 2, 3),
+    "steady hsdp": sharded(WHOLE["steady"], 4, size=2),
+    "steady fsdp-checkpointed": sharded(CHECKPOINTING["steady"], 2),
+    "conv-batch fsdp": sharded(WHOLE["conv-batch"], 2),
+    "conv-batch checkpointed": CHECKPOINTING["conv-batch"]._replace(world_sizes=(1, 2)),
+    "conv-batch fsdp-checkpointed": sharded(CHECKPOINTING["conv-batch"], 2),
+    "resnet-group fsdp": sharded(WHOLE["resnet-group"], 3),
+    "resnet-group checkpointed": CHECKPOINTING["resnet-group"]._replace(world_sizes=(1, 2)),
+    "vit fsdp-checkpointed": sharded(CHECKPOINTING["vit"], 2),
+    "wide fsdp": sharded(WHOLE["wide"], 2, 4),
+    "wide hsdp": sharded(WHOLE["wide"], 4, size=2),
+}
+"""Each must end where the case named first ends on one rank."""
+FURTHER = {
+    "resumed": sharded(WHOLE["steady"], 3)._replace(ends_at=4),
+    "elastic": WHOLE["steady"]._replace(legs=(gate.Leg(2, 2), gate.Leg(3, 5, ShardConfig()))),
+    "rich fsdp": sharded(WHOLE["rich"], 2),
+    "rich fsdp-bf16": sharded(WHOLE["rich"], 2, precision="bf16"),
+    "scalars-not-averaged": sharded(WHOLE["steady"], 2)._replace(plant=gate.scalars_not_averaged),
+    "noise-drawn-on": CHECKPOINTING["resnet-group"]._replace(plant=gate.noise_drawn_on),
 }
 PLANTED = {
     "dropped-gradient": exact("ae", "mlp", "none")._replace(plant=gate.dropped_gradient, world_sizes=(1, 2)),
@@ -72,7 +135,8 @@ pytestmark = pytest.mark.timeout(900)
 
 @pytest.fixture(scope="module")
 def results(request, tmp_path_factory):
-    return gate.run(gate.asked_for(request, CASES | HALVED | FLOAT32 | PLANTED), tmp_path_factory.mktemp("gate"))
+    every = CASES | HALVED | FLOAT32 | WHOLE | IN_PARTS | FURTHER | PLANTED
+    return gate.run(gate.asked_for(request, every), tmp_path_factory.mktemp("gate"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -84,6 +148,43 @@ def test_world_sizes_agree(results, name):
 @pytest.mark.parametrize("whole", [name.removesuffix("-accum2") for name in HALVED])
 def test_accumulation_changes_nothing(results, whole):
     gate.assert_parity({0: results[whole][1]} | results[f"{whole}-accum2"], EXACT)
+
+
+@pytest.mark.cases("{whole}", "{whole} {how}")
+@pytest.mark.parametrize(("whole", "how"), [name.split(" ") for name in IN_PARTS])
+def test_how_a_model_is_held_changes_nothing(results, whole, how):
+    gate.assert_parity({0: results[whole][1]} | results[f"{whole} {how}"], BATCH_NORM if whole.endswith("batch") else EXACT)
+
+
+@pytest.mark.cases("steady fsdp", "resumed")
+def test_a_sharded_run_resumes_bit_for_bit(results):
+    straight, resumed = results["steady fsdp"][3], results["resumed"][3]
+    assert [k for k, v in straight.tensors.items() if not torch.equal(v, resumed.tensors[k])] == []
+
+
+@pytest.mark.cases("steady", "elastic")
+def test_a_run_continues_on_other_ranks_with_other_parts(results):
+    """2 ranks with ddp, 3 with fsdp, 1 alone."""
+    straight, elastic = (result[1]._replace(metrics={}) for result in (results["steady"], results["elastic"]))
+    gate.assert_parity({0: straight, 1: elastic}, EXACT)  # the ends of the first parts add rows of metrics
+
+
+@pytest.mark.cases("wide", "wide fsdp", "wide hsdp")
+def test_a_rank_holds_its_share(results):
+    one = results["wide"][1].bytes
+    held = {(how, n): r.bytes for how in ("fsdp", "hsdp") for n, r in results[f"wide {how}"].items()}
+    assert held.keys() == {("fsdp", 2), ("fsdp", 4), ("hsdp", 4)}
+    assert held["fsdp", 2] <= 1.1 / 2 * one
+    assert held["fsdp", 4] <= 1.1 / 4 * one
+    assert held["hsdp", 4] <= 1.1 / 2 * one
+
+
+@pytest.mark.cases("rich", "rich fsdp", "rich fsdp-bf16")
+@pytest.mark.parametrize("how", ["fsdp", "fsdp-bf16"])
+def test_sharded_half_precision_is_near(results, how):
+    half, single = results[f"rich {how}"][2], results["rich"][1]
+    assert half.metrics["7 val/loss"] == pytest.approx(single.metrics["7 val/loss"], rel=0.02)
+    assert not half.apart
 
 
 @pytest.mark.parametrize("name", FLOAT32)
@@ -109,6 +210,13 @@ def test_the_order_is_torchs_own(results, name):
 def test_a_planted_bug_breaks_parity(results, name, reason):
     with pytest.raises(AssertionError, match=reason):
         gate.assert_parity(results[name], SINGLE if name.endswith("fp32") else BATCH_NORM)
+
+
+@pytest.mark.cases("{whole}", "{name}")
+@pytest.mark.parametrize(("name", "whole"), [("scalars-not-averaged", "steady"), ("noise-drawn-on", "resnet-group")])
+def test_a_bug_in_what_is_kept_in_parts_breaks_parity(results, name, whole):
+    with pytest.raises(AssertionError, match=r"differs by|do not hold the same"):
+        gate.assert_parity({0: results[whole][1]} | results[name], BATCH_NORM)
 
 
 @pytest.mark.cases("one-shuffle")

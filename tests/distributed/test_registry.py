@@ -13,6 +13,7 @@ from variants import SMALL
 
 from distae.config import TrainConfig
 from distae.config.models import ModelConfig
+from distae.config.parallel import ShardConfig
 from distae.models import build, registry
 
 TOLERANCE = gate.BATCH_NORM
@@ -28,6 +29,11 @@ FURTHER: dict[str, tuple[dict[str, Any], ...]] = {
     "topk_sae": ({"k": "8:2@6", "multi_weight": "0:0.125@4", "scale_input": True},),
     "batch_topk_sae": ({"k": "8:2@6", "scale_input": True, "unit_norm": False},),
     "jumprelu_sae": ({"k": "6:3@6", "l0_from": "activations", "scale_input": True},),
+    "tokenizer": (
+        {"bottleneck": "vq", "codebook_size": 16, "learning": "gradient", "perceptual": "msssim", "lecam": 0.1, "lecam_decay": 0.5},
+        {"bottleneck": "fsq", "r1": 0.5, "discriminator_ramp": 3, "discriminator_norm": "group", "learn_scale": True},
+        {"bottleneck": "lfq", "adaptive_weight": False, "discriminator_lr": 1e-3},
+    ),
     "vq_vae": ({"learning": "gradient"}, {"codebook_size": 16, "decay": 0.5, "restart_below": 0.9}),
 }
 """Settings besides the defaults that take another path."""
@@ -62,7 +68,25 @@ def local_top_k() -> contextlib.AbstractContextManager[Any]:
     return mock.patch(kth, lambda x, k: x.flatten().topk(k * len(x)).values.min())
 
 
+def local_weight() -> contextlib.AbstractContextManager[Any]:
+    """The adaptive weight of each rank's own gradients, as in published code."""
+    both = mock.Mock(all_reduce_=lambda x: x, world=lambda: mock.Mock(world_size=1))
+    return mock.patch("distae.models.tokenizer.dist", both)
+
+
+SHARDED = {
+    f"{name} fsdp": Case(replace(cfg_of(name), parallel=ShardConfig()), world_sizes=(2,))
+    for name in (
+        "aae", "batch_topk_sae", "factor_vae", "hvae", "iaf_vae", "jumprelu_sae", "linear_ae", "masked_ae", "piwae", "rae_l2",
+        "tokenizer", "vaegan", "vamp_vae", "vq_vae",
+    )
+}  # fmt: skip
+SHARDED["vq_vae learning=gradient fsdp"] = Case(
+    replace(cfg_of("vq_vae", learning="gradient"), parallel=ShardConfig()), world_sizes=(2,)
+)
+"""Several optimizers, parameters outside of blocks, sharded statistics, `start`, codebooks, flows and transformer blocks."""
 PLANTED = {
+    "local-weight": Case(cfg_of("tokenizer"), local_weight, (1, 2)),
     "local-pool": Case(cfg_of("swae"), local_pool, (1, 2)),
     "local-top-k": Case(cfg_of("batch_topk_sae"), local_top_k, (1, 2)),
 }
@@ -75,6 +99,14 @@ ELASTIC = {
 }
 
 
+ONSET = {
+    f"tokenizer from {n} on {m}": Case(cfg_of("tokenizer"), world_sizes=(3,), ends_at=n, begins_on=m)
+    for n in (5, 6, 7)
+    for m in (1, 3)
+}
+"""Ended before, at and after the step that starts the discriminator (6), on 1 or 3 ranks, and resumed on 3."""
+
+
 pytestmark = pytest.mark.timeout(900)
 """The first test waits for all cases."""
 
@@ -83,7 +115,8 @@ pytestmark = pytest.mark.timeout(900)
 def results(request, tmp_path_factory):
     every = {k: v for name in SHIPPED for k, v in gate.gates(name, cfg_of(name)).items()}
     return gate.run(
-        gate.asked_for(request, every | FURTHER_CASES | HALVED | PLANTED | ELASTIC), tmp_path_factory.mktemp("registry")
+        gate.asked_for(request, every | FURTHER_CASES | HALVED | SHARDED | PLANTED | ELASTIC | ONSET),
+        tmp_path_factory.mktemp("registry"),
     )
 
 
@@ -105,6 +138,12 @@ def test_accumulation_changes_nothing_where_samples_are_not_coupled(results, nam
         found = gate.differences(result, results[name][1])
         of_a_batch = {k for k in found if k.endswith(("train/perplexity", "train/live"))}  # and half a batch uses fewer codes
         assert {k: v for k, v in found.items() if not v <= TOLERANCE and k not in of_a_batch} == {}
+
+
+@pytest.mark.cases("{name}", "{name} fsdp")
+@pytest.mark.parametrize("name", [name.removesuffix(" fsdp") for name in SHARDED])
+def test_a_sharded_variant_ends_where_one_rank_ends(results, name):
+    gate.assert_parity({0: results[name][1]} | results[f"{name} fsdp"], gate.EXACT)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -137,6 +176,14 @@ def test_dead_latents_are_among_what_agrees(results, name):
 def test_dictionaries_continue_on_another_number_of_ranks(results, name):
     straight, elastic = (result._replace(metrics={}) for result in (results[name][1], results[f"{name} elastic"][3]))
     gate.assert_parity({1: straight, 3: elastic}, gate.EXACT)  # the end of the first part adds rows of metrics
+
+
+@pytest.mark.cases("tokenizer", "{name}")
+@pytest.mark.parametrize("name", ONSET)
+def test_a_stop_around_the_discriminators_start_changes_nothing(results, name):
+    """Bit for bit on the same number of ranks."""
+    straight, resumed = (result._replace(metrics={}) for result in (results["tokenizer"][3], results[name][3]))
+    gate.assert_parity({1: straight, 3: resumed}, 0.0 if name.endswith("on 3") else TOLERANCE)
 
 
 def test_every_settings_class_has_its_variant():

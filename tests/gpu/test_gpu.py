@@ -21,6 +21,7 @@ from distae import load
 from distae.commands.session import train_run
 from distae.config import TrainConfig
 from distae.config.optim import OptimConfig
+from distae.config.parallel import ShardConfig
 from distae.runtime.signals import StopRequest
 from distae.training.optim import make_optimizer
 
@@ -133,6 +134,24 @@ def test_the_fused_optimizer_is_torchs_to_the_bit():
         for optimizer in optimizers:
             optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp64", "bf16"])
+@pytest.mark.parametrize("how", [{}, {"cpu_offload": True}])
+def test_a_sharded_run_is_the_whole_one(how, precision, tmp_path):
+    """In one part: FSDP and its streams, NCCL, and parts in host memory."""
+    cfg = small(model={"name": "vae"}, precision=precision, ema=0.9, checkpoint_activations=True)
+    fitted(cfg, tmp_path / "whole")
+    backend = "cpu:gloo,cuda:nccl" if DEVICE.type == "cuda" else "gloo"
+    td.init_process_group(backend, store=td.HashStore(), rank=0, world_size=1)
+    try:
+        background: Any = td.new_group(backend="gloo")
+        with dist.use(dist.World(0, 1, DEVICE, td.group.WORLD, td.group.WORLD, background)):
+            fitted(replace(cfg, parallel=ShardConfig(**how)), tmp_path / "parts")
+    finally:
+        td.destroy_process_group()
+    ours, theirs = (timeless(metrics(tmp_path / name)[-1]) for name in ("parts", "whole"))
+    assert ours == pytest.approx(theirs, rel=1e-9 if precision == "fp64" else 2e-2)
 
 
 def _one_of_two(rank: int, port: int, cfg: TrainConfig) -> None:

@@ -1,5 +1,6 @@
 """Words and lines of what people read: the field's terms, plain English, paths that exist, lines under 120 characters."""
 
+import functools
 import re
 from collections.abc import Iterator
 
@@ -40,13 +41,15 @@ OLD_NAMES = {"distae/distributed/__init__.py"}
 """Where old names are translated for plugins."""
 
 
+@functools.cache
+def texts() -> dict[str, str]:
+    return {name: path.read_text() for path in READ if (name := path.relative_to(ROOT).as_posix()) not in OLD_NAMES}
+
+
 def found(pattern: str) -> Iterator[str]:
-    for path in READ:
-        name = path.relative_to(ROOT).as_posix()
-        if name not in OLD_NAMES:
-            for number, line in enumerate(path.read_text().splitlines(), 1):
-                if re.search(pattern, line, re.IGNORECASE):
-                    yield f"{name}:{number}: {line.strip()}"
+    for name, text in texts().items():
+        for match in re.finditer(pattern, text, re.IGNORECASE):
+            yield f"{name}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]}"
 
 
 @pytest.mark.parametrize("pattern", WORDS)

@@ -28,6 +28,7 @@ from distae.config.models.categorical import CategoricalVAEConfig
 from distae.config.models.similarity import MSSSIMVAEConfig
 from distae.config.models.wasserstein import SWAEConfig, WAEMMDConfig
 from distae.config.models.adversarial import AAEConfig, FactorVAEConfig, VAEGANConfig, WAEGANConfig
+from distae.config.models.tokenizer import TokenizerConfig
 # isort: on
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "SVAEConfig",
     "SWAEConfig",
     "SparseAEConfig",
+    "TokenizerConfig",
     "TopKSAEConfig",
     "VAEConfig",
     "VAEGANConfig",

@@ -1,6 +1,7 @@
 """Plain, linear, denoising and sparse autoencoders."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar, Literal
 
 from distae.config.fields import Count, Fraction, Positive
@@ -71,5 +72,6 @@ class SparseAEConfig(AEConfig):
             raise UserError("--model.sparsity kl compares rates: it needs --model.code-activation sigmoid")
         if self.sparsity == "kl" and self.target == 0:
             raise UserError("--model.target 0: the target rate of kl must be above 0")
-        if self.sparsity == "topk" and self.k > self.latent_dim:
-            raise UserError(f"--model.k {self.k} is too large: at most --model.latent-dim, which is {self.latent_dim}")
+        values = prod(net.code_shape(shape, self.latent_dim))
+        if self.sparsity == "topk" and self.k > values:
+            raise UserError(f"--model.k {self.k} is too large: at most the values of a code (--model.latent-dim), {values}")

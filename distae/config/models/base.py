@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from distae.config.fields import Count, Fraction, Positive, Variant
 from distae.config.names import TRAITS, LikelihoodName, Traits
@@ -26,6 +26,8 @@ class ModelConfig(Variant):
     """Needs data with labels."""
     compiles: ClassVar[bool] = True
     """torch.compile supports its forward: it needs no double backward."""
+    shards: ClassVar[bool] = True
+    """Its blocks can be sharded, and their activations checkpointed: their backward pass is not differentiated."""
 
     latent_dim: Count = 16
     """Size of the code z."""
@@ -64,6 +66,10 @@ class ModelConfig(Variant):
     def other_input(self) -> bool:
         """Whether the encoder sees something other than x."""
         return self.input != "as_is" or self.input_dropout > 0 or self.missing
+
+    def completed(self) -> Self:
+        """The settings with those filled in that follow from files. Raises UserError."""
+        return self
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         """Raises UserError if settings conflict with each other, the data's shape or the network."""

@@ -48,6 +48,9 @@ class VQVAEConfig(QuantizedConfig):
     """Decay of the moving averages."""
     commitment: Weight = 0.25
     """Weight of the squared distance of the encoder's vectors from their codes."""
+    codebook_weight: Weight = 1.0
+    """Weight of that distance as a term of the codes, with learning gradient. taming-transformers' checkpoints were trained with
+    commitment 1 and codebook_weight 0.25, its `legacy` form."""
     restart_below: Fraction = 0.03
     """A code whose use, as a moving average, is below this share of uniform use restarts at a vector of the batch; 0: never."""
 

@@ -16,6 +16,7 @@ class ContractiveAEConfig(AEConfig):
     name: ClassVar[str] = "contractive_ae"
     terms: ClassVar[tuple[str, ...]] = ("recon", "contraction")
     compiles: ClassVar[bool] = False
+    shards: ClassVar[bool] = False
 
     code_activation: Literal["none", "relu", "sigmoid", "tanh"] = "sigmoid"
     """Activation on the code."""
@@ -43,6 +44,7 @@ class RAEGPConfig(ModelConfig):
     name: ClassVar[str] = "rae_gp"
     terms: ClassVar[tuple[str, ...]] = ("recon", "code", "decoder")
     compiles: ClassVar[bool] = False
+    shards: ClassVar[bool] = False
 
     code_weight: Weight = 0.1
     """Weight of the code's size, half its squared norm."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import ROOT, shared_data
 from PIL import Image
 from torch import nn
@@ -77,6 +78,33 @@ def test_layers_are_the_published_ones(name: str) -> None:
     assert cfg.global_batch_size == BATCHES.get(name, cfg.global_batch_size)
     assert (cfg.optim.name, cfg.optim.lr) == ("adam", 1e-3)
     assert cfg.optim.weight_decay == (1e-5 if name == "ae_fashion_mnist_3" else 0)
+
+
+TOKENIZERS = {
+    "kl_f8": ((32, 32, 4), 83_653_863),
+    "vq_f8": ((32, 32, 4), 67_651_759 + 16384 * 4),
+    "vq_f16": ((16, 16, 8), 69_462_299 + 16384 * 8),
+}
+"""Codes of an image of 256x256, and parameters with the codebook, without the discriminator."""
+
+
+def test_every_tokenizer_recipe_is_listed_here() -> None:
+    assert {file.stem for file in (ROOT / "recipes/tokenizers").glob("*.toml")} == TOKENIZERS.keys()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokenizers_have_the_published_size(name: str, tmp_path: Path) -> None:
+    cfg = recipe(f"tokenizers/{name}", "--data.path", str(pictures(tmp_path)), "--model.perceptual", "none")
+    with torch.device("meta"):
+        model: Any = build(cfg.model, cfg.net, cfg.data.shape())
+    assert (model.code_shape, sum(p.numel() for p in model.codec.parameters())) == TOKENIZERS[name]
+    published = recipe_text(name)
+    assert 'perceptual = "lpips"' in published
+    assert published.startswith("# ")
+
+
+def recipe_text(name: str) -> str:
+    return (ROOT / f"recipes/tokenizers/{name}.toml").read_text()
 
 
 @pytest.fixture(scope="session")

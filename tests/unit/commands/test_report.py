@@ -252,6 +252,7 @@ def test_no_report_where_it_is_off_or_the_run_was_stopped(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_many_long_runs_still_fit(tmp_path, capsys):
     noise = png_of(np.random.default_rng(0).integers(0, 256, (300, 546, 3), np.uint8))
     for number in range(12):

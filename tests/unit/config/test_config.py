@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 
 from distae.config import TrainConfig, build, check, cli, leaves, parse, to_dict, write_toml
 from distae.config.check import ADDED, couples_samples, fingerprint, identity_settings
 from distae.config.cli import read_toml
 from distae.config.fields import Variant, fields_of
 from distae.config.help import render
+from distae.config.models import TokenizerConfig
 from distae.config.train import MAY_CHANGE
 from distae.errors import UserError
 
@@ -24,6 +26,31 @@ def given(*argv: str, toml: str | None = None, tmp_path=None, world_size: int = 
         (tmp_path / "t.toml").write_text(toml)
         argv = ("--config", str(tmp_path / "t.toml"), *argv)
     return check(parse(TrainConfig, argv, {"smoke": ""}, "test").settings, world_size)
+
+
+PARALLEL = (
+    (["--parallel", "hsdp"], 4, "needs --parallel.shard-size, a divisor of the 4 processes; valid: 1, 2, 4"),
+    (["--parallel", "hsdp", "--parallel.shard-size", "3"], 4, "shard-size 3, a divisor of the 4 processes; valid: 1, 2, 4"),
+    (["--parallel", "fsdp", "--compile"], 2, "--parallel fsdp and --compile exclude each other"),
+    (["--parallel", "fsdp", "--model", "rae_gp"], 2, "rae_gp needs gradients of gradients"),
+    (["--parallel", "fsdp", "--ddp.compression", "bf16"], 2, "--ddp.compression is for --parallel ddp"),
+    (["--parallel", "fsdp", "--channels-last"], 2, "does not support --channels-last"),
+    (["--parallel", "fsdp", "--parallel.cpu-offload"], 1, "needs GPUs and at least two processes"),
+    (["--checkpoint-activations", "--compile"], 1, "--checkpoint-activations and --compile exclude each other"),
+    (["--checkpoint-activations", "--model", "contractive_ae"], 1, "contractive_ae needs gradients of gradients"),
+)
+
+
+@pytest.mark.parametrize(("words", "ranks", "why"), PARALLEL)
+def test_what_cannot_be_sharded_is_rejected_with_what_is_valid(words: list[str], ranks: int, why: str) -> None:
+    with pytest.raises(UserError, match=re.escape(why)):
+        check(parse(TrainConfig, words, {}, "distae train").settings, ranks)
+
+
+def test_how_a_model_is_held_is_not_part_of_a_run_s_identity() -> None:
+    words = ["--parallel", "hsdp", "--parallel.shard-size", "2", "--checkpoint-activations"]
+    assert fingerprint(parse(TrainConfig, words, {}, "distae train").settings) == fingerprint(TrainConfig())
+    assert check(parse(TrainConfig, ["--parallel", "fsdp"], {}, "distae train").settings, 1).parallel.name == "fsdp"
 
 
 def test_nothing_given_is_the_default_job():
@@ -56,7 +83,7 @@ def test_names_may_be_written_with_either_dash():
 
 
 @pytest.mark.parametrize("model", ["ae", "vae"])
-@pytest.mark.parametrize("net", ["mlp", "conv", "resnet"])
+@pytest.mark.parametrize("net", ["mlp", "conv", "resnet", "image"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "step", "exponential", "plateau"])
 def test_what_is_written_is_read_back(model, net, schedule, tmp_path):
     more = ["--optim.max-grad-norm", "2", "--early-stop.patience", "3", "--threads", "2", "--net.norm", "batch", "--steps", "9"]
@@ -97,7 +124,8 @@ def test_the_help_lists_every_variant_data_set_and_field():
 
 
 def test_settings_that_may_change_exist_and_do_not_name_the_run():
-    assert {k for k, _ in leaves(TrainConfig())} >= MAY_CHANGE - {"data.root"}
+    of_a_tokenizer = TrainConfig(model=TokenizerConfig())
+    assert {k for k, _ in leaves(of_a_tokenizer)} >= MAY_CHANGE - {"data.root", "parallel.cpu_offload", "parallel.shard_size"}
     cfg = given()
     same = given(
         "--epochs", "3", "--log-every", "7", "--device", "cpu", "--run-dir", "x", "--grad-accum-steps", "2", "--timeout", "5"
@@ -173,6 +201,13 @@ REFUSED = {
         ["--net", "conv", "--net.channels", "4", "8", "8", "8"],
         r"--net conv with 4 channels halves the image 4 times, and 8x8 is not divisible by 16: give at most 3 --net.channels",
     ),
+    "too many multipliers": (
+        ["--net", "image", "--net.multipliers", "1", "1", "1", "1", "1"],
+        r"--net image with 5 multipliers halves the image 4 times, .*: give at most 4 --net.multipliers",
+    ),
+    "patches of another size": (["--net", "vit", "--net.patch", "3"], r"--net.patch 3 does not divide the sides of 8x8 images"),
+    "heads": (["--net", "vit", "--net.heads", "5"], r"--net.heads 5 does not divide --net.width 192"),
+    "no dropout": (["--net", "vit", "--net.dropout", "0.1"], r"--net.dropout"),
     "resnet without stages": (["--net", "resnet", "--net.channels"], r"--net.channels is empty; expected one or more"),
     "groups": (["--net.norm", "group", "--net.hidden", "16", "12"], r"--net.groups 8 does not divide the hidden width 12"),
     "best metric": (["--best-metric", "val/nll"], r"--best-metric: unknown 'val/nll'; valid: val/loss, val/recon, val/kl, val/mse"),
@@ -325,3 +360,12 @@ def test_a_home_folder_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert check(TrainConfig(run_dir="~/runs/a"), 1).run_dir == "/home/me/runs/a"
     assert check(TrainConfig(run_dir="./~/a"), 1).run_dir == "./~/a"
+
+
+def test_the_commands_about_large_models_are_accepted() -> None:
+    """docs/large_models.md."""
+    text = (ROOT / "docs" / "large_models.md").read_text()
+    commands = re.findall(r"^    torchrun (.*)--nproc_per_node=(\d) -m distae.train (.*)$", text, re.MULTILINE)
+    assert len(commands) == 3
+    for nodes, ranks, words in commands:
+        assert check(parse(TrainConfig, [*words.split(), "--net.norm", "none"], {}, "").settings, int(ranks) * (1 + ("2" in nodes)))

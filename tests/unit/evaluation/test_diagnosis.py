@@ -37,6 +37,19 @@ def test_a_dimension_is_active_where_its_mean_varies():
     assert [found[f"kl_dim/{i:03}"] for i in range(3)] == pytest.approx(expected.tolist())
 
 
+def test_the_kl_of_codes_with_a_place_is_that_of_each_channel(monkeypatch):
+    mu = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).double()
+    model = coded(mu, torch.zeros_like(mu))
+    flat = diagnose(model, LOADER, 20, 0)
+    monkeypatch.setattr(type(model), "code_shape", (1, 3, 2))
+    found = diagnose(model, LOADER, 20, 0)
+    assert [found[f"kl_dim/{i:03}"] for i in range(2)] == pytest.approx(
+        [sum(flat[f"kl_dim/{i:03}"] for i in range(c, 6, 2)) for c in range(2)]
+    )
+    assert "kl_dim/002" not in found
+    assert found["active_units"] == 6
+
+
 @pytest.mark.parametrize(("spread", "expected"), [(0.0, 0.0), (1000.0, 2 / 5 * math.log(20) * 2 + 1 / 5 * math.log(10))])
 def test_information_is_none_of_equal_posteriors_and_all_of_separate_ones(spread, expected):
     """Chunks of 20, 20 and 10 samples, of which the code tells each."""

@@ -14,9 +14,10 @@ from distae.config.names import METRICS
 from distae.data import Split
 from distae.errors import UserError
 from distae.evaluation import extractors
-from distae.evaluation.extractors import LAYERS, SHIFT, SPREAD, frechet, inception, perceptual
+from distae.evaluation.extractors import frechet, inception, perceptual
 from distae.evaluation.metrics import Skip
 from distae.losses.similarity import ms_ssim, ssim
+from distae.nn.perceptual import LAYERS, SHIFT, SPREAD
 
 
 def value(name, e):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import SHIPPED
 from sklearn.mixture import GaussianMixture
-from variants import make, noise
+from variants import IMAGES_ONLY, make, noise
 
 from distae.config.models import ModelConfig
 from distae.errors import UserError
@@ -170,9 +170,7 @@ def test_every_variant_has_a_sampler_or_says_which_are_valid(name):
     else:
         with pytest.raises(UserError, match=f"{name} has no prior of its own: give --sampler; valid: "):
             check_sampler(cfg, None)
-    assert ("pixel" in valid) == (
-        make(name, shape=(1, 8, 8) if name in ("masked_ae", "msssim_vae") else (6,)).num_codes is not None
-    )
+    assert ("pixel" in valid) == (make(name, shape=(1, 8, 8) if name in IMAGES_ONLY else (6,)).num_codes is not None)
 
 
 def test_labels():

@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers import fitted, settings, spy
+from helpers import EVERY, fitted, settings, spy
 from variants import SMALL
 
 import distae
@@ -20,8 +20,6 @@ from distae.noise import Noise, Rows
 CPU = torch.device("cpu")
 LABELS = torch.arange(6)
 VARIANTS = sorted(ModelConfig.choices())
-OF_EACH_KIND = {"ae", "cvae", "factor_vae", "hvae", "lin_nf_vae", "masked_ae", "vae", "vq_vae"}
-"""One variant of each kind, for what is too slow to be looked at for all of them in the fast part."""
 
 
 def made(name: str, shape: tuple[int, ...] = (1, 8, 8), **model: object) -> Any:
@@ -67,6 +65,23 @@ def test_no_network_is_built_twice(name):
     with mock.patch.object(torch.nn.Module, "__init__", recording):
         model = made(name)
     assert {id(m) for m in modules} == {id(m) for m in model.modules()}
+
+
+@pytest.mark.parametrize("name", [n for n in VARIANTS if issubclass(registry()[ModelConfig.choices()[n]], NetAutoencoder)])
+def test_codes_may_keep_their_place(name):
+    """`latent_dim` channels at each of 2x2 positions; a `linear_ae` has no network to choose."""
+    cfg = settings(model={"name": name} | SMALL.get(name, {}), net={"name": "conv", "spatial": True})
+    model: Any = build(cfg.model, cfg.net, (1, 8, 8), seed=1, dtype=torch.float64)
+    assert model.code_shape == ((cfg.model.latent_dim,) if name == "linear_ae" else (2, 2, cfg.model.latent_dim))
+    x = torch.rand(6, 1, 8, 8, dtype=torch.float64)
+    assert all(model(Batch(x, LABELS, dataset_size=100), phase.name, noise_for(6)).loss.isfinite() for phase in model.phases())
+    codes = model.encode(x, LABELS)
+    assert codes.z.shape == (6, prod(model.code_shape))
+    assert model.decode(codes.z, LABELS).shape == x.shape
+    if codes.indices is not None:
+        assert torch.equal(model.from_indices(codes.indices), codes.z)
+    if cfg.model.generative:
+        assert model.sample(3, noise_for(3)).shape == (3, 1, 8, 8)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -195,9 +210,7 @@ def test_an_outlier_stays_finite(name):
         pytest.param({"name": "resnet"}, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize(
-    "name", [name if name in OF_EACH_KIND else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
-)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_finished_run_is_loaded_in_one_line(name, net, tmp_path):
     trainer = fitted(settings(model={"name": name} | SMALL.get(name, {}), net=net, steps=3), tmp_path)
     model, trained = distae.load(tmp_path).module, trainer.train_step.model.eval()

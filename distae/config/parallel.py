@@ -1,0 +1,48 @@
+"""Settings of how the ranks of a run hold its model."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from distae.config.fields import Count, Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig(Variant):
+    """How parameters, gradients and optimizer state are spread over the ranks."""
+
+    def parts(self, ranks: int) -> int:
+        """Into how many parts these are divided."""
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicateConfig(ParallelConfig):
+    """Each rank holds all of them, and gradients are averaged (torch's DistributedDataParallel)."""
+
+    name: ClassVar[str] = "ddp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig(ParallelConfig):
+    """Each rank holds its part of each, and gathers a block's parameters while it computes (torch's fully_shard, FSDP2)."""
+
+    name: ClassVar[str] = "fsdp"
+
+    cpu_offload: bool = False
+    """Keep parts in host memory and update them there; needs a GPU."""
+
+    def parts(self, ranks: int) -> int:
+        return ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridShardConfig(ShardConfig):
+    """Sharded over groups of shard_size consecutive ranks, such as those of a node, and replicated over the groups (HSDP)."""
+
+    name: ClassVar[str] = "hsdp"
+
+    shard_size: Count | None = None
+    """Ranks of a group, a divisor of the number of ranks; required."""
+
+    def parts(self, ranks: int) -> int:
+        return self.shard_size or 1
