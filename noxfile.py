@@ -28,6 +28,14 @@ def unit(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documents as a site, in site/; warnings are errors. `nox -s docs -- serve` shows them while you write."""
+    needed = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["docs"]  # without torch
+    session.install("-c", "constraints.txt", *needed)
+    session.run("python", "-m", "mkdocs", *(session.posargs or ["build"]), env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """The whole suite."""
     install(session)

@@ -23,22 +23,39 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
 
     Parameters
     ----------
-    model : name of the variant (`distae train --help`); None is the default of `distae train`.
-    latent_dim : number of values of the code.
-    hidden : widths of the encoder's hidden layers; the decoder mirrors them.
-    likelihood : p(x|z); gaussian is the squared error, bernoulli is for values in [0, 1].
-    lr, epochs, batch_size : learning rate, passes over the data, samples per step (at most the number of samples).
-    contamination : share of the training samples that `predict` calls outliers, above 0 and at most 0.5.
-    random_state : a seed, a numpy RandomState, or None for seed 0.
-    device : auto, cpu or cuda.
-    settings : other settings by name, as for `distae.fit`: `{"beta": 4.0, "norm": "layer"}`.
+    model : str, optional
+        Name of the variant (`distae train --help`); by default that of `distae train`.
+    latent_dim : int
+        Number of values of the code.
+    hidden : sequence of int
+        Widths of the encoder's hidden layers; the decoder mirrors them.
+    likelihood : str
+        p(x|z); gaussian is the squared error, bernoulli is for values in [0, 1].
+    lr : float
+        Learning rate.
+    epochs : int
+        Passes over the data.
+    batch_size : int
+        Samples per step, at most the number of samples.
+    contamination : float
+        Share of the training samples that `predict` calls outliers, above 0 and at most 0.5.
+    random_state : int, RandomState, optional
+        Seed; None is seed 0.
+    device : str
+        auto, cpu or cuda.
+    settings : dict, optional
+        Other settings by name, as for `distae.fit`: `{"beta": 4.0, "norm": "layer"}`.
 
     Attributes
     ----------
-    model_ : the trained `distae.Model`.
-    history_ : the run's rows of metrics, a list of dicts.
-    offset_ : the value of `score_samples` below which samples are outliers.
-    n_features_in_, feature_names_in_ : as in scikit-learn.
+    model_ : distae.Model
+        The trained model.
+    history_ : list of dict
+        The run's rows of metrics.
+    offset_ : float
+        Value of `score_samples` below which samples are outliers.
+    n_features_in_, feature_names_in_
+        As in scikit-learn.
     """
 
     def __init__(

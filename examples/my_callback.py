@@ -1,4 +1,4 @@
-"""Code of one's own at fixed points of a run: --plugin examples/my_callback.py."""
+"""Code of your own at fixed points of a run: --plugin examples/my_callback.py."""
 
 import json
 from pathlib import Path

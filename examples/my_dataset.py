@@ -1,4 +1,4 @@
-"""A data set of one's own: --plugin examples/my_dataset.py --data bars."""
+"""A data set of your own: --plugin examples/my_dataset.py --data bars."""
 
 from dataclasses import dataclass
 from typing import ClassVar

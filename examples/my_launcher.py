@@ -1,4 +1,4 @@
-"""A launcher of one's own: distae launch background --plugin examples/my_launcher.py -- --model ae."""
+"""A launcher of your own: distae launch background --plugin examples/my_launcher.py -- --model ae."""
 
 import subprocess
 import sys

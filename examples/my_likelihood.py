@@ -1,4 +1,4 @@
-"""A likelihood of one's own: --plugin examples/my_likelihood.py --model.likelihood cauchy."""
+"""A likelihood of your own: --plugin examples/my_likelihood.py --model.likelihood cauchy."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A metric of one's own: --plugin examples/my_metric.py --best-metric val/max_error."""
+"""A metric of your own: --plugin examples/my_metric.py --best-metric val/max_error."""
 
 from distae.evaluation.metrics import register_metric
 

@@ -1,4 +1,4 @@
-"""An encoder and a decoder of one's own: --plugin examples/my_net.py --net tanh_net."""
+"""An encoder and a decoder of your own: --plugin examples/my_net.py --net tanh_net."""
 
 from dataclasses import dataclass
 from math import prod

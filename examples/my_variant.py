@@ -1,4 +1,4 @@
-"""A variant of one's own: --plugin examples/my_variant.py --model noisy_code_ae."""
+"""A variant of your own: --plugin examples/my_variant.py --model noisy_code_ae."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -73,7 +73,9 @@ def clock(total: int) -> str:
 def one_line(text: str, option: str) -> str:
     """`text` for an `#SBATCH` line, where a line break would start a command. Raises UserError."""
     if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", text):
-        raise UserError(f"--{option}: {text!r} holds a line break or another control character, which an sbatch script cannot take")
+        raise UserError(
+            f"--{option}: {text!r} contains a line break or another control character, which an sbatch script cannot take"
+        )
     return text
 
 

@@ -54,7 +54,7 @@ class Submission:
         """Raises UserError if the folder's name has another meaning to Slurm or to submitit."""
         name = one_line(str(self.folder.parent), "run-dir")
         if found := re.search(r"%[jtAa]|\\", name):
-            raise UserError(f"--run-dir: {name} holds {found[0]}, which Slurm replaces in file names")
+            raise UserError(f"--run-dir: {name} contains {found[0]}, which Slurm replaces in file names")
 
     def running(self, code: Path) -> Self:
         """The same with the code, and the plugin, of a snapshot."""

@@ -37,7 +37,7 @@ from .submit import Submission
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(SlurmConfig):
-    """Every combination of some settings. Options of jobs are for Slurm. The training options follow after --"""
+    """Every combination of some settings. Job options are for Slurm. The training options follow after --"""
 
     grid: tuple[str, ...] = ()
     """Options of distae.train with their values, as in model.beta=1,4,10 "net.hidden=512 256,128"."""
@@ -59,10 +59,10 @@ def is_local(sweep: SweepConfig, words: Sequence[str]) -> bool:
     names = [word.partition("=")[0] for word in words]
     of_jobs = [flag for flag in OF_JOBS if flag in names]
     if sweep.jobs and sweep.backend == "slurm":
-        raise UserError("--jobs is of sweeps on this machine; on Slurm --max-parallel limits the jobs at once")
+        raise UserError("--jobs is for sweeps on this machine; on Slurm --max-parallel limits the jobs at once")
     if of_jobs and (sweep.jobs or sweep.backend == "local"):
         local = "--jobs" if sweep.jobs else "--backend local"
-        raise UserError(f"{of_jobs[0]} is of Slurm jobs, and {local} of this machine: give one")
+        raise UserError(f"{of_jobs[0]} is for Slurm jobs, and {local} for this machine: give one")
     return sweep.backend == "local" or (sweep.backend == "auto" and not of_jobs and (bool(sweep.jobs) or not _a_cluster_answers()))
 
 

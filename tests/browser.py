@@ -59,13 +59,13 @@ class Browser:
         line, _, self.rest = self.rest.partition(b"\0")
         return dict(json.loads(line))
 
-    def open(self, path: Path, width: int = 1200, height: int = 900, dark: bool = False) -> None:
-        """Load a file, and forget the events of what was loaded before."""
+    def open(self, path: Path | str, width: int = 1200, height: int = 900, dark: bool = False) -> None:
+        """Load a file or an address, and forget the events of what was loaded before."""
         self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self("Page.navigate", url=path.absolute().as_uri())
+        self("Page.navigate", url=path if isinstance(path, str) else path.absolute().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
 

@@ -139,7 +139,7 @@ def usable_manifest(path: Path) -> Manifest:
     except ValueError as error:
         raise ValueError(f"{COMMIT} is damaged: {error}") from error
     if name_of(manifest.step) != path.name:
-        raise ValueError(f"it holds step {manifest.step}")
+        raise ValueError(f"it contains step {manifest.step}")
     if why := next(filter(None, (_why_bad(path / name, entry) for name, entry in manifest.files.items())), None):
         raise ValueError(why)
     progress = _progress_of(path)

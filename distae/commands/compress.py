@@ -43,7 +43,7 @@ def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
     """The parser of the command's own options."""
     about = "Write the codes of images, of an array, or of samples of the run's data to one small file."
     parser = shared(prog, about, "RUN [FILE ...]", output=FILE)
-    parser.add_argument("--step-size", type=float, help="of continuous codes: standard deviations of a step; default: 0.5")
+    parser.add_argument("--step-size", type=float, help="for continuous codes: size of a step in standard deviations; default: 0.5")
     return parser
 
 
@@ -65,8 +65,8 @@ def compress(run: Trained) -> None:
     size = write_archive(archive, target)
     if outside:
         run.say(f"{outside} of {symbols.size} values lie outside the training split's codes, and are cut to its range")
-    run.say(f"wrote {target}: {len(symbols)} samples, {size} bytes, {size / len(symbols):.4g} each; {tables.bits(symbols) / 8:.0f} "
-            f"by the entropy. To decompress: the model, and {_path(run)}")  # fmt: skip
+    run.say(f"wrote {target}: {len(symbols)} samples, {size} bytes, {size / len(symbols):.4g} each")
+    run.say(f"the entropy of the codes is {tables.bits(symbols) / 8:.0f} bytes; decompressing needs the model and {_path(run)}")
 
 
 def checksum_of(run: Trained) -> int:
@@ -135,7 +135,7 @@ def _files(words: Sequence[str]) -> list[Path]:
     stems: dict[str, Path] = {}
     for path in found:
         if (other := stems.setdefault(path.stem, path)) != path:
-            raise UserError(f"{other} and {path} would both be {path.stem}.png again: compress them to files of their own")
+            raise UserError(f"{other} and {path} would both become {path.stem}.png: compress them separately")
     return found
 
 

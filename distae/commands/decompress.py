@@ -49,7 +49,7 @@ def _run_around(path: Path) -> Path:
     for folder in path.absolute().parents:
         if (folder / "model" / "config.json").is_file() or (folder / "config.json").is_file():
             return folder
-    raise UserError(f"{path} lies in no run folder: give --model RUN, the run or model that it was compressed with")
+    raise UserError(f"{path} is not in a run folder: give --model RUN, the run or model that it was compressed with")
 
 
 def decompress(run: Trained) -> None:

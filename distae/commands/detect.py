@@ -35,8 +35,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m distae detect
 def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
     """The parser of the command's own options."""
     parser = shared(prog, ABOUT, output=FILE)
-    parser.add_argument("--quantile", default="0.99", help="of the training samples' scores, above which a sample is an anomaly")
-    parser.add_argument("--threshold", help="that score itself; the training samples are then not needed")
+    parser.add_argument("--quantile", default="0.99", help="quantile of the training samples' scores that is the threshold")
+    parser.add_argument(
+        "--threshold", help="the score above which a sample is an anomaly; the training samples are then not needed"
+    )
     return parser
 
 

@@ -111,7 +111,7 @@ def _remove(folder: Path) -> None:
     """A folder of parts. Raises UserError where it holds anything else."""
     odd = [p.name for p in folder.iterdir() if p.is_dir() or not (p.name == ABOUT or p.suffix in (".npz", ".writing"))]
     if odd:
-        raise UserError(f"--out {folder} holds {odd[0]}, which is not from distae encode: give another folder")
+        raise UserError(f"--out {folder} contains {odd[0]}, which is not from distae encode: give another folder")
     shutil.rmtree(folder)
 
 

@@ -1,4 +1,4 @@
-"""distae evaluate RUN: metrics of a trained model beside baselines, to RUN/evaluation/metrics.json.
+"""distae evaluate RUN: metrics of a trained model and of baselines, to RUN/evaluation/metrics.json.
 
 distae evaluate runs/a --tasks reconstruction,features
 torchrun --nproc_per_node=4 -m distae evaluate runs/a
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m distae evalua
 
 def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
     """The parser of the command's own options."""
-    parser = shared(prog, "Metrics of a trained model beside baselines.", output=FILE)
+    parser = shared(prog, "Metrics of a trained model and of baselines.", output=FILE)
     for field in fields_of(EvaluationConfig).values():
         kind = _several if get_origin(field.type) is tuple else str
         parser.add_argument(f"--{field.name.replace('_', '-')}", dest=field.name, type=kind, help=field.doc)

@@ -108,7 +108,7 @@ def model_card(run: Trained) -> str:
         "---", "library_name: distae", "tags:", "- autoencoder", f"- {model.cfg.name}", "---", "",
         f"# {model.cfg.name} on {data.get('name', 'data')}", "", first, "",
         "| | |", "|---|---|",
-        f"| samples | [N, {', '.join(map(str, shape))}], as the training data has them (the transform is part of the model) |",
+        f"| samples | [N, {', '.join(map(str, shape))}], as in the training data (the transform is part of the model) |",
         f"| codes | {list(run.model.code_shape)} |", f"| parameters | {parameters:,} |", f"| step | {about.step} |",
         f"| likelihood | {model.cfg.likelihood} |", f"| network | {model.net.name} {list(model.net.widths)} |",
         "", "## Metrics", "", *_metrics(run), "", "## Use", "",
@@ -133,4 +133,4 @@ def _metrics(run: Trained) -> list[str]:
         ]
     except (OSError, ValueError, LookupError, TypeError):
         return none
-    return ["| metric | value | beside | split |", "|---|---|---|---|", *lines] if lines else none
+    return ["| metric | value | baselines | split |", "|---|---|---|---|", *lines] if lines else none

@@ -41,15 +41,23 @@ def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
     """The parser of the command's own options."""
     about = "New samples; with --interpolate or --traverse, these, and samples only if --num or --sampler is given too."
     parser = shared(prog, about, output=f"{FOLDER}/")
-    parser.add_argument("--num", type=int, metavar="N", help="samples (default: 64)")
+    parser.add_argument("--num", type=int, metavar="N", help="number of samples (default: 64)")
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: the variant's own prior; others are fitted to training codes")
-    parser.add_argument("--label", type=int, metavar="L", help="of variants that are conditioned on labels (default: each in turn)")
-    parser.add_argument("--components", type=int, default=10, metavar="K", help="gaussians of gmm (default: 10)")
-    parser.add_argument("--fit-steps", type=int, default=2000, metavar="N", help="of two_stage, flow and pixel (default: 2000)")
-    parser.add_argument("--limit", type=int, default=10000, metavar="N", help="training samples to fit to (default: 10000)")
-    parser.add_argument("--interpolate", nargs=2, type=int, metavar=("A", "B"), help="from sample A to B of the test split")
+    parser.add_argument(
+        "--label", type=int, metavar="L", help="label of the samples, of conditional variants (default: each in turn)"
+    )
+    parser.add_argument("--components", type=int, default=10, metavar="K", help="number of gaussians of gmm (default: 10)")
+    parser.add_argument(
+        "--fit-steps", type=int, default=2000, metavar="N", help="training steps of two_stage, flow and pixel (default: 2000)"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=10000, metavar="N", help="number of training samples to fit to (default: 10000)"
+    )
+    parser.add_argument(
+        "--interpolate", nargs=2, type=int, metavar=("A", "B"), help="decode the path from sample A to B of the test split"
+    )
     parser.add_argument("--traverse", action="store_true", help="vary each dimension of the code over 3 standard deviations")
-    parser.add_argument("--animate", action="store_true", help="write what --interpolate and --traverse give as .gif too")
+    parser.add_argument("--animate", action="store_true", help="also write the results of --interpolate and --traverse as .gif")
     return parser
 
 
@@ -63,7 +71,7 @@ def generate(run: Trained) -> None:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected 1 or more")
     walks = options.interpolate is not None or options.traverse
     if options.animate and not walks:
-        raise UserError("--animate goes with --interpolate or --traverse")
+        raise UserError("--animate needs --interpolate or --traverse")
     samples = not walks or options.num is not None or options.sampler is not None
     sampler = check_sampler(cfg, options.sampler) if samples else None
     labels_of(cfg, 1, options.label)

@@ -126,7 +126,7 @@ def _names(model: Any) -> Any:
 def _of_split(given: Given, settings: Mapping[str, Any]) -> tuple[Splits, TrainConfig]:
     x: Split = given.x
     if given.y is not None:
-        raise UserError("y: a Split holds its own labels; leave y out")
+        raise UserError("y: a Split has its own labels; leave y out")
     # The shape that the model sees: the split has its transform already.
     cfg = _with_data(settings, MemoryConfig.name, stored=x.shape, layout="channels_first", **_shares(given))
     assert isinstance(cfg.data, MemoryConfig)

@@ -69,7 +69,7 @@ def _check(files: Sequence[Path]) -> None:
     for path in files:
         first = seen.setdefault((path.stem, _kind(path)), path)
         if first is not path:
-            raise UserError(f"{first} and {path} would give one file: reconstruct them into folders of their own")
+            raise UserError(f"{first} and {path} would give one file: reconstruct them into separate folders")
 
 
 def _of_samples(run: Trained, folder: Path) -> None:

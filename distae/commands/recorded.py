@@ -158,7 +158,7 @@ def _evaluation(run: RecordedRun) -> Iterator[Html]:
     """The table of `distae evaluate`, with a column for each baseline."""
     found = evaluated(run)
     if found is None:
-        yield note("Not evaluated: ", tag("code", f"distae evaluate {run.path.name}"), " adds metrics beside baselines.")
+        yield note("Not evaluated: ", tag("code", f"distae evaluate {run.path.name}"), " adds metrics and baselines.")
         return
     rows = []
     for f in found.figures:
@@ -166,7 +166,7 @@ def _evaluation(run: RecordedRun) -> Iterator[Html]:
         interval = None if low is None else f"{low:.5g} to {high:.5g}"
         row = {"metric": f["metric"], "task": f["task"], "value": f["value"], "95% interval": interval, "unit": f["unit"]}
         rows.append(row | {"better": f["better"]} | {f"baseline {k}": v for k, v in f["baselines"].items()})
-    yield table(rows, f"Metrics of the model of step {found.step}, beside baselines")
+    yield table(rows, f"Metrics of the model of step {found.step}, with baselines")
     skipped = [{"metric": name, "why": why} for name, why in found.skipped.items()]
     if skipped:
         yield folded(f"{len(skipped)} metrics that do not apply", table(skipped, "Skipped metrics"))

@@ -71,8 +71,10 @@ def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="FILE.html", help=f"default: RUN/{FILE}, or in the one folder of runs")
     parser.add_argument("--force", action="store_true", help="overwrite --out even if it is not a report")
     parser.add_argument("--watch", action="store_true", help="write it again and again until the runs have ended")
-    parser.add_argument("--every", type=_seconds, default=30.0, metavar="SECONDS", help="of --watch (default: 30)")
-    parser.add_argument("--no-model", dest="model", action="store_false", help="read recorded files alone; takes no torch")
+    parser.add_argument(
+        "--every", type=_seconds, default=30.0, metavar="SECONDS", help="pause between two writes of --watch (default: 30)"
+    )
+    parser.add_argument("--no-model", dest="model", action="store_false", help="read recorded files only; needs no torch")
     return parser
 
 
@@ -139,7 +141,7 @@ def _computed_of(path: Path, step: str | None, rest: Sequence[str]) -> list[Html
         with dist.use(dist.World(0, 1, trained.device)):
             return _sections(trained.evaluation(codes.settings(trained.saved.model.code_shape)))
     except (DistaeError, OSError, RuntimeError) as error:
-        return [section("Codes", note(f"What the codes are is left out: {files.with_path(error)}"))]
+        return [section("Codes", note(f"The codes are left out: {files.with_path(error)}"))]
 
 
 def _sections(evaluation: "Evaluation") -> list[Html]:

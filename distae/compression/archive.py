@@ -64,7 +64,7 @@ class Archive:
         if len(data) < OVERHEAD or data[:3] != MAGIC:
             raise ValueError("it is not a .dae file" if data[:3] != MAGIC[: len(data)] else "it is truncated")
         if data[3] != VERSION:
-            raise ValueError(f"it is of version {data[3]}; this distae reads version {VERSION}")
+            raise ValueError(f"it has version {data[3]}; this distae reads version {VERSION}")
         whole, (crc,) = memoryview(data)[: -CRC.size], CRC.unpack(data[-CRC.size :])
         if zlib.crc32(whole) != crc:
             raise ValueError("it is truncated or damaged (CRC mismatch)")

@@ -140,7 +140,7 @@ def load_tables(path: Path) -> Tables:
         found = load(files.read_bytes(path, 16 << 20 | 8 * MOST_CELLS))
         made = Tables(found.pop("frequencies").astype(np.int64), found.pop("offset", None), found.pop("step", None))
     except (OSError, SafetensorError, KeyError, ValueError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} holds no tables of codes ({files.in_words(error)})") from error
+        raise UserError(f"{path} has no tables of codes ({files.in_words(error)})") from error
     if made.frequencies.ndim != 2 or (made.frequencies < 0).any() or (made.frequencies.sum(1) != TOTAL).any():
         raise UserError(f"{path} is damaged: its frequencies do not sum to {TOTAL}")
     return made

@@ -197,9 +197,9 @@ def _check_parallel(cfg: TrainConfig, world_size: int) -> None:
     if parallel.cpu_offload and (cfg.device == "cpu" or world_size == 1):
         raise UserError("--parallel.cpu-offload needs GPUs and at least two processes: leave it out")
     if isinstance(parallel, HybridShardConfig) and (parallel.shard_size is None or world_size % parallel.shard_size):
-        given = "needs --parallel.shard-size" if parallel.shard_size is None else f"--parallel.shard-size {parallel.shard_size}"
+        given = f"--parallel.shard-size {parallel.shard_size} is not" if parallel.shard_size else "needs --parallel.shard-size,"
         works = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
-        raise UserError(f"--parallel hsdp: {given}, a divisor of the {world_size} processes; valid: {works}")
+        raise UserError(f"--parallel hsdp: {given} a divisor of the {world_size} processes; valid: {works}")
 
 
 def _expanded(text: str) -> str:
@@ -209,7 +209,9 @@ def _expanded(text: str) -> str:
     try:
         return str(Path(text).expanduser())
     except RuntimeError as error:
-        raise UserError(f"--run-dir: {text} names no user's home folder; write ./{text} for a folder of that name here") from error
+        raise UserError(
+            f"--run-dir: {text} names the home folder of an unknown user; write ./{text} for a folder of that name here"
+        ) from error
 
 
 def _check_run_dir(text: str) -> None:

@@ -12,11 +12,11 @@ class EvaluationConfig:
     tasks: tuple[str, ...] = ("all",)
     """Questions to answer, separated by commas; all: those that apply to the model and the data."""
     limit: Count = 10_000
-    """Most samples of a split that metrics of codes keep in memory; means cover all samples."""
+    """Maximum number of samples of a split that metrics of codes keep in memory; means cover all samples."""
     importance_samples: Count = 128
     """Posterior samples K of the bound of log p(x)."""
     sampler: str | None = None
-    """Where the samples that are judged come from, as in `distae generate`; default: the variant's prior."""
+    """Where the evaluated samples come from, as in `distae generate`; default: the variant's prior."""
     lpips_weights: str | None = None
     """File of LPIPS' linear layers, such as alex.pth of the package lpips; the distance is skipped without."""
     lpips_backbone: str | None = None

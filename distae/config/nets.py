@@ -88,7 +88,7 @@ class ConvConfig(HalvingConfig):
     name: ClassVar[str] = "conv"
 
     channels: tuple[Count, ...] = (32, 64)
-    """Channels after each halving of the image; its sides must be divisible by 2 to the number of channels given."""
+    """Channels after each halving of the image; its sides must be divisible by 2 to the power of their number."""
     spatial: bool = False
     """Codes keep their place: --model.latent-dim channels at each position of the last map, instead of one linear layer."""
 

@@ -66,7 +66,7 @@ class Preparation:
         names = sorted(p.name for p in self.folder.iterdir() if not p.name.startswith(".") and not (mine and p.name == MANIFEST))
         other = next((n for n in names if not n.endswith(".safetensors") or self._kept(self.folder / n) is None), None)
         if other:
-            raise UserError(f"{self.folder} holds {other}, which is of other data or settings: give another folder, or --force")
+            raise UserError(f"{self.folder} contains {other}, which is of other data or settings: give another folder, or --force")
         return None
 
     @property

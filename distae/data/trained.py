@@ -52,7 +52,7 @@ def _with_columns(split: Split, transform: Transform) -> Source:
     theirs = {column.name: i for i, column in enumerate(split.transform.columns)}
     if absent := [c.name for c in transform.columns if c.name not in theirs]:
         have = ", ".join([*theirs][:20]) or f"samples of {split.source.row_type}"
-        raise UserError(f"the data lack the column {absent[0]!r} of the model; they have {have}")
+        raise UserError(f"the data have no column {absent[0]!r} of the model; they have {have}")
     source = split.source
     assert isinstance(source, Tensors)
     columns = []

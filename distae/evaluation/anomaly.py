@@ -44,7 +44,7 @@ def anomalies(train: Tensor | None, labels: Tensor) -> tuple[Tensor, str]:
         return new, f"classes that no training sample has: normal are {', '.join(map(str, known.tolist()[:20]))}"
     if torch.unique(labels).tolist() == [0, 1]:
         return labels == 1, "label 1"
-    raise Skip("the labels tell no anomalies: they are 1 of 0 and 1, or of classes that are not trained on (--data.train-classes)")
+    raise Skip("labels do not say what an anomaly is: neither 0 and 1, nor classes that were not trained on (--data.train-classes)")
 
 
 def errors_of(e: Evaluation, reconstructions: Tensor) -> Tensor:

@@ -179,7 +179,7 @@ def _factors(e: Evaluation) -> list[tuple[str, Array]]:
     Raises Skip where there are no two.
     """
     if e.splits[e.split].bad:
-        raise Skip("samples that cannot be read are skipped (--data.on-error skip), and their factors are not known apart")
+        raise Skip("samples that cannot be read are skipped (--data.on-error skip), so the factors of each sample are unknown")
     columns = {name: np.asarray(column) for name, column in e.splits[e.split].source.columns.items()}
     whole = [(name, column) for name, column in columns.items() if column.dtype.kind in "iub"]
     numbers = [(name, np.unique(column, return_inverse=True)[1]) for name, column in whole]

@@ -60,7 +60,7 @@ def interpolation_jump(e: Evaluation) -> Figure:
     """
     z, n = e.codes().z, len(e.codes().z)
     if n < 2:
-        raise Skip("one sample has no other to go to")
+        raise Skip("a path needs two samples")
     order = keyed_order(n, e.seed, "interpolation")[: 2 * min(PAIRS, n // 2)]
     first, second = z[order].view(-1, 2, z.shape[1]).unbind(1)
     along = torch.linspace(0, 1, STEPS + 1, dtype=z.dtype)[:, None]

@@ -29,7 +29,7 @@ def in_parts(k: int, values: int) -> Iterator[int]:
 def _bounds(e: Evaluation) -> dict[str, float]:
     """Means over all samples in nats: `elbo`, and where the model has importance weights `iwae_bound`."""
     if not e.model.has_log_bound:
-        raise Skip(f"{e.model.cfg.name} does not bound log p(x)")
+        raise Skip(f"{e.model.cfg.name} has no bound of log p(x)")
     k = e.settings.importance_samples
 
     def terms(batch: Batch, noise: Noise) -> dict[str, Tensor]:

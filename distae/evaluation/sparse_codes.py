@@ -170,7 +170,7 @@ def f1(e: Evaluation) -> Figure:
     """
     pairs, z, split = matched(e), _codes(e), e.splits[e.split]
     if split.bad:
-        raise Skip("samples that cannot be read are skipped (--data.on-error skip), and their features are not known apart")
+        raise Skip("samples that cannot be read are skipped (--data.on-error skip), so the features of each sample are unknown")
     there = (_known(e).activations(split.rows_at(torch.arange(len(z)))) != 0)[:, pairs.features]
     active = (z != 0)[:, pairs.latents]
     both, either = (active & there).sum(0).double(), (active.sum(0) + there.sum(0)).double()

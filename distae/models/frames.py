@@ -16,7 +16,7 @@ def rows_of(frame: Any, features: Sequence[Feature]) -> NDArray[np.float64]:
     """`[N, features]` as stored, NaN where a value is missing. Raises UserError if a column is missing or a category is new."""
     names = [str(name) for name in frame.columns]
     if absent := [f.name for f in features if f.name not in names]:
-        raise UserError(f"x lacks the column {absent[0]!r}; expected {', '.join(f.name for f in features)}")
+        raise UserError(f"x has no column {absent[0]!r}; expected {', '.join(f.name for f in features)}")
     cells = from_pandas(frame, [name for name in names if name not in {f.name for f in features}])
     return np.stack([_values(f, cells.columns[f.name]) for f in features], 1)
 
@@ -26,12 +26,12 @@ def _values(feature: Feature, column: Column) -> NDArray[np.float64]:
     there = ~column.missing
     if feature.kind == "numeric":
         if column.kind == "text":
-            raise UserError(f"x, column {feature.name!r} holds strings; expected numbers")
+            raise UserError(f"x, column {feature.name!r} contains strings; expected numbers")
         values[there] = column.values[there]
         return values
     code = {text: i for i, text in enumerate(feature.categories)}
     found = texts(Column(column.values[there], column.missing[there], column.kind))
     if unknown := next((text for text in found if text not in code), None):
-        raise UserError(f"x, column {feature.name!r} holds {unknown!r}; expected {', '.join(feature.categories[:20])}")
+        raise UserError(f"x, column {feature.name!r} contains {unknown!r}; expected {', '.join(feature.categories[:20])}")
     values[there] = [code[text] for text in found]
     return values

@@ -168,9 +168,9 @@ class Model:
         """Raises UserError if bytes are given to a model of [0, 1], or values in [0, 1] to a model of bytes."""
         scale, bernoulli = self.transform.scale, self.module.cfg.likelihood == "bernoulli"
         if scale == 1 and bernoulli and not x.is_floating_point() and int(x.max()) > 1:
-            raise UserError(f"x holds integers up to {int(x.max())}; this model takes values in [0, 1]: give x / 255 for bytes")
+            raise UserError(f"x contains integers up to {int(x.max())}; this model takes values in [0, 1]: give x / 255 for bytes")
         if scale == 255 and x.is_floating_point() and float(x.max()) <= 1 and bool((x != x.round()).any()):
-            raise UserError("x holds fractions up to 1; this model takes bytes up to 255, as its training data: give x * 255")
+            raise UserError("x contains fractions up to 1; this model takes bytes up to 255, as its training data: give x * 255")
 
     def _batches(self, given: Given, label: Any, batch_size: int, name: str = "x") -> Iterator[tuple[Tensor, Tensor | None, int]]:
         """Values for the model, labels, and the number of the first row, batch by batch."""
@@ -267,7 +267,7 @@ def _check_finite(x: Tensor, name: str, start: int, may_miss: bool) -> None:
     bad = x.isinf() if may_miss else ~x.isfinite()
     if bool(bad.any()):
         row = start + int(bad.flatten(1).any(1).nonzero()[0])
-        raise UserError(f"{name} holds NaN or infinite values, first in sample {row}; expected finite numbers")
+        raise UserError(f"{name} contains NaN or infinite values, first in sample {row}; expected finite numbers")
 
 
 def _joined(parts: Any, given: Given) -> Any:

@@ -276,7 +276,7 @@ def _finite(path: Path) -> dict[str, Tensor]:
     weights = load_file(path)
     bad = next((name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()), None)
     if bad:
-        raise UserError(f"{path}: {bad} holds NaN or infinite values")
+        raise UserError(f"{path}: {bad} contains NaN or infinite values")
     return weights
 
 

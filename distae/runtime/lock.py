@@ -50,9 +50,9 @@ class RunLock:
         run_dir = self.path.parent
         try:
             if not os.path.samestat(run_dir.stat(), os.fstat(self.folder)):
-                return f"the run folder {run_dir} was moved while the run was under way, and another folder has its name"
+                return f"the run folder {run_dir} was moved during the run, and another folder has its name"
         except FileNotFoundError:
-            return f"the run folder {run_dir} was moved or removed while the run was under way"
+            return f"the run folder {run_dir} was moved or removed during the run"
         except OSError:
             return None
         try:

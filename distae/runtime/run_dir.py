@@ -61,7 +61,7 @@ def _check_unfinished(run_dir: Path) -> None:
     takes = " (--init-from takes its model)" if has_model else ""
     how = f"{end.outcome} at step {end.step}" if end else "finished" if has_model else f"killed{_after(run_dir)}"
     raise UserError(
-        f"--run-dir: {run_dir} holds a run ({how}) whose checkpoints were deleted: it cannot be resumed.\n"
+        f"--run-dir: {run_dir} contains a run ({how}) whose checkpoints were deleted: it cannot be resumed.\n"
         f"Give another --run-dir{takes}, or --fresh to rename that run's folder and start a new run"
     )
 
@@ -91,7 +91,7 @@ class _Row:
 def _check_settings(cfg: TrainConfig, run_dir: Path) -> None:
     if differ := _differences(read_settings(run_dir), cfg):
         raise UserError(
-            f"--run-dir: {run_dir} holds a run with other settings: {differ}.\n"
+            f"--run-dir: {run_dir} contains a run with other settings: {differ}.\n"
             "Give another --run-dir, or --fresh to rename that run's folder and start a new run"
         )
 
@@ -141,7 +141,7 @@ def read_settings(run_dir: Path) -> TrainConfig:
     except FileNotFoundError as error:
         table = _saved_settings(run_dir)
         if not table:
-            raise UserError(f"--run-dir: no run in {run_dir}: {CONFIG} is missing, and no checkpoint holds its settings") from error
+            raise UserError(f"--run-dir: no run in {run_dir}: {CONFIG} is missing, and no checkpoint has its settings") from error
     except (OSError, ValueError) as error:
         raise UserError(f"--run-dir: {path} is damaged: {files.in_words(error)}") from error
     return build(TrainConfig, table)

@@ -83,7 +83,7 @@ def test_bernoulli_outside_its_range(array, capsys):
 def test_nan_in_the_data(array, capsys):
     values = np.zeros((200, 6), np.float32)
     values[3] = np.nan
-    assert "--data.path: a.npy holds NaN or infinite values" in report(capsys, *array(values))
+    assert "--data.path: a.npy contains NaN or infinite values" in report(capsys, *array(values))
 
 
 def test_fewer_samples_than_a_batch(array, capsys):
@@ -155,7 +155,7 @@ def test_run_folders_that_cannot_be(tmp_path, monkeypatch, capsys):
         ("n" * 300, "is too long: at most 230 bytes in its last part, 3900 in all"),
         (f"{'n' * 300}/run", "cannot be a folder (File name too long)"),
         (deep, "is too long"),
-        ("~nobody-of-that-name/run", "names no user's home folder"),
+        ("~nobody-of-that-name/run", "names the home folder of an unknown user"),
         ("caf\udce9", r"'caf\udce9' is not UTF-8 text"),
     ):
         assert main([*TINY, "--tracking", "none", "--run-dir", run_dir]) == 2

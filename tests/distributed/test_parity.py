@@ -85,11 +85,12 @@ def sharded(case: Case, *world_sizes: int, size: int = 0, **changes: Any) -> Cas
 
 SHORT: dict[str, Any] = {"steps": 7, "eval_every": 3, "log_every": 2}
 """With steps after evaluations."""
+VIT = {"name": "vit", "width": 16, "depth": 2, "heads": 2, "patch": 4}
 WHOLE = {
     "steady": Case(replace(everything().cfg, schedule=ConstantConfig(warmup_steps=4), **SHORT), world_sizes=(1,)),
     "conv-batch": exact("vae", "conv", "batch", probe_every=6, **SHORT)._replace(world_sizes=(1,)),
     "resnet-group": exact("vae", "resnet", "group", **SHORT)._replace(world_sizes=(1,)),
-    "vit": exact("vae", "vit", "layer", **SHORT)._replace(world_sizes=(1,)),
+    "vit": Case(settings(model={"name": "vae"}, net=VIT, precision="fp64", **SHORT), world_sizes=(1,)),
     "wide": Case(settings(net={"hidden": [96, 48]}, model={"latent_dim": 24}, steps=3, precision="fp64"), world_sizes=(1,)),
     "rich": Case(settings(**RICH | SHORT), world_sizes=(1,)),
 }

@@ -63,7 +63,7 @@ class ArrayConfig(DataConfig):
         stored = self.stored(self.files()[0])
         shape, dtype = stored.shape, stored.dtype
         if dtype not in DTYPES:
-            raise UserError(f"--data.path: {stored} holds {dtype}; valid are {', '.join(DTYPES[:-1])} and {DTYPES[-1]}")
+            raise UserError(f"--data.path: {stored} contains {dtype}; valid are {', '.join(DTYPES[:-1])} and {DTYPES[-1]}")
         if len(shape) not in (2, 3, 4) or min(shape) < 1:
             raise UserError(
                 f"--data.path: {stored} has shape {list(shape)}; "
@@ -151,16 +151,16 @@ class ArrayConfig(DataConfig):
             return ""
         inside = None if self.label_file() else self.label_key
         if inside and inside not in names:
-            raise UserError(f"--data.label-key: {inside!r} is not in {path}; it holds {', '.join(names)}")
+            raise UserError(f"--data.label-key: {inside!r} is not in {path}; it contains {', '.join(names)}")
         others = [n for n in names if n != inside]
         key = self.key or (others[0] if len(others) == 1 else None)
         if not others:
-            raise UserError(f"--data.path: {path} holds no array" + " besides the labels" * bool(inside))
+            raise UserError(f"--data.path: {path} contains no array" + " besides the labels" * bool(inside))
         if key is None:
             more = "" if self.label_key else ", and --data.label-key for labels among them"
-            raise UserError(f"--data.key: {path} holds several arrays, {', '.join(names)}: give one{more}")
+            raise UserError(f"--data.key: {path} contains several arrays, {', '.join(names)}: give one{more}")
         if key not in names:
-            raise UserError(f"--data.key: {key!r} is not in {path}; it holds {', '.join(names)}")
+            raise UserError(f"--data.key: {key!r} is not in {path}; it contains {', '.join(names)}")
         return key
 
 

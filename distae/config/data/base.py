@@ -16,7 +16,7 @@ class DataConfig(Variant):
     """Use only the first N samples of each split (for debugging)."""
     train_classes: tuple[str, ...] = ()
     """Train and validate on samples of these classes alone, by name, or by number where they have no names; the test split keeps
-    all. For detecting what is not of them: give the normal class, or all but one."""
+    all. For anomaly detection: give the normal class, or all but one."""
     binarize: Literal["none", "threshold", "stochastic"] = "none"
     """none: values as they are, in [0, 1]; threshold: 1 above 0.5; stochastic: redrawn at every use with the value as
     probability (Burda 2016); evaluation uses fixed noise."""
@@ -29,7 +29,7 @@ class DataConfig(Variant):
     """Where the values are kept: resident in memory (on the GPU if they fit), mapped from their file, or streamed (read and
     decoded when needed). auto chooses by their kind and size, and the run says which."""
     workers: Literal["auto"] | Index = "auto"
-    """Threads per process that read ahead; results do not depend on it. auto: as many as --threads where reading takes time."""
+    """Threads per process that read ahead; results do not depend on them. auto: as many as --threads where reading takes time."""
     prefetch: Count = 4
     """Number of steps that the workers read ahead into memory."""
 

@@ -57,7 +57,7 @@ class ColumnsConfig(ImageSettings):
         if column.kind == "image":
             return (CHANNELS[self.mode], self.size, self.size)
         if self.flip or self.crop != "center":
-            raise UserError(f"--data.flip and --data.crop require encoded images; column {column.name!r} holds arrays")
+            raise UserError(f"--data.flip and --data.crop require encoded images; column {column.name!r} contains arrays")
         return as_the_model_sees(column.shape, self.stored_layout(column))
 
     def stored_layout(self, column: Column) -> StoredLayout:
@@ -87,7 +87,7 @@ class ColumnsConfig(ImageSettings):
         check_names(schema.names, file)
         if self.column:
             if self.column not in schema.names:
-                raise UserError(f"--data.column: {self.column!r} is not in {file}; it holds {', '.join(schema.names)}")
+                raise UserError(f"--data.column: {self.column!r} is not in {file}; it contains {', '.join(schema.names)}")
             return str(self.column)
         kinds = {field.name: kind_of_type(field.type) for field in schema}
         found = [n for n, k in kinds.items() if k == "image"] or [n for n, k in kinds.items() if k == "array"]
@@ -102,7 +102,7 @@ class ColumnsConfig(ImageSettings):
         """The name of the column of labels; None if there is none. Raises UserError if the one asked for is not there."""
         if self.label:
             if self.label not in schema.names:
-                raise UserError(f"--data.label: {self.label!r} is not in {file}; it holds {', '.join(schema.names)}")
+                raise UserError(f"--data.label: {self.label!r} is not in {file}; it contains {', '.join(schema.names)}")
             return self.label
         found = [n for n, f in features_of(schema).items() if f.get("_type") == "ClassLabel" and n in schema.names]
         return found[0] if len(found) == 1 else None
@@ -162,7 +162,7 @@ def _described(cfg: ColumnsConfig, file: str, schema: Any, name: str, first: Any
         raise UserError(f"--data.path: {file} row 0, column {name!r}: {error}") from error
     if len(shape) > 3 or 0 in shape:
         raise UserError(
-            f"--data.column: {name!r} of {file} holds samples of shape {list(shape)}; valid are [D], [H, W] and [H, W, C]"
+            f"--data.column: {name!r} of {file} contains samples of shape {list(shape)}; valid are [D], [H, W] and [H, W, C]"
         )
     return Column(name, kind, shape, value_type(schema.field(name).type))
 

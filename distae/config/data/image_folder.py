@@ -23,7 +23,7 @@ class ImageSettings(DataConfig):
     crop: Literal["center", "random"] = "center"
     """random: training crops the square at a random position of one 8/7 as large; evaluation crops its centre."""
     flip: bool = False
-    """Whether training mirrors a random half of the samples left to right."""
+    """Mirror a random half of the training samples left to right."""
 
     @property
     def stored_side(self) -> int:

@@ -69,5 +69,5 @@ def manifest_in(folder: Path) -> Manifest | None:
     except (OSError, ValueError) as error:
         raise UserError(f"--data.path: {path} is damaged ({error}): make it again with distae prepare") from error
     if manifest.version > VERSION:
-        raise UserError(f"--data.path: {path} is of version {manifest.version}; this distae reads up to {VERSION}")
+        raise UserError(f"--data.path: {path} has version {manifest.version}; this distae reads up to {VERSION}")
     return manifest

@@ -28,7 +28,7 @@ class ParquetConfig(ColumnsConfig):
     unit: ClassVar[str] = "row groups"
 
     cache_gb: Positive = 50.0
-    """Most gigabytes of files from URLs that are kept in this node's cache: the folder DISTAE_CACHE, or ~/.cache/distae."""
+    """Maximum gigabytes of files from URLs kept in this node's cache: the folder DISTAE_CACHE, or ~/.cache/distae."""
 
     def sets(self) -> dict[str, list[str]]:
         needs("pyarrow.parquet", "data", "--data parquet")

@@ -61,7 +61,7 @@ def expanded(text: str, setting: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{setting}: {text} names no user's home folder") from error
+        raise UserError(f"{setting}: {text} names the home folder of an unknown user") from error
 
 
 def hint(path: Path, setting: str = "--data.path") -> str:

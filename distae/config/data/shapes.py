@@ -25,7 +25,7 @@ class ShapesConfig(DataConfig):
     size: Count = 32
     """Side of an image in pixels; dSprites has 64."""
     samples: Count | Literal["all"] = 20000
-    """How many, with factors drawn at random by the sample's number; all: every combination once."""
+    """Number of samples, with factors drawn at random; all: every combination once."""
     scales: Count = 6
     """Different scales, from 0.5 to 1."""
     orientations: Count = 40
@@ -35,7 +35,7 @@ class ShapesConfig(DataConfig):
     label: Literal["shape", "scale", "orientation", "x", "y"] = "shape"
     """Factor that is the label."""
     antialias: bool = True
-    """Whether edges are grey; else each pixel is black or white, as in dSprites."""
+    """Grey edges; otherwise each pixel is black or white, as in dSprites."""
     test_fraction: Fraction = 0.1
     """Share of the samples held out for the test split."""
 

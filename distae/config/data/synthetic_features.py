@@ -19,7 +19,7 @@ class SyntheticFeaturesConfig(DataConfig):
     name: ClassVar[str] = "synthetic_features"
 
     samples: Count = 50000
-    """How many; each depends on its number alone."""
+    """Number of samples; each depends on its index alone."""
     features: Count = 512
     """Vectors of the dictionary, random ones of length 1."""
     dim: Count = 64
@@ -39,7 +39,7 @@ class SyntheticFeaturesConfig(DataConfig):
     bias: NonNegative = 0.5
     """Length of a vector that is part of every sample."""
     seed: Index = 0
-    """Of the dictionary and the samples."""
+    """Seed of the dictionary and the samples."""
     test_fraction: Fraction = 0.1
     """Share of the samples held out for the test split."""
 

@@ -30,13 +30,13 @@ class TableConfig(DataConfig):
     drop: tuple[str, ...] = ()
     """Columns that are not read."""
     categorical: tuple[str, ...] = ()
-    """Columns of numbers that stand for categories."""
+    """Columns of numbers that are categories."""
     numeric: tuple[str, ...] = ()
     """Columns that are numeric though they have two values, or hold times."""
     categories: Literal["onehot", "drop"] = "onehot"
     """Encode categorical columns one-hot, or drop them; the first layer's weights of a one-hot value are its embedding."""
     max_categories: Count = 100
-    """Most categories of a column; more is probably an id or free text, and an error."""
+    """Maximum number of categories of a column; more are an error: probably an id or free text."""
     missing: Literal["refuse", "impute", "mask"] = "refuse"
     """Cells without a value (empty, NA, NaN, null, ?): an error, the training rows' mean or most frequent category, or left out
     of the likelihood, 0 to the encoder."""

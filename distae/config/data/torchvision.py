@@ -94,7 +94,7 @@ class STL10Config(TorchvisionConfig):
     name: ClassVar[str] = "stl10"
 
     unlabeled: bool = False
-    """Whether to train on those without a class too; then there are no labels."""
+    """Also train on images without a class; there are then no labels."""
 
     def shape(self) -> tuple[int, ...]:
         return (3, 96, 96)

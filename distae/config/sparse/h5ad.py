@@ -26,7 +26,7 @@ def from_h5ad(path: Path, layer: str | None, label: str | None, batch_key: str |
             codes, classes = _obs(path, obs, "label", label, len(found)) if label else (None, ())
             aside = {batch_key: _obs(path, obs, "batch-key", batch_key, len(found))[0]} if batch_key else {}
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
-        raise UserError(f"--data.path: {path} is damaged, or no .h5ad file ({error})") from error
+        raise UserError(f"--data.path: {path} is damaged, or not an .h5ad file ({error})") from error
     return Matrix(found.name, found.data, found.indices, found.indptr, found.width, codes, classes, aside)
 
 
@@ -44,7 +44,7 @@ def _matrix(path: Path, file: Any, layer: str | None, h5py: Any) -> Matrix:
     found = Matrix(path.name, data, indices, indptr, width)
     if not kind.startswith(("csr", "csc")):
         raise UserError(
-            f"--data.path: {path.name} holds a {kind or 'group of another kind'}; valid are csr_matrix, csc_matrix and dense"
+            f"--data.path: {path.name} contains a {kind or 'group of another kind'}; valid are csr_matrix, csc_matrix and dense"
         )
     found = by_rows(found, rows) if kind.startswith("csc") else found
     if len(found) != rows:
@@ -57,7 +57,7 @@ def _dense(path: Path, x: Any) -> Matrix:
     from scipy.sparse import csr_matrix, vstack
 
     if x.ndim != 2 or x.dtype.kind not in "biuf" or not len(x):
-        raise UserError(f"--data.path: {path.name} holds {x.dtype} {list(x.shape)}; numbers of cells by genes are expected")
+        raise UserError(f"--data.path: {path.name} contains {x.dtype} {list(x.shape)}; numbers of cells by genes are expected")
     step = max(1, CHUNK // max(1, x.shape[1] * x.dtype.itemsize))
     made = vstack([csr_matrix(x[start : start + step]) for start in range(0, len(x), step)], format="csr")
     return Matrix(path.name, made.data, made.indices, made.indptr, x.shape[1])

@@ -85,7 +85,7 @@ def _check_values(found: Matrix) -> None:
         if bad.any():
             at = int(bad.argmax())
             row = int(np.searchsorted(found.indptr, at, side="right"))
-            raise UserError(f"--data.path: {found.name} row {row}, column {found.indices[at]} holds {found.data[at]}; {why}")
+            raise UserError(f"--data.path: {found.name} row {row}, column {found.indices[at]} is {found.data[at]}; {why}")
 
 
 def classes_of(name: str, option: str, key: str, found: Column, rows: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -112,4 +112,4 @@ def _summary(made: Matrix) -> str:
     empty = int((np.diff(made.indptr) == 0).sum())
     said = f"sparse: {made.name}, {len(made):,} rows, {made.width:,} columns, {share:.2%} of the values are not 0: {values}"
     label = f"; label ({len(made.classes)} classes: {', '.join(made.classes[:5])}{', …' if len(made.classes) > 5 else ''})"
-    return said + (label if made.label is not None else "") + (f"; {empty} rows hold only 0" if empty else "")
+    return said + (label if made.label is not None else "") + (f"; {empty} rows contain only 0" if empty else "")

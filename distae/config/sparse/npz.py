@@ -24,7 +24,7 @@ def from_npz(path: Path, label: str | None, batch_key: str | None) -> Matrix:
         with np.load(path, allow_pickle=False) as members:
             return _matrix(path, members, label, batch_key)
     except FILE_ERRORS as error:
-        raise UserError(f"--data.path: {path} is damaged, or no .npz file ({error}); {ADVICE}") from error
+        raise UserError(f"--data.path: {path} is damaged, or not an .npz file ({error}); {ADVICE}") from error
 
 
 def _matrix(path: Path, members: Any, label: str | None, batch_key: str | None) -> Matrix:
@@ -51,7 +51,7 @@ def _matrix(path: Path, members: Any, label: str | None, batch_key: str | None) 
 def _classes(path: Path, members: Any, option: str, key: str, rows: int) -> Any:
     others = [k for k in members.files if k not in MEMBERS]
     if key not in others:
-        has = f"has {', '.join(others)} besides the matrix" if others else "holds the matrix alone"
+        has = f"has {', '.join(others)} besides the matrix" if others else "contains only the matrix"
         raise UserError(f"--data.{option}: no {key!r} in {path.name}; it {has}")
     values = members[key]
     if values.ndim != 1 or values.dtype.kind not in "biufUS":

@@ -62,7 +62,7 @@ def _column(cells: Cells, what: str, name: str | None) -> Column:
             raise UserError(f"--data.{what}: no column {name!r} in {cells.name}; it has {', '.join(cells.columns)}")
     column = cells.columns[found[0]]
     if column.missing.any():
-        raise UserError(f"--data.path: {cells.name} row {int(column.missing.argmax()) + 1}, column {found[0]!r} holds no value")
+        raise UserError(f"--data.path: {cells.name} row {int(column.missing.argmax()) + 1}, column {found[0]!r} has no value")
     return column
 
 

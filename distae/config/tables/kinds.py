@@ -145,7 +145,7 @@ def _label(cells: Cells, name: str | None) -> tuple[NDArray[np.int64] | None, tu
     asked = column(cells, name, "label")
     if asked.missing.any():
         first, count = int(asked.missing.argmax()), int(asked.missing.sum())
-        raise UserError(f"--data.label: {place(cells.name, first, name)} holds no label ({count} rows in all)")
+        raise UserError(f"--data.label: {place(cells.name, first, name)} has no label ({count} rows in all)")
     if asked.kind != "text" and (asked.values % 1 != 0).any():
         row = int((asked.values % 1 != 0).argmax())
         raise UserError(
@@ -164,7 +164,7 @@ def _check_cells(where: str, columns: dict[str, Column], kinds: Kinds) -> None:
     """Raises UserError on infinite cells, columns without a value, and missing values where they are refused."""
     for name, found in columns.items():
         if found.missing.all():
-            raise UserError(f"--data.path: {where}, column {name!r} holds no value at all: leave it out: --data.drop {name}")
+            raise UserError(f"--data.path: {where}, column {name!r} has no value at all: leave it out: --data.drop {name}")
         if found.kind == "number" and np.isinf(found.values).any():
             raise UserError(f"--data.path: {place(where, int(np.isinf(found.values).argmax()), name)} is infinite")
     if kinds.missing == "refuse" and (gone := [(name, c.missing) for name, c in columns.items() if c.missing.any()]):
@@ -183,7 +183,7 @@ def _feature(cells: Cells, name: str, kinds: Kinds) -> Feature:
         return Feature(name)
     if found.kind == "time":
         raise UserError(
-            f"--data.path: {cells.name}, column {name!r} holds times; keep it aside (--data.id {name}), leave it out (--data.drop "
+            f"--data.path: {cells.name}, column {name!r} has times; keep it aside (--data.id {name}), leave it out (--data.drop "
             f"{name}), or take it as a number (--data.numeric {name})"
         )
     if found.kind == "number" and name not in kinds.categorical and not _two_values(found):
@@ -261,7 +261,7 @@ def _doubts(table: Table, left_out: Sequence[str], cells: Cells) -> list[str]:
     """Notes on columns that are probably not meant as values."""
     counts = [f.name for i, f in enumerate(table.features) if f.kind == "numeric" and _counts_rows(table.x[:, i])]
     texts = [f.name for f in table.features if f.kind == "categorical" and f.width == len(table.x) > 2]
-    notes = [f"table: column {name!r} counts the rows; if it is an id, keep it aside: --data.id {name}" for name in counts]
+    notes = [f"table: column {name!r} numbers the rows; if it is an id, keep it aside: --data.id {name}" for name in counts]
     notes += [
         f"table: column {name!r} is different in every row; if it is an id, keep it aside: --data.id {name}" for name in texts
     ]

@@ -68,7 +68,7 @@ def from_pandas(frame: Any, drop: Sequence[str] = ()) -> Cells:
 
 def _checked(cells: Cells) -> Cells:
     if not cells.columns or not len(cells):
-        raise UserError(f"--data.path: {cells.name} holds no {'rows' if cells.columns else 'columns'}")
+        raise UserError(f"--data.path: {cells.name} contains no {'rows' if cells.columns else 'columns'}")
     return cells
 
 
@@ -209,7 +209,7 @@ def _read_arrow(path: Path, parquet: bool, drop: Sequence[str]) -> Cells:
     try:
         table = load(path, pyarrow)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"--data.path: {path} is damaged, or no file of its kind ({str(error).splitlines()[0]})") from error
+        raise UserError(f"--data.path: {path} is damaged, or not a file of this kind ({str(error).splitlines()[0]})") from error
     kept = _kept(_names(table.column_names, str(path)), drop, path.name)
     return Cells(path.name, {name: _of_arrow(table.column(i), name, path.name, pyarrow) for i, name in kept})
 
@@ -241,7 +241,9 @@ def _of_arrow(values: Any, name: str, where: str, pyarrow: Any) -> Column:
         return of_numbers(values.cast(pyarrow.float64(), safe=False).to_numpy())
     if types.is_boolean(kind) or types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return of_objects(values.to_pylist())
-    raise UserError(f"--data.path: {where}, column {name!r} holds {kind}, not numbers or texts; leave it out: --data.drop {name}")
+    raise UserError(
+        f"--data.path: {where}, column {name!r} contains {kind}, not numbers or texts; leave it out: --data.drop {name}"
+    )
 
 
 def _of_series(series: Any, name: str) -> Column:
@@ -254,5 +256,5 @@ def _of_series(series: Any, name: str) -> Column:
         return of_numbers(series.to_numpy(dtype=np.float64, na_value=np.nan))
     nested = next((v for v in series if isinstance(v, list | tuple | dict | set | np.ndarray)), None)
     if nested is not None:
-        raise UserError(f"the DataFrame, column {name!r} holds a {type(nested).__name__}, not numbers or texts: drop it")
+        raise UserError(f"the DataFrame, column {name!r} contains a {type(nested).__name__}, not numbers or texts: drop it")
     return of_objects(series)

@@ -33,7 +33,7 @@ def load(cfg: ArrayConfig) -> tuple[Split, Split] | dict[str, Split]:
         return hold_out(train, cfg.test_fraction)
     test = _source(cfg, "test")
     if (test.shape, test.dtype) != (source.shape, source.dtype):
-        raise UserError(f"--data.test: {cfg.test} holds {test.row_type} per sample, --data.path {cfg.path} {source.row_type}")
+        raise UserError(f"--data.test: {cfg.test} contains {test.row_type} per sample, --data.path {cfg.path} {source.row_type}")
     _range(cfg, "test", Split(test))
     return train, Split(test, transform)
 
@@ -46,7 +46,7 @@ def _source(cfg: ArrayConfig, setting: Literal["path", "test"]) -> Mapped:
     for other in stored[1:]:
         if (other.shape[1:], other.dtype) != (first.shape[1:], first.dtype):
             raise UserError(
-                f"--data.{setting}: {other} holds {other.dtype} {list(other.shape)}, and {first} holds {first.dtype} "
+                f"--data.{setting}: {other} contains {other.dtype} {list(other.shape)}, and {first} contains {first.dtype} "
                 f"{list(first.shape)}: all files must have the same type and shape per sample"
             )
     label = _labels(cfg, files, stored)
@@ -98,10 +98,10 @@ def _scale(cfg: ArrayConfig, stored: Split) -> tuple[float, tuple[str, ...]]:
         return cfg.scale, seen
     if stored.source.dtype != torch.uint8:
         return 1.0, seen
-    holds = f"--data.scale auto: {cfg.path} holds uint8 values up to {high:.0f}"
+    what = f"--data.scale auto: {cfg.path} contains uint8 values up to {high:.0f}"
     if high <= 1:
-        return 1.0, (f"{holds}, taken as they are (as --data.scale 1)", *seen)
-    return 255.0, (f"{holds}, divided by 255 (as --data.scale 255)", *seen)
+        return 1.0, (f"{what}, taken as they are (as --data.scale 1)", *seen)
+    return 255.0, (f"{what}, divided by 255 (as --data.scale 255)", *seen)
 
 
 def _seen(cfg: ArrayConfig, stored: Split, low: float, high: float, sampled: bool) -> str:
@@ -126,7 +126,7 @@ def _range(cfg: ArrayConfig, setting: str, stored: Split) -> tuple[float, float,
     for block in stored.source.blocks(None, every):
         least, most = map(float, block.aminmax())
         if not math.isfinite(least) or not math.isfinite(most):
-            raise UserError(f"--data.{setting}: {getattr(cfg, setting)} holds NaN or infinite values{_where(stored)}")
+            raise UserError(f"--data.{setting}: {getattr(cfg, setting)} contains NaN or infinite values{_where(stored)}")
         low, high = min(low, least), max(high, most)
     return low, high, every > 1
 
@@ -161,7 +161,7 @@ def _checked(cfg: ArrayConfig, stored: Stored, n: int) -> Tensor:
         within = f" from {y.min()} to {y.max()}" if y.size and y.dtype.kind in "iuf" else ""
         raise UserError(
             f"--data.label-key: {cfg.label_key!r} is {y.dtype} {list(y.shape)}{within}; valid are [N] integers from 0 on, "
-            f"one per sample; {stored.path} holds {', '.join(_names(stored))}"
+            f"one per sample; {stored.path} contains {', '.join(_names(stored))}"
         )
     if len(y) != n:
         raise UserError(f"--data.label-key: {cfg.label_key!r} has {len(y)} labels for {n} samples")

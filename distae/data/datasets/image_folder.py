@@ -36,15 +36,15 @@ def load(cfg: ImageFolderConfig) -> dict[str, Split]:
     began = (CHANGED,) if index and not still_true else ()
     index = index or image_index(cfg.folder())
     if not len(index):
-        raise UserError(f"--data.path: {cfg.path} holds no images, and {index.others} other files; Pillow reads {SOME_FORMATS}")
+        raise UserError(f"--data.path: {cfg.path} contains no images, only {index.others} other files; Pillow reads {SOME_FORMATS}")
     folders = _Folders(cfg, index)
     good = np.ones(len(index), bool)
     good[list(index.problems)] = False
     notes = _reported(cfg, index, "cannot be read", [f"{n} ({why})" for n, why in _named(index, index.problems)])
     label, classes, unlabeled = folders.labels(good)
     good &= ~unlabeled
-    notes += _reported(cfg, index, "lie beside class folders and have no class", [n for n, _ in _named(index, _rows(unlabeled))])
-    notes += _reported(cfg, index, "hold no image", folders.empty_classes, "class folders")
+    notes += _reported(cfg, index, "are next to class folders and have no class", [n for n, _ in _named(index, _rows(unlabeled))])
+    notes += _reported(cfg, index, "contain no image", folders.empty_classes, "class folders")
     if not good.any():
         raise UserError(f"--data.path: none of the {len(index)} images of {cfg.path} can be used")
     rows = {name: part[torch.from_numpy(good)[part]] for name, part in _split(cfg, index, folders, good).items()}

@@ -18,7 +18,9 @@ def check_columns(cfg: ColumnsConfig, files: Sequence[str], schemas: Sequence[An
     for file, schema in zip(files[1:], schemas[1:], strict=True):
         check_names(schema.names, file)
         if column.name not in schema.names:
-            raise UserError(f"--data.column: {column.name!r} is in {files[0]}, not in {file}; it holds {', '.join(schema.names)}")
+            raise UserError(
+                f"--data.column: {column.name!r} is in {files[0]}, not in {file}; it contains {', '.join(schema.names)}"
+            )
         types = [s.field(column.name).type for s in (schemas[0], schema)]
         if types[0] != types[1]:
             raise UserError(f"--data.column: {column.name!r} is {types[0]} in {files[0]} and {types[1]} in {file}")

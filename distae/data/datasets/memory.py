@@ -22,7 +22,7 @@ def in_memory(cfg: MemoryConfig, x: Tensor, label: Tensor | None, missing: bool)
     split = Split.of(x, label)
     low, high = split.bounds()
     if not (math.isfinite(low) and math.isfinite(high)) and not (missing and not any(b.isinf().any() for b in split.blocks())):
-        raise UserError("x holds NaN or infinite values; expected finite numbers")
+        raise UserError("x contains NaN or infinite values; expected finite numbers")
     guess = 255.0 if x.dtype == torch.uint8 and high > 1 else 1.0
     return Split.of(x, label, Transform(guess if cfg.scale == "auto" else cfg.scale, cfg.stored_layout()))
 

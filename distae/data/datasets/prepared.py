@@ -30,7 +30,7 @@ def _source(folder: Path, manifest: Manifest, shards: Sequence[Shard]) -> Mapped
     arrays = [_arrays(folder, shard) for shard in shards]
     samples = [a[X] for a in arrays]
     if odd := next((s for s in samples[1:] if (s.shape[1:], s.dtype) != (samples[0].shape[1:], samples[0].dtype)), None):
-        one, other = (f"{s} holds {s.dtype} {list(s.shape)}" for s in (samples[0], odd))
+        one, other = (f"{s} contains {s.dtype} {list(s.shape)}" for s in (samples[0], odd))
         raise UserError(f"--data.path: {one}, and {other}: all shards must have the same type and shape per sample")
     label = torch.cat([mapped(a[Y]).rows.clone() for a in arrays]) if manifest.labelled else None
     source = Mapped([mapped(s) for s in samples], samples[0].shape[1:], dtype_of(samples[0]), label)
@@ -46,7 +46,7 @@ def _arrays(folder: Path, shard: Shard) -> dict[str, Stored]:
             raise ValueError(f"it has {path.stat().st_size} bytes, expected {shard.bytes}")
         arrays = {name: read() for name, read in arrays_in(path).items()}
         if arrays[X].shape[0] != shard.rows or (Y in arrays and arrays[Y].shape != (shard.rows,)):
-            raise ValueError(f"it holds {arrays[X].shape[0]} samples, expected {shard.rows}")
+            raise ValueError(f"it contains {arrays[X].shape[0]} samples, expected {shard.rows}")
         return arrays
     except FILE_ERRORS as error:
         raise UserError(f"--data.path: {path} is missing or damaged ({error}): make it again with distae prepare") from error

@@ -86,7 +86,7 @@ def _fit(feature: Feature, values: np.ndarray, cfg: TableConfig, quantiles: int,
     if not len(known):
         name = feature.name
         raise UserError(
-            f"--data.path: {where}, column {name!r} holds no value in the training rows: leave it out: --data.drop {name}"
+            f"--data.path: {where}, column {name!r} has no value in the training rows: leave it out: --data.drop {name}"
         )
     made = Scaled(feature.name, feature.kind, feature.categories)
     if feature.kind != "numeric":

@@ -104,6 +104,6 @@ def build_likelihood(cfg: ModelConfig, shape: tuple[int, ...] = ()) -> Likelihoo
         return made
     if type(made).per_value is Likelihood.per_value:
         raise UserError(
-            f"--model.likelihood {cfg.likelihood} does not go with missing values (--model.missing): it is not a sum over values"
+            f"--model.likelihood {cfg.likelihood} cannot be used with missing values (--model.missing): it is not a sum over values"
         )
     return Observed(made, cfg)

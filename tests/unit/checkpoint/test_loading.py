@@ -93,7 +93,7 @@ def test_values_that_are_not_finite_are_rejected(run_dir: Path, value: float) ->
     tensors[name].view(-1)[0] = value
     save_file(tensors, path)
     rewrite(run_dir, weights=None)
-    assert f"{name} holds NaN or infinite values" in refusal(run_dir)
+    assert f"{name} contains NaN or infinite values" in refusal(run_dir)
 
 
 @pytest.mark.parametrize(

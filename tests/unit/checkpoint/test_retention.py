@@ -177,8 +177,8 @@ def step_as_text(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (rename, f"{name_of(4)} is not used: it holds step 3"),
-        (rename_oddly, "step_4 is not used: it holds step 3"),
+        (rename, f"{name_of(4)} is not used: it contains step 3"),
+        (rename_oddly, "step_4 is not used: it contains step 3"),
         (other_state, f"{STATE} is of step 2"),
         (link, "it is a link"),
         (link_shard, "safetensors is not a regular file"),

@@ -190,7 +190,7 @@ def test_a_file_that_is_no_whole_one_of_this_model(runs, run, tmp_path, capsys):
         bad.write_bytes(made)
         assert why in refused(capsys, decompress, bad, "--model", run, "--out", tmp_path / "out")
     assert "another model" in refused(capsys, decompress, file, "--model", runs / "vae", "--out", tmp_path / "out")
-    assert "lies in no run folder" in refused(capsys, decompress, file)
+    assert "is not in a run folder" in refused(capsys, decompress, file)
     assert "no such file" in refused(capsys, decompress, tmp_path / "missing.dae")
     assert not (tmp_path / "out").exists()
     with pytest.raises(struct.error):

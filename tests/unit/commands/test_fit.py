@@ -58,7 +58,7 @@ def test_it_continues_where_it_stopped(run):
     longer, whole = run.resume(steps=9), fit(X, **SMALL | {"steps": 9})
     assert (longer.step, run.step) == (9, 6)
     assert np.array_equal(longer.model.encode(X), whole.model.encode(X))
-    with pytest.raises(distae.UserError, match=r"holds a run with other settings: seed is 0 there and 1 here"):
+    with pytest.raises(distae.UserError, match=r"contains a run with other settings: seed is 0 there and 1 here"):
         longer.resume(seed=1)
 
 
@@ -249,10 +249,10 @@ def test_a_frame_is_a_table(tmp_path):
     assert 0 < np.abs(back[:, 1] - frame["b"]).mean() < 500
     assert set(back[:, 2]) <= {0.0, 1.0, 2.0}
     for wrong, message in (
-        (frame.assign(kind="w"), "x, column 'kind' holds 'w'; expected x, y, z"),
-        (frame.assign(a="w"), "x, column 'a' holds strings; expected numbers"),
-        (frame.drop(columns="b"), "x lacks the column 'b'; expected a, b, kind"),
-        (frame.assign(a=np.nan), "x holds NaN or infinite values, first in sample 0"),
+        (frame.assign(kind="w"), "x, column 'kind' contains 'w'; expected x, y, z"),
+        (frame.assign(a="w"), "x, column 'a' contains strings; expected numbers"),
+        (frame.drop(columns="b"), "x has no column 'b'; expected a, b, kind"),
+        (frame.assign(a=np.nan), "x contains NaN or infinite values, first in sample 0"),
     ):
         with pytest.raises(distae.UserError, match=f"^{message}"):
             made.model.encode(wrong)
@@ -265,7 +265,7 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "shape": (X[0], {}, "x has shape [6]; expected [N, D], [N, H, W], [N, C, H, W] or [N, H, W, C]"),
     "no samples": (X[:0], {}, "x has shape [0, 6]; expected"),
     "dimensions": (np.zeros((2, 2, 2, 2, 2)), {}, "x has samples of shape [2, 2, 2, 2]; valid are [D]"),
-    "NaN": (np.full((40, 6), np.nan), {}, "x holds NaN or infinite values"),
+    "NaN": (np.full((40, 6), np.nan), {}, "x contains NaN or infinite values"),
     "text": (np.array([["a"] * 6] * 40), {}, "x is of type <U1; expected integers or floating point numbers"),
     "channels": (np.zeros((40, 8, 8, 3), np.uint8), {}, "data.layout: x has shape [1, 8, 8, 3]: give channels_last for 8x8"),
     "range": (X * 2, {}, "model.likelihood bernoulli needs data in [0, 1]; the train split of data memory has values in"),

@@ -156,7 +156,7 @@ def test_a_prepared_folder_that_is_damaged(damage, photos, tmp_path):
             manifest.write_text('{"shape": [-1]}')
         case "newer":
             manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 99}))
-    name = {"manifest": "manifest.json is damaged", "newer": "manifest.json is of version 99"}.get(
+    name = {"manifest": "manifest.json is damaged", "newer": "manifest.json has version 99"}.get(
         damage, "val-00000.safetensors is missing"
     )
     with pytest.raises(UserError, match=name):

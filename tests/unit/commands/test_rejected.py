@@ -131,11 +131,11 @@ def test_a_killed_run_whose_checkpoints_were_deleted_does_not_start_over(run_dir
         (run_dir / "checkpoints").mkdir()
     before = everything(run_dir)
     told = rejected(replace(CFG, run_dir=str(run_dir), steps=6))
-    assert "holds a run (killed after step 4) whose checkpoints were deleted: it cannot be resumed" in told
+    assert "contains a run (killed after step 4) whose checkpoints were deleted: it cannot be resumed" in told
     assert "--fresh" in told
     assert everything(run_dir) == before
     (run_dir / "metrics.jsonl").write_text("torn")
-    assert "holds a run (killed) whose" in rejected(replace(CFG, run_dir=str(run_dir), steps=6))
+    assert "contains a run (killed) whose" in rejected(replace(CFG, run_dir=str(run_dir), steps=6))
     assert train.run(replace(CFG, run_dir=str(run_dir), fresh=True), Environment()).outcome == "done"
 
 

@@ -156,7 +156,7 @@ def test_a_run_whose_data_are_gone_keeps_the_rest(home, tmp_path, capsys):
     config = tmp_path / "a" / "model" / "config.json"
     config.write_text(config.read_text().replace('"digits"', '"no_such_data"'))
     page = written(capsys, tmp_path / "a", "--threads", "1")
-    assert "What the codes are is left out: " in page
+    assert "The codes are left out: " in page
     assert {"Curves", "Pictures over time"} <= {*headings(page)}
 
 

@@ -154,7 +154,7 @@ def test_new_rows_of_a_table_have_the_columns_of_the_model(home: Path, tmp_path:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([("u", "v"), (1.5, 2)], "lack the column 'kind' of the model"),
+        ([("u", "v"), (1.5, 2)], "have no column 'kind' of the model"),
         ([("u", "v", "kind"), (1.5, 2, "a"), (2.5, 3, "z")], "new.csv row 2, column 'kind': 'z' is unknown to the model"),
         ([("u", "v", "kind"), ("a", 2, "a"), ("b", 3, "b")], "new.csv row 1, column 'u': 'a' is unknown to the model"),
     ],

@@ -191,7 +191,7 @@ def test_a_run_that_lost_its_lock_stops_before_it_writes_another_row(tmp_path: P
 def test_a_run_whose_folder_is_moved_stops_and_makes_nothing_anew(tmp_path: Path) -> None:
     trainer, lock = trainer_with_lock(tmp_path / "run")
     when_at(trainer, 3, lambda: (tmp_path / "run").rename(tmp_path / "moved"))
-    with pytest.raises(Exception, match="was moved or removed while the run was under way"):
+    with pytest.raises(Exception, match="was moved or removed during the run"):
         trainer.fit()
     trainer.close()
     lock.release()

@@ -52,17 +52,17 @@ def test_an_npz_of_one_array_needs_no_key(tmp_path):
     np.savez_compressed(tmp_path / "two.npz", a=np.zeros((10, 5), np.float32), b=np.ones((10, 6), np.float32))
     assert ArrayConfig(path=str(tmp_path / "one.npz")).shape() == (5,)
     assert float(load(ArrayConfig(path=str(tmp_path / "two.npz"), key="b"))["train"].x.min()) == 1
-    with pytest.raises(UserError, match=r"--data.key: .*two.npz holds several arrays, a, b: give one, and --data.label-key for"):
+    with pytest.raises(UserError, match=r"--data.key: .*two.npz contains several arrays, a, b: give one, and --data.label-key for"):
         ArrayConfig(path=str(tmp_path / "two.npz")).shape()
-    with pytest.raises(UserError, match=r"--data.path: .*one.npz holds no array besides the labels"):
+    with pytest.raises(UserError, match=r"--data.path: .*one.npz contains no array besides the labels"):
         ArrayConfig(path=str(tmp_path / "one.npz"), label_key="anything").shape()
 
 
 BAD = {
-    "int.npy": (np.zeros((9, 5), np.int32), r"int.npy holds int32; valid are uint8, float16, bfloat16, float32 and float64"),
+    "int.npy": (np.zeros((9, 5), np.int32), r"int.npy contains int32; valid are uint8, float16, bfloat16, float32 and float64"),
     "flat.npy": (np.zeros(9, np.float32), r"flat.npy has shape \[9\]; valid are \[N, D\], \[N, H, W\] and \[N, C, H, W\]"),
     "video.npy": (np.zeros((2, 2, 2, 2, 2), np.float32), r"has shape \[2, 2, 2, 2, 2\]; valid are \[N, D\]"),
-    "objects.npy": (np.array([[{}]]), r"objects.npy holds object; valid are"),
+    "objects.npy": (np.array([[{}]]), r"objects.npy contains object; valid are"),
 }
 
 
@@ -101,7 +101,7 @@ def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     np.save(tmp_path / "x.npy", np.zeros((40, 5), np.float32))
     assert len(load(ArrayConfig(path="~/x.npy"))["train"]) == 32
-    with pytest.raises(UserError, match=r"--data.path: ~nobody-at-all/x.npy names no user's home folder"):
+    with pytest.raises(UserError, match=r"--data.path: ~nobody-at-all/x.npy names the home folder of an unknown user"):
         ArrayConfig(path="~nobody-at-all/x.npy").shape()
 
 
@@ -109,7 +109,7 @@ def test_nan_in_an_array_is_rejected(tmp_path):
     array = np.zeros((20, 5), np.float32)
     array[7, 2] = np.nan
     np.save(tmp_path / "nan.npy", array)
-    with pytest.raises(UserError, match=r"--data.path: .*nan.npy holds NaN or infinite values"):
+    with pytest.raises(UserError, match=r"--data.path: .*nan.npy contains NaN or infinite values"):
         load(ArrayConfig(path=str(tmp_path / "nan.npy")))
 
 
@@ -136,7 +136,7 @@ def test_what_stored_values_are_divided_by(largest, dtype, changes, divisor, not
     torch.testing.assert_close(as_the_model_sees(train), torch.from_numpy(stored).double() / divisor, rtol=1e-15, atol=0)
     assert len(train.notes) == 1 + (note is not None)
     assert "100 samples" in train.notes[-1]
-    assert note is None or re.fullmatch(rf"--data.scale auto: .*x.npy holds {note}.*", train.notes[0])
+    assert note is None or re.fullmatch(rf"--data.scale auto: .*x.npy contains {note}.*", train.notes[0])
 
 
 def test_bits_of_bytes_train_at_their_own_scale_and_the_run_says_so(tmp_path, capfd):
@@ -204,7 +204,7 @@ def test_labels_of_an_npz_stay_with_their_samples(tmp_path):
         (np.zeros(19, int), "'y' has 19 labels for 20 samples"),
         (np.zeros(20), r"'y' is float64 \[20\] from 0.0 to 0.0; valid are"),
         (np.zeros((20, 1), int), r"'y' is int64 \[20, 1\]"), (np.arange(20) - 1, r"'y' is int64 \[20\] from -1 to 18"),
-        (np.array(["a"] * 20), r"'y' is <U1 \[20\]; valid are \[N\] integers from 0 on, one per sample; .* holds x, y"),
+        (np.array(["a"] * 20), r"'y' is <U1 \[20\]; valid are \[N\] integers from 0 on, one per sample; .* contains x, y"),
     ],
 )  # fmt: skip
 def test_labels_that_are_none_are_rejected(y, says, tmp_path):
@@ -214,7 +214,7 @@ def test_labels_that_are_none_are_rejected(y, says, tmp_path):
 
 def test_labels_that_are_not_there_are_rejected(tmp_path):
     np.savez(tmp_path / "x.npz", x=np.zeros((20, 5), np.float32), y=np.zeros(20, int))
-    with pytest.raises(UserError, match=r"--data.label-key: 'z' is not in .*x.npz; it holds x, y"):
+    with pytest.raises(UserError, match=r"--data.label-key: 'z' is not in .*x.npz; it contains x, y"):
         ArrayConfig(path=str(tmp_path / "x.npz"), label_key="z").shape()
     np.save(tmp_path / "x.npy", np.zeros((20, 5), np.float32))
     with pytest.raises(UserError, match=r"--data.label-key: a .npy file has no labels; make a .npz: .*y=y"):
@@ -271,7 +271,7 @@ HOSTILE = {
     "negative.npy": (_npy((-1, 5), b"\0" * 1000), "announces shape .-1, 5."),
     "huge.npy": (_npy((2**40, 16), b"\0" * 1000), "it is truncated"),
     "wide.npy": (_npy((10, 0)), r"has shape \[10, 0\]"),
-    "objects.npy": (_npy((10, 5), b"\0" * 1000, "|O"), "holds object"),
+    "objects.npy": (_npy((10, 5), b"\0" * 1000, "|O"), "contains object"),
     "short.npy": (_npy((10, 5))[:20], "is not a .npy, .npz or .safetensors file"),
     "long_header.npy": (
         b"\x93NUMPY\x02\x00" + (2**32 - 1).to_bytes(4, "little") + b"{",

@@ -127,20 +127,22 @@ def test_a_test_set_of_its_own(tmp_path):
     assert [len(s) for s in sets.values()] == [30, 10, 10]
     assert np.array_equal(sets["test"].x.numpy(), X[40:])
     np.save(tmp_path / "t.npy", X[40:, :, :4])
-    with pytest.raises(UserError, match=r"--data.test: .*t.npy holds float32 \[3, 4, 5\] per sample, --data.path .* \[3, 6, 5\]"):
+    with pytest.raises(
+        UserError, match=r"--data.test: .*t.npy contains float32 \[3, 4, 5\] per sample, --data.path .* \[3, 6, 5\]"
+    ):
         load(ArrayConfig(path=str(tmp_path / "x.npy"), test=str(tmp_path / "t.npy")))
     np.save(tmp_path / "t.npy", np.full_like(X, np.nan))
-    with pytest.raises(UserError, match=r"--data.test: .*t.npy holds NaN or infinite values: .*t.npy row 0 is the first"):
+    with pytest.raises(UserError, match=r"--data.test: .*t.npy contains NaN or infinite values: .*t.npy row 0 is the first"):
         load(ArrayConfig(path=str(tmp_path / "x.npy"), test=str(tmp_path / "t.npy")))
 
 
 def test_shards_that_differ_are_both_named(tmp_path):
     np.save(tmp_path / "a.npy", X)
     np.save(tmp_path / "b.npy", X.astype(np.float64))
-    with pytest.raises(UserError, match=r"b.npy holds float64 \[50, 3, 6, 5\], and .*a.npy holds float32 \[50, 3, 6, 5\]"):
+    with pytest.raises(UserError, match=r"b.npy contains float64 \[50, 3, 6, 5\], and .*a.npy contains float32 \[50, 3, 6, 5\]"):
         load(ArrayConfig(path=str(tmp_path)))
     np.save(tmp_path / "b.npy", X[:, :2])
-    with pytest.raises(UserError, match=r"b.npy holds float32 \[50, 2, 6, 5\], and .*a.npy holds float32 \[50, 3, 6, 5\]"):
+    with pytest.raises(UserError, match=r"b.npy contains float32 \[50, 2, 6, 5\], and .*a.npy contains float32 \[50, 3, 6, 5\]"):
         load(ArrayConfig(path=str(tmp_path)))
 
 
@@ -244,7 +246,7 @@ def test_two_arrays_of_one_name_or_of_no_label(tmp_path):
     with pytest.raises(UserError, match=r"x.npz .*two arrays of the name 'x'"):
         ArrayConfig(path=str(tmp_path / "x.npz")).shape()
     write(tmp_path / "x.safetensors", X, np.arange(50))
-    with pytest.raises(UserError, match=r"--data.label-key: 'z' is not in .*x.safetensors; it holds x, y"):
+    with pytest.raises(UserError, match=r"--data.label-key: 'z' is not in .*x.safetensors; it contains x, y"):
         ArrayConfig(path=str(tmp_path / "x.safetensors"), label_key="z").shape()
     np.save(tmp_path / "y.npy", np.arange(49))
     with pytest.raises(UserError, match=r"--data.label-key: '.*y.npy' has 49 labels for 50 samples"):

@@ -197,7 +197,7 @@ def test_settings_are_checked_without_a_scan(tmp_path, changes, message):
 def test_an_empty_folder_says_what_is_read(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "a.txt").write_text("")
-    with pytest.raises(UserError, match=r"holds no images, and 1 other files; Pillow reads .jpg"):
+    with pytest.raises(UserError, match=r"contains no images, only 1 other files; Pillow reads .jpg"):
         load(settings(tmp_path / "x"))
 
 
@@ -220,10 +220,10 @@ def test_bad_files_are_named_by_the_scan(tmp_path, monkeypatch):
 def test_images_beside_class_folders_and_empty_classes(tmp_path):
     root = folder_of(tmp_path / "x", [f"{c}/{i}.png" for c in "ab" for i in range(5)])
     (root / "c").mkdir()
-    with pytest.raises(UserError, match=r"1 class folders of .* hold no image: c"):
+    with pytest.raises(UserError, match=r"1 class folders of .* contain no image: c"):
         load(settings(root))
     draw(root / "lost.png")
-    with pytest.raises(UserError, match=r"1 images of .* lie beside class folders and have no class: lost.png"):
+    with pytest.raises(UserError, match=r"1 images of .* are next to class folders and have no class: lost.png"):
         load(settings(root))
     splits = load(settings(root, on_error="skip"))
     assert sum(map(len, splits.values())) == 10

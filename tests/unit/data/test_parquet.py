@@ -174,9 +174,9 @@ def refused(kind: str, path: Path, match: str, **changes: Any) -> None:
 def test_what_a_column_can_not_be(kind, tmp_path):
     make = MAKERS[kind][1]
     path = make(tmp_path / "a")
-    refused(kind, path, r"--data.column: 'nope' is not in .*; it holds image, label", column="nope")
+    refused(kind, path, r"--data.column: 'nope' is not in .*; it contains image, label", column="nope")
     refused(kind, path, r"--data.column: 'label' of .* is of type int64", column="label")
-    refused(kind, path, r"--data.label: 'nope' is not in .*; it holds image, label", label="nope")
+    refused(kind, path, r"--data.label: 'nope' is not in .*; it contains image, label", label="nope")
     refused(
         kind, make(tmp_path / "b", images(more=[b"x"] * 60)), r"--data.column: .* several columns of samples, image, more: give one"
     )
@@ -223,7 +223,7 @@ def test_files_of_splits_by_their_names(tmp_path):
 def test_parquet_files_that_differ_or_are_damaged(tmp_path):
     path = parquet(tmp_path / "a")
     pq.write_table(images().rename_columns(["other", "label"]), path / "z.parquet")
-    refused("parquet", path, r"--data.column: 'image' is in .*part-0.parquet, not in .*z.parquet; it holds other, label")
+    refused("parquet", path, r"--data.column: 'image' is in .*part-0.parquet, not in .*z.parquet; it contains other, label")
     pq.write_table(pa.table({"image": [[1]], "label": [1]}), path / "z.parquet")
     refused("parquet", path, r"--data.column: 'image' is struct<.* in .*part-0.parquet and list<.* in .*z.parquet")
     whole = (path / "part-0.parquet").read_bytes()
@@ -323,5 +323,5 @@ def test_random_crops_and_mirror_images_are_of_training_alone(kind, tmp_path):
     assert sets["train"].augment
     assert sets["val"].augment is sets["test"].augment is None
     refused(
-        kind, MAKERS[kind][1](tmp_path / "b", pa.table({"x": [[1.0]] * 60})), r"--data.flip .*column 'x' holds arrays", flip=True
+        kind, MAKERS[kind][1](tmp_path / "b", pa.table({"x": [[1.0]] * 60})), r"--data.flip .*column 'x' contains arrays", flip=True
     )

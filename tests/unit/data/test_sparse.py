@@ -47,7 +47,7 @@ def test_a_matrix_of_scipy(form, tmp_path):
     share = float((DENSE != 0).sum()) / (N * WIDTH)
     assert sets["train"].notes == (
         f"sparse: x.npz, 50 rows, 30 columns, {share:.2%} of the values are not 0: whole numbers 1 to {MATRIX.max():g}; "
-        f"{int((DENSE == 0).all(1).sum())} rows hold only 0",
+        f"{int((DENSE == 0).all(1).sum())} rows contain only 0",
     )
 
 
@@ -181,17 +181,17 @@ GOOD: dict[str, Any] = {"data": [1.0, 2.0], "indices": [0, 4], "indptr": [0, 1, 
 BAD = {
     "no matrix": ({"shape": None}, r"is not a sparse matrix: it has no 'shape', but data, .*scipy.sparse.save_npz"),
     "format": ({"format": b"coo"}, r"has format 'coo' and shape \[2, 5\]; valid are csr and csc; make one"),
-    "bounds": ({"indices": [0, 5]}, r"x.npz row 2, column 5 holds 2.0; the last column is 4"),
-    "negative": ({"indices": [-1, 4]}, r"x.npz row 1, column -1 holds 1.0; the last"),
+    "bounds": ({"indices": [0, 5]}, r"x.npz row 2, column 5 is 2.0; the last column is 4"),
+    "negative": ({"indices": [-1, 4]}, r"x.npz row 1, column -1 is 1.0; the last"),
     "descends": ({"indptr": [0, 3, 2]}, r"is damaged: indptr must ascend from 0 to 2, .* values, at row 2"),
     "beyond": ({"indptr": [0, 1, 9]}, r"is damaged: indptr must ascend from 0 to 2"),
     "first": ({"indptr": [1, 1, 2]}, r"is damaged: indptr must ascend from 0"),
     "lengths": ({"data": [1.0]}, r"is damaged: indptr must ascend"),
     "rows": ({"shape": [3, 5]}, r"is damaged: shape \[3, 5\], and 2 rows"),
-    "NaN": ({"data": [1.0, np.nan]}, r"x.npz row 2, column 4 holds nan; expected are finite"),
+    "NaN": ({"data": [1.0, np.nan]}, r"x.npz row 2, column 4 is nan; expected are finite"),
     "text": ({"data": ["a", "b"]}, r"is not a sparse matrix: data <U1\[2\], indices int64\[2\]"),
     "floats": ({"indices": [0.0, 4.0]}, r"is not a sparse matrix: data float64\[2\], indices float64"),
-    "objects": ({"data": np.array([{}, 1], object)}, r"is damaged, or no .npz file \(Object arrays cannot be loaded"),
+    "objects": ({"data": np.array([{}, 1], object)}, r"is damaged, or not an .npz file \(Object arrays cannot be loaded"),
     "no rows": ({"indptr": [0], "shape": [0, 5], "data": [], "indices": np.zeros(0, int)}, r"has shape \[0, 5\]: at least one row"),
 }  # fmt: skip
 
@@ -209,7 +209,7 @@ def test_files_that_are_something_else(tmp_path):
     pytest.importorskip("h5py")
     for name in ("x.npz", "x.h5ad"):
         (tmp_path / name).write_bytes(b"hello")
-        with pytest.raises(UserError, match=rf"{name} is damaged, or no {name[1:]} file"):
+        with pytest.raises(UserError, match=rf"{name} is damaged, or not an {name[1:]} file"):
             SparseConfig(path=str(tmp_path / name)).shape()
 
 

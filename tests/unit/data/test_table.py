@@ -200,7 +200,7 @@ def rows(header: str, *lines: str, n: int = 5) -> str:
 
 BAD = {
     "empty": ("", r"x.csv is empty"),
-    "header alone": ("a,b\n", r"x.csv holds no rows"),
+    "header alone": ("a,b\n", r"x.csv contains no rows"),
     "no header": ("1,2\n3,4\n", r"the first line of .*x.csv is numbers \(1, 2, …\), where names of columns are expected"),
     "ragged": (rows("a,b,c", "1,2"), r"x.csv row 6 \(line 7\) has 2 cells; the header has 3"),
     "same names": (rows("a,b,a"), r"has two columns 'a', the 1. and the 3.: rename one"),
@@ -208,7 +208,7 @@ BAD = {
         rows("a,b", "7,x1", n=9), r"x.csv row 10, column 'b' is 'x1', where 9 of 10 cells are numbers;\n.*--data.categorical b"
     ),
     "infinite": (rows("a,b", "7,-inf"), r"x.csv row 6, column 'b' is infinite"),
-    "no value": ("a,b\n1,\n2,\n", r"column 'b' holds no value at all: leave it out: --data.drop b"),
+    "no value": ("a,b\n1,\n2,\n", r"column 'b' has no value at all: leave it out: --data.drop b"),
     "open quote": ('a,b\n1,"2\n', r"x.csv line 2: unexpected end of data"),
     "not UTF-8": (b"a,b\n1,\xff\n", r"x.csv is not UTF-8 text \(byte 6\)"),
     "too many categories": (
@@ -243,7 +243,7 @@ SETTINGS = [
     ({"path": ""}, r"--data.path: a file is needed: a .csv, .tsv, .parquet or .arrow file"),
     ({"path": "absent.csv"}, r"--data.path: absent.csv is not there"),
     ({"path": "."}, r"--data.path: . is not a file; a file is needed"),
-    ({"path": "~nobody-at-all/x.csv"}, r"names no user's home folder"),
+    ({"path": "~nobody-at-all/x.csv"}, r"names the home folder of an unknown user"),
     ({"path": "x.doc"}, r"--data.path: x.doc is not there"),
     ({"binarize": "threshold"}, r"--data.binarize is for images"),
 ]
@@ -283,7 +283,7 @@ def test_a_table_that_changes_during_a_run_changes_no_model(tmp_path):
 
 def test_a_label_that_is_missing(tmp_path):
     path = write(tmp_path / "x.csv", {"a": [1, 2, 3, 4], "y": ["u", "v", "", "u"]})
-    with pytest.raises(UserError, match=r"--data.label: x.csv row 3, column 'y' holds no label \(1 rows in all\)"):
+    with pytest.raises(UserError, match=r"--data.label: x.csv row 3, column 'y' has no label \(1 rows in all\)"):
         TableConfig(path=path, label="y").shape()
 
 
@@ -291,7 +291,7 @@ def test_columns_that_look_like_ids_are_doubted(tmp_path):
     path = write(tmp_path / "x.csv", {"": list(range(5)), "name": list("vwxyz"), "a": [1.5, 2, 2, 0, 1]})
     notes = TableConfig(path=path).table().notes
     assert notes[1:] == (
-        "table: column 'unnamed_1' counts the rows; if it is an id, keep it aside: --data.id unnamed_1",
+        "table: column 'unnamed_1' numbers the rows; if it is an id, keep it aside: --data.id unnamed_1",
         "table: column 'name' is different in every row; if it is an id, keep it aside: --data.id name",
     )
 

@@ -132,7 +132,7 @@ def test_weights_have_the_elbo_of_the_variant_as_their_mean(name):
     assert float(weights.mean()) == pytest.approx(float(own.mean()), abs=5 * spread + 1e-6)
 
 
-@pytest.mark.parametrize(("name", "words"), [("ae", "does not bound"), ("svae", "no importance weights")])
+@pytest.mark.parametrize(("name", "words"), [("ae", "has no bound"), ("svae", "no importance weights")])
 def test_what_a_model_lacks_is_skipped(name, words):
     with pytest.raises(Skip, match=words):
         METRICS["iwae_bound"].compute(evaluation(name))

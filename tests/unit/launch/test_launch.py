@@ -58,9 +58,9 @@ def test_what_is_left_open_comes_from_the_partition():
         ({"time": "2", "signal_before": "2"}, "--signal-before 2: not shorter than --time 2"),
         ({"sbatch": ("exclusive",)}, "--sbatch: 'exclusive' is not an option"),
         ({"partition": "debug\ntouch PWNED"}, "--partition: unknown 'debug\\ntouch PWNED'"),
-        ({"account": "a\ntouch PWNED"}, "--account: 'a\\ntouch PWNED' holds a line break or another control character"),
-        ({"mem": "1G\r"}, "--mem: '1G\\r' holds a line break"),
-        ({"sbatch": ("--comment=x\ntouch PWNED",)}, "--sbatch: '--comment=x\\ntouch PWNED' holds a line break"),
+        ({"account": "a\ntouch PWNED"}, "--account: 'a\\ntouch PWNED' contains a line break or another control character"),
+        ({"mem": "1G\r"}, "--mem: '1G\\r' contains a line break"),
+        ({"sbatch": ("--comment=x\ntouch PWNED",)}, "--sbatch: '--comment=x\\ntouch PWNED' contains a line break"),
         ({"env": ("NCCL_DEBUG",)}, "--env: 'NCCL_DEBUG' is not NAME=VALUE"),
     ],
 )
@@ -114,10 +114,10 @@ def test_mistakes_are_reported_in_a_line(no_slurm, options, message, capsys):
 @pytest.mark.parametrize(
     ("run_dir", "message"),
     [
-        ("r/x\ntouch PWNED", "--run-dir: '{here}/r/x\\ntouch PWNED' holds a line break or another control character"),
-        ("r\x1bx", "holds a line break or another control character"),
-        ("a%jb", "--run-dir: {here}/a%jb holds %j, which Slurm replaces in file names"),
-        ("a\\b", "holds \\, which Slurm replaces"),
+        ("r/x\ntouch PWNED", "--run-dir: '{here}/r/x\\ntouch PWNED' contains a line break or another control character"),
+        ("r\x1bx", "contains a line break or another control character"),
+        ("a%jb", "--run-dir: {here}/a%jb contains %j, which Slurm replaces in file names"),
+        ("a\\b", "contains \\, which Slurm replaces"),
         ("a:b", "--run-dir: {here}/a:b contains a colon"),
     ],
 )

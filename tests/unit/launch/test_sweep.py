@@ -51,7 +51,7 @@ def test_mistakes_end_a_sweep_before_its_first_run(tmp_path, capsys, monkeypatch
     (tmp_path / "sweep" / "seed=1").mkdir(parents=True)
     (tmp_path / "sweep" / "seed=1" / "config.toml").write_text(write_toml(other))
     assert sweep.main(["--jobs", "1", "--grid", "seed=0,1", "--", *train]) == 2
-    assert "seed=1 holds a run with other settings" in capsys.readouterr().err
+    assert "seed=1 contains a run with other settings" in capsys.readouterr().err
 
 
 def test_a_run_is_done_if_it_has_ended_with_these_settings(tmp_path):

@@ -145,14 +145,14 @@ WRONG = [
     (BYTES[..., 0], "x has shape [150, 4, 3]; expected [N, 4, 3, 2], N from 1 on"),
     (BYTES.transpose(0, 3, 1, 2), "x has shape [150, 2, 4, 3]; expected [N, 4, 3, 2]"),
     (BYTES[:0], "x has shape [0, 4, 3, 2]; expected"),
-    (np.full((3, 4, 3, 2), np.nan), "x holds NaN or infinite values, first in sample 0"),
-    (np.full((1, 4, 3, 2), np.inf), "x holds NaN or infinite values"),
+    (np.full((3, 4, 3, 2), np.nan), "x contains NaN or infinite values, first in sample 0"),
+    (np.full((1, 4, 3, 2), np.inf), "x contains NaN or infinite values"),
     (BYTES.astype(str), "x is of type <U3; expected integers or floating point numbers"),
     (BYTES.astype(complex), "x is of type complex128; expected"),
     ([[1.0], [2.0, 3.0]], "x is not an array of numbers: "),
     (torch.zeros(2, 4, 3, 2, dtype=torch.complex64), "x is a tensor of complex64"),
     (None, "x has shape []; expected [N, 4, 3, 2]"),
-    (BYTES / 255, "x holds fractions up to 1; this model takes bytes up to 255, as its training data: give x * 255"),
+    (BYTES / 255, "x contains fractions up to 1; this model takes bytes up to 255, as its training data: give x * 255"),
 ]
 
 
@@ -175,7 +175,7 @@ def test_wrong_codes_and_numbers_are_named():
             images().sample(n)
     with pytest.raises(UserError, match="batch_size is 0; expected a whole number"):
         model.encode(BYTES, batch_size=0)
-    with pytest.raises(UserError, match=r"x holds integers up to 255; this model takes values in \[0, 1\]: give x / 255"):
+    with pytest.raises(UserError, match=r"x contains integers up to 255; this model takes values in \[0, 1\]: give x / 255"):
         distae.Model(make("vae", shape=(4, 3, 2), likelihood="bernoulli")).encode(BYTES)
 
 

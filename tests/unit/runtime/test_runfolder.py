@@ -38,7 +38,7 @@ def test_other_settings_are_reported(opened):
         check_run_dir(other)
     first, second = str(caught.value).splitlines()
     there = "optim.lr is 0.01 there and 0.5 here; seed is 3 there and 4 here"
-    assert first == f"--run-dir: {opened.run_dir} holds a run with other settings: {there}."
+    assert first == f"--run-dir: {opened.run_dir} contains a run with other settings: {there}."
     assert second == "Give another --run-dir, or --fresh to rename that run's folder and start a new run"
     check_run_dir(replace(other, fresh=True))
 

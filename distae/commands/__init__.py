@@ -1,0 +1,1 @@
+"""One file per command; `session` is the set-up that they share."""

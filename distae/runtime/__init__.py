@@ -1,0 +1,1 @@
+"""Run folder, lock, signals, files: all without torch."""
