@@ -159,7 +159,7 @@ def test_damaged_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="shapes of tensors do not match"):
         load_saved(folder)
     save_file(tensors | {"b_enc": torch.full((12,), torch.nan)}, folder / "sae_weights.safetensors")
-    with pytest.raises(UserError, match="b_enc holds NaN"):
+    with pytest.raises(UserError, match="b_enc contains NaN"):
         load_saved(folder)
     (folder / "cfg.json").unlink()
     with pytest.raises(UserError, match=r"cfg\.json is missing or damaged"):
