@@ -1,21 +1,36 @@
-"""Steps of sparse dictionaries beside a dense hand loop: python benchmarks/dictionary.py
+"""Sparse dictionaries against SAELens and a dense hand loop: python benchmarks/dictionary.py [--quality]
 
-One thread, fp32, the same data in memory, Adam, the same batch: samples per second of the trainer's step (`TrainStep`), of the same
-with whole matrices, and of a plain loop of torch that does what topk_sae does (encoder and decoder as matrix products, top k,
-unit-norm decoder; no statistics, no checkpoints). Rounds alternate; the median of each is printed.
+One thread, fp32, the same data in memory, Adam, the same batches in the same order.
+
+Speed: samples per second of the trainer's step (`TrainStep`), of the same with whole matrices, of SAELens' trainer, and of a plain
+loop of torch that does what topk_sae does (encoder and decoder as matrix products, top k, unit-norm decoder; no statistics, no
+checkpoints). Rounds alternate; the median of each is printed.
+
+--quality: variants trained by both on samples of known features, several seeds each, judged by `distae evaluate` on the test
+split; SAELens' dictionaries are read from its own folders. Without SAELens (pip install 'distae[peers]') its rows are missing.
 """
 
 import argparse
+import importlib.util
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 
+from distae import load
 from distae.config import TrainConfig, build
+from distae.config.names import METRICS
 from distae.data import Loader, Split, Transform
+from distae.data import load as load_data
+from distae.evaluation.evaluation import Evaluation
+from distae.evaluation.metrics import load_all
+from distae.models import Autoencoder
 from distae.models import build as build_model
 from distae.training.optim import Schedule
 from distae.training.step import TrainStep
@@ -34,16 +49,24 @@ def data(values: int, latents: int, batch: int) -> Tensor:
     return (active * (1 + 0.3 * torch.randn(active.shape, generator=generator))) @ vectors
 
 
-def trainer(name: str, x: Tensor, latents: int, k: int, batch: int) -> Callable[[int], None]:
-    """Does one step of the trainer, by its number."""
-    cfg = build(TrainConfig, {
-        "model": {"name": name, "latent_dim": latents, "k": k}, "global_batch_size": batch, "optim": {"name": "adam", "lr": 1e-3},
-    })  # fmt: skip
-    model = build_model(cfg.model, cfg.net, tuple(x.shape[1:]), 0)
-    loader = Loader(Split.of(x, None, Transform()), "none", torch.device("cpu"), torch.float32)
-    step = TrainStep(cfg, model, loader, Schedule(cfg.schedule, 10**6, POOL))
-    rows = torch.arange(len(x)).view(POOL, 1, batch)
-    return lambda number: step(number, rows[number % POOL])
+class Ours:
+    """One step at a time of a variant."""
+
+    def __init__(self, cfg: TrainConfig, x: Tensor) -> None:
+        self.model: Autoencoder = build_model(cfg.model, cfg.net, tuple(x.shape[1:]), cfg.seed)
+        loader = Loader(Split.of(x, None, Transform()), "none", torch.device("cpu"), torch.float32)
+        pool = len(x) // cfg.global_batch_size
+        self.step = TrainStep(cfg, self.model, loader, Schedule(cfg.schedule, 10**6, pool))
+        self.rows = torch.arange(pool * cfg.global_batch_size).view(pool, 1, -1)
+
+    def __call__(self, number: int) -> None:
+        self.step(number, self.rows[number % len(self.rows)])
+
+
+def settings(model: dict[str, Any], batch: int, lr: float = 1e-3, seed: int = 0) -> TrainConfig:
+    """Gradients are clipped to 1, as SAELens does whatever its settings."""
+    optim = {"name": "adam", "lr": lr, "max_grad_norm": 1.0}
+    return build(TrainConfig, {"model": model, "global_batch_size": batch, "optim": optim, "seed": seed})
 
 
 def hand_loop(x: Tensor, latents: int, k: int, batch: int) -> Callable[[int], None]:
@@ -72,38 +95,114 @@ def hand_loop(x: Tensor, latents: int, k: int, batch: int) -> Callable[[int], No
     return step
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=10, help="of a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+def contestants(x: Tensor, latents: int, k: int, batch: int, steps: int) -> dict[str, tuple[Callable[[int], None], int]]:
+    """By name: what does one step, by its number, and the bound of latents for each active one above which it is sparse."""
+    found: dict[str, tuple[Callable[[int], None], int]] = {"hand loop": (hand_loop(x, latents, k, batch), 0)}
+    for name in ("topk_sae", "batch_topk_sae", "matryoshka_sae"):
+        cfg = settings({"name": name, "latent_dim": latents, "k": k}, batch)
+        found |= {name: (Ours(cfg, x), 0), f"{name} dense": (Ours(cfg, x), 10**9)}
+        if peers():
+            found[f"{name} SAELens"] = (peer(cfg, x, steps), 0)
+    return found
+
+
+def peers() -> bool:
+    return importlib.util.find_spec("sae_lens") is not None
+
+
+def peer(cfg: TrainConfig, x: Tensor, steps: int, warmup: int = 0) -> Any:
+    from peers.sae_lens_trainer import Trainer
+
+    return Trainer(cfg.model, x, cfg.global_batch_size, cfg.optim.lr, steps, cfg.seed, warmup)
+
+
+def speed(steps: int, rounds: int) -> None:
     for values, latents, k, batch in SIZES:
         x = data(values, latents, batch)
-        names = ("topk_sae", "batch_topk_sae", "matryoshka_sae")
-        kinds = {
-            f"{n}{how}": (trainer(n, x, latents, k, batch), dense) for n in names for how, dense in (("", 0), (" dense", 10**9))
-        }
-        kinds["hand loop"] = (hand_loop(x, latents, k, batch), 0)
+        kinds = contestants(x, latents, k, batch, steps * (rounds + 1))
         found: dict[str, list[float]] = {name: [] for name in kinds}
-        for number in range(options.rounds + 1):
+        for number in range(rounds + 1):
             for name, (step, dense) in kinds.items():
                 with mock.patch("distae.models.sparse_dictionary.DENSE", dense):
                     start = time.process_time()
-                    for i in range(options.steps):
-                        step(number * options.steps + i)
+                    for i in range(steps):
+                        step(number * steps + i)
                     if number:  # the first round is a warm-up
-                        found[name].append(options.steps * batch / (time.process_time() - start))
+                        found[name].append(steps * batch / (time.process_time() - start))
+        print(f"D {values}, L {latents}, k {k}, batch {batch}, CPU time, median of {rounds} rounds of {steps} steps")
         loop = statistics.median(found["hand loop"])
-        print(
-            f"D {values}, L {latents}, k {k}, batch {batch}, CPU time, median of {options.rounds} rounds of {options.steps} steps"
-        )
         for name, rates in found.items():
             median = statistics.median(rates)
-            print(
-                f"  {name:<22} {median:8.0f} samples/s ({min(rates):.0f} to {max(rates):.0f}), {median / loop:.2f} of the hand loop"
-            )
+            theirs = found.get(f"{name} SAELens")
+            of = f", {median / statistics.median(theirs):.2f} of SAELens" if theirs else ""
+            shown = f"{median:8.0f} samples/s ({min(rates):.0f} to {max(rates):.0f})"
+            print(f"  {name:<22} {shown}, {median / loop:.2f} of the loop{of}")
+
+
+FEATURES = {"name": "synthetic_features", "features": 2048, "dim": 128, "active": 8.0, "samples": 120_000}
+"""The published benchmark (SAELens, docs/synth_sae_bench.md) reduced: as many features for each value, without its hierarchy."""
+WIDTH, ACTIVE = 512, 4
+"""A quarter of the features, as there, and how many of the 512 most frequent a sample has on average."""
+WARMUP = 500
+"""Steps over which penalties reach their weight."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "topk_sae": {"k": ACTIVE}, "batch_topk_sae": {"k": ACTIVE}, "matryoshka_sae": {"k": ACTIVE},
+    "jumprelu_sae": {"k": ACTIVE, "weight": f"0:1@{WARMUP}"}, "l1_sae": {"weight": f"0:0.3@{WARMUP}"},
+}  # fmt: skip
+FIGURES = ("l0", "explained_variance", "mcc", "f1", "dead_share")
+
+
+def quality(names: list[str], steps: int, lr: float, seeds: int) -> None:
+    load_all()
+    splits = load_data(build(TrainConfig, {"data": FEATURES}).data)
+    known: Any = splits["test"].source.features
+    x = splits["train"].x
+    truth = known.activations(splits["test"].rows_at(torch.arange(10_000)))  # once, and not for every figure
+    known.activations = lambda _: truth
+    print(f"| variant | trainer | {' | '.join(FIGURES)} | s |\n|{'---|' * (len(FIGURES) + 3)}")
+    for name in names:
+        found: dict[str, list[list[float]]] = {}
+        for seed in range(seeds):
+            cfg = settings({"name": name, "latent_dim": WIDTH, "dead_after": 1024 * 1000} | VARIANTS[name], 1024, lr, seed)
+            found.setdefault("distae", []).append(trained(Ours(cfg, x), cfg, splits, steps))
+            if peers():
+                found.setdefault("SAELens", []).append(trained(peer(cfg, x, steps, WARMUP), cfg, splits, steps))
+        for who, rows in found.items():
+            cells = [f"{statistics.mean(c):.4g} ± {statistics.stdev(c) if seeds > 1 else 0:.1g}" for c in zip(*rows, strict=True)]
+            print(f"| {name} | {who} | {' | '.join(cells)} |", flush=True)
+
+
+def trained(trainer: Any, cfg: TrainConfig, splits: dict[str, Split], steps: int) -> list[float]:
+    """`FIGURES` on the test split, and CPU seconds of training."""
+    start = time.process_time()
+    for number in range(steps):
+        trainer(number)
+    seconds = time.process_time() - start
+    if isinstance(trainer, Ours):
+        model = trainer.model
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer.save(Path(folder))
+            model = load(folder).module
+    e = Evaluation(model, cfg, splits)
+    return [*(METRICS[name].compute(e).value for name in FIGURES), seconds]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, help="of a round (10), or of a training (2000)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quality", action="store_true")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    if options.quality:
+        quality(options.variants, options.steps or 2000, options.lr, options.seeds)
+    else:
+        speed(options.steps or 10, options.rounds)
 
 
 if __name__ == "__main__":

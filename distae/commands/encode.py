@@ -30,7 +30,12 @@ ABOUT = "about.json"
 """Of a folder of parts: what they are of."""
 PART = 1 << 16
 """Samples of a part, about."""
-ARRAYS = "z [N, D]; mu, logvar [N, D] of a gaussian posterior; indices [N, positions] of discrete codes; label [N]; id [N]"
+CSR = ("indptr", "shape", "format")
+"""Arrays of a sparse matrix, as scipy.sparse.save_npz writes it, besides `data` and `indices`."""
+ARRAYS = (
+    "z [N, D], of dictionaries a sparse matrix for scipy.sparse.load_npz; mu, logvar [N, D] of a gaussian posterior; "
+    "indices [N, positions] of discrete codes; label [N]; id [N]"
+)
 
 
 class Head(NamedTuple):
@@ -126,7 +131,20 @@ def _encoded(run: Trained, samples: range) -> "Part":
     """The arrays of these samples, without those that cannot be read; computed by all ranks."""
     positions, columns = run.gathered(run.loader, run.model.module.encode, samples)
     codes = {k: v.numpy() for k, v in zip(("z", "mu", "logvar", "indices"), columns, strict=True) if v is not None}
+    out = run.options.out
+    if run.model.module.sparse_codes and (run.options.sharded or out is None or out.suffix == ".npz"):
+        codes = _sparse(codes.pop("z")) | codes
     return codes | run.known(run.split, positions)
+
+
+def _sparse(z: "np.ndarray[Any, Any]") -> "Part":
+    """The arrays of a sparse matrix."""
+    import numpy as np
+    from scipy.sparse import csr_array
+
+    found = csr_array(z)
+    about = {"shape": np.array(found.shape), "format": np.array(b"csr")}
+    return {"data": found.data, "indices": found.indices, "indptr": found.indptr.astype(np.int64), **about}
 
 
 def _save(path: Path, part: "Part") -> None:
@@ -142,13 +160,16 @@ def _finish(folder: Path, target: Path, count: int, sharded: bool) -> dict[str, 
     """Join the parts; returns the shape of each array."""
     parts = [folder / _name(number) for number in range(count)]
     heads = _heads(parts)
+    matrix = _joined_csr(parts)
     if not sharded:
         fresh = target.with_name(f".{target.name}.writing")
         WRITERS[target.suffix](fresh, parts, heads)
         fresh.rename(target)
         shutil.rmtree(folder)
-    names = ["z"] if target.suffix == ".npy" else [*heads]
-    return {name: heads[name].shape for name in names}
+    shapes = {name: head.shape for name, head in heads.items() if name == "z" or target.suffix != ".npy"}
+    if matrix:
+        shapes = {"z": tuple(matrix["shape"].tolist())} | {k: v for k, v in shapes.items() if k not in ("data", "indices")}
+    return shapes
 
 
 def _heads(parts: Sequence[Path]) -> "Heads":
@@ -158,7 +179,7 @@ def _heads(parts: Sequence[Path]) -> "Heads":
     heads: Heads = {}
     for path in parts:
         with np.load(path) as part:
-            for name in part.files:
+            for name in (n for n in part.files if n not in CSR):
                 array = part[name]
                 before = heads.get(name, Head((0,), array.dtype))
                 heads[name] = Head((before.shape[0] + len(array), *array.shape[1:]), np.result_type(before.dtype, array.dtype))
@@ -173,10 +194,30 @@ def _write_npy(path: Path, parts: Sequence[Path], heads: "Heads") -> None:
 def _write_npz(path: Path, parts: Sequence[Path], heads: "Heads") -> None:
     import zipfile
 
+    import numpy as np
+
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
         for name, head in heads.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 _write_array(file, name, parts, head)
+        for name, array in _joined_csr(parts).items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, array)
+
+
+def _joined_csr(parts: Sequence[Path]) -> "Part":
+    """What the sparse matrix of all parts has besides `data` and `indices`; nothing where codes are dense."""
+    import numpy as np
+
+    starts, rows, last = [np.zeros(1, np.int64)], 0, {}
+    for path in parts:
+        with np.load(path) as part:
+            if "indptr" not in part.files:
+                return {}
+            last = {name: part[name] for name in CSR}
+        starts.append(last["indptr"][1:] + starts[-1][-1])
+        rows += int(last["shape"][0])
+    return last | {"indptr": np.concatenate(starts), "shape": np.array([rows, last["shape"][1]])}
 
 
 def _write_array(file: Any, name: str, parts: Sequence[Path], head: "Head") -> None:

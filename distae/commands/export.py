@@ -3,6 +3,7 @@
 distae export runs/a --format onnx --out onnx            # encode.onnx and decode.onnx
 distae export runs/a --format torch_export --out graphs  # encode.pt2, ...: torch.export.load
 distae export runs/a --format hf --out folder            # config.json, model.safetensors, README.md: distae.load
+distae export runs/a --format sae_lens --out folder      # cfg.json, sae_weights.safetensors: SAE.load_from_disk, distae.load
 """
 
 import json
@@ -15,10 +16,11 @@ from distae.commands.trained import arguments as shared
 from distae.errors import TrainingError
 from distae.runtime.files import new_folder, write_atomically
 
-FORMATS = ("safetensors", "onnx", "torch_export", "hf")
+FORMATS = ("safetensors", "onnx", "torch_export", "hf", "sae_lens")
 ABOUT = (
     "Write a model to a folder, in the data's own units: safetensors, which distae.load opens; hf, the same with a model card, for "
-    "the Hugging Face hub; onnx and torch_export, graphs of encode and decode for any batch size (and reconstruct, if it is more)."
+    "the Hugging Face hub; onnx and torch_export, graphs of encode and decode for any batch size (and reconstruct, if it is more); "
+    "sae_lens, a dictionary in the files of SAELens."
 )
 
 
@@ -67,6 +69,20 @@ def _hub_folder(run: Trained, folder: Path) -> str:
     return f"README.md, {said}"
 
 
+def _sae_lens_folder(run: Trained, folder: Path) -> str:
+    """cfg.json and sae_weights.safetensors."""
+    import distae
+    from distae.models.export import TOLERANCE, difference, samples
+    from distae.models.serialization import write_sae_lens
+
+    write_sae_lens(run.saved, folder)
+    (given,) = samples(run.model, 7)
+    found = difference(distae.load(folder).to(run.device).encode(given.flatten(1)), run.model.encode(given))
+    if not found <= TOLERANCE:
+        raise TrainingError(f"{folder} is not the model that was written: codes differ by {found:.2g}; at most {TOLERANCE}")
+    return f"cfg.json and sae_weights.safetensors, for SAE.load_from_disk; codes differ on random input by up to {found:.1g}"
+
+
 def _graphs(run: Trained, folder: Path) -> str:
     """Graphs on the CPU, by their names."""
     from distae.models.export import write
@@ -78,7 +94,7 @@ def _graphs(run: Trained, folder: Path) -> str:
 
 
 WRITERS: dict[str, Callable[[Trained, Path], str]] = {
-    "safetensors": _model_folder, "hf": _hub_folder, "onnx": _graphs, "torch_export": _graphs,
+    "safetensors": _model_folder, "hf": _hub_folder, "sae_lens": _sae_lens_folder, "onnx": _graphs, "torch_export": _graphs,
 }  # fmt: skip
 
 

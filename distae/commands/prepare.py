@@ -3,6 +3,7 @@
     distae prepare photos/ shards/ --data.size 64
     distae prepare s3://bucket/train/ shards/ --data.column image
     distae prepare mnist shards/ --data.root data
+    torchrun --nproc_per_node=2 -m distae prepare photos/ activations/ --from-model mine.py:features
 
 Rerun to resume: complete shards are kept. Unreadable samples are reported at the end, and in DEST/manifest.json.
 """
@@ -18,6 +19,7 @@ from distae.commands.sources import given, settings_of
 from distae.config.data.manifest import Manifest
 from distae.config.data.paths import MANIFEST
 from distae.errors import DistaeError, UserError
+from distae.runtime.environment import environment
 from distae.runtime.files import in_words
 
 SHOWN = 10
@@ -44,11 +46,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m distae prepar
 def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser of the command's own options."""
     about = "Write data as shards that --data array --data.path DEST memory-maps. Rerun to resume."
-    usage = f"{prog} SOURCE DEST [--data NAME] [--data.OPTION VALUE ...] [--workers N] [--shard-mb N] [--force]"
+    own = "[--workers N] [--shard-mb N] [--from-model FILE.py:FUNCTION] [--force]"
+    usage = f"{prog} SOURCE DEST [--data NAME] [--data.OPTION VALUE ...] {own}"
     parser = argparse.ArgumentParser(prog, usage, about, "SOURCE: a path, a URL, or the name of a data set.", allow_abbrev=False)
     parser.add_argument("--workers", type=_count, default=len(os.sched_getaffinity(0)), help="threads that read and decode")
     parser.add_argument("--shard-mb", type=_count, default=256, help="megabytes per shard")
     parser.add_argument("--force", action="store_true", help="delete the shards that are in DEST first")
+    parser.add_argument("--from-model", help="FILE.py:FUNCTION of yours: samples [B, ...] to the activations that are written")
     return parser
 
 
@@ -59,30 +63,36 @@ def prepare(source: str, folder: Path, options: argparse.Namespace, rest: Sequen
 
     from distae.config import to_dict
     from distae.data import load
-    from distae.data.preparing import Preparation
+    from distae.data.activations import activations
+    from distae.data.preparing import Preparation, Share
 
+    env = environment()
+    if options.force and env.world_size > 1:
+        raise UserError("--force requires one process: delete the folder, and leave --force out")
     splits = load(cfg)
-    for note in splits["train"].notes:
+    for note in splits["train"].notes if env.rank == 0 else ():
         sys.stderr.write(f"{note}\n")
+    if options.from_model:
+        splits = activations(splits, options.from_model)
     if options.force and folder.exists():
         _remove(folder)
-    preparation = Preparation(splits, folder, options.shard_mb << 20, options.workers)
+    preparation = Preparation(splits, folder, options.shard_mb << 20, options.workers, Share(env.rank, env.world_size))
     if manifest := preparation.done_before():
-        sys.stdout.write(f"{folder} is complete: nothing to do\n")
-        return _report(manifest, folder)
-    train = splits["train"].source
+        sys.stdout.write(f"{folder} is complete: nothing to do\n" if env.rank == 0 else "")
+        return _report(manifest, folder) if env.rank == 0 else 0
+    train = splits["train"]
     about = Manifest(
-        [*cfg.shape()],
-        splits["train"].transform.to_json(),
+        [*(train.source.shape if options.from_model else cfg.shape())],
+        train.transform.to_json(),
         {},
-        [*train.classes],
-        train.label is not None,
-        cfg.for_model(),
+        [*train.source.classes],
+        train.source.label is not None,
+        {} if options.from_model else cfg.for_model(),
         to_dict(cfg),
     )
-    with tqdm(total=sum(map(len, splits.values())), unit=" samples", disable=None) as bar:
-        manifest = preparation.run(bar.update, about)
-    return _report(manifest, folder)
+    with tqdm(total=preparation.samples, unit=" samples", disable=None if env.rank == 0 else True) as bar:
+        preparation.write(bar.update, about)
+    return _report(preparation.finish(about), folder) if env.rank == 0 else 0
 
 
 def _remove(folder: Path) -> None:

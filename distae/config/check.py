@@ -22,11 +22,26 @@ ADDED = frozenset(
     | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "shuffle", "window", "train_classes")}
     | {
         f"model.{name}"
-        for name in ("count_rate", "dispersion", "total", "mixtures", "columns", "input", "input_dropout", "missing")
+        for name in (
+            "count_rate",
+            "dispersion",
+            "total",
+            "mixtures",
+            "columns",
+            "input",
+            "input_dropout",
+            "missing",
+            "unit_norm",
+            "scale_input",
+            "multi_weight",
+            "l0_from",
+        )
     }
 )
 """Settings added after run folders had hashes: they count only if not at their default. Add every new setting here."""
 WANDB_MODES = ("online", "offline", "disabled", "dryrun")
+TRAINED = ("model/model.safetensors", "sae_weights.safetensors")
+"""What a folder with trained weights has: a run, or a dictionary of SAELens."""
 DEFAULT_EPOCHS = 100
 LONGEST_NAME, LONGEST_PATH = 230, 3900
 """Bytes of a run folder's name and path: below Linux's 255 and 4,096, to leave room for its files and for --fresh's new name."""
@@ -165,8 +180,8 @@ def _check_choices(cfg: TrainConfig, world_size: int) -> None:
         raise UserError("--init-from and --fork-from exclude each other: weights only, or the full state")
     if cfg.fork_from and not list((Path(cfg.fork_from) / "checkpoints").glob("step_*")):
         raise UserError(f"--fork-from: no checkpoints in {cfg.fork_from}")
-    if cfg.init_from and not (Path(cfg.init_from) / "model" / "model.safetensors").is_file():
-        raise UserError(f"--init-from: no finished run in {cfg.init_from} (model/model.safetensors is missing)")
+    if cfg.init_from and not any((Path(cfg.init_from) / name).is_file() for name in TRAINED):
+        raise UserError(f"--init-from: no finished run in {cfg.init_from} ({TRAINED[0]} is missing)")
 
 
 def _check_parallel(cfg: TrainConfig, world_size: int) -> None:

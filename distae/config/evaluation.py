@@ -23,3 +23,6 @@ class EvaluationConfig:
     """File of torchvision's AlexNet or VGG16 of ImageNet that these layers are of, such as alexnet-owt-7be5be79.pth."""
     inception_weights: str | None = None
     """File of FID's Inception network, pt_inception-2015-12-05-6726825d.pth of pytorch-fid; FID and rFID are skipped without."""
+    loss_function: str | None = None
+    """FILE.py:FUNCTION of yours: (samples, row numbers) to the loss [N] of a network from these activations on;
+    loss_recovered is skipped without."""

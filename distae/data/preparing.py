@@ -1,13 +1,14 @@
 """Writes splits of any source as shards that `--data array` maps: in parallel, resumable, complete or not at all."""
 
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -24,6 +25,8 @@ from distae.runtime.files import write_atomically
 
 BLOCK = 8 << 20
 """Bytes that a thread reads at once."""
+POLL_SECONDS = 0.1
+"""Between looks for the shards of other processes."""
 ALIGNED = 64
 """The values of a shard begin at a multiple of this number of bytes."""
 CODES = {name: code for code, (name, _) in SAFETENSORS.items()}
@@ -33,11 +36,18 @@ Read = tuple[Tensor, list[int], list[Unread]]
 """Stored samples, their rows in the source, and the samples that could not be read."""
 
 
+class Share(NamedTuple):
+    """Which of the processes that write together this is: each has every `processes`-th shard."""
+
+    rank: int = 0
+    processes: int = 1
+
+
 class Preparation:
     """Writes splits to a folder. A shard gets its name once it is complete; the manifest lists the shards once all are."""
 
-    def __init__(self, splits: dict[str, Split], folder: Path, shard_bytes: int, workers: int) -> None:
-        self.splits, self.folder, self.workers = splits, folder, workers
+    def __init__(self, splits: dict[str, Split], folder: Path, shard_bytes: int, workers: int, share: Share = Share()) -> None:  # noqa: B008
+        self.splits, self.folder, self.workers, self.share = splits, folder, workers, share
         row_bytes = max(1, splits["train"].source.row_bytes)
         self.rows_per_shard = max(1, shard_bytes // row_bytes)
         self.rows_per_block = max(1, min(BLOCK // row_bytes, self.rows_per_shard))
@@ -59,27 +69,46 @@ class Preparation:
             raise UserError(f"{self.folder} contains {other}, which is of other data or settings: give another folder, or --force")
         return None
 
-    def run(self, done: Callable[[int], object], about: Manifest) -> Manifest:
-        """Write what is missing, and the manifest `about` with its shards; `done` is called with numbers of samples."""
+    @property
+    def samples(self) -> int:
+        """In this process's shards."""
+        return sum(len(rows) for _, _, rows in self._mine())
+
+    def write(self, done: Callable[[int], object], about: Manifest) -> None:
+        """Write what is missing of this process's shards; `done` is called with numbers of samples."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(".*.writing"):
-            left.unlink()
-        self._save(Manifest(**vars(about) | {"splits": {}, "key": self.key}))  # without splits it counts as unfinished
-        shards: dict[str, list[Shard]] = {name: [] for name in self.splits}
-        unread = [Unread(name, reason) for name, reason in self.splits["train"].source.left_out.items()]
+        if self.share.rank == 0:
+            self._save(Manifest(**vars(about) | {"splits": {}, "key": self.key}))  # without splits it counts as unfinished
         with ThreadPoolExecutor(self.workers, "distae-prepare", torch.set_num_threads, (1,)) as pool:
-            for name, number, rows in self._plan():
-                path = self.folder / f"{name}-{number:05}.safetensors"
+            for name, number, rows in self._mine():
+                path = self._path(name, number)
+                for left in self.folder.glob(f".{path.name}*.writing"):
+                    left.unlink()
                 if self._kept(path) is None:
                     self._write(path, self.splits[name], rows, pool, done)
                 else:
                     done(len(rows))
-                kept, bad = self._kept(path) or (0, [])
-                shards[name].append(Shard(path.name, kept, path.stat().st_size))
-                unread += bad
+
+    def finish(self, about: Manifest) -> Manifest:
+        """Write the manifest `about` with all shards, once other processes have written theirs."""
+        shards: dict[str, list[Shard]] = {name: [] for name in self.splits}
+        unread = [Unread(name, reason) for name, reason in self.splits["train"].source.left_out.items()]
+        for name, number, _ in self._plan():
+            path = self._path(name, number)
+            while (found := self._kept(path)) is None:  # a process that fails ends all of torchrun
+                time.sleep(POLL_SECONDS)
+            shards[name].append(Shard(path.name, found[0], path.stat().st_size))
+            unread += found[1]
         manifest = Manifest(**vars(about) | {"splits": shards, "unread": unread, "key": self.key})
         self._save(manifest)
         return manifest
+
+    def _path(self, name: str, number: int) -> Path:
+        return self.folder / f"{name}-{number:05}.safetensors"
+
+    def _mine(self) -> Iterator[tuple[str, int, range]]:
+        """This process's part of the plan."""
+        return islice(self._plan(), self.share.rank, None, self.share.processes)
 
     def _save(self, manifest: Manifest) -> None:
         write_atomically(self.folder / MANIFEST, msgspec.json.format(msgspec.json.encode(asdict(manifest)), indent=1))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from distae.data.source import KnownFeatures
 from distae.evaluation.evaluation import Evaluation
@@ -44,6 +45,37 @@ def l0(e: Evaluation) -> Figure:
 def dead_share(e: Evaluation) -> Figure:
     """The share of latents that are 0 in every sample: it falls as more samples are looked at."""
     return _figure(e, (_codes(e) == 0).all(0).double().mean())
+
+
+@once
+def densities(e: Evaluation) -> Tensor:
+    """The share of samples in which each latent is not 0, `[L]` float64."""
+    return (_codes(e) != 0).double().mean(0)
+
+
+DECADES = ("0.00001", "0.0001", "0.001", "0.01", "0.1")
+"""Where the bars of the histogram of densities begin; each ends where the next begins, the last at 1."""
+
+
+@register_metric("latent_density", task="sparse_codes", unit="share of latents", better=None)
+def latent_density(e: Evaluation) -> dict[str, Figure]:
+    """The histogram of `densities`: the share of latents that are active in that share of samples, or up to ten times it."""
+    found, edges = densities(e), [*map(float, DECADES), torch.inf]
+    return {
+        name: _figure(e, ((found >= low) & (found < high)).double().mean())
+        for name, low, high in zip(DECADES, edges, edges[1:], strict=False)
+    }
+
+
+@register_metric("max_cosine", task="sparse_codes", unit="cosine", better="lower")
+def max_cosine(e: Evaluation) -> Figure:
+    """Mean over latents of the largest cosine of the decoder's vector with that of another latent: 1 if each has a double."""
+    vectors, total = normalize(decoder_vectors(e), dim=1), 0.0
+    for start in range(0, len(vectors), BLOCK):
+        cosines = vectors[start : start + BLOCK] @ vectors.T
+        cosines.diagonal(start).fill_(-1.0)
+        total += float(cosines.amax(1).sum())
+    return _figure(e, total / len(vectors))
 
 
 @once
@@ -102,7 +134,7 @@ def matched(e: Evaluation) -> Matched:
 
     _codes(e)
     truth, found = _known(e).vectors.double(), decoder_vectors(e)
-    cosines = (found / found.norm(dim=1, keepdim=True).clamp_min(1e-12)) @ (truth / truth.norm(dim=1, keepdim=True)).T
+    cosines = normalize(found, dim=1) @ normalize(truth, dim=1).T
     rows, columns = (torch.from_numpy(i) for i in e.on_main(lambda: linear_sum_assignment(-cosines.abs().numpy())))
     return Matched(cosines.abs()[rows, columns], rows, columns)
 
@@ -118,6 +150,15 @@ def decoder_vectors(e: Evaluation) -> Tensor:
         units = first.new_zeros(n, latents).index_put((torch.arange(n), torch.arange(start, start + n)), first.new_ones(n))
         found.append((e.model.decode(units).flatten(1) - nothing).double().cpu())
     return torch.cat(found)
+
+
+@register_metric("uniqueness", task="sparse_codes", unit="share of latents", better="higher")
+def uniqueness(e: Evaluation) -> Figure:
+    """Number of features that are the most similar one, by absolute cosine, of some latent, over that of latents (Chanin and
+    Garriga-Alonso 2026, arXiv 2602.14687)."""
+    found, truth = decoder_vectors(e), _known(e).vectors.double()
+    nearest = (normalize(found, dim=1) @ normalize(truth, dim=1).T).abs().argmax(1)
+    return _figure(e, len(set(nearest.tolist())) / len(nearest), features=len(truth))
 
 
 @register_metric("mcc", task="sparse_codes", unit="cosine", better="higher")

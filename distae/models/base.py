@@ -152,6 +152,8 @@ class Autoencoder(nn.Module, ABC):
 
     normal_prior: ClassVar[bool] = False
     """Whether codes are meant to follow N(0, I)."""
+    sparse_codes: ClassVar[bool] = False
+    """Whether most values of a code are 0, so that codes are written as sparse matrices."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -69,7 +69,7 @@ def graphs(model: Model) -> dict[str, Graph]:
     outputs = tuple(name for name, part in zip(codes._fields, codes, strict=True) if part is not None)
     label = ("label",) if model.module.cfg.conditional else ()
     found = {"encode": Graph(Encode(model), ("x", *label), outputs), "decode": Graph(Decode(model), ("z", *label), ("x",))}
-    if _difference(model.decode(codes.z, *given[1:]), model.reconstruct(*given)) > TOLERANCE:
+    if difference(model.decode(codes.z, *given[1:]), model.reconstruct(*given)) > TOLERANCE:
         found["reconstruct"] = Graph(Reconstruct(model), ("x", *label), ("x",))
     return found
 
@@ -98,10 +98,10 @@ def _written(model: Model, graph: Graph, program: ExportedProgram, path: Path, k
         given = _inputs(model, graph, CHECKED)
         made, expected = run(given), graph.module(*given)
     expected = expected if isinstance(expected, tuple) else (expected,)
-    difference = max(_difference(a, b) for a, b in zip(made, expected, strict=True))
-    if not difference <= TOLERANCE:
-        raise UserError(f"{about} as {kind} differs from the model by {difference:.2g}; at most {TOLERANCE}")
-    return difference
+    found = max(difference(a, b) for a, b in zip(made, expected, strict=True))
+    if not found <= TOLERANCE:
+        raise UserError(f"{about} as {kind} differs from the model by {found:.2g}; at most {TOLERANCE}")
+    return found
 
 
 @contextlib.contextmanager
@@ -172,7 +172,8 @@ def _inputs(model: Model, graph: Graph, n: int) -> tuple[Tensor, ...]:
     return (model.encode(x, *label) if graph.inputs[0] == "z" else x, *label)
 
 
-def _difference(a: Tensor, b: Tensor) -> float:
+def difference(a: Tensor, b: Tensor) -> float:
+    """Largest difference, as a share of the largest value of `b` where that is above 1."""
     return float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1))
 
 

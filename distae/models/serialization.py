@@ -25,7 +25,7 @@ from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
 from distae.data import Identity, Transform
 from distae.errors import TrainingError, UserError
-from distae.models import base
+from distae.models import base, sae_lens
 from distae.models.size import build_on_meta
 from distae.runtime import files
 
@@ -120,7 +120,9 @@ class SavedModel(NamedTuple):
 
 
 def load_saved(run_dir: str | Path) -> SavedModel:
-    """As `load`, and what is saved beside the weights."""
+    """As `load`, and what is saved beside the weights. The folder may be one of SAELens."""
+    if (path := Path(run_dir).expanduser() / sae_lens.WEIGHTS).is_file():
+        return _of_sae_lens(path)
     folder = _model_folder(Path(run_dir).expanduser())
     about = _about(folder)
     cfg = _settings(about, folder / CONFIG)
@@ -129,6 +131,31 @@ def load_saved(run_dir: str | Path) -> SavedModel:
     model = assemble(cfg.model, cfg.net, tuple(about.shape), _weights(folder, about)).eval()
     transform = _transform(about, folder / CONFIG, tuple(about.shape))
     return SavedModel(model, transform, about, checksum(folder / WEIGHTS))
+
+
+def _of_sae_lens(path: Path, scale: float = 1.0) -> SavedModel:
+    """The dictionary whose tensors are in `path`, of stored values divided by `scale`.
+
+    Raises UserError if a file is damaged, or the dictionary cannot be read.
+    """
+    _stored_shapes(path)
+    try:
+        config = files.decode(files.read_bytes(path.with_name(sae_lens.CONFIG)), dict[str, Any])
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path.with_name(sae_lens.CONFIG)} is missing or damaged ({files.in_words(error)})") from error
+    model, weights = sae_lens.imported(config, _finite(path), scale)
+    about = About(model, {}, [len(weights["bias"])])
+    cfg = _settings(about, path)
+    return SavedModel(assemble(cfg.model, cfg.net, tuple(about.shape), weights).eval(), Transform(), about, checksum(path))
+
+
+def write_sae_lens(saved: SavedModel, folder: Path) -> None:
+    """Write the files of a folder of SAELens, into an empty folder. Raises UserError if the model is not a dictionary."""
+    config, tensors = sae_lens.exported(saved.model, saved.transform, saved.about.step)
+    _save(tensors, folder / sae_lens.WEIGHTS)
+    files.write_atomically(folder / sae_lens.CONFIG, json.dumps(config, indent=1).encode() + b"\n")
+    (folder / sae_lens.WEIGHTS).chmod((folder / sae_lens.CONFIG).stat().st_mode)
+    files.sync(folder / sae_lens.WEIGHTS)
 
 
 def load_with_transform(run_dir: str | Path) -> tuple[base.Autoencoder, Transform]:
@@ -156,8 +183,13 @@ def _transform(about: About, path: Path, shape: tuple[int, ...]) -> Transform:
     return transform
 
 
-def load_weights(run_dir: Path) -> dict[str, Tensor]:
-    """The weights of a finished run. Raises UserError if there are none, or they are damaged or not finite."""
+def load_weights(run_dir: Path, scale: float = 1.0) -> dict[str, Tensor]:
+    """The weights of a finished run. Raises UserError if there are none, or they are damaged or not finite.
+
+    Folders of SAELens are of stored values: the weights become those of these values divided by `scale`.
+    """
+    if (path := run_dir / sae_lens.WEIGHTS).is_file():
+        return _of_sae_lens(path, scale).model.state_dict()
     folder = _model_folder(run_dir)
     return _weights(folder, _about(folder))
 
@@ -236,6 +268,11 @@ def _weights(folder: Path, about: About) -> dict[str, Tensor]:
     _stored_shapes(path)
     if about.weights and (path.stat().st_size, checksum(path)) != (about.weights["size"], about.weights["xxh3"]):
         raise UserError(f"no finished run in {folder.parent}: {path} is damaged (checksum mismatch)")
+    return _finite(path)
+
+
+def _finite(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file. Raises UserError if they hold NaN or infinite values."""
     weights = load_file(path)
     bad = next((name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()), None)
     if bad:

@@ -3,8 +3,9 @@
 What depends on other samples (top k of a batch, thresholds, dead latents) is of the global batch: the same at every world size.
 """
 
+from abc import abstractmethod
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +21,14 @@ from distae.config.models import (
     ModelConfig,
     TopKSAEConfig,
 )
-from distae.config.models.sparse_dictionary import DictionaryConfig
+from distae.config.models.sparse_dictionary import AuxKConfig, DictionaryConfig
 from distae.config.nets import NetConfig
 from distae.losses import upcast
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.nn.sparse import DenseCode, SparseCode, dense_code, geometric_median, global_kth, jump_relu, sparse_code, step
 from distae.noise import Noise
 
+Reported = tuple[Tensor, dict[str, Tensor]]
 DENSE = 12
 """Below so many latents for each active one, products with whole matrices are faster."""
 
@@ -37,11 +39,13 @@ class Dictionary(Autoencoder):
     Encoder and decoder start equal, the bias at the geometric median of the first global batch (Gao et al. 2024, app. A).
     """
 
+    sparse_codes = True
+    initial_norm: ClassVar[float] = 1.0
+    """Length of the decoder's vectors at the start."""
     cfg: DictionaryConfig
-    unit_norm: ClassVar[bool] = True
-    """Whether decoder vectors have length 1: gradients along them are removed, and each step ends with it."""
     silent: Tensor
     activity: Tensor
+    input_scale: Tensor
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
@@ -51,42 +55,66 @@ class Dictionary(Autoencoder):
         self.bias = nn.Parameter(torch.zeros(prod(shape)))
         self.register_buffer("silent", torch.zeros(cfg.latent_dim, dtype=torch.int64))
         self.register_buffer("activity", torch.zeros(cfg.latent_dim + 1, dtype=torch.int64), persistent=False)
+        if self.cfg.scale_input:
+            self.register_buffer("input_scale", torch.ones(()))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         with torch.no_grad():
             nn.init.normal_(self.decoder)
-            self.decoder.div_(self.decoder.norm(dim=1, keepdim=True))
+            self.decoder.mul_(self.initial_norm / self.decoder.norm(dim=1, keepdim=True))
             self.encoder.copy_(self.decoder)
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
-        self.bias.copy_(geometric_median(dist.gather_rows(x.flatten(1))))
+        rows = dist.gather_rows(x.flatten(1))
+        if self.cfg.scale_input:
+            self.input_scale.copy_(rows.shape[1] ** 0.5 / rows.double().norm(dim=1).mean())
+        self.bias.copy_(geometric_median(rows) * self.scale)
+
+    @property
+    def scale(self) -> Tensor | float:
+        """What samples are multiplied by."""
+        return self.input_scale if self.cfg.scale_input else 1.0
+
+    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+        if not self.cfg.scale_input:
+            return self.objective(batch)
+        out = self.objective(batch._replace(x=batch.x * self.input_scale))
+        return out._replace(recon=out.recon / self.input_scale)
+
+    @abstractmethod
+    def objective(self, batch: Batch) -> Output:
+        """That of samples as they are scaled."""
 
     @property
     def code_shape(self) -> tuple[int, ...]:
         return (self.cfg.latent_dim,)
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
-        return Codes(self.inferred(self.pre_activations(x)))
+        return Codes(self.inferred(self.pre_activations(x * self.scale)))
 
     def inferred(self, pre: Tensor) -> Tensor:
         """Activations `[B, L]` of pre-activations `[B, L]`, in use."""
         return pre.relu()
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.likelihood.mean(self.decode_raw(z))
+        return self.likelihood.mean(self.decode_raw(z) / self.scale)
 
     def decode_raw(self, z: Tensor) -> Tensor:
-        """`[B, *shape]` from activations `[B, L]`."""
+        """`[B, *shape]`, scaled, from activations `[B, L]`."""
         return (z @ self.vectors() + self.bias).view(-1, *self.shape)
 
     def vectors(self) -> Tensor:
         """Decoder vectors `[L, values]`. The gradient of a normalised vector is orthogonal to it."""
-        return F.normalize(self.decoder, dim=1) if self.unit_norm else self.decoder
+        return F.normalize(self.decoder, dim=1) if self.cfg.unit_norm else self.decoder
+
+    def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What SAELens calls the variant in use, and its tensors besides those that all have (`models/sae_lens.py`)."""
+        return {"architecture": "standard"}, {"b_enc": self.encoder_bias}
 
     def pre_activations(self, x: Tensor) -> Tensor:
-        """`[B, L]` from `[B, *shape]`."""
+        """`[B, L]` from `[B, *shape]`, scaled."""
         return upcast(F.linear(x.flatten(1) - self.bias, self.encoder, self.encoder_bias))
 
     @property
@@ -106,26 +134,25 @@ class Dictionary(Autoencoder):
         activity = dist.all_reduce_(self.activity)
         self.silent.copy_(torch.where(activity[:-1] > 0, 0, self.silent + activity[-1]))
         self.activity.zero_()
-        if self.unit_norm:
+        if self.cfg.unit_norm:
             self.decoder.div_(self.decoder.norm(dim=1, keepdim=True))
 
 
-@register(TopKSAEConfig)
-class TopKSAE(Dictionary):
-    """Gao et al. 2024 (arXiv 2406.04093), sec. 2.3 and app. A.2: -log p(x|z) + aux_weight * AuxK; z has the k largest
-    pre-activations of the sample that are above 0.
+class Largest(Dictionary):
+    """Variants that keep the largest pre-activations, those that are above 0: -log p(x|z) + aux_weight * AuxK.
 
-    AuxK is 1/2 |e - e'|^2: e is the reconstruction error, e' what the aux_k largest dead latents make of it. 0 if none is dead.
+    AuxK is 1/2 |e - e'|^2: e is the reconstruction error, e' what the aux_k largest dead latents make of it. 0 if none is dead
+    (Gao et al. 2024, app. A.2).
     """
 
-    cfg: TopKSAEConfig
+    cfg: AuxKConfig
 
-    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+    def objective(self, batch: Batch) -> Output:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.sparse):
             pre = self.pre_activations(batch.x)
-        code = self.coded(batch.x, pre, self.chosen(pre))
+        code = self.coded(batch.x, pre, self.chosen(pre, round(float(batch.weight(self.cfg.k)))))
         recon = self.shaped(code.decode(self.vectors()))
-        nll, terms = self.reconstruction(code, recon, batch)
+        nll, terms = self.reconstruction(code, recon, batch, pre)
         auxiliary = self.auxiliary(batch.x, self.likelihood.mean(recon), pre)
         loss = nll + batch.weight(self.cfg.aux_weight) * auxiliary
         return output(loss, recon, {**terms, "auxiliary": auxiliary, **self.observed(code)})
@@ -136,7 +163,7 @@ class TopKSAE(Dictionary):
 
         A compiled program has no shapes that depend on values.
         """
-        return self.bias.is_cpu and self.cfg.latent_dim >= DENSE * self.cfg.k and not torch.compiler.is_compiling()
+        return self.bias.is_cpu and self.cfg.latent_dim >= DENSE * self.cfg.final_k and not torch.compiler.is_compiling()
 
     def coded(self, x: Tensor, pre: Tensor, choice: Tensor) -> DenseCode | SparseCode:
         """The code of those pre-activations `[B, L]` of `x` that are chosen and above 0."""
@@ -148,14 +175,11 @@ class TopKSAE(Dictionary):
         """`[B, *shape]` from sums of decoder vectors `[B, values]`."""
         return (sums + self.bias).view(-1, *self.shape)
 
-    def chosen(self, pre: Tensor) -> Tensor:
+    @abstractmethod
+    def chosen(self, pre: Tensor, k: int) -> Tensor:
         """Latents `[B, k]`, or a mask `[B, L]`, of pre-activations `[B, L]` of a batch."""
-        return pre.topk(self.cfg.k, dim=1, sorted=False).indices
 
-    def inferred(self, pre: Tensor) -> Tensor:
-        return dense_code(pre, self.chosen(pre)).z
-
-    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, pre: Tensor) -> Reported:
         """What is minimised of the reconstruction, `[B]`, and terms to report."""
         nll = self.likelihood(recon, batch.x)
         return nll, {"recon": nll}
@@ -171,8 +195,34 @@ class TopKSAE(Dictionary):
         return torch.where(dead.any(), 0.5 * (error - revived).square().sum(1), 0.0)
 
 
+@register(TopKSAEConfig)
+class TopKSAE(Largest):
+    """Gao et al. 2024 (arXiv 2406.04093), sec. 2.3 and 4.3: the k largest of each sample. Multi-TopK adds multi_weight times the
+    -log p(x|z) of the 4 k largest."""
+
+    cfg: TopKSAEConfig
+
+    def chosen(self, pre: Tensor, k: int) -> Tensor:
+        return pre.topk(k, dim=1, sorted=False).indices
+
+    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, pre: Tensor) -> Reported:
+        nll, terms = super().reconstruction(code, recon, batch, pre)
+        if self.cfg.multi_weight == 0:
+            return nll, terms
+        more = self.chosen(pre, min(4 * self.cfg.final_k, self.cfg.latent_dim))
+        multi = self.likelihood(self.shaped(self.coded(batch.x, pre, more).decode(self.vectors())), batch.x)
+        return nll + batch.weight(self.cfg.multi_weight) * multi, terms | {"multi": multi}
+
+    def inferred(self, pre: Tensor) -> Tensor:
+        return dense_code(pre, self.chosen(pre, self.cfg.final_k)).z
+
+    def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        settings = {"architecture": "topk", "k": self.cfg.final_k, "rescale_acts_by_decoder_norm": False}
+        return settings, {"b_enc": self.encoder_bias}
+
+
 @register(BatchTopKSAEConfig)
-class BatchTopKSAE(TopKSAE):
+class BatchTopKSAE(Largest):
     """Bussmann et al. 2024 (arXiv 2412.06410), sec. 3: the k * batch largest pre-activations of the global batch are kept.
 
     Equal ones are all kept: no order decides. In use a latent is active from `threshold` on, the mean over steps of the smallest
@@ -189,15 +239,19 @@ class BatchTopKSAE(TopKSAE):
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("smallest", torch.zeros(2), persistent=False)
 
-    def chosen(self, pre: Tensor) -> Tensor:
+    def chosen(self, pre: Tensor, k: int) -> Tensor:
         if not self.training:
             return pre >= self.threshold
-        least = global_kth(pre.detach(), self.cfg.k)
+        least = global_kth(pre.detach(), k)
         self.smallest += torch.stack([least, torch.ones_like(least)])
         return pre >= least.clamp_min(torch.finfo(pre.dtype).tiny)
 
     def inferred(self, pre: Tensor) -> Tensor:
         return torch.where(pre >= self.threshold, pre, 0.0).relu()
+
+    def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        below = self.threshold.nextafter(-torch.ones_like(self.threshold))  # active above its threshold, here from it on
+        return {"architecture": "jumprelu"}, {"b_enc": self.encoder_bias, "threshold": below.expand(self.cfg.latent_dim)}
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -217,7 +271,7 @@ class MatryoshkaSAE(BatchTopKSAE):
 
     cfg: MatryoshkaSAEConfig
 
-    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, pre: Tensor) -> Reported:
         nll, vectors = self.likelihood(recon, batch.x), self.vectors()
         parts = [self.shaped(code.first(width).decode(vectors)) for width in self.cfg.widths[:-1]]
         mean = torch.stack([*(self.likelihood(part, batch.x) for part in parts), nll]).mean(0)
@@ -226,42 +280,55 @@ class MatryoshkaSAE(BatchTopKSAE):
 
 @register(JumpReLUSAEConfig)
 class JumpReLUSAE(Dictionary):
-    """Rajamanoharan et al. 2024 (arXiv 2407.14435), sec. 3: a latent is active above its threshold exp(log_threshold).
+    """Rajamanoharan et al. 2024 (arXiv 2407.14435), sec. 3: a latent is active above its threshold.
 
     -log p(x|z) + weight * (L0 / k - 1)^2, L0 the mean number of active latents of the global batch. Gradients of thresholds are
-    straight-through estimates from pre-activations within half a bandwidth (eq. 11 and 12).
+    straight-through estimates from pre-activations within half a bandwidth (eq. 11 and 12). Thresholds are parameters themselves,
+    not their logarithms as there: a step of Adam moves a parameter by the learning rate whatever its size, and a logarithm that
+    starts at that of 0.1 would need a thousand times 1e-3 to become that of 0.27. Encoder and decoder start short, as in l1_sae.
     """
 
     cfg: JumpReLUSAEConfig
+    initial_norm = 0.1
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
-        self.log_threshold = nn.Parameter(torch.full((cfg.latent_dim,), self.cfg.threshold).log())
+        self.threshold = nn.Parameter(torch.full((cfg.latent_dim,), self.cfg.threshold))
 
-    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
-        pre, threshold = self.pre_activations(batch.x), self.log_threshold.exp()
+    def objective(self, batch: Batch) -> Output:
+        pre, threshold = self.pre_activations(batch.x), self.threshold
         z = jump_relu(pre, threshold, self.cfg.bandwidth)
         recon = self.decode_raw(z)
-        nll, l0 = self.likelihood(recon, batch.x), step(pre, threshold, self.cfg.bandwidth).sum(1)
-        sparsity = (batch.mean(l0) / self.cfg.k - 1).square()
+        counted = pre if self.cfg.l0_from == "pre_activations" else z
+        nll, l0 = self.likelihood(recon, batch.x), step(counted, threshold, self.cfg.bandwidth).sum(1)
+        sparsity = (batch.mean(l0) / batch.weight(self.cfg.k) - 1).square()
         loss = nll + batch.weight(self.cfg.weight) * sparsity
         return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(DenseCode(z))})
 
     def inferred(self, pre: Tensor) -> Tensor:
-        return torch.where(pre > self.log_threshold.exp(), pre, 0.0)
+        return torch.where(pre > self.threshold, pre, 0.0)
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        super().after_step(step)
+        self.threshold.clamp_min_(0.0)
+
+    def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {"architecture": "jumprelu"}, {"b_enc": self.encoder_bias, "threshold": self.threshold}
 
 
 @register(L1SAEConfig)
 class L1SAE(Dictionary):
     """Templeton et al. 2024 (Scaling Monosemanticity, Methods): -log p(x|z) + weight * sum of z_i |decoder vector i|.
 
-    The norm in the penalty keeps it from being evaded by large decoder vectors, which are therefore free.
+    The norm in the penalty keeps it from being evaded by large decoder vectors, which are therefore free. They start short, as
+    does the encoder (Anthropic, April 2024): where all latents start active, they end as mixtures of features.
     """
 
     cfg: L1SAEConfig
-    unit_norm = False
+    initial_norm = 0.1
 
-    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+    def objective(self, batch: Batch) -> Output:
         z = self.pre_activations(batch.x).relu()
         recon = self.decode_raw(z)
         nll, sparsity = self.likelihood(recon, batch.x), z @ self.decoder.norm(dim=1)
@@ -284,7 +351,7 @@ class GatedSAE(Dictionary):
         self.log_magnitude = nn.Parameter(torch.zeros(cfg.latent_dim))
         self.magnitude_bias = nn.Parameter(torch.zeros(cfg.latent_dim))
 
-    def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
+    def objective(self, batch: Batch) -> Output:
         gate = self.pre_activations(batch.x)
         z, open_ = self.inferred(gate), gate.relu()
         recon, frozen = self.decode_raw(z), open_ @ self.vectors().detach() + self.bias.detach()
@@ -295,3 +362,7 @@ class GatedSAE(Dictionary):
     def inferred(self, pre: Tensor) -> Tensor:
         magnitude = (pre - self.encoder_bias) * self.log_magnitude.exp() + self.magnitude_bias
         return torch.where(pre > 0, magnitude.relu(), 0.0)
+
+    def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        tensors: dict[str, Tensor] = {"b_gate": self.encoder_bias, "b_mag": self.magnitude_bias, "r_mag": self.log_magnitude}
+        return {"architecture": "gated"}, tensors

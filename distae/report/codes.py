@@ -12,7 +12,7 @@ from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.metrics import Skip
 from distae.evaluation.pictures import is_image, png
 from distae.evaluation.samplers import posterior_samples
-from distae.evaluation.sparse_codes import are_sparse
+from distae.evaluation.sparse_codes import densities
 from distae.evaluation.walks import REACH, Dimensions, between, decoded, dimensions, is_spherical
 from distae.noise import Noise, Rows
 from distae.report.charts import Curve, chart, scatter
@@ -179,14 +179,13 @@ def _codebook(e: Evaluation) -> Html:
 
 def _latents(e: Evaluation) -> Html:
     """How often each latent of sparse codes is active, and how many never are."""
-    z = e.codes().z
-    if e.model.num_codes is not None or not are_sparse(z):
+    try:
+        share = densities(e)
+    except Skip:
         return Html()
-    share, active = (z != 0).double().mean(0), float((z != 0).double().sum(1).mean())
-    dead = int((share == 0).sum())
     about = (
-        f"{dead} of {len(share)} latents are dead, 0 in all of {len(z)} {e.split} samples; more samples would leave fewer. "
-        f"A sample has {active:.3g} active latents on average."
+        f"{int((share == 0).sum())} of {len(share)} latents are dead, 0 in all of {len(e.codes().z)} {e.split} samples; more samples "
+        f"would leave fewer. A sample has {float(share.sum()):.3g} active latents on average."
     )
     curve = Curve(e.split, "share", [(i, value) for i, value in enumerate(share.sort(descending=True).values.tolist(), 1)])
     drawn = chart("Share of samples in which a latent is active, the most active first", [curve], ("rank",))

@@ -100,7 +100,7 @@ class RunRestorer:
         self.notes += [changed] if changed else []
 
     def _load_weights(self, run_dir: Path) -> None:
-        weights = load_weights(run_dir)
+        weights = load_weights(run_dir, self.train_step.loader.split.transform.scale)
         for model in {self.train_step.model, self.train_step.weights}:
             try:
                 load_whole_state(model, weights)

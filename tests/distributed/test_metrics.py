@@ -21,7 +21,7 @@ KINDS = {
     "shapes": ("mig", "modularity", "factor_vae_score", "knn_accuracy", "linear_probe", "cluster_nmi", "pca_relative_error"),
     "one class": ("auroc", "average_precision"),
     "interactions": ("ndcg_100", "recall_20", "recall_50"),
-    "features": ("l0", "explained_variance", "fvu", "dead_share", "shrinkage", "mcc", "f1"),
+    "features": ("l0", "explained_variance", "fvu", "dead_share", "shrinkage", "max_cosine", "uniqueness", "mcc", "f1"),
 }
 RANKS = {1: (0,), 2: (1, 2)}
 """Worlds of the 3 processes, side by side; then all of them are one."""

@@ -26,6 +26,9 @@ FURTHER: dict[str, tuple[dict[str, Any], ...]] = {
     "lin_nf_vae": ({"flow": "radial"},),
     "categorical_vae": ({"temperature": "2:0.5@8"},),
     "info_vae": ({"kernel": "imq"},),
+    "topk_sae": ({"k": "8:2@6", "multi_weight": "0:0.125@4", "scale_input": True},),
+    "batch_topk_sae": ({"k": "8:2@6", "scale_input": True, "unit_norm": False},),
+    "jumprelu_sae": ({"k": "6:3@6", "l0_from": "activations", "scale_input": True},),
     "tokenizer": (
         {"bottleneck": "vq", "codebook_size": 16, "learning": "gradient", "perceptual": "msssim", "lecam": 0.1, "lecam_decay": 0.5},
         {"bottleneck": "fsq", "r1": 0.5, "discriminator_ramp": 3, "discriminator_norm": "group", "learn_scale": True},
@@ -89,7 +92,11 @@ PLANTED = {
 }
 
 OF_A_BATCH = ("batch_topk_sae", "jumprelu_sae")
-ELASTIC = {f"{name} elastic": Case(cfg_of(name), world_sizes=(3,), ends_at=6, begins_on=1) for name in OF_A_BATCH}
+OPTIONS = "batch_topk_sae k=8:2@6 scale_input=True unit_norm=False"
+ELASTIC = {
+    f"{name} elastic": Case(cfg, world_sizes=(3,), ends_at=5, begins_on=1)
+    for name, cfg in [(name, cfg_of(name)) for name in OF_A_BATCH] + [(OPTIONS, FURTHER_CASES[OPTIONS].cfg)]
+}
 
 
 ONSET = {
@@ -165,7 +172,7 @@ def test_dead_latents_are_among_what_agrees(results, name):
 
 
 @pytest.mark.cases("{name}", "{name} elastic")
-@pytest.mark.parametrize("name", OF_A_BATCH)
+@pytest.mark.parametrize("name", [*OF_A_BATCH, OPTIONS])
 def test_dictionaries_continue_on_another_number_of_ranks(results, name):
     straight, elastic = (result._replace(metrics={}) for result in (results[name][1], results[f"{name} elastic"][3]))
     gate.assert_parity({1: straight, 3: elastic}, gate.EXACT)  # the end of the first part adds rows of metrics

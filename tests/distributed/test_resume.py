@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from helpers import RICH, StopAt, metrics, run, settings
+from safetensors.torch import save_file
 
+import distae
 from benchmarks import crash
 from benchmarks.crash.kills import Reference, resumed_chain
 from distae.checkpoint import read_tensors
@@ -67,6 +69,23 @@ def test_kills_change_nothing(tmp_path: Path, ranks: int, kills: int) -> None:
     report = resumed_chain(Reference("vae", ranks, tmp_path), kills, tmp_path)
     assert (report["differences"], report["human"]) == ([], "")
     assert report["resumes"] > 0
+
+
+DICTIONARY = "--model batch_topk_sae --model.latent-dim 48 --model.k 8:3@20 --model.dead-after 200 --model.scale-input --ema 0.9"
+
+
+def test_kills_change_nothing_of_a_dictionary(tmp_path: Path) -> None:
+    """On activations in bfloat16, in two files: threshold, dead latents, scale and schedule come back."""
+    x = torch.randn(240, 16, generator=torch.Generator().manual_seed(0)).relu().bfloat16()
+    files = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for file, part in zip(files, x.split(150), strict=True):
+        save_file({"x": part.contiguous()}, file)
+    options = [*DICTIONARY.split(), "--data", "array", "--data.path", ",".join(map(str, files))]
+    reference = Reference("dictionary", 2, tmp_path, options)
+    report = resumed_chain(reference, 3, tmp_path)
+    assert (report["differences"], report["human"], report["resumes"] > 0) == ([], "", True)
+    module: Any = distae.load(reference.run_dir).module
+    assert (module.encoder.shape, float(module.threshold) > 0, module.input_scale != 1) == ((48, 16), True, True)
 
 
 ELASTIC = (

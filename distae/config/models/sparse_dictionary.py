@@ -1,13 +1,13 @@
 """Settings of sparse autoencoders with a wide dictionary."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from distae.config.fields import Count, Fraction, Positive
 from distae.config.models.base import ModelConfig
 from distae.config.names import TRAITS, LikelihoodName, Traits
 from distae.config.nets import NetConfig
-from distae.config.weights import Weight
+from distae.config.weights import Ramp, Weight, at
 from distae.errors import UserError
 
 
@@ -23,6 +23,11 @@ class DictionaryConfig(ModelConfig):
     """p(x|z): gaussian is half the squared error; valid are those of one output per value that is its mean."""
     dead_after: Count = 1_000_000
     """A latent that was not active in this many samples in a row is dead."""
+    unit_norm: bool = True
+    """Decoder vectors of length 1: gradients along them are removed, and each step ends with it."""
+    scale_input: bool = False
+    """Multiply samples by the number that makes their mean norm in the first batch the root of their number of values; losses are
+    of these, so that settings fit data of any scale."""
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         if not _plain(TRAITS.get(self.likelihood, Traits(plain=True))) or self.other_input:
@@ -39,20 +44,24 @@ def _plain(traits: Traits) -> bool:
 class OfKConfig(DictionaryConfig):
     """What variants with a given number of active latents share."""
 
-    k: Count = 32
-    """Active latents of a sample (topk_sae), or their mean over samples."""
+    k: Count | Ramp = 32
+    """Active latents of a sample (topk_sae), or their mean over samples. 128:32@1000 begins with more."""
+
+    @property
+    def final_k(self) -> int:
+        """In use."""
+        return round(at(self.k, None))
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         super().check(shape, net)
-        if self.k > self.latent_dim:
-            raise UserError(f"--model.k {self.k} is too large: at most --model.latent-dim, which is {self.latent_dim}")
+        if not all(1 <= at(self.k, step) <= self.latent_dim for step in (0, None)):
+            raise UserError(f"--model.k {self.k}: valid from 1 to --model.latent-dim, which is {self.latent_dim}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopKSAEConfig(OfKConfig):
-    """Sparse autoencoder that keeps the k largest latents of each sample (Gao 2024); dead latents are revived by AuxK."""
+class AuxKConfig(OfKConfig):
+    """What variants share that keep the largest latents."""
 
-    name: ClassVar[str] = "topk_sae"
     terms: ClassVar[tuple[str, ...]] = ("recon", "auxiliary", "l0", "dead")
 
     aux_weight: Weight = 1 / 32
@@ -62,7 +71,17 @@ class TopKSAEConfig(OfKConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchTopKSAEConfig(TopKSAEConfig):
+class TopKSAEConfig(AuxKConfig):
+    """Sparse autoencoder that keeps the k largest latents of each sample (Gao 2024); dead latents are revived by AuxK."""
+
+    name: ClassVar[str] = "topk_sae"
+
+    multi_weight: Weight = 0.0
+    """Weight of Multi-TopK, the reconstruction from 4 k latents: 0.125 keeps it good where another k is used later (Gao 2024)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTopKSAEConfig(AuxKConfig):
     """Sparse autoencoder that keeps the k x batch largest latents of the whole batch (Bussmann 2024), and in use those above a
     threshold that training has averaged."""
 
@@ -109,10 +128,15 @@ class JumpReLUSAEConfig(OfKConfig):
 
     weight: Weight = 1.0
     """Weight of (mean number of active latents / k - 1)^2."""
+    unit_norm: bool = False
+    """Decoder vectors of length 1; free ones find features better here."""
     threshold: Positive = 0.1
     """Initial thresholds."""
     bandwidth: Positive = 0.5
     """Width of the window around a threshold in which values move it."""
+    l0_from: Literal["pre_activations", "activations"] = "pre_activations"
+    """What moves thresholds by the number of active latents: activations are 0 below the threshold, which leaves half the window
+    (as in the library dictionary_learning)."""
 
     @property
     def couples_samples(self) -> bool:
@@ -128,6 +152,8 @@ class L1SAEConfig(DictionaryConfig):
 
     weight: Weight = 1.0
     """Weight of the penalty: 0:1@1000 warms it up."""
+    unit_norm: bool = False
+    """Decoder vectors of length 1; the norms in the penalty keep free ones from growing."""
 
 
 @dataclass(frozen=True, kw_only=True)

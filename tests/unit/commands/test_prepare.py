@@ -1,7 +1,10 @@
 """`distae prepare` and `distae data`: any source as shards, resumed where it was killed, with what could not be read."""
 
+import importlib
 import json
 import os
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +48,8 @@ def rows_per_shard(monkeypatch, n: int, row_bytes: int = 8 * 8 * 3) -> None:
     monkeypatch.setattr(preparing, "BLOCK", 3 * row_bytes)
     made = preparing.Preparation.__init__
 
-    def small(self, splits, folder, shard_bytes, workers):
-        made(self, splits, folder, n * row_bytes, workers)
+    def small(self, splits, folder, shard_bytes, workers, *share):
+        made(self, splits, folder, n * row_bytes, workers, *share)
 
     monkeypatch.setattr(preparing.Preparation, "__init__", small)
 
@@ -241,3 +244,68 @@ def test_looking_at_arrays_and_tables(tmp_path, monkeypatch, capsys):
     assert "sparse: r.inter, 60 of 60 rows kept: 20 users, 7 items" in capsys.readouterr().out
     assert looked("--data", "digits", "--force") == 0
     assert "sees [1, 8, 8]: divided by 16" in capsys.readouterr().out
+
+
+FUNCTIONS = """
+import torch
+calls = []
+def features(x):
+    calls.append(len(x))
+    return (x.flatten(1)[:, :5] * 2 - 1).bfloat16()
+def whole(x):
+    return x.long()
+def mean(x):
+    return x.mean()
+"""
+
+
+def as_rank(monkeypatch, rank: int, count: int) -> None:
+    for name, value in {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "1")
+
+
+def test_activations_of_a_network_are_written(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "mine_net.py").write_text(FUNCTIONS)
+    rows_per_shard(monkeypatch, 9, row_bytes=10)
+    argv = (photos, tmp_path / "out", "--from-model", tmp_path / "mine_net.py:features")
+    assert ran(*argv) == 0, capsys.readouterr().err
+    found, source = (load(cfg) for cfg in (ArrayConfig(path=str(tmp_path / "out")), ImageFolderConfig(path=str(photos))))
+    for name, split in source.items():
+        x = split.transform.apply(split.read(torch.arange(len(split)))[0], torch.float32)
+        assert torch.equal(found[name].x, (x.flatten(1)[:, :5] * 2 - 1).bfloat16())
+        assert [*found[name].label] == [*split.label]  # type: ignore[misc]
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 4
+    calls = sys.modules["mine_net"].calls
+    del calls[:]
+    assert ran(*argv) == 0
+    assert calls == [1], "complete: the network sees one sample, for its shape"
+    for rank in (1, 0):  # the other process first: rank 0 waits for its shards
+        as_rank(monkeypatch, rank, 2)
+        assert ran(photos, tmp_path / "two", *argv[2:]) == 0, capsys.readouterr().err
+    for file in (tmp_path / "out").glob("*.safetensors"):
+        assert (tmp_path / "two" / file.name).read_bytes() == file.read_bytes()
+    assert ran(photos, tmp_path / "two", "--force") == 2
+    assert "--force requires one process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("odd_net.py", "--from-model odd_net.py: expected FILE.py:FUNCTION"),
+        ("odd_net.py:none", "has no function 'none'"),
+        ("odd_net.py:whole", r"gives torch.int64 \[1, 3, 64, 64\] for 1 samples; expected floats \[1, ...\]"),
+        ("odd_net.py:mean", "expected floats"),
+        ("none.py:f", "--from-model: none.py is not a Python file"),
+    ],
+)
+def test_functions_that_give_no_activations_are_named(
+    text: str, why: str, photos: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    (tmp_path / "odd_net.py").write_text(FUNCTIONS)
+    monkeypatch.delitem(sys.modules, "odd_net", raising=False)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if "test_functions_without" not in p])
+    importlib.invalidate_caches()
+    assert ran(photos, tmp_path / "out", "--from-model", text) == 2
+    assert re.search(why, capsys.readouterr().err)

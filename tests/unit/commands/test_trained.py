@@ -119,6 +119,31 @@ def test_encode_leaves_the_parts(home: Path, tmp_path: Path, capsys: pytest.Capt
     assert call(encode.main, capsys, *argv, "--force")[0] == 0
 
 
+def test_codes_of_dictionaries_are_sparse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scipy.sparse import load_npz
+
+    monkeypatch.setattr(encode, "PART", 64)
+    words = OPTIONS | {"--steps": "2", "--model": "topk_sae", "--model.latent-dim": "24", "--model.k": "3", "--data.limit": "200"}
+    run = tmp_path / "sae"
+    argv = [word for option in words.items() for word in option]
+    assert train.main([*argv, "--device", "cpu", "--threads", "1", "--run-dir", str(run)]) == 0
+    options = (run, "--split", "train", "--eval-batch-size", 64)
+    for name in ("z.npz", "z.npy"):
+        code, out, err = call(encode.main, capsys, *options, "--out", tmp_path / name)
+        assert code == 0, err
+        assert "z [200, 24]" in out
+    z, dense = load_npz(tmp_path / "z.npz"), np.load(tmp_path / "z.npy")
+    assert (z.toarray() == dense).all()
+    assert 0 < z.nnz <= 3 * len(dense)
+    assert len(np.load(tmp_path / "z.npz")["id"]) == len(dense)
+    assert call(encode.main, capsys, *options, "--out", tmp_path / "parts", "--sharded")[0] == 0
+    parts = [load_npz(path).toarray() for path in sorted((tmp_path / "parts").glob("*.npz"))]
+    assert len(parts) == 4
+    assert (np.concatenate(parts) == dense).all()
+
+
 def test_new_rows_of_a_table_have_the_columns_of_the_model(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Categories and normalisation are those of training, whatever the new file holds."""
     write_csv(tmp_path / "new.csv", [("kind", "id", "v", "u"), ("c", "q0", 4, 0.5), ("c", "q1", 13, -1)])

@@ -1,6 +1,7 @@
 """Figures of sparse codes against hand-made models."""
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -9,13 +10,15 @@ from helpers import settings
 
 from distae.config.evaluation import EvaluationConfig
 from distae.config.names import METRICS
+from distae.config.plugin import function
 from distae.data import load
+from distae.errors import UserError
 from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.metrics import Skip
 from distae.models import build
 
 DATA = {"name": "synthetic_features", "samples": 600, "features": 20, "dim": 30, "active": 2.0, "bias": 0.0}
-NAMES = ("l0", "explained_variance", "fvu", "dead_share", "shrinkage", "mcc", "f1")
+NAMES = ("l0", "explained_variance", "fvu", "dead_share", "shrinkage", "max_cosine", "uniqueness", "mcc", "f1")
 
 
 def of_truth(scale: float = 1.0, **data):
@@ -62,6 +65,47 @@ def test_variance_is_explained_over_all_values():
     around = y - x.mean(0)
     assert found["shrinkage"] == pytest.approx(float((around**2).sum() / (around * (x - x.mean(0))).sum()))
     assert found["shrinkage"] < 0.8
+
+
+def test_densities_and_cosines_of_latents():
+    e, features = of_truth()
+    z = (e.codes().z != 0).double().mean(0)
+    found = {name: figure.value for name, figure in METRICS["latent_density"].compute(e).items()}
+    assert found["0.1"] == pytest.approx(float((z >= 0.1).double().mean()))
+    assert found["0.01"] == pytest.approx(float(((z >= 0.01) & (z < 0.1)).double().mean()))
+    assert sum(found.values()) + figures(e)["dead_share"] == pytest.approx(1)
+    vectors: Any = e.model.vectors().detach()  # type: ignore[operator]
+    cosines = (vectors @ vectors.T).fill_diagonal_(-1)
+    with mock.patch("distae.evaluation.sparse_codes.BLOCK", 7):
+        assert METRICS["max_cosine"].compute(e).value == pytest.approx(float(cosines.amax(1).mean()))
+    nearest = (vectors @ features.vectors.double().T).abs().argmax(1)
+    assert METRICS["uniqueness"].compute(e).value == len(set(nearest.tolist())) / 22 < 1
+
+
+def test_the_loss_of_a_network_is_recovered(tmp_path):
+    """Of squared errors the loss recovered is the explained variance."""
+    e, _ = of_truth(scale=0.5)
+    (tmp_path / "mine_loss.py").write_text(
+        "import torch\n"
+        "TRUTH = {}\n"
+        "def loss(x, rows):\n"
+        "    return (x - torch.stack([TRUTH[int(r)] for r in rows])).square().sum(1)\n"
+        "def mean(x, rows):\n"
+        "    return x.mean()\n"
+    )
+    text = f"{tmp_path}/mine_loss.py:"
+    with pytest.raises(Skip, match="--loss-function"):
+        METRICS["loss_recovered"].compute(e)
+    truth = function(f"{text}loss", "--loss-function").__globals__["TRUTH"]
+    truth |= dict(zip(e.splits["test"].rows_at(torch.arange(60)).tolist(), e.values(), strict=True))
+    e.settings = EvaluationConfig(loss_function=f"{text}loss")
+    found = {name: figure.value for name, figure in METRICS["loss_recovered"].compute(e).items()}
+    assert found[""] == pytest.approx(figures(e)["explained_variance"])
+    assert found["loss_of_samples"] == 0 < found["loss_of_reconstructions"] < found["loss_of_mean"]
+    for name, why in (("mean", r"gives torch.Size\(\[\]\); expected one loss of each sample"), ("none", "has no function 'none'")):
+        e.settings = EvaluationConfig(loss_function=text + name)
+        with pytest.raises(UserError, match=why):
+            METRICS["loss_recovered"].compute(e)
 
 
 def test_f1_counts_what_fires_when_it_should_not():

@@ -8,11 +8,14 @@ import torch.nn.functional as F
 from helpers import fitted, settings
 from variants import data, make, run, train
 
+from distae.config.weights import Ramp
 from distae.errors import UserError
 from distae.nn.sparse import _by_rows, geometric_median, global_kth, jump_relu, step
 
 NAMES = ("topk_sae", "batch_topk_sae", "matryoshka_sae", "jumprelu_sae", "l1_sae", "gated_sae")
 OF_K = NAMES[:3]
+FREE = ("jumprelu_sae", "l1_sae")
+"""Decoder vectors of these have any length by default."""
 
 
 def sae(name, **changes):
@@ -29,10 +32,19 @@ def unit(model):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_encoder_and_decoder_start_equal_and_of_length_1(name):
+def test_encoder_and_decoder_start_equal_and_of_one_length(name):
     model = sae(name)
     assert torch.equal(model.encoder, model.decoder)
-    torch.testing.assert_close(model.decoder.norm(dim=1), torch.ones(16, dtype=torch.float64), atol=1e-6, rtol=0)
+    length = 0.1 if name in FREE else 1.0
+    torch.testing.assert_close(model.decoder.norm(dim=1), torch.full((16,), length, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_thresholds_do_not_fall_below_0():
+    model = sae("jumprelu_sae", threshold=0.2)
+    with torch.no_grad():
+        model.threshold[0] = -1.0
+    model.after_step(1)
+    torch.testing.assert_close(model.threshold, torch.tensor([0.0] + [0.2] * 15, dtype=torch.float64))
 
 
 def test_the_bias_starts_at_the_geometric_median():
@@ -144,7 +156,18 @@ def test_the_threshold_is_of_use_after_100_steps(name):
     torch.testing.assert_close(out.recon, model.reconstruct(x[200:]))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "l1_sae"])
+@pytest.mark.parametrize("name", NAMES)
+def test_decoder_vectors_are_free_or_of_length_1(name):
+    free, unit_, x = sae(name, unit_norm=False), sae(name, unit_norm=True), data(20)
+    for model in (free, unit_):
+        train(model, x, 3, lr=0.1)
+    assert (free.decoder.norm(dim=1) - 1).abs().max() > 0.01
+    torch.testing.assert_close(unit_.decoder.norm(dim=1), torch.ones(16, dtype=torch.float64))
+    z = torch.eye(16, dtype=torch.float64)
+    torch.testing.assert_close(free.decode(z), free.decoder + free.bias)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in FREE])
 def test_decoder_vectors_keep_length_1_and_their_gradient_is_orthogonal(name):
     model, x = sae(name), data(20)
     run(model, x).loss.backward()
@@ -248,7 +271,8 @@ def test_latents_are_dead_after_so_many_samples_without(name):
     [
         ({"name": "topk_sae", "likelihood": "bernoulli"}, r"valid with --model\.likelihood gaussian, laplace"),
         ({"name": "l1_sae", "input": "log1p"}, r"--model\.input as_is"),
-        ({"name": "jumprelu_sae", "latent_dim": 8, "k": 9}, r"--model\.k 9 is too large: at most --model\.latent-dim, which is 8"),
+        ({"name": "jumprelu_sae", "latent_dim": 8, "k": 9}, r"--model\.k 9: valid from 1 to --model\.latent-dim, which is 8"),
+        ({"name": "topk_sae", "latent_dim": 8, "k": "9:3@5"}, r"--model\.k 9:3@5: valid from 1"),
         ({"name": "matryoshka_sae", "prefixes": [0.5, 0.25]}, r"--model\.prefixes 0\.5 0\.25"),
         ({"name": "matryoshka_sae", "latent_dim": 40}, r"--model\.prefixes"),
     ],
@@ -269,6 +293,70 @@ def test_weights_taken_over_keep_their_bias(tmp_path):
     torch.testing.assert_close(mean, trained, atol=0.05, rtol=0)
     second = fitted(settings(model=model, steps=1, optim={"lr": 1e-30}, init_from=str(tmp_path / "first")), tmp_path / "second")
     assert torch.equal(second.train_step.model.state_dict()["bias"], mean)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scaled_input_changes_units_alone(name):
+    """Codes and losses are those of samples of mean norm sqrt(6), reconstructions are in the data's own units."""
+    x = 1000 * (data(40) + 0.3)
+    plain, scaled = sae(name), sae(name, scale_input=True)
+    scaled.start(x)
+    factor = 6**0.5 / x.norm(dim=1).mean()
+    plain.start(x * factor)
+    torch.testing.assert_close(scaled.input_scale, factor)
+    a, b = run(plain, x * factor), run(scaled, x)
+    torch.testing.assert_close(a.per_sample["loss"], b.per_sample["loss"])
+    torch.testing.assert_close(a.recon / factor, b.recon)
+    for model, of in ((plain, x * factor), (scaled, x)):
+        run(model, of).loss.backward()
+        model.after_step(1)
+        model.eval()
+    torch.testing.assert_close(plain.encoder.grad, scaled.encoder.grad)
+    torch.testing.assert_close(plain.encode(x * factor).z, scaled.encode(x).z)
+    torch.testing.assert_close(plain.reconstruct(x * factor) / factor, scaled.reconstruct(x))
+
+
+@pytest.mark.parametrize("name", OF_K)
+def test_k_changes_over_steps(name):
+    model, x = sae(name, k=Ramp("6:2@4")), data(20)
+    with torch.no_grad():
+        model.encoder_bias.fill_(2)  # all are above 0
+    found = [float(run(model, x, step=step).per_sample["l0"].mean()) for step in (0, 1, 2, 4, None)]
+    assert found == [6, 5, 4, 2, 2]
+    if name == "topk_sae":
+        assert ((model.encode(x).z > 0).sum(1) == 2).all()
+
+
+def test_multi_topk_reconstructs_from_more_latents_too():
+    model, x = sae("topk_sae", multi_weight=0.5), data(20)
+    pre = pre_of(model, x)
+    wide = torch.where(pre >= pre.topk(12).values[:, -1:], pre, 0.0).relu() @ unit(model) + model.bias
+    out = run(model, x)
+    torch.testing.assert_close(out.per_sample["multi"], model.likelihood(wide, x))
+    torch.testing.assert_close(out.per_sample["loss"], out.per_sample["recon"] + 0.5 * out.per_sample["multi"])
+
+
+def test_thresholds_by_activations_have_half_the_window():
+    grads = {}
+    for l0_from in ("pre_activations", "activations"):
+        model, x = sae("jumprelu_sae", l0_from=l0_from, threshold=0.05, bandwidth=0.04), data(200)
+        pre, threshold = pre_of(model, x), 0.05
+        (grads[l0_from],) = torch.autograd.grad(run(model, x).loss, [model.threshold])
+        counted = pre if l0_from == "pre_activations" else torch.where(pre > threshold, pre, 0.0)
+        near = ((counted - threshold).abs() < 0.02).double().sum(0) / 200
+        l0 = (pre > threshold).double().sum(1).mean()
+        by_l0 = 2 * (l0 / 3 - 1) / 3 * -near / 0.04  # the loss' share of the number of active latents
+        (by_recon,) = torch.autograd.grad(run(sae_without(model), x).loss, [model.threshold])
+        torch.testing.assert_close(grads[l0_from], by_l0 + by_recon)
+    assert not torch.allclose(grads["activations"], grads["pre_activations"])
+
+
+def sae_without(model):
+    """The same parameters without the penalty."""
+    other = sae("jumprelu_sae", weight=0.0, threshold=0.05, bandwidth=0.04)
+    for name, parameter in model.named_parameters():
+        setattr(other, name, parameter)
+    return other
 
 
 def test_the_code_is_not_normalised_twice():
