@@ -184,8 +184,8 @@ def _latents(e: Evaluation) -> Html:
     except Skip:
         return Html()
     about = (
-        f"{int((share == 0).sum())} of {len(share)} latents are dead, 0 in all of {len(e.codes().z)} {e.split} samples; more samples "
-        f"would leave fewer. A sample has {float(share.sum()):.3g} active latents on average."
+        f"{int((share == 0).sum())} of {len(share)} latents are dead, 0 in all of {len(e.codes().z)} {e.split} samples; more "
+        f"samples would leave fewer. A sample has {float(share.sum()):.3g} active latents on average."
     )
     curve = Curve(e.split, "share", [(i, value) for i, value in enumerate(share.sort(descending=True).values.tolist(), 1)])
     drawn = chart("Share of samples in which a latent is active, the most active first", [curve], ("rank",))
