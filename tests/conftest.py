@@ -36,6 +36,12 @@ def run_dir(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """For `-m unit`, modules of the other folders are not even imported."""
+    is_other = collection_path.parent == UNIT.parent and collection_path.is_dir() and collection_path != UNIT
+    return True if is_other and config.option.markexpr == "unit" else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:

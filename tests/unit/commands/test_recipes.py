@@ -129,6 +129,7 @@ def test_trains(name: str, root: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "run" / "images").glob("test_reconstructions_*.png"))
 
 
+@pytest.mark.slow
 def test_faces_train(tmp_path: Path) -> None:
     more = "--steps", "2", "--tracking", "none", "--device", "cpu", "--data.path", str(pictures(tmp_path))
     cfg = recipe("vae_faces", *more, "--net.channels", "4", "8", "8", "8")  # a minute, else

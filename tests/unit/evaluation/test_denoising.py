@@ -75,6 +75,7 @@ def test_figures_are_those_of_the_whole_split():
         assert values == {name: pytest.approx(float((-10 * error.log10()).mean()), rel=1e-9) for name, error in errors.items()}
 
 
+@pytest.mark.slow
 def test_the_strength_is_the_best_one_on_training_samples(monkeypatch):
     """Of images of a few grey levels in squares: a stronger filter than none."""
     chosen = METRICS["denoising_mse"].compute(evaluation("ae", {name: images(64, 0) for name in ("train", "val", "test")}))

@@ -77,6 +77,7 @@ class TestFeatures:
         labels, clusters = np.array([0, 0, 0, 1, 1, 2, 2, 2]), np.array([1, 1, 2, 0, 0, 2, 2, 1])
         assert features.matched_accuracy(labels, clusters) == 6 / 8  # 1-0, 0-1, 2-2
 
+    @pytest.mark.slow
     def test_clustering_of_codes_apart_is_perfect(self):
         e = evaluation(of_digits())
         e._once_of_model["codes of test"] = e.codes()._replace(z=torch.eye(10, dtype=torch.float64)[e.labels()])
@@ -295,6 +296,7 @@ class TestRecommendation:
             recommendation.recall_50(evaluation())
 
 
+@pytest.mark.slow
 def test_pca_of_all_dimensions_is_no_baseline():
     """Its error is rounding, by which nothing is to be divided or ranked."""
     sets = of_digits([0, 1, 2])

@@ -90,6 +90,7 @@ def test_the_contraction_of_a_deep_encoder_is_the_jacobians_norm_on_average():
     torch.testing.assert_close(draws.mean(0), expected, rtol=0.1, atol=0)
 
 
+@pytest.mark.slow
 def test_the_penalties_of_the_regularized_autoencoders():
     x = data(4)
     gp, l2 = make("rae_gp", likelihood="bernoulli"), make("rae_l2", code_weight=0.3, decoder_weight=0.2)

@@ -63,6 +63,7 @@ def test_a_stopped_run_says_so_and_a_resumed_one_where_it_starts(heard, tmp_path
     assert heard[0] == ("start", stopped)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_callback_ends_as_one_without(heard, tmp_path):
     with_one = fitted(settings(steps=9), tmp_path / "a").train_step.model.state_dict()
     heard.clear()
