@@ -17,6 +17,7 @@ from distae.commands.stored import lines_as_csv, npy, rows_as_csv
 from distae.commands.trained import Trained, serve
 from distae.commands.trained import arguments as shared
 from distae.errors import UserError
+from distae.runtime.animations import check_format
 from distae.runtime.files import write_atomically
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
         "--interpolate", nargs=2, type=int, metavar=("A", "B"), help="decode the path from sample A to B of the test split"
     )
     parser.add_argument("--traverse", action="store_true", help="vary each dimension of the code over 3 standard deviations")
-    parser.add_argument("--animate", action="store_true", help="also write the results of --interpolate and --traverse as .gif")
+    about = "also write the results of --interpolate and --traverse as"
+    parser.add_argument("--animate", action="store_const", const="gif", help=f"{about} .gif")
+    parser.add_argument("--mp4", dest="animate", action="store_const", const="mp4", help=f"{about} .mp4, by the program ffmpeg")
     return parser
 
 
@@ -70,8 +73,11 @@ def generate(run: Trained) -> None:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected 1 or more")
     walks = options.interpolate is not None or options.traverse
-    if options.animate and not walks:
-        raise UserError("--animate needs --interpolate or --traverse")
+    if options.animate:
+        option = "--mp4" if options.animate == "mp4" else "--animate"
+        if not walks:
+            raise UserError(f"{option} needs --interpolate or --traverse")
+        check_format(options.animate, option)
     samples = not walks or options.num is not None or options.sampler is not None
     sampler = check_sampler(cfg, options.sampler) if samples else None
     labels_of(cfg, 1, options.label)
@@ -180,9 +186,10 @@ def _traversal(run: Trained, about: dict[str, Any]) -> Files:
 
 
 def _animated(run: Trained, name: str, frames: "Tensor") -> Files:
-    from distae.evaluation.pictures import gif, is_image
+    from distae.evaluation.pictures import animated, is_image
 
-    return {f"{name}.gif": gif(frames)} if is_image(run.model.module.shape) else {}
+    kind = run.options.animate
+    return {f"{name}.{kind}": animated(frames, kind)} if is_image(run.model.module.shape) else {}
 
 
 def _codes(run: Trained, split: "Split") -> "Codes":

@@ -15,6 +15,7 @@ from typing import Any
 from distae.commands.runs import RecordedRun, check_metrics, serve, terms_of, whole_terms
 from distae.config.extras import needs
 from distae.errors import UserError
+from distae.runtime import animations
 from distae.runtime.files import check_absent, read_bytes, write_atomically
 from distae.tracking.recorded import pictures
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m distae plot")
 
     def plot(runs: Sequence[RecordedRun]) -> Path:
         path, name = _target(runs, options), options.pictures
-        image = animated(runs, name) if name else drawn(runs, options.metrics, options.x, path.suffix, options.log)
+        image = animated(runs, name, path.suffix[1:]) if name else drawn(runs, options.metrics, options.x, path.suffix, options.log)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, image, durable=False)
         return path
@@ -53,7 +54,7 @@ def arguments(prog: str, words: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser.add_argument("--x", choices=AXES, default="step", help="horizontal axis (default: step)")
     parser.add_argument("--log", action="store_true", help="logarithmic vertical axis")
     parser.add_argument("--pictures", metavar="NAME", help="instead: an animation of these pictures over training, as samples")
-    out = "a .png, .svg or .pdf (default: RUN/evaluation/curves.png), of --pictures a .gif (default: RUN/evaluation/NAME.gif)"
+    out = "a .png, .svg or .pdf (default: RUN/evaluation/curves.png), of --pictures .gif or .mp4 (default: RUN/evaluation/NAME.gif)"
     parser.add_argument("--out", type=Path, metavar="FILE", help=out)
     parser.add_argument("--force", action="store_true", help="overwrite what is there")
     return parser
@@ -66,15 +67,16 @@ def _target(runs: Sequence[RecordedRun], options: argparse.Namespace) -> Path:
     one = options.runs[0].expanduser()
     name = f"{options.pictures.replace('/', '_')}.gif" if options.pictures else "curves.png"
     path: Path = options.out or one / (f"evaluation/{name}" if runs[0].path == one.absolute() else name)
-    valid = (".gif",) if options.pictures else FORMATS
+    valid = tuple(f".{kind}" for kind in animations.FORMATS) if options.pictures else FORMATS
     if path.suffix not in valid:
         raise UserError(f"--out: {path} ends in {path.suffix or 'no format'}; valid: {', '.join(valid)}")
+    animations.check_format(path.suffix[1:], "--out")
     check_absent(path, options.force)
     return path
 
 
-def animated(runs: Sequence[RecordedRun], name: str) -> bytes:
-    """A GIF of the pictures of the one run that are called `name`, or `val/name`, each over its step. Raises UserError."""
+def animated(runs: Sequence[RecordedRun], name: str, kind: str) -> bytes:
+    """An animation of the pictures of the one run that are called `name`, or `val/name`, each over its step. Raises UserError."""
     if len(runs) > 1:
         raise UserError(f"--pictures: give one run, not {len(runs)}")
     there = [*pictures(runs[0].path)]
@@ -83,11 +85,7 @@ def animated(runs: Sequence[RecordedRun], name: str) -> bytes:
     if not found:
         raise UserError(f"--pictures: {runs[0].path / 'images'} has no {name!r}; valid: {', '.join(known) or 'none yet'}")
     kept = [found[round(i * (len(found) - 1) / max(1, FRAMES - 1))] for i in range(FRAMES)] if len(found) > FRAMES else found
-    first, *rest = [_frame(step, path) for step, path in kept]
-    file = io.BytesIO()
-    pauses = [PAUSE] * len(rest) + [LAST]
-    first.save(file, "gif", save_all=True, append_images=rest, duration=pauses, loop=0)
-    return file.getvalue()
+    return animations.animation([_frame(step, path) for step, path in kept], [PAUSE] * (len(kept) - 1) + [LAST], kind)
 
 
 def _frame(step: int, path: Path) -> Any:

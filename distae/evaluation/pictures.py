@@ -11,6 +11,7 @@ from torch import Tensor
 from distae.data import Loader
 from distae.models import Autoencoder
 from distae.noise import Noise, Rows
+from distae.runtime.animations import animation
 from distae.runtime.files import make_folder, write_atomically
 
 COLUMNS = 16
@@ -57,8 +58,8 @@ def png(images: Tensor) -> bytes:
     return file.getvalue()
 
 
-def gif(frames: Tensor, seconds: float = 3.0) -> bytes:
-    """`[T, N, C, H, W]` in [0, 1] as an endless animation there and back of grids, each way in `seconds`."""
+def animated(frames: Tensor, kind: str, seconds: float = 3.0) -> bytes:
+    """`[T, N, C, H, W]` in [0, 1] as an animation there and back of grids, each way in `seconds`: gif or mp4."""
     from PIL import Image
     from torchvision.utils import make_grid
 
@@ -66,10 +67,7 @@ def gif(frames: Tensor, seconds: float = 3.0) -> bytes:
     columns = math.ceil(frames.shape[1] ** 0.5)
     grids = [make_grid(_shown(images, side), columns, pad_value=0.5).mul(255).round().byte() for images in frames]
     pictures = [Image.fromarray(grid.permute(1, 2, 0).numpy()) for grid in (*grids, *grids[-2:0:-1])]
-    file = io.BytesIO()
-    pause = round(1000 * seconds / len(frames))
-    pictures[0].save(file, "gif", save_all=True, append_images=pictures[1:], duration=pause, loop=0)
-    return file.getvalue()
+    return animation(pictures, [round(1000 * seconds / len(frames))] * len(pictures), kind)
 
 
 def _shown(images: Tensor, side: int) -> Tensor:

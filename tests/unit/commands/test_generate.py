@@ -170,6 +170,7 @@ def test_tables_have_their_columns_units_and_categories(home, tmp_path):
         ("vae", ["--num", "0"], "--num 0: expected 1 or more"),
         ("vae", ["--interpolate", "0", "999"], "--interpolate 999: the test samples are 0 to "),
         ("vae", ["--animate"], "--animate needs --interpolate or --traverse"),
+        ("vae", ["--mp4"], "--mp4 needs --interpolate or --traverse"),
         ("vae", ["--label", "1"], "--label: vae is not conditioned on labels"),
         ("cvae", ["--label", "10"], "--label 10: valid: 0 to 9"),
         ("nope", [], "no finished run in "),

@@ -196,7 +196,7 @@ def test_pictures_over_training_become_an_animation(folder, tmp_path, capsys):
     for argv, why in (
         ([str(run), "--pictures", "x"], "has no 'x'; valid: val/samples"),
         ([str(folder / "a"), str(folder / "b"), "--out", "x.gif", "--pictures", "samples"], "give one run, not 2"),
-        ([str(run), "--pictures", "samples", "--out", "x.png"], "valid: .gif"),
+        ([str(run), "--pictures", "samples", "--out", "x.png"], "valid: .gif, .mp4"),
         ([str(run), "--pictures", "samples", "--force"], "cannot be read as a picture"),
     ):
         assert plot.main(argv) == 2
