@@ -16,7 +16,7 @@ PICTURES = [Image.new("RGB", (33, 21), (red, 0, 0)) for red in REDS]
 
 def test_a_gif_shows_each_picture_for_its_time():
     with Image.open(io.BytesIO(animation(PICTURES, PAUSES, "gif"))) as made:
-        shown = [(frame.convert("RGB").getpixel((5, 5))[0], frame.info["duration"]) for frame in ImageSequence.Iterator(made)]
+        shown = [(frame.convert("RGB").tobytes()[0], frame.info["duration"]) for frame in ImageSequence.Iterator(made)]
     assert shown == [*zip(REDS, PAUSES, strict=True)]
 
 
