@@ -67,7 +67,9 @@ def mesh_of(cfg: ParallelConfig) -> DeviceMesh:
     assert cfg.shard_size is not None
     ranks = torch.tensor(td.get_process_group_ranks(here.group)).view(-1, cfg.shard_size)
     row, column = divmod(here.rank, cfg.shard_size)
-    groups: Any = [td.new_group(of.tolist(), use_local_synchronization=True) for of in (ranks[:, column], ranks[row])]
+    # All ranks make all groups: torch 2.11 names one that its members make alone by a count that differs between ranks.
+    columns, rows = ([td.new_group(of.tolist()) for of in lines] for lines in (ranks.T, ranks))
+    groups: Any = [columns[column], rows[row]]
     return DeviceMesh.from_group(groups, here.device.type, mesh=ranks, mesh_dim_names=("replicate", "shard"))
 
 
