@@ -37,6 +37,8 @@ SHIPPED = sorted(k for k, v in ModelConfig.choices().items() if v.__module__.sta
 OF_EACH_KIND = {"ae", "cvae", "factor_vae", "hvae", "lin_nf_vae", "masked_ae", "topk_sae", "vae", "vq_vae"}
 EVERY = [name if name in OF_EACH_KIND else pytest.param(name, marks=pytest.mark.slow) for name in SHIPPED]
 """Every variant, of which the fast part has one of each kind."""
+IS_OLDEST = torch.__version__.startswith("2.11.")
+"""Whether this is the oldest supported torch, whose compiler and exporter can do less."""
 SMALL: dict[str, Any] = {
     "model": {"name": "ae", "latent_dim": 4}, "net": {"name": "mlp", "groups": 2}, "optim": {"lr": 0.01},
     "steps": 20, "global_batch_size": 24, "eval_batch_size": 20, "log_every": 7, "eval_every": 8, "save_every": 1000,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import SHIPPED
+from helpers import IS_OLDEST, SHIPPED
 from variants import SMALL, make
 
 import distae
@@ -52,6 +52,8 @@ BYTES = np.random.default_rng(0).integers(0, 256, (5, 8, 8)).astype(np.uint8)
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_variant_is_exported_as_onnx_and_torch_export(name, tmp_path):
     """Write checks both against the model to 1e-5 on another batch size than the traced one."""
+    if IS_OLDEST and name == "masked_ae":
+        pytest.skip("torch 2.11 cannot write its reconstruct as ONNX: the command ends with that message")
     model = Model(make(name, shape=SHAPES.get(name, (6,)), **CHANGES.get(name, {})).eval().float())
     found = graphs.write(model, tmp_path, "onnx", "torch_export")
     assert set(found) == {"encode", "decode", *(["reconstruct"] if name == "masked_ae" else [])}
@@ -92,6 +94,8 @@ def of_table(normalize: str) -> Model:
 
 @pytest.mark.slow
 def test_tables_take_their_columns(tmp_path):
+    if IS_OLDEST:
+        pytest.skip("torch 2.11 cannot write categories as ONNX: the command ends with that message")
     onnxruntime = pytest.importorskip("onnxruntime")
     model = of_table("standard")
     graphs.write(model, tmp_path, "onnx")

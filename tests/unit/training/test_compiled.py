@@ -8,7 +8,7 @@ from typing import Any
 import gate
 import pytest
 import torch
-from helpers import SHIPPED, fitted, metrics, settings, start
+from helpers import IS_OLDEST, SHIPPED, fitted, metrics, settings, start
 
 from distae.config.models import ModelConfig
 from distae.noise import Noise, NoiseRecorder, Rows, replay
@@ -44,6 +44,8 @@ def traced():
 @pytest.mark.slow
 @pytest.mark.parametrize("case", TRACED)
 def test_a_program_is_the_model(case, tmp_path, traced):
+    if IS_OLDEST and case in ("top k", "threshold"):
+        pytest.skip("torch 2.11 compiles neither batch_topk_sae nor jumprelu_sae: --compile ends with that message")
     cfg = settings(**TRACED[case], steps=5, log_every=1, eval_every=5, precision="fp64")
     eager, compiled = (losses(replace(cfg, compile=c), tmp_path / str(c)) for c in (False, True))
     assert compiled == pytest.approx(eager, rel=1e-12)
