@@ -118,6 +118,8 @@ def _check_net(net: NetConfig, shape: tuple[int, ...]) -> None:
         raise UserError(f"--net.groups {net.groups} does not divide the hidden width {bad[0]}")
     if isinstance(net, MLPConfig) and net.norm == "group" and net.groups in net.widths:
         raise UserError(f"--net.groups {net.groups} leaves one value per group of a hidden layer of {net.groups}")
+    if isinstance(net, HalvingConfig | ViTConfig) and len(shape) != 3:
+        raise UserError(f"--net {net.name} needs images [C, H, W]; this data has shape {list(shape)}: use --net mlp")
     if isinstance(net, HalvingConfig):
         _check_halvings(net, shape)
     if isinstance(net, ViTConfig):
@@ -125,8 +127,6 @@ def _check_net(net: NetConfig, shape: tuple[int, ...]) -> None:
 
 
 def _check_halvings(net: HalvingConfig, shape: tuple[int, ...]) -> None:
-    if len(shape) != 3:
-        raise UserError(f"--net {net.name} needs images [C, H, W]; this data has shape {list(shape)}: use --net mlp")
     halvings = net.halvings
     if not net.widths:
         raise UserError(f"--net.{net.levels_key} is empty; expected one or more integers >= 1")
@@ -141,8 +141,6 @@ def _check_halvings(net: HalvingConfig, shape: tuple[int, ...]) -> None:
 
 
 def _check_patches(net: ViTConfig, shape: tuple[int, ...]) -> None:
-    if len(shape) != 3:
-        raise UserError(f"--net {net.name} needs images [C, H, W]; this data has shape {list(shape)}: use --net mlp")
     if shape[1] % net.patch or shape[2] % net.patch:
         raise UserError(f"--net.patch {net.patch} does not divide the sides of {shape[1]}x{shape[2]} images")
     if net.width % net.heads:

@@ -82,26 +82,32 @@ class HalvingConfig(NetConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvConfig(HalvingConfig):
-    """Strided 4x4 convolutions, each halving the image, then one linear layer; the decoder mirrors it."""
+class StagesConfig(HalvingConfig):
+    """What the networks share whose codes may keep their place."""
 
-    name: ClassVar[str] = "conv"
-
-    channels: tuple[Count, ...] = (32, 64)
-    """Channels after each halving of the image; its sides must be divisible by 2 to the power of their number."""
     spatial: bool = False
     """Codes keep their place: --model.latent-dim channels at each position of the last map, instead of one linear layer."""
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return self.channels
 
     def code_shape(self, shape: tuple[int, ...], latent_dim: int) -> tuple[int, ...]:
         return self.map_shape(shape, latent_dim) if self.spatial else (latent_dim,)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNetConfig(HalvingConfig):
+class ConvConfig(StagesConfig):
+    """Strided 4x4 convolutions, each halving the image, then one linear layer; the decoder mirrors it."""
+
+    name: ClassVar[str] = "conv"
+
+    channels: tuple[Count, ...] = (32, 64)
+    """Channels after each halving of the image; its sides must be divisible by 2 to the power of their number."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self.channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig(StagesConfig):
     """Pre-activation residual blocks (He 2016), each stage halving the image; the decoder mirrors it."""
 
     name: ClassVar[str] = "resnet"
@@ -110,15 +116,10 @@ class ResNetConfig(HalvingConfig):
     """Channels of each stage; the image is halved once per stage."""
     blocks: Count = 1
     """Residual blocks per stage."""
-    spatial: bool = False
-    """Codes keep their place: --model.latent-dim channels at each position of the last map, instead of one linear layer."""
 
     @property
     def widths(self) -> tuple[int, ...]:
         return self.channels
-
-    def code_shape(self, shape: tuple[int, ...], latent_dim: int) -> tuple[int, ...]:
-        return self.map_shape(shape, latent_dim) if self.spatial else (latent_dim,)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,12 +53,8 @@ def activations(splits: dict[str, Split], text: str) -> dict[str, Split]:
     """The splits as the function FILE.py:FUNCTION makes them. Raises UserError."""
     of, file = function(text, OPTION), Path(text.rpartition(":")[0])
     key = f"{text.rpartition(':')[2]} {xxhash.xxh3_128_hexdigest(file.read_bytes())}"
-    train = splits["train"]
-    source = Activations(train.source, train.transform, of, key)
-    apart = {id(train.source): source}
-    made = {}
-    for name, split in splits.items():
-        if id(split.source) not in apart:
-            apart[id(split.source)] = Activations(split.source, split.transform, of, key)
-        made[name] = replace(split, source=apart[id(split.source)], transform=Transform(), augment=None)
-    return made
+    made: dict[int, Activations] = {}
+    for split in splits.values():
+        if id(split.source) not in made:
+            made[id(split.source)] = Activations(split.source, split.transform, of, key)
+    return {n: replace(s, source=made[id(s.source)], transform=Transform(), augment=None) for n, s in splits.items()}

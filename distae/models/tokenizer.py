@@ -14,7 +14,7 @@ from distae.losses import Likelihood
 from distae.losses.similarity import ms_ssim
 from distae.models.base import Autoencoder, Batch, Codes, Output, Phase, output, register
 from distae.models.quantized import FSQVAE, LFQVAE, VQVAE
-from distae.models.vae import VAE
+from distae.models.vae import VAE, Posterior
 from distae.nn.discriminators import LeCam, PatchDiscriminator
 from distae.nn.perceptual import LPIPS, read_lpips
 from distae.noise import Noise
@@ -149,7 +149,7 @@ class Tokenizer(Autoencoder):
         codes = self.codec.encode(batch.x)
         z = codes.z
         if codes.mu is not None and codes.logvar is not None:
-            z = codes.mu + noise.normal(codes.mu) * torch.exp(0.5 * codes.logvar)
+            z = Posterior.draw(codes.mu, codes.logvar, noise).z
         return self.likelihood.mean(self.codec.decode_raw(z))
 
     def _idle(self, batch: Batch) -> Output:

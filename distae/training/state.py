@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import torch
 from msgspec import Meta
-from torch import Tensor
+from torch import Tensor, nn
 
 from distae import distributed as dist
 from distae.checkpoint import CheckpointReader
@@ -87,10 +87,10 @@ def state_dict(train_step: TrainStep) -> dict[str, Tensor]:
     return tensors
 
 
-def _optimizer_target(train_step: TrainStep, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
+def _optimizer_target(parameters: dict[str, nn.Parameter], name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
     """A new tensor to load `optim.PHASE.PARAMETER.KEY` into: this rank's part, or a whole one on the CPU."""
     parameter, _, key = name.removeprefix("optim.").partition(".")[2].rpartition(".")
-    p = dict(train_step.model.named_parameters()).get(parameter)
+    p = parameters.get(parameter)
     if p is None or key == "step" or not is_sharded(p) or p.shape != size:
         return torch.empty(size, dtype=dtype)
     return like(torch.empty_like(local(p), dtype=dtype), p)
@@ -140,11 +140,12 @@ def load_state_dict(store: CheckpointReader, step: int, train_step: TrainStep) -
     if saved.state.step != step or (saved.scaler and not saved.scaler.keys() >= _SCALER):
         raise TrainingError(f"{STATE} of the checkpoint at step {step} is of another step, or incomplete")
     into = {k: v for k, v in state_dict(train_step).items() if not k.startswith("optim.")}
-    loaded = store.load(step, into, "optim.", functools.partial(_optimizer_target, train_step))
+    parameters = dict(train_step.model.named_parameters())
+    loaded = store.load(step, into, "optim.", functools.partial(_optimizer_target, parameters))
     for phase, optimizer in train_step.optimizers.items():
         prefix = f"optim.{phase}."
         mine = {k.removeprefix(prefix): v for k, v in loaded.items() if k.startswith(prefix)}
-        load_optimizer_tensors(optimizer, train_step.names, mine, dict(train_step.model.named_parameters()))
+        load_optimizer_tensors(optimizer, train_step.names, mine, parameters)
     if train_step.scaler and saved.scaler:
         train_step.scaler.load_state_dict(saved.scaler)
     train_step.window.load(saved.window)

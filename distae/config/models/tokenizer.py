@@ -1,5 +1,6 @@
 """Settings of image tokenizers as latent diffusion and autoregressive models use them."""
 
+import hashlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -158,8 +159,5 @@ def _checksum(cfg: TokenizerConfig, key: str) -> str:
         raise UserError(f"{option}: --model.perceptual lpips needs it; see docs/image_tokenizers.md for the files")
     if not Path(path).is_file():
         raise UserError(f"{option}: no file {path}")
-    found = xxhash.xxh3_64()
     with Path(path).open("rb") as file:
-        while part := file.read(1 << 22):
-            found.update(part)
-    return found.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
