@@ -21,9 +21,9 @@ import numpy as np
 from distae.commands import train
 from distae.commands.trained import opened
 from distae.config.evaluation import EvaluationConfig
-from distae.explorer.answers import Explorer
-from distae.explorer.page import page
-from distae.explorer.server import Server
+from distae.report.explorer.answers import Explorer
+from distae.report.explorer.page import page
+from distae.report.explorer.server import Server
 
 RECIPES = ("vae_mnist", "vae_mnist_20", "ae_mnist_32", "ae_mnist_32_deep", "iwae_mnist_static", "denoising_ae_mnist")
 RUN = "--steps 1 --tracking none --progress none --no-report --device cpu --threads 1"

@@ -16,7 +16,7 @@ from distae.commands.trained import arguments as shared
 from distae.errors import UserError
 
 if TYPE_CHECKING:
-    from distae.explorer.server import Server
+    from distae.report.explorer.server import Server
 
 PORT = 8765
 SPLITS = ("test", "val", "train")
@@ -38,9 +38,9 @@ def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
 def explore(run: Trained) -> None:
     """Serve until Ctrl-C. Raises UserError where the port is taken."""
     from distae.config.evaluation import EvaluationConfig
-    from distae.explorer.answers import Explorer
-    from distae.explorer.page import page
-    from distae.explorer.server import Server
+    from distae.report.explorer.answers import Explorer
+    from distae.report.explorer.page import page
+    from distae.report.explorer.server import Server
 
     options = run.options
     if run.world_size > 1:

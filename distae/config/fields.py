@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from msgspec import Meta
 
-from distae.registry import Registry
+from distae.config.registry import Registry
 
 Count = Annotated[int, Meta(ge=1)]
 Index = Annotated[int, Meta(ge=0)]

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal, NamedTuple
 
 from distae.config.fields import OneOf
-from distae.registry import Registry
+from distae.config.registry import Registry
 
 
 class Traits(NamedTuple):

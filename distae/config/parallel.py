@@ -17,14 +17,15 @@ class ParallelConfig(Variant):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicateConfig(ParallelConfig):
-    """Each rank holds all of them, and gradients are averaged (torch's DistributedDataParallel)."""
+    """Each rank holds the whole model, and gradients are averaged (torch's DistributedDataParallel)."""
 
     name: ClassVar[str] = "ddp"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardConfig(ParallelConfig):
-    """Each rank holds its part of each, and gathers a block's parameters while it computes (torch's fully_shard, FSDP2)."""
+    """Each rank holds a part of parameters, gradients and optimizer state, and gathers a block's parameters while it computes it
+    (torch's fully_shard, FSDP2)."""
 
     name: ClassVar[str] = "fsdp"
 

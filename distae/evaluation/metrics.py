@@ -6,8 +6,8 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from distae.config.names import METRICS, metric_of
+from distae.config.registry import import_all
 from distae.models import Autoencoder, Batch, Output
-from distae.registry import import_all
 
 Better = Literal["lower", "higher"]
 

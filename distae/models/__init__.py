@@ -1,6 +1,7 @@
 """The variants, one file per family."""
 
 from distae import deprecation
+from distae.config.registry import import_all
 from distae.models import (
     adversarial,
     ae,
@@ -20,7 +21,6 @@ from distae.models import (
     wasserstein,
 )
 from distae.models.base import Autoencoder, Batch, Codes, NetAutoencoder, Output, Phase, build, output, register, registry
-from distae.registry import import_all
 
 __all__ = [
     "Autoencoder",

@@ -14,12 +14,12 @@ from distae import distributed as dist
 from distae import noise as noise_
 from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
+from distae.config.registry import Registry
 from distae.config.weights import Ramp, Weight, at
 from distae.errors import UserError
 from distae.losses import build_likelihood, mmd
 from distae.nn import build_decoder, build_encoder
 from distae.noise import Noise
-from distae.registry import Registry
 
 
 class Batch(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from distae.registry import Registry
+from distae.config.registry import Registry
 
 
 class Backend(Protocol):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
-from distae.registry import Registry
+from distae.config.registry import Registry
 
 if TYPE_CHECKING:
     from distae.training.trainer import Trainer

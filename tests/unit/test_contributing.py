@@ -13,7 +13,7 @@ from helpers import ROOT, metrics, spy
 
 from distae.__main__ import main
 from distae.config.names import TRAITS
-from distae.registry import REGISTRIES, Registry
+from distae.config.registry import REGISTRIES, Registry
 from distae.runtime.backends import BACKENDS
 from distae.training.trainer import Trainer
 from launch import backends

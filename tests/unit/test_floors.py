@@ -22,6 +22,11 @@ TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path
 ROOMS = {name for floor in FLOORS for name in floor}
 
 
+def test_the_package_has_few_entries() -> None:
+    """So that `ls distae` shows the architecture."""
+    assert len([path for path in (ROOT / "distae").iterdir() if path.name != "__pycache__"]) <= 22
+
+
 def of_each(paths: Iterable[str]) -> Callable[[Callable[[str], None]], Callable[[], None]]:
     """One test that holds a rule for each of these files: as a test for each, they took longer to start than to run."""
 

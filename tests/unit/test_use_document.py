@@ -10,7 +10,7 @@ from helpers import ROOT
 from PIL import Image
 
 from distae.__main__ import main
-from distae.explorer.server import Server
+from distae.report.explorer.server import Server
 
 COMMANDS, OF_RUNS, OF_REPORTS, OF_EXPLORER = (
     re.findall(r"^    distae (.*)$", (ROOT / "docs" / f"{name}.md").read_text(), re.MULTILINE)

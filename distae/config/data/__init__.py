@@ -1,6 +1,6 @@
 """Settings of the data sets, one file for each kind of source, and what is known without reading the data. No torch."""
 
-from distae.registry import import_all
+from distae.config.registry import import_all
 
 # In the order of --help.
 # isort: off

@@ -1,6 +1,6 @@
 """Settings of every model variant. The class in distae/models bound to one by @register holds its equations."""
 
-from distae.registry import import_all
+from distae.config.registry import import_all
 
 # In the order of --help.
 # isort: off

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from distae.config.data import DataConfig
+from distae.config.registry import Registry
 from distae.data.bad_rows import BadRows
 from distae.data.splits import Split, hold_out
 from distae.errors import UserError
-from distae.registry import Registry
 
 Loaded = tuple[Split, Split] | dict[str, Split]
 L = TypeVar("L", bound=Callable[[Any], Loaded])

@@ -1,8 +1,8 @@
 """Reconstruction likelihoods, a file for each family: -log p(x|z) per sample, in nats."""
 
+from distae.config.registry import import_all
 from distae.losses.likelihoods import binary, categorical, continuous, counts, mixture
 from distae.losses.likelihoods.base import Likelihood, build_likelihood, register_likelihood
-from distae.registry import import_all
 
 __all__ = [
     "Likelihood",

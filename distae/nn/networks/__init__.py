@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from distae.config.nets import ConvConfig, ImageConfig, MLPConfig, NetConfig, ResNetConfig, ViTConfig
+from distae.config.registry import Registry, import_all
 from distae.errors import UserError
 from distae.nn.layers import Chain
 from distae.nn.networks import conv, image, mlp, resnet, tokens
-from distae.registry import Registry, import_all
 
 N = TypeVar("N")
 _NETS: Registry[type[NetConfig], Any] = Registry("network")

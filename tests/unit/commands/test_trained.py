@@ -18,7 +18,7 @@ import distae
 from distae.commands import detect, encode, evaluate, explore, reconstruct, train
 from distae.config.names import METRICS
 from distae.evaluation import metrics
-from distae.explorer.server import Server
+from distae.report.explorer.server import Server
 
 Run = tuple[int, str, str]
 OPTIONS = {"--steps": "20", "--global-batch-size": "32", "--model.latent-dim": "3", "--tracking": "none", "--progress": "none"}

@@ -10,11 +10,11 @@ from torch import Tensor
 from variants import make, run
 
 from distae.config.names import TRAITS
+from distae.config.registry import REGISTRIES
 from distae.data.checks import check_data
 from distae.data.splits import Split
 from distae.errors import UserError
 from distae.losses import Likelihood, register_likelihood
-from distae.registry import REGISTRIES
 
 COUNTS = torch.tensor([[0, 3, 1, 0, 9, 2], [2, 0, 0, 4, 0, 0], [1, 1, 7, 0, 0, 1]], dtype=torch.float64)
 

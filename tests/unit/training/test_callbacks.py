@@ -34,7 +34,7 @@ def heard(monkeypatch):
             report.append(("end", finished))
 
     yield report
-    from distae.registry import REGISTRIES
+    from distae.config.registry import REGISTRIES
 
     del REGISTRIES["test callback"]
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from browser import CONTRAST, Browser, browser
 from PIL import Image
-from unit.explorer.test_explorer import explorer_of, served
+from unit.report.test_explorer import explorer_of, served
 
-from distae.explorer.answers import MOST_IMAGE_BYTES
+from distae.report.explorer.answers import MOST_IMAGE_BYTES
 
 pytestmark = [pytest.mark.slow, pytest.mark.spawn]
 MODELS: dict[str, dict[str, Any]] = {

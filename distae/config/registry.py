@@ -41,7 +41,7 @@ class Registry(dict[K, V]):
             for key in keys:
                 if key in self:
                     raise ValueError(f"{getattr(key, '__name__', key)} is already registered")
-            self.update(dict.fromkeys(keys, value))  # type: ignore[arg-type]
+            self.update(dict.fromkeys(keys, value))
             return value
 
         return bind

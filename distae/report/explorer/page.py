@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from math import prod
 
 from distae.evaluation.pictures import is_image
-from distae.explorer.answers import FORMATS, MOST_IMAGE_BYTES, Explorer
 from distae.report.codes import map_of
+from distae.report.explorer.answers import FORMATS, MOST_IMAGE_BYTES, Explorer
 from distae.report.html import Child, Html, data, folded, note, section, tag
 from distae.report.page import document, resource
 

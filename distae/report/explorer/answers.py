@@ -20,10 +20,10 @@ from distae.evaluation.pictures import is_image, png
 from distae.evaluation.samplers import labels_of, posterior_samples
 from distae.evaluation.sparse_codes import are_sparse
 from distae.evaluation.walks import REACH, between, decoded, dimensions, is_spherical
-from distae.explorer import asked
 from distae.models import Codes
 from distae.noise import Noise, Rows
 from distae.report.codes import as_text, plane
+from distae.report.explorer import asked
 
 Answer = dict[str, Any]
 MOST_SLIDERS, MOST_ACTIVE, MOST_COLUMNS = 64, 16, 64

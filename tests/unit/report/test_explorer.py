@@ -22,11 +22,11 @@ from distae.config.evaluation import EvaluationConfig
 from distae.errors import UserError
 from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.walks import between
-from distae.explorer.answers import MOST_IMAGE_BYTES, Explorer
-from distae.explorer.asked import Decode, Encode
-from distae.explorer.page import page
-from distae.explorer.server import MOST_BYTES, Server
 from distae.models import Autoencoder, build
+from distae.report.explorer.answers import MOST_IMAGE_BYTES, Explorer
+from distae.report.explorer.asked import Decode, Encode
+from distae.report.explorer.page import page
+from distae.report.explorer.server import MOST_BYTES, Server
 
 Ask = Callable[..., tuple[int, Any]]
 EPS = b64encode(b"%!PS-Adobe-3.0 EPSF").decode()

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from distae.errors import DistaeError, UserError
-from distae.explorer.answers import MOST_IMAGE_BYTES, Explorer
+from distae.report.explorer.answers import MOST_IMAGE_BYTES, Explorer
 from distae.runtime import files
 
 HOST = "127.0.0.1"
