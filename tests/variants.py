@@ -12,6 +12,7 @@ from distae.noise import Noise, Rows
 
 SMALL: dict[str, dict[str, Any]] = {
     "lfq_vae": {"latent_dim": 8, "bits": 4},
+    "bsq_vae": {"latent_dim": 8, "bits": 4, "group": 2},
     "vaegan": {"features": 8},
     "tokenizer": {"discriminator_start": 6, "discriminator_channels": 4, "discriminator_layers": 2},
     "categorical_vae": {"latent_dim": 12, "categories": 3},

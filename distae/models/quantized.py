@@ -3,9 +3,10 @@
 from math import prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from distae.config.models import FSQVAEConfig, LFQVAEConfig, ModelConfig, RQVAEConfig, VQVAEConfig
+from distae.config.models import BSQVAEConfig, FSQVAEConfig, LFQVAEConfig, ModelConfig, RQVAEConfig, VQVAEConfig
 from distae.config.nets import NetConfig
 from distae.losses import upcast
 from distae.models.base import Batch, Codes, NetAutoencoder, Objective, Output, output, register
@@ -153,16 +154,26 @@ class LFQVAE(NetAutoencoder):
 
     cfg: LFQVAEConfig
 
+    @property
+    def scale(self) -> float:
+        """The absolute value of each value of a code."""
+        return 1.0
+
+    @property
+    def group(self) -> int:
+        """Bits of a code that share a softmax in the entropies."""
+        return self.cfg.bits
+
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
         return output(*self.objective(batch, noise))
 
     def objective(self, batch: Batch, noise: Noise) -> Objective:
         z, signs, index = self.quantize(batch.x, noise)
-        recon = self.decoder(straight_through(z, signs).flatten(1), noise)
-        nll, commitment = self.likelihood(recon, batch.x), (z - signs).square().sum((1, 2))
+        recon = self.decoder((straight_through(z, signs) * self.scale).flatten(1), noise)
+        nll, commitment = self.likelihood(recon, batch.x), (z - signs * self.scale).square().sum((1, 2))
         log_probabilities = self.log_probabilities(z)
         probabilities = log_probabilities.exp()
-        sample_entropy = -(probabilities * log_probabilities).sum((1, 2))
+        sample_entropy = -(probabilities * log_probabilities).sum((1, 2, 3))
         mean = batch.mean(probabilities.mean(1))
         batch_entropy = -(mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum() * z.shape[1]
         entropy = batch.weight(self.cfg.entropy) * (sample_entropy - batch_entropy)
@@ -172,18 +183,20 @@ class LFQVAE(NetAutoencoder):
         return Objective(loss, recon, {"recon": nll, "commitment": commitment, **entropies, **used})
 
     def log_probabilities(self, z: Tensor) -> Tensor:
-        """log q of each code, `[B, N, 2**bits]` from `z` `[B, N, bits]`: -|z - c|^2 is 2 z.c plus a term common to all codes.
+        """log q of each code of each group of bits, `[B, N, bits / group, 2**group]` from `z` `[B, N, bits]`.
 
-        Logarithms, because the gradient of p log p is not finite where p is rounded to 0.
+        -|z - c|^2 is 2 z.c plus a term common to all codes. Logarithms, because the gradient of p log p is not finite where p is
+        rounded to 0.
         """
-        indices = torch.arange(2**self.cfg.bits, device=z.device)
-        codes = 2 * (indices[:, None] >> torch.arange(self.cfg.bits, device=z.device) & 1) - 1
+        indices = torch.arange(2**self.group, device=z.device)
+        codes = 2 * (indices[:, None] >> torch.arange(self.group, device=z.device) & 1) - 1
+        factor = 2 * self.cfg.inverse_temperature * self.scale
         with torch.autocast(z.device.type, enabled=False):
-            return torch.log_softmax(2 * self.cfg.inverse_temperature * z @ codes.T.to(z.dtype), 2)
+            return torch.log_softmax(factor * z.unflatten(2, (-1, self.group)) @ codes.T.to(z.dtype), 3)
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         _, signs, index = self.quantize(x, None)
-        return Codes(signs.flatten(1), indices=index)
+        return Codes((signs * self.scale).flatten(1), indices=index)
 
     @property
     def num_codes(self) -> int:
@@ -191,11 +204,37 @@ class LFQVAE(NetAutoencoder):
 
     def from_indices(self, indices: Tensor) -> Tensor:
         bits = indices[:, :, None] >> torch.arange(self.cfg.bits, device=indices.device) & 1
-        return (2 * bits - 1).flatten(1).to(next(self.parameters()).dtype)
+        return (2 * bits - 1).flatten(1).to(next(self.parameters()).dtype) * self.scale
+
+    def vectors(self, x: Tensor, noise: Noise | None) -> Tensor:
+        """The vectors to quantize: `[B, N, bits]`."""
+        return vectors(self.encoder(x, noise), self.cfg.bits)
 
     def quantize(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Encoder values and their signs, each `[B, N, bits]`, and the indices of the codes, `[B, N]`."""
-        z = vectors(self.encoder(x, noise), self.cfg.bits)
+        """The vectors and their signs, each `[B, N, bits]`, and the indices of the codes, `[B, N]`."""
+        z = self.vectors(x, noise)
         positive = z > 0
         index = (positive.long() * 2 ** torch.arange(self.cfg.bits, device=z.device)).sum(2)
         return z, torch.where(positive, 1.0, -1.0).to(z.dtype), index
+
+
+@register(BSQVAEConfig)
+class BSQVAE(LFQVAE):
+    """Zhao et al. 2024 (arXiv 2406.07548), sec. 4: the objective of lfq_vae with z = u / |u|, u the encoder's vector of L bits.
+
+    z_q = sign(z) / sqrt(L), also of length 1; only the sign is passed straight through. q(z) is a product over groups of bits, so
+    that the mean entropy is a sum over them; so is the batch's, which bounds from above the entropy of whole codes.
+    """
+
+    cfg: BSQVAEConfig
+
+    @property
+    def scale(self) -> float:
+        return float(self.cfg.bits**-0.5)
+
+    @property
+    def group(self) -> int:
+        return self.cfg.group
+
+    def vectors(self, x: Tensor, noise: Noise | None) -> Tensor:
+        return F.normalize(super().vectors(x, noise), dim=2)

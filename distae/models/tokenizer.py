@@ -13,13 +13,15 @@ from distae.errors import UserError
 from distae.losses import Likelihood
 from distae.losses.similarity import ms_ssim
 from distae.models.base import Autoencoder, Batch, Codes, Output, Phase, output, register
-from distae.models.quantized import FSQVAE, LFQVAE, VQVAE
+from distae.models.quantized import BSQVAE, FSQVAE, LFQVAE, VQVAE
 from distae.models.vae import VAE, Posterior
 from distae.nn.discriminators import LeCam, PatchDiscriminator
 from distae.nn.perceptual import LPIPS, read_lpips
 from distae.noise import Noise
 
-CODECS: dict[str, type[VAE | VQVAE | FSQVAE | LFQVAE]] = {"kl": VAE, "vq": VQVAE, "fsq": FSQVAE, "lfq": LFQVAE}
+CODECS: dict[str, type[VAE | VQVAE | FSQVAE | LFQVAE]] = {
+    "kl": VAE, "vq": VQVAE, "fsq": FSQVAE, "lfq": LFQVAE, "bsq": BSQVAE
+}  # fmt: skip
 
 
 @register(TokenizerConfig)

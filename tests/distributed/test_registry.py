@@ -33,6 +33,7 @@ FURTHER: dict[str, tuple[dict[str, Any], ...]] = {
         {"bottleneck": "vq", "codebook_size": 16, "learning": "gradient", "perceptual": "msssim", "lecam": 0.1, "lecam_decay": 0.5},
         {"bottleneck": "fsq", "r1": 0.5, "discriminator_ramp": 3, "discriminator_norm": "group", "learn_scale": True},
         {"bottleneck": "lfq", "adaptive_weight": False, "discriminator_lr": 1e-3},
+        {"bottleneck": "bsq"},
     ),
     "vq_vae": ({"learning": "gradient"}, {"codebook_size": 16, "decay": 0.5, "restart_below": 0.9}),
 }

@@ -16,7 +16,7 @@ from distae.config.models.sparse_dictionary import (
 )
 from distae.config.models.smooth import ContractiveAEConfig, RAEGPConfig, RAEL2Config
 from distae.config.models.masked import MaskedAEConfig
-from distae.config.models.quantized import FSQVAEConfig, LFQVAEConfig, RQVAEConfig, VQVAEConfig
+from distae.config.models.quantized import BSQVAEConfig, FSQVAEConfig, LFQVAEConfig, RQVAEConfig, VQVAEConfig
 from distae.config.models.vae import BetaTCVAEConfig, BetaVAEConfig, CapacityVAEConfig, DIPVAEConfig, InfoVAEConfig, VAEConfig
 from distae.config.models.conditional import CVAEConfig
 from distae.config.models.importance import CIWAEConfig, IWAEConfig, MIWAEConfig, PIWAEConfig
@@ -34,6 +34,7 @@ from distae.config.models.tokenizer import TokenizerConfig
 __all__ = [
     "AAEConfig",
     "AEConfig",
+    "BSQVAEConfig",
     "BatchTopKSAEConfig",
     "BetaTCVAEConfig",
     "BetaVAEConfig",

@@ -123,3 +123,22 @@ class LFQVAEConfig(QuantizedConfig):
     @property
     def couples_samples(self) -> bool:
         return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class BSQVAEConfig(LFQVAEConfig):
+    """Binary spherical quantization (Zhao 2024): signs of vectors of length 1, whose bits are taken as independent groups."""
+
+    name: ClassVar[str] = "bsq_vae"
+
+    bits: Annotated[int, Meta(ge=1, le=20)] = 8
+    """Values, and bits, per code vector."""
+    group: Annotated[int, Meta(ge=1, le=12)] = 1
+    """Bits that share a softmax in the entropies, a divisor of --model.bits; as published, each bit has its own."""
+    commitment: Weight = 0.0
+    """Weight of the squared distance of the vectors from their codes; none as published: on the sphere it is bounded."""
+
+    def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
+        if self.bits % self.group:
+            raise UserError(f"--model.group {self.group} is not a divisor of the {self.bits} bits of a code vector")
+        super().check(shape, net)

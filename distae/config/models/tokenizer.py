@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from distae.config.fields import Count, Fraction, Index, NonNegative, Positive
 from distae.config.models.base import ModelConfig
-from distae.config.models.quantized import FSQVAEConfig, LFQVAEConfig, VQVAEConfig
+from distae.config.models.quantized import BSQVAEConfig, FSQVAEConfig, LFQVAEConfig, VQVAEConfig
 from distae.config.models.vae import VAEConfig
 from distae.config.names import TRAITS, LikelihoodName, Traits
 from distae.config.nets import NetConfig
@@ -19,6 +19,8 @@ from distae.errors import UserError
 
 SMALLEST_SIDE = 6
 """Of an image that a discriminator can judge."""
+MOST_BITS = {"lfq": 12, "bsq": 20}
+"""Channels of the code, by bottleneck: lfq_vae's entropies are over all codes."""
 
 
 class _Terms:
@@ -33,14 +35,15 @@ class _Terms:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig(ModelConfig):
-    """Image tokenizer (Esser 2021, Rombach 2022): a KL, VQ, FSQ or LFQ bottleneck, a perceptual term and a discriminator."""
+    """Image tokenizer (Esser 2021, Rombach 2022): a KL, VQ, FSQ, LFQ or BSQ bottleneck, a perceptual term and a discriminator."""
 
     name: ClassVar[str] = "tokenizer"
     terms: ClassVar[tuple[str, ...]] = _Terms()  # type: ignore[assignment]
     compiles: ClassVar[bool] = False
 
-    bottleneck: Literal["kl", "vq", "fsq", "lfq"] = "kl"
-    """kl: a gaussian posterior, as of vae; vq, fsq, lfq: a code of a set at each position, as of vq_vae, fsq_vae, lfq_vae."""
+    bottleneck: Literal["kl", "vq", "fsq", "lfq", "bsq"] = "kl"
+    """kl: a gaussian posterior, as of vae; vq, fsq, lfq, bsq: a code of a set at each position, as of vq_vae, fsq_vae, lfq_vae,
+    bsq_vae."""
     latent_dim: Count = 4
     """Channels of the code at each position. Positions are those of the network (--net image, or conv and resnet with
     --net.spatial); other networks have one."""
@@ -62,15 +65,15 @@ class TokenizerConfig(ModelConfig):
     restart_below: Fraction = 0.03
     """vq: a code used less than this share of uniform use restarts at a vector of the batch; 0: never."""
     commitment: Weight = 0.25
-    """vq and lfq: weight of the squared distance of the encoder's values from their codes, summed over a sample."""
+    """vq, lfq and bsq: weight of the squared distance of the encoder's values from their codes, summed over a sample."""
     codebook_weight: Weight = 1.0
     """vq, learning gradient: weight of that distance as a term of the codes. The published `legacy` form exchanges the two."""
     levels: tuple[Annotated[int, Meta(ge=2)], ...] = (8, 5, 5, 5)
     """fsq: levels of each of --model.latent-dim channels."""
     entropy: Weight = 0.1
-    """lfq: weight of the mean entropy of a sample's codes minus the entropy of the batch's codes."""
+    """lfq and bsq: weight of the mean entropy of a sample's codes minus the entropy of the batch's codes."""
     inverse_temperature: Positive = 1.0
-    """lfq: inverse temperature of the softmax over codes in the entropies."""
+    """lfq and bsq: inverse temperature of the softmax over codes in the entropies."""
 
     perceptual: Literal["none", "lpips", "msssim"] = "none"
     """A perceptual distance of sample and reconstruction: LPIPS, from weights that you give, or 1 - MS-SSIM."""
@@ -124,9 +127,9 @@ class TokenizerConfig(ModelConfig):
             return VAEConfig(**shared, beta=self.kl_weight)
         if self.bottleneck == "fsq":
             return FSQVAEConfig(**shared, levels=self.levels)
-        if self.bottleneck == "lfq":
-            lfq = {"commitment": self.commitment, "entropy": self.entropy, "inverse_temperature": self.inverse_temperature}
-            return LFQVAEConfig(**shared, bits=self.latent_dim, **lfq)
+        if self.bottleneck in ("lfq", "bsq"):
+            signs = {"commitment": self.commitment, "entropy": self.entropy, "inverse_temperature": self.inverse_temperature}
+            return {"lfq": LFQVAEConfig, "bsq": BSQVAEConfig}[self.bottleneck](**shared, bits=self.latent_dim, **signs)
         names = ("codebook_size", "learning", "decay", "restart_below", "commitment", "codebook_weight")
         return VQVAEConfig(**shared, dim=self.latent_dim, **{name: getattr(self, name) for name in names})
 
@@ -147,8 +150,9 @@ class TokenizerConfig(ModelConfig):
             raise UserError(f"--model.window {self.window}: expected odd, and at most a side of the images: {list(shape)}")
         if self.perceptual == "lpips" and shape[0] not in (1, 3):
             raise UserError(f"--model.perceptual lpips needs images of 1 or 3 channels; the data has shape {list(shape)}")
-        if self.bottleneck == "lfq" and self.latent_dim > 12:
-            raise UserError(f"--model.latent-dim {self.latent_dim}: at most 12 with --model.bottleneck lfq")
+        if self.latent_dim > MOST_BITS.get(self.bottleneck, self.latent_dim):
+            most = f"at most {MOST_BITS[self.bottleneck]} with --model.bottleneck {self.bottleneck}"
+            raise UserError(f"--model.latent-dim {self.latent_dim}: {most}")
         self.codec.check(shape, net)
 
 

@@ -27,7 +27,7 @@ IMAGES = splits()["train"].source.x[:, 0].numpy()  # type: ignore[attr-defined]
 MODELS: dict[str, dict[str, Any]] = {
     "ae": {"latent_dim": 5}, "vae": {"latent_dim": 5}, "vq_vae": {"latent_dim": 12, "dim": 2, "codebook_size": 16},
     "rq_vae": {"latent_dim": 4, "dim": 2, "codebook_size": 16, "depth": 2}, "fsq_vae": {"latent_dim": 4, "levels": [5, 3]},
-    "lfq_vae": {"latent_dim": 8, "bits": 4},
+    "lfq_vae": {"latent_dim": 8, "bits": 4}, "bsq_vae": {"latent_dim": 12, "bits": 6},
 }  # fmt: skip
 
 

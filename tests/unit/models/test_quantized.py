@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import settings
 from torch.distributions import Categorical
 from variants import data, make, noise, run, train
 
 from distae import distributed as dist
+from distae.errors import UserError
 from distae.nn.quantizers import Codebook, describe, fsq, straight_through, usage
 
 VQ: dict[str, Any] = {"latent_dim": 6, "dim": 2, "codebook_size": 5}
@@ -241,12 +243,45 @@ def test_lfq_entropies_are_those_of_a_softmax_over_all_codes(sharpness):
     z, signs, indices = model.quantize(x, None)
     codes = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * 3).flip(1)  # the lowest bit changes fastest
     q = Categorical(logits=-sharpness * (z[:, :, None] - codes).square().sum(3))
-    torch.testing.assert_close(model.log_probabilities(z), q.logits)
+    torch.testing.assert_close(model.log_probabilities(z)[:, :, 0], q.logits)
     out = run(model, x)
     torch.testing.assert_close(out.per_sample["sample_entropy"], q.entropy().sum(1))
     torch.testing.assert_close(out.per_batch["batch_entropy"], 2 * Categorical(q.probs.mean((0, 1))).entropy())
     assert torch.equal(codes[indices], signs)
     torch.testing.assert_close(out.per_sample["commitment"], (z - z.sign()).square().sum((1, 2)))
+
+
+@pytest.mark.parametrize(("group", "sharpness"), [(1, 1.0), (2, 3.0), (4, 100.0)])
+def test_bsq_is_that_of_the_paper(group, sharpness):
+    """Zhao 2024, sec. 4, over the 2^4 whole codes; only the batch's entropy is of groups, as if they were independent."""
+    weights = {"commitment": 0.3, "entropy": 0.2, "inverse_temperature": sharpness}
+    x, model = data(6), make("bsq_vae", latent_dim=8, bits=4, group=group, **weights)
+    v = model.encoder(x, None).view(6, 2, 4)
+    u = v / v.square().sum(2, keepdim=True).sqrt()
+    hat = u.sign() / 2  # of 4 bits: 1 / sqrt(4)
+    codes = torch.cartesian_prod(*[torch.tensor([-0.5, 0.5]).double()] * 4).flip(1)
+    q = Categorical(logits=-sharpness * (u[:, :, None] - codes).square().sum(3))
+    mean, first_bit = q.probs.mean((0, 1)), 2.0 ** torch.arange(0, 4, group)
+    of_group = torch.arange(16)[:, None] // first_bit.long() % 2**group  # [16, groups]: the part of a code in each group
+    parts = [torch.zeros(2**group).double().index_add(0, part, mean) for part in of_group.T]
+    batch_entropy = 2 * sum(-(p * p.log()).sum() for p in parts)
+    commitment = (u - hat).square().sum((1, 2))
+    raw = model.decoder((u.sign().detach() / 2 + (u - u.detach()) / 2).flatten(1), None)
+    loss = (model.likelihood(raw, x) + 0.3 * commitment + 0.2 * (q.entropy().sum(1) - batch_entropy)).mean()
+    out, encoded = run(model, x), model.encode(x)
+    torch.testing.assert_close(out.per_sample["sample_entropy"], q.entropy().sum(1), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(out.per_batch["batch_entropy"], batch_entropy, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(encoded.z, hat.flatten(1))
+    assert torch.equal(codes[encoded.indices].flatten(1), encoded.z)
+    mine, theirs = (torch.autograd.grad(of, [*model.parameters()]) for of in (out.loss, loss))
+    torch.testing.assert_close(out.loss, loss, rtol=1e-12, atol=0)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_bsq_groups_divide_the_bits():
+    with pytest.raises(UserError, match=r"--model.group 3 is not a divisor of the 8 bits"):
+        settings(model={"name": "bsq_vae", "group": 3})
 
 
 def test_lfq_trains_where_probabilities_are_rounded_to_0():
@@ -260,7 +295,7 @@ def test_lfq_trains_where_probabilities_are_rounded_to_0():
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("name", ["vq_vae", "rq_vae", "fsq_vae", "lfq_vae"])
+@pytest.mark.parametrize("name", ["vq_vae", "rq_vae", "fsq_vae", "lfq_vae", "bsq_vae"])
 def test_codes_decode_to_the_reconstruction(name):
     x, model = data(6), make(name, latent_dim=8)
     codes = model.encode(x)
@@ -272,7 +307,8 @@ def test_codes_decode_to_the_reconstruction(name):
     ("name", "settings"),
     [
         ("vq_vae", VQ), ("rq_vae", VQ | {"depth": 3}), ("fsq_vae", {"latent_dim": 8, "levels": (8, 5, 2, 3)}),
-        ("lfq_vae", {"latent_dim": 8, "bits": 4}), ("categorical_vae", {"latent_dim": 6, "categories": 3}),
+        ("lfq_vae", {"latent_dim": 8, "bits": 4}), ("bsq_vae", {"latent_dim": 10, "bits": 5}),
+        ("categorical_vae", {"latent_dim": 6, "categories": 3}),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -89,6 +89,7 @@ def test_the_discriminator_minimises_the_published_terms(step):
 @pytest.mark.parametrize(("bottleneck", "terms"), [
     ("vq", {"commitment", "perplexity", "live"}), ("fsq", {"perplexity", "live"}),
     ("lfq", {"commitment", "sample_entropy", "batch_entropy", "perplexity", "live"}),
+    ("bsq", {"commitment", "sample_entropy", "batch_entropy", "perplexity", "live"}),
 ])  # fmt: skip
 def test_other_bottlenecks_have_the_objective_of_their_variant(bottleneck, terms):
     model = made(bottleneck=bottleneck, discriminator_weight=0.0, learning="gradient", restart_below=0.0)
@@ -204,7 +205,8 @@ def test_lpips_trains_by_files_whose_checksum_is_part_of_the_run(tmp_path):
         ({"perceptual": "lpips", "lpips_weights": "no.pth"}, r"--model.lpips-weights: no file no.pth"),
         ({"perceptual": "msssim", "window": 9}, r"--model.window 9: expected odd"),
         ({"bottleneck": "fsq", "levels": [3, 3, 3]}, r"--model.latent-dim 4 is not a multiple of 3"),
-        ({"bottleneck": "lfq", "latent_dim": 13}, r"--model.latent-dim 13: at most 12"),
+        ({"bottleneck": "lfq", "latent_dim": 13}, r"--model.latent-dim 13: at most 12 with --model.bottleneck lfq"),
+        ({"bottleneck": "bsq", "latent_dim": 21}, r"--model.latent-dim 21: at most 20 with --model.bottleneck bsq"),
         ({"likelihood": "logistic_mixture"}, r"--model tokenizer: valid with --model.likelihood .*laplace"),
     ],
 )

@@ -84,6 +84,7 @@ def test_every_random_tensor_of_every_variant_is_keyed_by_its_name(name):
 _LARGE: dict = {
     "masked_ae": {"shape": (1, 8, 8), "latent_dim": 8, "decoder_dim": 8, "patch": 2, "heads": 2, "depth": 1},
     "lfq_vae": {"shape": (1, 8, 8), "latent_dim": 8, "bits": 4},
+    "bsq_vae": {"shape": (1, 8, 8), "latent_dim": 8, "bits": 4},
     "categorical_vae": {"shape": (1, 8, 8), "latent_dim": 12, "categories": 3},
     "msssim_vae": {"shape": (1, 8, 8), "window": 3},
 }
