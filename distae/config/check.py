@@ -18,7 +18,7 @@ from distae.config.train import MAY_CHANGE, OF_A_NODE, TrainConfig
 from distae.errors import UserError
 
 ADDED = frozenset(
-    {"model.inverse_temperature", "model.codebook_weight", "net.spatial"}
+    {"model.inverse_temperature", "model.codebook_weight", "model.perceptual_checksum", "net.spatial"}
     | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "shuffle", "window", "train_classes")}
     | {
         f"model.{name}"

@@ -57,5 +57,8 @@ def metric_of(best_metric: str) -> str:
 
 SINKS: Registry[str, Any] = Registry("sink", ("wandb", "tensorboard", "trackio", "none"))
 """Where rows go besides the files of the run folder; `none` is nowhere."""
+PERCEPTUAL: Registry[str, Any] = Registry("perceptual network", ("none", "lpips", "msssim"))
+"""Perceptual distances of --model tokenizer; those of plugins are functions that make a network."""
 LikelihoodName = Annotated[str, OneOf(LIKELIHOODS)]
+PerceptualName = Annotated[str, OneOf(PERCEPTUAL)]
 SinkName = Annotated[str, OneOf(SINKS)]

@@ -1,4 +1,5 @@
-"""What plugins can add: variants, networks, data sets, likelihoods, metrics, callbacks, sinks, launchers."""
+"""What plugins can add: variants, networks, data sets, likelihoods, perceptual networks, metrics, callbacks, sinks,
+launchers."""
 
 import importlib
 import pkgutil

@@ -192,7 +192,7 @@ class LFQVAE(NetAutoencoder):
         codes = 2 * (indices[:, None] >> torch.arange(self.group, device=z.device) & 1) - 1
         factor = 2 * self.cfg.inverse_temperature * self.scale
         with torch.autocast(z.device.type, enabled=False):
-            return torch.log_softmax(factor * z.unflatten(2, (-1, self.group)) @ codes.T.to(z.dtype), 3)
+            return torch.log_softmax(factor * z.view(*z.shape[:2], -1, self.group) @ codes.T.to(z.dtype), 3)
 
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         _, signs, index = self.quantize(x, None)

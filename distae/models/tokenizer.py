@@ -1,13 +1,17 @@
 """Image tokenizers: a bottleneck of another variant, trained with a perceptual term and against a discriminator."""
 
+import inspect
 from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import xxhash
 from torch import Tensor, nn
 
 from distae import distributed as dist
 from distae.config.models import ModelConfig, TokenizerConfig
+from distae.config.names import PERCEPTUAL
 from distae.config.nets import NetConfig
 from distae.errors import UserError
 from distae.losses import Likelihood
@@ -16,7 +20,7 @@ from distae.models.base import Autoencoder, Batch, Codes, Output, Phase, output,
 from distae.models.quantized import BSQVAE, FSQVAE, LFQVAE, VQVAE
 from distae.models.vae import VAE, Posterior
 from distae.nn.discriminators import LeCam, PatchDiscriminator
-from distae.nn.perceptual import LPIPS, read_lpips
+from distae.nn.perceptual import LPIPS, Features, read_lpips
 from distae.noise import Noise
 
 CODECS: dict[str, type[VAE | VQVAE | FSQVAE | LFQVAE]] = {
@@ -128,6 +132,8 @@ class Tokenizer(Autoencoder):
         """`[B]` of two `[B, C, H, W]`."""
         if self.cfg.perceptual == "msssim":
             return 1 - ms_ssim(x, y, self.cfg.window)
+        if self.cfg.perceptual != "lpips":
+            return _features(self.cfg.perceptual, self.cfg.perceptual_checksum)(x, y)
         return _lpips(self.cfg.lpips_weights, self.cfg.lpips_backbone, self.cfg.lpips_checksum)(x, y)
 
     @property
@@ -200,3 +206,13 @@ def _lpips(weights: str | None, backbone: str | None, checksum: str) -> LPIPS:
     if found.checksum != checksum:
         raise UserError(f"--model.lpips-weights, --model.lpips-backbone: checksum mismatch: {found.checksum}, not {checksum}")
     return found
+
+
+@cache
+def _features(name: str, checksum: str) -> Features:
+    """Made once per process. Raises UserError if the file that registered it is another than that of the run."""
+    make = PERCEPTUAL[name]
+    found = xxhash.xxh3_64_hexdigest(Path(inspect.getfile(make)).read_bytes())
+    if found != checksum:
+        raise UserError(f"--model.perceptual {name}: its file is not that of the run: checksum {found}, not {checksum}")
+    return Features(name, make())

@@ -1,22 +1,57 @@
-"""LPIPS, the perceptual distance of images, from files of weights: nothing is downloaded."""
+"""Perceptual distances of images: LPIPS, from files of weights (nothing is downloaded), and by networks of the user's."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 import xxhash
 from torch import Tensor, nn
 
+from distae.config.names import PERCEPTUAL
 from distae.errors import UserError
 from distae.losses import upcast
 
+T = TypeVar("T")
 SMALLEST_SIDE = 64
 """Smaller images are enlarged to it: AlexNet's layers need as much."""
 SHIFT, SPREAD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """Of the networks' input in [-1, 1], by channel."""
 LAYERS = {"alexnet": (1, 4, 7, 9, 11), "vgg16": (3, 8, 15, 22, 29)}
 """Layers of torchvision's `features` whose outputs are compared."""
+
+
+def register_perceptual_network(name: str) -> Callable[[T], T]:
+    """Make a function known as `--model.perceptual NAME`: it returns a module from images `[B, C, H, W]`, in [0, 1] or about, to a
+    list of maps `[B, c, h, w]`. It must make the same network on every rank and at every start."""
+    return PERCEPTUAL.register(name)
+
+
+class Features:
+    """The distance of LPIPS (Zhang et al. 2018, eq. 1) with all weights 1, by a network of the user's, which is not trained."""
+
+    def __init__(self, name: str, net: nn.Module) -> None:
+        self.name, self.net = name, net.eval().requires_grad_(requires_grad=False)
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """`[B]` of two `[B, C, H, W]`. Raises UserError if the network gives no maps."""
+        of_x, of_y = (self._maps(image) for image in (x, y))
+        return torch.stack([(_unit(a) - _unit(b)).square().mean((2, 3)).sum(1) for a, b in zip(of_x, of_y, strict=True)]).sum(0)
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
+        x = upcast(x)
+        maps = self.net.to(x.device, x.dtype)(x)
+        if not isinstance(maps, list | tuple) or not maps or any(getattr(m, "ndim", 0) != 4 or len(m) != len(x) for m in maps):
+            raise UserError(
+                f"--model.perceptual {self.name}: the network gives {type(maps).__name__}; expected a list of [B, c, h, w]"
+            )
+        return [upcast(m) for m in maps]
+
+
+def _unit(x: Tensor) -> Tensor:
+    """`[B, c, h, w]` with vectors of length 1 at each place."""
+    return x / (x.square().sum(1, keepdim=True) + 1e-20).sqrt()
 
 
 class LPIPS:
@@ -44,7 +79,7 @@ class LPIPS:
         for number, layer in enumerate(net[: layers[-1] + 1]):
             x = F.relu(x) if isinstance(layer, nn.ReLU) else layer(x)
             if number in layers:
-                found.append(x / (x.square().sum(1, keepdim=True) + 1e-20).sqrt())
+                found.append(_unit(x))
         return found
 
 

@@ -69,6 +69,7 @@ def test_the_command_trains_and_the_example_takes_part(what, tmp_path, monkeypat
         "network": lambda: "Tanh" in str(trained[0].train_step.model.encoder),
         "data set": lambda: trained[0].loaders["train"].split.shape == (1, 5, 5),
         "likelihood": lambda: type(trained[0].train_step.model.likelihood).__name__ == "Cauchy",
+        "perceptual network": lambda: {"val/perceptual", "test/perceptual"} <= set().union(*metrics(tmp_path / "run")),
         "metric": lambda: {"val/max_error", "test/max_error"} <= set().union(*metrics(tmp_path / "run")),
         "sink": lambda: (tmp_path / "run" / "metrics.csv").read_text().count("val/loss") == 1,
         "callback": lambda: json.loads((tmp_path / "run" / "summary.json").read_text())["best"].keys() == {"val", "test"},

@@ -1,6 +1,7 @@
 """Settings of image tokenizers as latent diffusion and autoregressive models use them."""
 
 import hashlib
+import inspect
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -12,7 +13,7 @@ from distae.config.fields import Count, Fraction, Index, NonNegative, Positive
 from distae.config.models.base import ModelConfig
 from distae.config.models.quantized import BSQVAEConfig, FSQVAEConfig, LFQVAEConfig, VQVAEConfig
 from distae.config.models.vae import VAEConfig
-from distae.config.names import TRAITS, LikelihoodName, Traits
+from distae.config.names import PERCEPTUAL, TRAITS, LikelihoodName, PerceptualName, Traits
 from distae.config.nets import NetConfig
 from distae.config.weights import Weight
 from distae.errors import UserError
@@ -75,8 +76,9 @@ class TokenizerConfig(ModelConfig):
     inverse_temperature: Positive = 1.0
     """lfq and bsq: inverse temperature of the softmax over codes in the entropies."""
 
-    perceptual: Literal["none", "lpips", "msssim"] = "none"
-    """A perceptual distance of sample and reconstruction: LPIPS, from weights that you give, or 1 - MS-SSIM."""
+    perceptual: PerceptualName = "none"
+    """A perceptual distance of sample and reconstruction: LPIPS, from weights that you give, 1 - MS-SSIM, or by features of a
+    network of yours that a --plugin registers."""
     perceptual_weight: Weight = 1.0
     """Its weight, times the number of values of a sample: published code adds the distance to the error of every value."""
     lpips_weights: str | None = None
@@ -85,6 +87,8 @@ class TokenizerConfig(ModelConfig):
     """File of torchvision's VGG16 or AlexNet weights of ImageNet."""
     lpips_checksum: str = ""
     """Checksum of the two files, filled in: a resume with other weights is rejected with an error."""
+    perceptual_checksum: str = ""
+    """Checksum of the file of a network of yours, filled in: a resume with another file is rejected with an error."""
     window: Annotated[int, Meta(ge=3)] = 7
     """msssim: side of the gaussian window in pixels, odd."""
 
@@ -134,9 +138,11 @@ class TokenizerConfig(ModelConfig):
         return VQVAEConfig(**shared, dim=self.latent_dim, **{name: getattr(self, name) for name in names})
 
     def completed(self) -> Self:
-        if self.perceptual != "lpips":
-            return self
-        return replace(self, lpips_checksum=" ".join(_checksum(self, key) for key in ("lpips_weights", "lpips_backbone")))
+        if self.perceptual == "lpips":
+            return replace(self, lpips_checksum=" ".join(_checksum(self, key) for key in ("lpips_weights", "lpips_backbone")))
+        if network := PERCEPTUAL.get(self.perceptual):
+            return replace(self, perceptual_checksum=_hash(inspect.getfile(network)))
+        return self
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         if len(shape) != 3 or min(shape[1:]) < SMALLEST_SIDE:
@@ -163,5 +169,9 @@ def _checksum(cfg: TokenizerConfig, key: str) -> str:
         raise UserError(f"{option}: --model.perceptual lpips needs it; see docs/image_tokenizers.md for the files")
     if not Path(path).is_file():
         raise UserError(f"{option}: no file {path}")
+    return _hash(path)
+
+
+def _hash(path: str) -> str:
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()

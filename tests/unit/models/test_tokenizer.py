@@ -1,18 +1,23 @@
 """The tokenizer's terms next to a second implementation of the published equations, in float64; its start; its settings."""
 
+import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import settings
 from torch import Tensor, nn
 from variants import noise, run
 
+from distae.config import plugin
+from distae.config.check import fingerprint
+from distae.config.names import PERCEPTUAL
 from distae.errors import UserError
 from distae.losses.similarity import ms_ssim
 from distae.models import build
-from distae.models.tokenizer import Tokenizer
+from distae.models.tokenizer import Tokenizer, _features
 from distae.nn.discriminators import LeCam, PatchDiscriminator
 
 VALUES = 3 * 16 * 16
@@ -196,6 +201,75 @@ def test_lpips_trains_by_files_whose_checksum_is_part_of_the_run(tmp_path):
     model.cfg = replace(model.cfg, lpips_checksum="0 0")
     with pytest.raises(UserError, match=r"checksum mismatch"):
         run(model, X.float(), step=0)
+
+
+MAPS = """
+import torch
+from distae.nn import register_perceptual_network
+
+class Maps(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 2, 3, bias=False)
+        torch.nn.init.constant_(self.layer.weight, 0.5)
+
+    def forward(self, x):
+        return [x, self.layer(x) - 6]
+
+@register_perceptual_network("maps")
+def maps():
+    return Maps()
+
+@register_perceptual_network("no_maps")
+def no_maps():
+    return torch.nn.Flatten()
+"""
+
+
+@pytest.fixture
+def maps(tmp_path, monkeypatch):
+    """A plugin that registers two perceptual networks."""
+    monkeypatch.setattr("sys.path", [*sys.path])
+    file = tmp_path / "maps_plugin.py"
+    file.write_text(MAPS)
+    plugin.load(str(file))
+    yield file
+    del sys.modules["maps_plugin"]
+    for name in ("maps", "no_maps"):
+        del PERCEPTUAL[name]
+
+
+def test_features_of_a_network_of_ones_own_whose_file_is_part_of_the_run(maps):
+    model = made(perceptual="maps", perceptual_weight=0.3, kl_weight=0.0, discriminator_weight=0.0)
+    y, _, _ = reconstruction(model)
+    distance = torch.zeros(4).double()
+    for image, other in ((X, y), tuple(F.conv2d(i, torch.full((2, 3, 3, 3), 0.5).double()) - 6 for i in (X, y))):
+        a, b = (v / torch.linalg.vector_norm(v, dim=1, keepdim=True) for v in (image, other))
+        distance = distance + torch.linalg.vector_norm(a - b, dim=1).square().mean((1, 2))
+    out = run(model, X, step=0)
+    torch.testing.assert_close(out.per_sample["perceptual"], distance, rtol=1e-10, atol=0)
+    torch.testing.assert_close(out.per_sample["loss"], out.per_sample["recon"] + 0.3 * VALUES * distance)
+    assert not any("layer.weight" in name and "discriminator" not in name and "codec" not in name for name in model.state_dict())
+    out.loss.backward()
+    assert not [p for p in _features("maps", model.cfg.perceptual_checksum).net.parameters() if p.requires_grad]
+    table = {"name": "tokenizer", "perceptual": "maps"}
+    before = fingerprint(settings(model=table))
+    maps.write_text(f"{MAPS}# changed")
+    assert fingerprint(settings(model=table)) != before
+    changed = made(perceptual="maps")
+    changed.cfg = replace(changed.cfg, perceptual_checksum="0")
+    with pytest.raises(UserError, match=r"--model.perceptual maps: its file is not that of the run: checksum \w+, not 0"):
+        run(changed, X, step=0)
+
+
+def test_a_network_that_gives_no_maps_is_rejected(maps):
+    with pytest.raises(UserError, match=r"--model.perceptual no_maps: the network gives Tensor; expected a list of"):
+        run(made(perceptual="no_maps"), X, step=0)
+
+
+def test_no_file_runs_because_a_setting_names_its_network():
+    with pytest.raises(UserError, match=r"model.perceptual.* 'maps'.*none.*lpips.*msssim"):
+        made(perceptual="maps")
 
 
 @pytest.mark.parametrize(
