@@ -199,6 +199,8 @@ def _check_parallel(cfg: TrainConfig, world_size: int) -> None:
     if parallel.cpu_offload and (cfg.device == "cpu" or world_size == 1):
         raise UserError("--parallel.cpu-offload needs GPUs and at least two processes: leave it out")
     if isinstance(parallel, HybridShardConfig) and (parallel.shard_size is None or world_size % parallel.shard_size):
+        if world_size == 1:
+            raise UserError("--parallel hsdp needs several processes, started by torchrun or distae launch: leave it out on one")
         given = f"--parallel.shard-size {parallel.shard_size} is not" if parallel.shard_size else "needs --parallel.shard-size,"
         works = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
         raise UserError(f"--parallel hsdp: {given} a divisor of the {world_size} processes; valid: {works}")

@@ -118,10 +118,13 @@ def _kept_whole(module: nn.Module) -> set[nn.Parameter]:
 
 
 def average_whole(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
-    """Average over the ranks the gradients that FSDP has not: of parameters that stay whole."""
-    for p in parameters if isinstance(model, FSDPModule) else ():
-        if not is_sharded(p) and p.grad is not None:
-            all_reduce_(p.grad).div_(world().world_size)
+    """Average over the ranks the gradients that FSDP has not, of parameters that stay whole, in one exchange."""
+    grads = [p.grad for p in parameters if not is_sharded(p) and p.grad is not None]
+    if not grads or not isinstance(model, FSDPModule):
+        return
+    means = all_reduce_(torch.cat([grad.flatten() for grad in grads])) / world().world_size
+    for grad, mean in zip(grads, means.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))
 
 
 @contextlib.contextmanager

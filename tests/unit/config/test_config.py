@@ -29,6 +29,8 @@ def given(*argv: str, toml: str | None = None, tmp_path=None, world_size: int = 
 
 
 PARALLEL = (
+    (["--parallel", "hsdp"], 1, "--parallel hsdp needs several processes"),
+    (["--parallel", "hsdp", "--parallel.shard-size", "2"], 1, "--parallel hsdp needs several processes"),
     (["--parallel", "hsdp"], 4, "needs --parallel.shard-size, a divisor of the 4 processes; valid: 1, 2, 4"),
     (["--parallel", "hsdp", "--parallel.shard-size", "3"], 4, "shard-size 3 is not a divisor of the 4 processes; valid: 1, 2, 4"),
     (["--parallel", "fsdp", "--compile"], 2, "--parallel fsdp and --compile exclude each other"),
