@@ -1,4 +1,4 @@
-"""python -m benchmarks.crash --all, or one mode: kills, sources, elastic, frozen, flips, disk, hostile, selfcheck.
+"""python -m benchmarks.crash --all, or one mode: kills, sources, elastic, onset, frozen, flips, disk, hostile, selfcheck.
 
 Each mode injects `--count` faults that are drawn from `--seed`, `--jobs` of them at a time. Prints a table in Markdown and, as the
 last line, one JSON object; the exit code is 1 if anything went wrong silently, hung, or needed a human.
@@ -16,7 +16,10 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-COUNTS = {"kills": 1000, "sources": 192, "elastic": 60, "frozen": 12, "flips": 1000, "disk": 100, "hostile": 200, "selfcheck": 1}
+COUNTS = {
+    "kills": 1000, "sources": 192, "elastic": 60, "onset": 48, "frozen": 12, "flips": 1000, "disk": 100, "hostile": 200,
+    "selfcheck": 1,
+}  # fmt: skip
 """Faults of each mode by default. Kills, flips and disk faults are shared out over all cases; a hostile input is tried once."""
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 UNSTEADY = ("_seconds", "_per_second", "_fraction", "_bytes")
 EXEMPT = ("log.txt", "lock", "config.toml", "outcome.json", "metrics.jsonl", "events.jsonl", "state.json", "COMMIT", "config.json")
@@ -87,8 +86,10 @@ def _row_differences(a: list[Any], b: list[Any]) -> list[str]:
 
 def beyond(a: Path, b: Path, tolerance: float) -> list[str]:
     """What differs by more than `tolerance`, relative where the value is above 1: tensors of the last checkpoint, and rows."""
+    from distae.checkpoint import read_tensors  # imports torch
+
     found = []
-    one, two = ({k: v for p in last_checkpoint(run).glob("*.safetensors") for k, v in load_file(p).items()} for run in (a, b))
+    one, two = ({k: v.numpy() for k, v in read_tensors(last_checkpoint(run)).items()} for run in (a, b))
     if one.keys() != two.keys():
         return [f"other tensors: {sorted(one.keys() ^ two.keys())[:4]}"]
     for name, x in one.items():

@@ -113,15 +113,17 @@ IN_PARTS = {
 
 def tokenizer(bottleneck: str) -> Case:
     """Across the discriminator's start, with all that is of the global batch: batch norms, adaptive weight, codes, accumulation."""
-    model = {"bottleneck": bottleneck, "codebook_size": 8, "discriminator_channels": 4, "discriminator_start": 2, "lecam": 0.1}
-    net = {"name": "image", "channels": 4, "multipliers": [1, 2], "blocks": 1, "groups": 2, "dropout": 0.1}
+    model = {"bottleneck": bottleneck, "codebook_size": 8, "discriminator_channels": 4, "discriminator_start": 1, "lecam": 0.1}
+    net = {"name": "conv", "channels": [4], "norm": "batch", "spatial": True}
     table: dict[str, Any] = {"model": {"name": "tokenizer"} | model, "net": net, "precision": "fp64", "grad_accum_steps": 2}
-    return Case(settings(**table, ema=0.9, steps=5, log_every=1, eval_every=5), world_sizes=(1, 2, 4))
+    return Case(settings(**table, steps=3, log_every=1, eval_every=3), world_sizes=(1,))
 
 
-TOKENIZERS = {f"tokenizer-{bottleneck}": tokenizer(bottleneck) for bottleneck in ("kl", "vq")}
-TOKENIZERS |= {f"{name} fsdp": sharded(case, 2, 4) for name, case in TOKENIZERS.items()} | {
-    f"{name} hsdp": sharded(case, 4, size=2) for name, case in TOKENIZERS.items()
+WHOLE |= {f"tokenizer-{bottleneck}": tokenizer(bottleneck) for bottleneck in ("kl", "vq")}
+IN_PARTS |= {
+    "tokenizer-kl ddp": WHOLE["tokenizer-kl"]._replace(world_sizes=(4,)),
+    "tokenizer-kl hsdp": sharded(WHOLE["tokenizer-kl"], 4, size=2),
+    "tokenizer-vq fsdp": sharded(WHOLE["tokenizer-vq"], 4),
 }
 FURTHER = {
     "resumed": sharded(WHOLE["steady"], 3)._replace(ends_at=4),
@@ -150,7 +152,7 @@ pytestmark = pytest.mark.timeout(900)
 
 @pytest.fixture(scope="module")
 def results(request, tmp_path_factory):
-    every = CASES | HALVED | FLOAT32 | WHOLE | IN_PARTS | TOKENIZERS | FURTHER | PLANTED
+    every = CASES | HALVED | FLOAT32 | WHOLE | IN_PARTS | FURTHER | PLANTED
     return gate.run(gate.asked_for(request, every), tmp_path_factory.mktemp("gate"))
 
 
@@ -171,17 +173,11 @@ def test_how_a_model_is_held_changes_nothing(results, whole, how):
     gate.assert_parity({0: results[whole][1]} | results[f"{whole} {how}"], BATCH_NORM if whole.endswith("batch") else EXACT)
 
 
-@pytest.mark.cases("{name}", "{name} fsdp", "{name} hsdp")
+@pytest.mark.cases("tokenizer-kl", "tokenizer-vq")
 @pytest.mark.parametrize("name", ["tokenizer-kl", "tokenizer-vq"])
-def test_a_tokenizer_is_the_same_however_it_is_held(results, name):
-    """ddp on 1, 2 and 4 ranks, fsdp on 2 and 4, hsdp on 2x2; every step's adaptive weight and norms of gradients are compared."""
-    fsdp, hsdp = results[f"{name} fsdp"], results[f"{name} hsdp"]
-    assert ([*results[name]], [*fsdp], [*hsdp]) == ([1, 2, 4], [2, 4], [4])
-    for held in (results[name], {0: results[name][1]} | fsdp, {0: results[name][1]} | hsdp):
-        gate.assert_parity(held, gate.EXACT)
-    weights = [results[name][1].metrics[f"{step} train/adaptive_weight"] for step in range(1, 6)]
-    assert weights[:2] == [0, 0]
-    assert min(weights[2:]) > 0
+def test_the_start_of_a_discriminator_is_among_what_agrees(results, name):
+    found = [results[name][1].metrics[f"{step} train/adaptive_weight"] for step in (1, 2, 3)]
+    assert found[0] == 0 < min(found[1:])
 
 
 @pytest.mark.cases("steady fsdp", "resumed")

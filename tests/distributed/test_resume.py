@@ -1,9 +1,7 @@
 """A run that was interrupted ends like one that was not: bit for bit, or up to rounding on a different number of ranks."""
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from safetensors.torch import save_file
 
 import distae
 from benchmarks import crash
-from benchmarks.crash import processes
+from benchmarks.crash import onset
 from benchmarks.crash.kills import Reference, resumed_chain
 from distae.checkpoint import read_tensors
 from distae.checkpoint.retention import name_of, steps_in
@@ -91,44 +89,11 @@ def test_kills_change_nothing_of_a_dictionary(tmp_path: Path) -> None:
     assert (module.encoder.shape, float(module.threshold) > 0, module.input_scale != 1) == ((48, 16), True, True)
 
 
-TOKENIZER = (
-    "--model tokenizer --model.discriminator-start 6 --model.discriminator-channels 4 --model.codebook-size 8 --model.lecam 0.1 "
-    "--data digits --data.limit 240 --net conv --net.channels 4 --net.norm batch --global-batch-size 24 --grad-accum-steps 2 "
-    "--ema 0.9 --steps 9 --log-every 1 --eval-every 8 --save-every 2 --tracking none --device cpu --threads 1"
-)
-
-
-class _Killed:
-    """A plant: SIGKILL in a step, when the autoencoder is updated and the discriminator is not."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __call__(self, rank: int) -> None:
-        from distae.training.step import TrainStep
-
-        run_phase = TrainStep._phase
-
-        def patched(step: TrainStep, phase: Any, number: int, batches: Any) -> Any:
-            if (phase.name, number) == ("discriminator", self.step):
-                os.kill(os.getpid(), signal.SIGKILL)
-            return run_phase(step, phase, number, batches)
-
-        TrainStep._phase = patched  # type: ignore[method-assign]
-
-
-@pytest.mark.parametrize(("bottleneck", "ranks"), [("kl", 3), ("vq", 2)])
-def test_kills_around_the_discriminators_start_change_nothing(tmp_path: Path, bottleneck: str, ranks: int) -> None:
-    """One step before it, at it and after it, in one run; a step is saved before each, or two before."""
-    job = [*TOKENIZER.split(), "--model.bottleneck", bottleneck]
-    straight, run_dir = tmp_path / "straight", tmp_path / "run"
-    crash.finish([*job, "--run-dir", str(straight)], ranks, straight)
-    for step in (5, 6, 7):
-        end = processes.run([*job, "--run-dir", str(run_dir)], ranks, tmp_path / "log", plant=_Killed(step))
-        assert -signal.SIGKILL in end.codes, end.text
-        assert {*end.codes} <= {-signal.SIGKILL, 1}, end.text
-    assert "resumed at step 6" in crash.finish([*job, "--run-dir", str(run_dir)], ranks, run_dir).text
-    assert not crash.differences(straight, run_dir)
+@pytest.mark.parametrize(("bottleneck", "how", "ranks"), [("kl", "ddp", 3), ("vq", "fsdp", 2)])
+def test_kills_around_the_discriminators_start_change_nothing(tmp_path: Path, bottleneck: str, how: str, ranks: int) -> None:
+    """One step before it, at it and after it, in one run; `python -m benchmarks.crash onset` has every number of ranks."""
+    report = onset.chain(bottleneck, how, ranks, tmp_path / "runs", alone=False)
+    assert (report["differences"], report["human"]) == ([], "")
 
 
 ELASTIC = (
