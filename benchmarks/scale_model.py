@@ -3,7 +3,8 @@
     python benchmarks/scale_model.py --compute-ms 120 --parameters 100e6
 
 The table is from closed forms; a simulation of the same step (buckets queue for the network during the backward pass, the slowest
-rank delays the others) and of the same failures shows their error. The last line is one JSON object.
+rank delays the others) and of the same failures shows their error. A second table has the bytes that a GPU holds and sends by ddp,
+fsdp and hsdp; tests/distributed/test_parity.py compares them with those of real processes. The last line is one JSON object.
 
 Figures and where they come from:
 - NVLink 4: "18x 4th Gen NVLink, 900GB/s", both directions of a GPU together, so 450 GB/s each (NVIDIA's H200 SXM in MLCommons'
@@ -113,6 +114,37 @@ def simulated_goodput(job: Job, mtbf: float, between: float, rng: random.Random,
     return useful / total
 
 
+def exchanged(blocks: float, rest: float, whole: float, ranks: int, parts: int, micro_steps: int = 1) -> dict[str, float]:
+    """Bytes of a step's collectives, each that of its whole tensor, from those of parameters: in blocks, outside, undivided.
+
+    FSDP gathers blocks for the forward and again for the backward pass, the rest once, and sends gradients to their owners, in
+    every micro-step. The groups of HSDP (`parts` < `ranks`) average their parts once a step, all ranks what is undivided. DDP: 1 part.
+    """
+    if parts == 1:
+        return {"all_gather": 0.0, "reduce_scatter": 0.0, "all_reduce": blocks + rest + whole}
+    across = (blocks + rest) / parts if parts < ranks else 0.0
+    gathered = micro_steps * (2 * blocks + rest)
+    return {"all_gather": gathered, "reduce_scatter": micro_steps * (blocks + rest), "all_reduce": across + whole}
+
+
+def held(divided: float, whole: float, parts: int) -> float:
+    """Bytes of parameters, gradients and Adam's two moments on a rank, from those of the parameters."""
+    return 4 * (divided / parts + whole)
+
+
+def ways(parameters: float, gpus: int, micro_steps: int) -> dict[str, dict[str, float]]:
+    """What a GPU holds, and sends in a step by rings, to its group of parts and to other groups: GB of float32, all in blocks."""
+    found = {}
+    for way, parts in {"ddp": 1, "fsdp": gpus, "hsdp": GPUS_PER_NODE}.items():
+        of, groups = exchanged(4 * parameters, 0.0, 0.0, gpus, parts, micro_steps), gpus // parts
+        found[way] = {
+            "held_gb": held(4 * parameters, 0.0, parts) / 1e9,
+            "sent_in_group_gb": (of["all_gather"] + of["reduce_scatter"]) * (parts - 1) / parts / 1e9,
+            "sent_across_gb": of["all_reduce"] * 2 * (groups - 1) / groups / 1e9,
+        }
+    return found
+
+
 def row(job: Job, nodes: int, rng: random.Random) -> dict[str, float]:
     """The figures of one cluster size."""
     gpus = nodes * GPUS_PER_NODE
@@ -134,6 +166,7 @@ def main() -> None:
     parser.add_argument("--jitter", type=float, default=0.01, help="relative standard deviation of a rank's compute time")
     parser.add_argument("--staging-gb", type=float, default=20.0, help="GB/s from GPU memory to pinned host memory")
     parser.add_argument("--restart-minutes", type=float, default=5.0)
+    parser.add_argument("--micro-steps", type=int, default=1, help="--grad-accum-steps, of which fsdp and hsdp send more")
     args = parser.parse_args()
     job = Job(args.compute_ms / 1e3, args.parameters, args.jitter, args.staging_gb * 1e9, args.restart_minutes * 60)
     rng = random.Random(0)
@@ -145,6 +178,13 @@ def main() -> None:
             f"  {r['save_every_minutes']:4.1f} min {r['save_every_steps']:6.0f}  {r['goodput']:.4f} ({r['simulated_goodput']:.4f})"
             f"     {r['total']:.3f}"
         )
+    parts = {r["gpus"]: ways(job.parameters, round(r["gpus"]), args.micro_steps) for r in rows}
+    print("\n  GPUs  way   GB held  sent a step: to its group  to other groups")
+    for gpus, by_way in parts.items():
+        for way, gb in by_way.items():
+            print(f"{gpus:6.0f}  {way:4}  {gb['held_gb']:7.3f}  {gb['sent_in_group_gb']:25.3f}  {gb['sent_across_gb']:15.3f}")
+    for r in rows:
+        r["ways"] = parts[r["gpus"]]
     print(json.dumps({"compute_ms": args.compute_ms, "parameters": args.parameters, "rows": rows}))
 
 

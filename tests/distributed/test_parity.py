@@ -10,8 +10,11 @@ import torch
 from gate import BATCH_NORM, EXACT, SINGLE, Case
 from helpers import RICH, settings
 
+from benchmarks import scale_model
 from distae.config.optim import ConstantConfig
 from distae.config.parallel import HybridShardConfig, ShardConfig
+from distae.distributed.parallelize import blocks_of
+from distae.models import build
 
 NETS, NORMS = ("mlp", "conv", "resnet"), ("none", "layer", "group", "batch")
 ALL_NETS = ("ae", "vae")
@@ -85,13 +88,18 @@ def sharded(case: Case, *world_sizes: int, size: int = 0, **changes: Any) -> Cas
 
 SHORT: dict[str, Any] = {"steps": 7, "eval_every": 3, "log_every": 2}
 """With steps after evaluations."""
+WIDE = {"latent_dim": 24, "likelihood": "gaussian", "learn_scale": True}
 VIT = {"name": "vit", "width": 16, "depth": 2, "heads": 2, "patch": 4}
 WHOLE = {
     "steady": Case(replace(everything().cfg, schedule=ConstantConfig(warmup_steps=4), **SHORT), world_sizes=(1,)),
     "conv-batch": exact("vae", "conv", "batch", probe_every=6, **SHORT)._replace(world_sizes=(1,)),
     "resnet-group": exact("vae", "resnet", "group", **SHORT)._replace(world_sizes=(1,)),
     "vit": Case(settings(model={"name": "vae"}, net=VIT, precision="fp64", **SHORT), world_sizes=(1,)),
-    "wide": Case(settings(net={"hidden": [96, 48]}, model={"latent_dim": 24}, steps=3, precision="fp64"), world_sizes=(1,)),
+    "wide": Case(
+        settings(net={"hidden": [96, 48]}, model=WIDE, steps=3, grad_accum_steps=2, precision="fp64"),
+        gate.counted,
+        world_sizes=(1,),
+    ),
     "rich": Case(settings(**RICH | SHORT), world_sizes=(1,)),
 }
 CHECKPOINTING = {name: case._replace(cfg=replace(case.cfg, checkpoint_activations=True)) for name, case in WHOLE.items()}
@@ -105,6 +113,7 @@ IN_PARTS = {
     "resnet-group fsdp": sharded(WHOLE["resnet-group"], 3),
     "resnet-group checkpointed": CHECKPOINTING["resnet-group"]._replace(world_sizes=(1, 2)),
     "vit fsdp-checkpointed": sharded(CHECKPOINTING["vit"], 2),
+    "wide ddp": WHOLE["wide"]._replace(world_sizes=(4,)),
     "wide fsdp": sharded(WHOLE["wide"], 2, 4),
     "wide hsdp": sharded(WHOLE["wide"], 4, size=2),
 }
@@ -201,6 +210,25 @@ def test_a_rank_holds_its_share(results):
     assert held["fsdp", 2] <= 1.1 / 2 * one
     assert held["fsdp", 4] <= 1.1 / 4 * one
     assert held["hsdp", 4] <= 1.1 / 2 * one
+
+
+def in_parts(parameters: list[torch.Tensor], parts: int) -> float:
+    """Bytes in float64: a part is whole rows, and all are padded to the length of the longest."""
+    return 8 * sum(parts * -(-len(p) // parts) * p[0].numel() for p in parameters)
+
+
+@pytest.mark.cases("wide ddp", "wide fsdp", "wide hsdp")
+@pytest.mark.parametrize(("how", "ranks", "parts"), [("ddp", 4, 1), ("fsdp", 2, 2), ("fsdp", 4, 4), ("hsdp", 4, 2)])
+def test_the_scale_model_is_what_is_held_and_sent(results, how, ranks, parts):
+    cfg, result = WHOLE["wide"].cfg, results[f"wide {how}"][ranks]
+    model = build(cfg.model, cfg.net, (1, 8, 8))
+    blocks = [p for block in blocks_of(model) for p in block.parameters()]
+    whole = [p for p in model.parameters() if not p.ndim]
+    rest = [p for p in model.parameters() if not any(p is q for q in [*blocks, *whole])]
+    divided = in_parts(blocks, parts), in_parts(rest, parts), 8.0 * len(whole)
+    expected = scale_model.exchanged(*divided, ranks, parts, micro_steps=2)
+    assert result.exchanged == pytest.approx(expected, abs=16)  # a scalar alone is not counted
+    assert result.bytes == pytest.approx(scale_model.held(sum(divided[:2]), divided[2], parts), rel=0.01)
 
 
 @pytest.mark.cases("rich", "rich fsdp", "rich fsdp-bf16")
