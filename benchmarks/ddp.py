@@ -2,6 +2,7 @@
 
     python benchmarks/ddp.py --root data
     python benchmarks/ddp.py --workloads ae-32 --ours-args "--ema 0.999"       # measured in addition to the defaults
+    python benchmarks/ddp.py --workloads ae-32 --parallel fsdp hsdp            # these too, and their step time over that of ddp
 
 2 gloo processes, one thread each, at the workload's batch per process:
 
@@ -53,6 +54,8 @@ from workloads import (
 )
 
 RANKS = 2
+WAYS = {"fsdp": "--parallel fsdp", "hsdp": f"--parallel hsdp --parallel.shard-size {RANKS}"}
+"""Ways to hold a model besides ddp; two processes are one group of hsdp."""
 TARGETS = {("ours", "apart", "conv-128"): 0.95, ("ours", "by hand", "ae-32"): 0.95, ("ours", "by hand", "conv-128"): 0.95}
 
 
@@ -168,12 +171,13 @@ def measure(name: str, args: argparse.Namespace, stored: np.ndarray) -> dict[str
 
 
 def summary(rates: dict[str, list[Rate]]) -> dict[str, Any]:
-    """Ratios of all runs over both processes to those that bound them."""
+    """Ratios of all runs over both processes to those that bound them; and the step time of ways to hold a model, over that of ddp."""
     doubled = [Rate(2 * r.wall, 2 * r.cpu) for r in rates["alone"]]
     below = {**{who: rates[who] for who in ("apart", "in step", "by hand")}, "twice alone": doubled}
     over = {who: {b: ratios(of, below[b])["wall"] for b in below} for who, of in rates.items() if who != "alone"}
     speeds = {who: round(statistics.median(r.wall for r in of)) for who, of in rates.items()}
-    return {"samples_per_second": speeds, "over": over}
+    steps = {way: ratios(rates["ours"], rates[who])["wall"] for way, words in WAYS.items() if (who := f"ours {words}") in rates}
+    return {"samples_per_second": speeds, "over": over, "step_time_over_ddp": steps}
 
 
 def table(name: str, report: dict[str, Any]) -> str:
@@ -183,14 +187,19 @@ def table(name: str, report: dict[str, Any]) -> str:
         cells = [f"{show(r):>18}" for r in report["over"].get(who, {}).values()]
         targets = [f"{bar} of {of}" for (a, of, workload), bar in TARGETS.items() if (a, workload) == (who, name)]
         lines.append(f"  {who:32} {speed:>10,} {' '.join(cells)}   {'target: ' + ', '.join(targets) if targets else ''}".rstrip())
+    lines += [f"  step time of --parallel {way}, over ddp: {show(r)}" for way, r in report["step_time_over_ddp"].items()]
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = arguments(__doc__, rounds=7)
+    parser.add_argument(
+        "--parallel", nargs="+", default=[], choices=list(WAYS), help="ways to hold the model, measured in addition"
+    )
     parser.add_argument("--workloads", nargs="+", default=["ae-32", "conv-128"], choices=list(WORKLOADS))
     parser.add_argument("--scale", type=float, default=1.0, help="steps per round, as a share of the default")
     args = parser.parse_args()
+    args.ours_args = [*args.ours_args, *(WAYS[way] for way in args.parallel)]
     stored = images(args.root, args.scale)
     result: dict[str, Any] = {"torch": str(torch.__version__), "cpus": len(os.sched_getaffinity(0)), "rounds": args.rounds}
     result["load_average_before"] = os.getloadavg()

@@ -118,7 +118,8 @@ def exchanged(blocks: float, rest: float, whole: float, ranks: int, parts: int, 
     """Bytes of a step's collectives, each that of its whole tensor, from those of parameters: in blocks, outside, undivided.
 
     FSDP gathers blocks for the forward and again for the backward pass, the rest once, and sends gradients to their owners, in
-    every micro-step. The groups of HSDP (`parts` < `ranks`) average their parts once a step, all ranks what is undivided. DDP: 1 part.
+    every micro-step. The groups of HSDP (`parts` < `ranks`) average their parts once a step, all ranks what is undivided. DDP has
+    1 part.
     """
     if parts == 1:
         return {"all_gather": 0.0, "reduce_scatter": 0.0, "all_reduce": blocks + rest + whole}

@@ -75,8 +75,11 @@ def test_compression(run_here, tmp_path):
 
 
 def test_two_processes(run_here):
-    result = run_here("ddp.py", "--workloads", "ae-32", "--rounds", "0", "--scale", "0.01", "--ours-args", "--ema 0.9")
-    assert set(result["ae-32"]["over"]) == {"apart", "ours", "by hand", "in step", "by hand, apart", "ours --ema 0.9"}
+    more = ("--ours-args", "--ema 0.9", "--parallel", "fsdp")
+    result = run_here("ddp.py", "--workloads", "ae-32", "--rounds", "0", "--scale", "0.01", *more)
+    ours = {"ours", "ours --ema 0.9", "ours --parallel fsdp"}
+    assert set(result["ae-32"]["over"]) == {"apart", "by hand", "in step", "by hand, apart"} | ours
+    assert result["ae-32"]["step_time_over_ddp"]["fsdp"][0] > 0
     assert min(result["ae-32"]["samples_per_second"].values()) > 0
 
 
