@@ -171,7 +171,7 @@ def measure(name: str, args: argparse.Namespace, stored: np.ndarray) -> dict[str
 
 
 def summary(rates: dict[str, list[Rate]]) -> dict[str, Any]:
-    """Ratios of all runs over both processes to those that bound them; and the step time of ways to hold a model, over that of ddp."""
+    """Ratios of all runs over both processes to those that bound them, and of step times to that of ddp."""
     doubled = [Rate(2 * r.wall, 2 * r.cpu) for r in rates["alone"]]
     below = {**{who: rates[who] for who in ("apart", "in step", "by hand")}, "twice alone": doubled}
     over = {who: {b: ratios(of, below[b])["wall"] for b in below} for who, of in rates.items() if who != "alone"}
