@@ -12,8 +12,8 @@ from benchmarks.crash.processes import COLLECTIVE_TIMEOUT, finish, run
 COMMON = (
     "--model tokenizer --model.discriminator-start 6 --model.discriminator-channels 4 --model.codebook-size 8 --model.lecam 0.1 "
     "--data digits --data.limit 240 --net conv --net.channels 4 --net.norm batch --global-batch-size 24 --grad-accum-steps 2 "
-    "--ema 0.9 --precision fp64 --steps 9 --log-every 1 --eval-every 8 --save-every 2 --tracking none --device cpu --threads 1 "
-    f"--timeout {COLLECTIVE_TIMEOUT}"
+    "--ema 0.9 --precision fp64 --steps 9 --log-every 1 --eval-every 8 --save-every 2 --checkpoint.mode sync --tracking none "
+    f"--device cpu --threads 1 --timeout {COLLECTIVE_TIMEOUT}"
 )
 """All that is of the global batch: batch norms of both networks, the adaptive weight, LeCam, codes that restart, accumulation."""
 STEPS = (5, 6, 7)
