@@ -184,9 +184,7 @@ def main() -> None:
     for gpus, by_way in parts.items():
         for way, gb in by_way.items():
             print(f"{gpus:6.0f}  {way:4}  {gb['held_gb']:7.3f}  {gb['sent_in_group_gb']:25.3f}  {gb['sent_across_gb']:15.3f}")
-    for r in rows:
-        r["ways"] = parts[r["gpus"]]
-    print(json.dumps({"compute_ms": args.compute_ms, "parameters": args.parameters, "rows": rows}))
+    print(json.dumps({"compute_ms": args.compute_ms, "parameters": args.parameters, "rows": rows, "ways": [*parts.values()]}))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Killed:
                 os.kill(os.getpid(), signal.SIGKILL)
             return run_phase(step, phase, number, batches)
 
-        TrainStep._phase = patched  # type: ignore[method-assign]
+        TrainStep._phase = patched  # type: ignore[method-assign, assignment]
 
 
 def chain(bottleneck: str, how: str, ranks: int, folder: Path, alone: bool = True) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def average_whole(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
     if not grads or not isinstance(model, FSDPModule):
         return
     means = all_reduce_(torch.cat([grad.flatten() for grad in grads])) / world().world_size
-    for grad, mean in zip(grads, means.split([grad.numel() for grad in grads]), strict=True):
+    for grad, mean in zip(grads, torch.split(means, [grad.numel() for grad in grads]), strict=True):
         grad.copy_(mean.view_as(grad))
 
 

@@ -212,7 +212,7 @@ def test_a_rank_holds_its_share(results):
     assert held["hsdp", 4] <= 1.1 / 2 * one
 
 
-def in_parts(parameters: list[torch.Tensor], parts: int) -> float:
+def in_parts(parameters: list[torch.nn.Parameter], parts: int) -> float:
     """Bytes in float64: a part is whole rows, and all are padded to the length of the longest."""
     return 8 * sum(parts * -(-len(p) // parts) * p[0].numel() for p in parameters)
 
