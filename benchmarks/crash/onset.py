@@ -12,12 +12,12 @@ from benchmarks.crash.processes import COLLECTIVE_TIMEOUT, finish, run
 COMMON = (
     "--model tokenizer --model.discriminator-start 6 --model.discriminator-channels 4 --model.codebook-size 8 --model.lecam 0.1 "
     "--data digits --data.limit 240 --net conv --net.channels 4 --net.norm batch --global-batch-size 24 --grad-accum-steps 2 "
-    "--ema 0.9 --precision fp64 --steps 9 --log-every 1 --eval-every 8 --save-every 2 --checkpoint.mode sync --tracking none "
+    "--ema 0.9 --precision fp64 --steps 9 --log-every 1 --eval-every 8 --save-every 1 --checkpoint.mode sync --tracking none "
     f"--device cpu --threads 1 --timeout {COLLECTIVE_TIMEOUT}"
 )
 """All that is of the global batch: batch norms of both networks, the adaptive weight, LeCam, codes that restart, accumulation."""
 STEPS = (5, 6, 7)
-"""Of the kills, in one run: one before the discriminator's start, at it, and one after it."""
+"""Of the kills, in one run: one before the discriminator's start, at it, and one after it. Each step before them is saved."""
 HELD = {"ddp": "--parallel ddp", "fsdp": "--parallel fsdp", "hsdp": "--parallel hsdp --parallel.shard-size 2"}
 CASES = tuple((b, how, ranks) for b in ("kl", "vq") for how, ranks in
               (("ddp", 1), ("ddp", 2), ("ddp", 4), ("fsdp", 1), ("fsdp", 2), ("fsdp", 4), ("hsdp", 2), ("hsdp", 4)))  # fmt: skip
@@ -54,8 +54,8 @@ def chain(bottleneck: str, how: str, ranks: int, folder: Path, alone: bool = Tru
         end = run([*held, str(killed)], ranks, folder / "log", plant=Killed(step))
         if -signal.SIGKILL not in end.codes or not {*end.codes} <= {-signal.SIGKILL, 1}:
             human = f"{end.codes}: {end.text[-300:]}"
-    resumed = "resumed at step 6" in finish([*held, str(killed)], ranks, killed).text
-    found = differences(straight, killed) + leftovers(killed) + ([] if resumed else ["it was not resumed at step 6"])
+    resumed = f"resumed at step {STEPS[-1]}" in finish([*held, str(killed)], ranks, killed).text
+    found = differences(straight, killed) + leftovers(killed) + ([] if resumed else ["it was not resumed where it was killed"])
     if alone:
         finish([*argv, "--run-dir", str(one)], 1, one)
         found += beyond(one, straight, TOLERANCE)
