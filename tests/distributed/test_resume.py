@@ -89,7 +89,7 @@ def test_kills_change_nothing_of_a_dictionary(tmp_path: Path) -> None:
     assert (module.encoder.shape, float(module.threshold) > 0, module.input_scale != 1) == ((48, 16), True, True)
 
 
-@pytest.mark.parametrize(("bottleneck", "how", "ranks"), [("kl", "ddp", 3), ("vq", "fsdp", 2)])
+@pytest.mark.parametrize(("bottleneck", "how", "ranks"), [("kl", "ddp", 1), ("vq", "fsdp", 2)])
 def test_kills_around_the_discriminators_start_change_nothing(tmp_path: Path, bottleneck: str, how: str, ranks: int) -> None:
     """One step before it, at it and after it, in one run; `python -m benchmarks.crash onset` has every number of ranks."""
     report = onset.chain(bottleneck, how, ranks, tmp_path / "runs", alone=False)
