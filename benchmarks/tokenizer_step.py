@@ -30,7 +30,7 @@ BETAS, LR = (0.5, 0.9), 1e-12
 
 
 class ByHand(nn.Module):
-    """The objective with a KL bottleneck and its step, from the equations (Esser et al. 2021, eq. 4-7; Rombach et al. 2022, app. G).
+    """The objective with a KL bottleneck and its step, by Esser et al. 2021, eq. 4-7, and Rombach et al. 2022, app. G.
 
     The discriminator is given the reconstructions of the autoencoder's step.
     """
@@ -90,7 +90,7 @@ class ByHand(nn.Module):
 def by_hand(cfg: TrainConfig, shape: tuple[int, ...]) -> ByHand:
     """The networks of the settings `cfg` of a tokenizer, in the loop by hand."""
     model: Any = build_model(cfg.model, cfg.net, shape)
-    return ByHand(model.codec.encoder, model.codec.decoder, model.discriminator, cfg.model.discriminator_start == 0)
+    return ByHand(model.codec.encoder, model.codec.decoder, model.discriminator, model.cfg.discriminator_start == 0)
 
 
 def settings(args: argparse.Namespace, started: bool, folder: Path) -> TrainConfig:
