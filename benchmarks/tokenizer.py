@@ -65,11 +65,11 @@ def around(psnr: list[tuple[int, float]], start: int) -> dict[str, float]:
 def train_and_write(bottleneck: str, args: argparse.Namespace) -> None:
     cfg = settings(bottleneck, args)
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        assert train.run(cfg, Environment()).outcome == "done"
+        outcome = train.run(cfg, Environment()).outcome
     args.curves.mkdir(parents=True, exist_ok=True)
-    found = {"start": args.start, "curves": curves(str(cfg.run_dir))}
+    found: dict[str, Any] = {"outcome": outcome, "start": args.start, "curves": curves(str(cfg.run_dir))}
     (args.curves / f"{name(bottleneck, args)}.json").write_text(json.dumps(found))
-    print(f"{name(bottleneck, args)}: {json.dumps(around(found['curves']['psnr'], args.start))}", flush=True)
+    print(f"{name(bottleneck, args)}, {outcome}: {json.dumps(around(found['curves']['psnr'], args.start))}", flush=True)
 
 
 def draw(folder: Path, out: Path) -> None:
