@@ -31,7 +31,6 @@ from distae.models import build as build_model
 from distae.nn.perceptual import LPIPS
 from distae.runtime.environment import Environment
 
-HELD = 500
 OURS: dict[str, dict[str, Any]] = {
     "kl": {"scale": 0.5**1.5, "discriminator_weight": 1.0},
     "vq": {"scale": 0.5**0.5, "perceptual": "msssim", "commitment": 3.0, "codebook_size": 512},
@@ -92,9 +91,9 @@ CONTESTANTS: dict[str, Callable[[TrainConfig, Tensor, argparse.Namespace], Any]]
 
 def measure(who: str, bottleneck: str, args: argparse.Namespace) -> None:
     stored = np.load(args.images)
-    held, x = (torch.from_numpy(part).float() / 255 for part in (stored[-HELD:], stored[:-HELD]))
+    held, x = (torch.from_numpy(part).float() / 255 for part in (stored[-args.held :], stored[: -args.held]))
     with tempfile.TemporaryDirectory(prefix="distae-beside-") as path:
-        np.save(Path(path) / "images.npy", stored[:-HELD])
+        np.save(Path(path) / "images.npy", stored[: -args.held])
         found = quality(CONTESTANTS[who](settings(bottleneck, Path(path), args), x, args), held)
     args.out.mkdir(parents=True, exist_ok=True)
     row = {"who": who, "bottleneck": bottleneck, "seed": args.seed, "steps": args.steps, **found}
@@ -126,6 +125,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--held", type=int, default=500, help="images at the end of the array that are held out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--bottlenecks", nargs="+", default=["kl", "vq"], choices=["kl", "vq"])
     parser.add_argument("--who", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS))
