@@ -54,12 +54,15 @@ def curves(run_dir: str) -> dict[str, list[tuple[int, float]]]:
     return {"psnr": psnr} | {k: [(r["step"], r[f"train/{k}"]) for r in rows if f"train/{k}" in r] for k in others}
 
 
-def around(psnr: list[tuple[int, float]], start: int) -> dict[str, float]:
-    """PSNR before the start (mean of the last 5 evaluations), the lowest after it and its step, and that of the last 5."""
+def around(psnr: list[tuple[int, float]], start: int) -> dict[str, Any]:
+    """PSNR before the start (mean of the last 5 evaluations), the lowest after it and its step, and that of the last 5.
+
+    None are those that a run stopped early does not have.
+    """
     before, after = [p for p in psnr if p[0] <= start], [p for p in psnr if p[0] > start]
-    low = min(after, key=lambda p: p[1])
-    ends = [round(statistics.mean(p[1] for p in part[-5:]), 2) for part in (before, after)]
-    return {"before": ends[0], "lowest": round(low[1], 2), "at_step": low[0], "last": ends[1]}
+    step, low = min(after, key=lambda p: p[1], default=(None, None))
+    ends = [statistics.mean(p[1] for p in part[-5:]) if part else None for part in (before, after)]
+    return {"before": ends[0], "lowest": low, "at_step": step, "last": ends[1]}
 
 
 def train_and_write(bottleneck: str, args: argparse.Namespace) -> None:
@@ -77,21 +80,21 @@ def draw(folder: Path, out: Path) -> None:
     from matplotlib.figure import Figure
 
     found: dict[str, Any] = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    print("| run | before the start | lowest after it | at the end |\n|---|---|---|---|")
+    print("| run | PSNR before the start, dB | lowest after it | at step | at the end |\n|---|---|---|---|---|")
     figure = Figure((9, 3.2), layout="constrained")
     panels = {"PSNR of held-out images, dB": "psnr", "accuracy of the discriminator": "critic_accuracy"}
     for axes, (title, what) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for run, of in found.items():
-            steps, values = zip(*[p for p in of["curves"][what] if what == "psnr" or p[0] > of["start"]], strict=True)
-            axes.plot(steps, values, label=run.rsplit("_", 1)[0].replace("_", ", "))
+            points = [p for p in of["curves"][what] if what == "psnr" or p[0] > of["start"]]
+            axes.plot([p[0] for p in points], [p[1] for p in points], label=run.rsplit("_", 1)[0].replace("_", ", "))
         for start in {of["start"] for of in found.values()}:
             axes.axvline(start, color="grey", linestyle=":", label="start")
         axes.set(title=title, xlabel="step")
         axes.legend()
     figure.savefig(out, dpi=110)
     for run, of in found.items():
-        low = around(of["curves"]["psnr"], of["start"])
-        print(f"| {run} | {low['before']:.2f} dB | {low['lowest']:.2f} (step {low['at_step']:,}) | {low['last']:.2f} |")
+        low = {key: "" if x is None else f"{x:.4g}" for key, x in around(of["curves"]["psnr"], of["start"]).items()}
+        print(f"| {run} | {low['before']} | {low['lowest']} | {low['at_step']} | {low['last']} |")
 
 
 def main() -> None:

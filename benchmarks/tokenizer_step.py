@@ -1,4 +1,4 @@
-"""A step of the tokenizer against the same two networks in a plain loop, on one thread.
+"""A step of the tokenizer with a KL bottleneck against the same two networks in a plain loop, on one thread.
 
     python benchmarks/tokenizer_step.py                                  # width 32, f4, 32 px, batches of 8
 
