@@ -88,7 +88,7 @@ def fixed_step(job: Job, x: Tensor, device: str) -> Callable[[], None]:
     """The step by hand on one batch on the device, at a learning rate that does not change the weights."""
     model = job.workload.by_hand().to(device)
     if isinstance(model, ByHand):
-        return model.stepper(x[: job.workload.batch].to(device), partial(job.autocast, device))
+        return model.training_step(x[: job.workload.batch].to(device), partial(job.autocast, device))
     optimizer = torch.optim.Adam(model.parameters(), 1e-12, fused=True, capturable=device == "cuda")
     fixed = x[: job.workload.batch].to(device)
 

@@ -61,7 +61,7 @@ class ByHand(nn.Module):
         real, fake = self.discriminator(x).float(), self.discriminator(y).float()
         return 0.5 * ((1 - real).relu() + (1 + fake).relu()).mean()
 
-    def stepper(self, x: Tensor, autocast: Callable[[], Any]) -> Callable[[], None]:
+    def training_step(self, x: Tensor, autocast: Callable[[], Any]) -> Callable[[], None]:
         """A function that makes one step on the batch `x`, at a learning rate that does not change the weights."""
         coder, critic = [*self.encoder.parameters(), *self.decoder.parameters()], [*self.discriminator.parameters()]
         optimizers = [torch.optim.Adam(parameters, LR, BETAS, fused=True) for parameters in (coder, critic)]
@@ -107,7 +107,7 @@ def settings(args: argparse.Namespace, started: bool, folder: Path) -> TrainConf
 def in_turns(cfg: TrainConfig, x: Tensor, rounds: int) -> dict[str, Any]:
     """Milliseconds of CPU time of both, and by hand over ours: median and quartiles."""
     steps = Steps(cfg, data.load(cfg.data))
-    hand, times = by_hand(cfg, tuple(x.shape[1:])).stepper(x, contextlib.nullcontext), []
+    hand, times = by_hand(cfg, tuple(x.shape[1:])).training_step(x, contextlib.nullcontext), []
     for number in range(rounds + 3):
         own = [steps.cpu_seconds(1)] if number % 2 else []
         started = time.process_time()
