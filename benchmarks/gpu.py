@@ -41,7 +41,6 @@ from gpu_jobs import Job, jobs
 from peers import installed
 from tokenizer_step import ByHand
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from workloads import (
     Clock,
     Contestant,
@@ -65,7 +64,7 @@ from workloads import (
 
 from distae import distributed as dist
 from distae import load
-from distae.training.profiling import peak_flops
+from distae.training.profiling import FlopCounter, peak_flops
 
 
 def synchronise(device: str) -> None:
@@ -159,9 +158,9 @@ def contestants(job: Job, stored: np.ndarray, folder: Path, args: argparse.Names
 def flops(job: Job, stored: np.ndarray, device: str) -> float:
     """Operations per sample of the step by hand."""
     x = torch.from_numpy(stored[: job.workload.batch]).view(-1, *job.shape).float() / 255
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounter() as counter:
         fixed_step(job, x, device)()
-    return counter.get_total_flops() / job.workload.batch
+    return counter.total / job.workload.batch
 
 
 def keeping_peak(contestant: Contestant, name: str, peaks: dict[str, float]) -> Rate:
