@@ -2,7 +2,7 @@
 
     python benchmarks/tokenizer_step.py                                  # width 32, f4, 32 px, batches of 8
 
-A step of ours and one by hand, alternating, so that both have the same machine; CPU seconds, median of the ratios with the quartiles.
+Steps of ours and by hand alternate, so that both have the same machine; CPU seconds, median of the ratios with the quartiles.
 Before the discriminator's start the step trains the autoencoder alone, after it both networks. The last line is one JSON object.
 """
 

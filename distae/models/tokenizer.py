@@ -53,8 +53,8 @@ class Tokenizer(Autoencoder):
         return self.codec.code_shape
 
     def phases(self) -> list[Phase]:
-        critic = list(self.discriminator.parameters())
-        return [Phase("autoencoder", list(self.codec.parameters())), Phase("discriminator", critic, self.cfg.discriminator_lr, True)]
+        coder, critic = list(self.codec.parameters()), list(self.discriminator.parameters())
+        return [Phase("autoencoder", coder), Phase("discriminator", critic, self.cfg.discriminator_lr, sees_recon=True)]
 
     def kept_whole(self) -> list[nn.Parameter]:
         """What the gradients that are computed inside of the forward pass go through, and what they are of."""
