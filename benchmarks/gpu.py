@@ -3,9 +3,9 @@
     python benchmarks/gpu.py --root data                             # one H100 or H200
     python benchmarks/gpu.py --device cpu --tiny --rounds 0          # the same code without a GPU, in a minute: does it run?
 
-No GPU was at hand when this was written: it has run on the CPU only. Jobs: the four workloads of benchmarks/train.py; pythae's
-published one (VQ-VAE with its ResNet on MNIST, batch 256: 235 s for 100 epochs on a V100); a ResNet VAE of 54.7M parameters on
-128x128 images in bf16.
+Jobs: the four workloads of benchmarks/train.py; pythae's published one (VQ-VAE with its ResNet on MNIST, batch 256: 235 s for 100
+epochs on a V100); a ResNet VAE of 54.7M parameters on 128x128 images in bf16; the tokenizer KL-f8 of 83.7M on 256x256 images,
+before and after its discriminator's start, and its networks as a VAE, which compiles, in bf16 too.
 
 limit   the network by hand on one batch on the device: fused Adam, lr 1e-12, no data loading, no logging
 replay  that whole step captured as a CUDA graph
@@ -13,12 +13,14 @@ ours    `distae.train.main` from its command line; `--ours-args` adds ours with 
 pythae  its BaseTrainer's epoch, with its defaults and with fused Adam; always in fp32, as it has no bf16
 
 Samples per second of wall time, training only, rounds interleaved; ratios are medians with the smallest and the largest.
-`flops` are those of forward and backward, counted by torch; their rate is given as a share of the card's dense bf16 peak.
+`flops` are those of the step by hand, counted by torch; their rate is given as a share of the card's dense bf16 peak. Memory is the
+most that a contestant allocates.
 Then two processes train on the one card over gloo (NCCL needs a card for each): their loss is compared with one process's.
 The last line is one JSON object.
 """
 
 import argparse
+import gc
 import importlib
 import json
 import math
@@ -27,24 +29,20 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pythae_net
 import torch
 import torch.distributed as td
 import torch.multiprocessing as mp
+from gpu_jobs import Job, jobs
 from peers import installed
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from tokenizer_step import ByHand
+from torch import Tensor
 from workloads import (
-    PLUGIN,
-    WORKLOADS,
     Clock,
-    Coder,
     Contestant,
     Rate,
     Workload,
@@ -66,84 +64,7 @@ from workloads import (
 
 from distae import distributed as dist
 from distae import load
-from distae.config import TrainConfig, parse
-from distae.nn import build_decoder, build_encoder
-from distae.training.profiling import peak_flops
-
-SMALL, LARGE = {"replay": 0.9, "pythae": 10.0}, {"limit": 0.95}
-
-
-class VQCoder(nn.Module):
-    """pythae's VQ-VAE by hand: 16 vectors of 32 values, 256 codes that follow as moving averages (van den Oord 2017, app. A.1)."""
-
-    counts: Tensor
-    totals: Tensor
-    codes: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder, self.decoder = nn.Sequential(*pythae_net.resnet_down(32)), nn.Sequential(*pythae_net.resnet_up(32))
-        codes = torch.empty(256, 32).uniform_(-1 / 256, 1 / 256)
-        for name, value in {"counts": torch.ones(256), "totals": codes, "codes": codes.clone()}.items():
-            self.register_buffer(name, value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.encoder(x).view(-1, 32)
-        with torch.no_grad():
-            nearest = torch.cdist(z, self.codes).argmin(1)
-            quantized = self.codes[nearest]
-            seen = torch.zeros_like(self.counts).index_add_(0, nearest, torch.ones_like(z[:, 0]))
-            self.counts.lerp_(seen, 0.01)
-            self.totals.lerp_(torch.zeros_like(self.codes).index_add_(0, nearest, z), 0.01)
-            self.codes.copy_(self.totals / self.counts.clamp_min(1e-5)[:, None])
-        recon = self.decoder((z + (quantized - z).detach()).view(len(x), -1))
-        return (0.5 * (x - recon).square().sum() + 0.25 * (quantized - z).square().sum()) / len(x)
-
-
-class Plain(nn.Module):
-    """A network of ours without noise."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.net(x, None)
-        return out
-
-
-def resnet_coder(argv: str, shape: tuple[int, ...]) -> Coder:
-    """The network of the settings `argv` in the loop by hand: what is measured is the loop around it."""
-    cfg = parse(TrainConfig, argv.split(), {}, "").settings
-    encoder = build_encoder(cfg.net, shape, 2 * cfg.model.latent_dim)
-    return Coder(Plain(encoder), Plain(build_decoder(cfg.net, shape, cfg.model.latent_dim)), variational=True, logits=False)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A workload, the shape of its samples, and its precision."""
-
-    workload: Workload
-    shape: tuple[int, ...] = (1, 28, 28)
-    bf16: bool = False
-
-    def autocast(self, device: str) -> Any:
-        return torch.autocast(device, torch.bfloat16, enabled=self.bf16)
-
-
-def jobs(tiny: bool) -> dict[str, Job]:
-    """All jobs; `tiny` makes batches of 8, few steps and a small large one."""
-    found = {name: Job(replace(w, steps=60_000 // w.batch // 20 * 20, warm=20, bars=SMALL)) for name, w in WORKLOADS.items()}
-    vq = f"{PLUGIN} --net pythae_resnet --model vq_vae --model.latent-dim 512 --model.dim 32 --model.codebook-size 256"
-    vq += " --model.likelihood gaussian --model.restart-below 0"
-    found["vq-256"] = Job(Workload(256, 220, 20, VQCoder, vq, SMALL))
-    channels, shape = ("8 16", (3, 16, 16)) if tiny else ("64 128 256 512", (3, 128, 128))
-    large = f"--net resnet --net.channels {channels} --net.blocks 3 --net.norm group --model vae --model.latent-dim 128"
-    large += " --model.likelihood gaussian --precision bf16"
-    found["resnet-128px"] = Job(Workload(64, 64, 8, partial(resnet_coder, large, shape), large, LARGE), shape, bf16=True)
-    if tiny:
-        found = {name: replace(job, workload=replace(job.workload, batch=8, steps=4, warm=2)) for name, job in found.items()}
-    return found
+from distae.training.profiling import FlopCounter, peak_flops
 
 
 def synchronise(device: str) -> None:
@@ -165,6 +86,8 @@ def timed(step: Callable[[], object], workload: Workload, device: str) -> Rate:
 def fixed_step(job: Job, x: Tensor, device: str) -> Callable[[], None]:
     """The step by hand on one batch on the device, at a learning rate that does not change the weights."""
     model = job.workload.by_hand().to(device)
+    if isinstance(model, ByHand):
+        return model.training_step(x[: job.workload.batch].to(device), partial(job.autocast, device))
     optimizer = torch.optim.Adam(model.parameters(), 1e-12, fused=True, capturable=device == "cuda")
     fixed = x[: job.workload.batch].to(device)
 
@@ -197,12 +120,12 @@ def replay(step: Callable[[], None]) -> Callable[[], None]:
     return again
 
 
-def ours(job: Job, folder: Path, device: str, more: str) -> Contestant:
+def ours(job: Job, folder: Path, device: str, more: str, parameters: int) -> Contestant:
     argv = f"{training_argv(job.workload, job.workload.steps, folder / 'images.npy', device)} {more}"
 
     def run() -> Rate:
         rate = wall_rate(run_ours(argv, folder / "run"))
-        assert count(load(folder / "run").module) == job.workload.parameters
+        assert count(load(folder / "run").module) == parameters
         return Rate(rate, rate)
 
     return run
@@ -217,13 +140,14 @@ def in_fp32(contestant: Contestant) -> Rate:
 def contestants(job: Job, stored: np.ndarray, folder: Path, args: argparse.Namespace) -> dict[str, Contestant]:
     workload, device = job.workload, args.device
     x = torch.from_numpy(stored[: workload.steps * workload.batch]).view(-1, *job.shape).float() / 255
-    made: dict[str, Contestant] = {"limit": partial(timed, fixed_step(job, x, device), workload, device)}
+    made: dict[str, Contestant] = {"limit": lambda: timed(fixed_step(job, x, device), workload, device)}
     dist.set_tf32(False)  # a graph keeps what it was captured with
-    if device == "cuda":
+    if device == "cuda" and not job.variants:
         made["replay"] = partial(timed, replay(fixed_step(job, x, device)), workload, device)
-    made["ours"] = ours(job, folder, device, "")
-    made |= {f"ours {more}": ours(job, folder, device, more) for more in args.ours_args}
-    if installed("pythae"):
+    parameters, variants = workload.parameters, () if args.no_variants else job.variants
+    options = {"": "ours"} | {more: f"ours {more}" for more in (*variants, *args.ours_args)}
+    made |= {name: ours(job, folder, device, more, parameters) for more, name in options.items()}
+    if installed("pythae") and not job.variants:
         peer = importlib.import_module("peers.pythae_trainer")
         for tuned in (False, True):
             run = peer.contestant(workload, x, workload.steps, folder / "pythae", tuned, device)
@@ -231,24 +155,37 @@ def contestants(job: Job, stored: np.ndarray, folder: Path, args: argparse.Names
     return {who: run if who.startswith("ours") else partial(in_fp32, run) for who, run in made.items()}
 
 
-def flops(job: Job, stored: np.ndarray) -> float:
-    """Operations of forward and backward per sample, from a batch of 2 on the CPU."""
-    counter = FlopCounterMode(display=False)
-    with counter:
-        job.workload.by_hand()(torch.from_numpy(stored[:2]).view(-1, *job.shape).float() / 255).backward()
-    return counter.get_total_flops() / 2
+def flops(job: Job, stored: np.ndarray, device: str) -> float:
+    """Operations per sample of the step by hand."""
+    x = torch.from_numpy(stored[: job.workload.batch]).view(-1, *job.shape).float() / 255
+    with FlopCounter() as counter:
+        fixed_step(job, x, device)()
+    return counter.total / job.workload.batch
+
+
+def keeping_peak(contestant: Contestant, name: str, peaks: dict[str, float]) -> Rate:
+    """Run, and keep the most memory in GiB that it has allocated on the GPU, its weights included."""
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    rate = contestant()
+    peaks[name] = round((torch.cuda.max_memory_allocated() - before) / 2**30, 3)
+    return rate
 
 
 def measure(job: Job, stored: np.ndarray, args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="distae-gpu-") as path:
         folder = Path(path)
         np.save(folder / "images.npy", stored)
-        rates = interleave(contestants(job, stored, folder, args), args.rounds)
+        made, peaks = contestants(job, stored, folder, args), dict[str, float]()
+        if args.device == "cuda":
+            made = {who: partial(keeping_peak, run, who, peaks) for who, run in made.items()}
+        rates = interleave(made, args.rounds)
     speeds = {who: statistics.median(r.wall for r in of) for who, of in rates.items()}
-    per_sample, most = flops(job, stored), peak_flops(torch.device(args.device), "bf16", tf32=False)
+    per_sample, most = flops(job, stored, args.device), peak_flops(torch.device(args.device), "bf16", tf32=False)
     return {
         "parameters": job.workload.parameters, "batch": job.workload.batch, "flops_per_sample": per_sample,
-        "samples_per_second": {who: round(speed) for who, speed in speeds.items()},
+        "peak_gib": peaks, "samples_per_second": {who: round(speed, 1) for who, speed in speeds.items()},
         "share_of_bf16_peak": {who: round(speed * per_sample / most, 4) for who, speed in speeds.items()} if most else None,
         "ours_over": {who: ratios(rates["ours"], of)["wall"] for who, of in rates.items() if who != "ours"},
         "seconds_for_100_epochs_of_50000": {who: round(5e6 / speed, 1) for who, speed in speeds.items()},
@@ -256,11 +193,12 @@ def measure(job: Job, stored: np.ndarray, args: argparse.Namespace) -> dict[str,
 
 
 def table(name: str, job: Job, report: dict[str, Any]) -> str:
-    lines = [f"{name:34} {'samples/s':>12} {'ours over it':>20}   target   100 epochs of 50,000 (s)"]
+    lines = [f"{name:34} {'samples/s':>12} {'ours over it':>20}   target   bf16 peak   GiB      100 epochs of 50,000 (s)"]
     for who, speed in report["samples_per_second"].items():
         over = show(report["ours_over"][who]) if who in report["ours_over"] else ""
         bar, seconds = job.workload.bars.get(who, ""), report["seconds_for_100_epochs_of_50000"][who]
-        lines.append(f"  {who:32} {speed:>12,} {over:>20}   {bar!s:6}   {seconds:,}")
+        share, memory = (report["share_of_bf16_peak"] or {}).get(who, ""), report["peak_gib"].get(who, "")
+        lines.append(f"  {who:32} {speed:>12,} {over:>20}   {bar!s:6}   {share!s:9}   {memory!s:6}   {seconds:,}")
     return "\n".join(lines)
 
 
@@ -297,6 +235,7 @@ def main() -> None:
     parser.add_argument("--jobs", nargs="+", default=names, choices=names)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true", help="small batches and few steps: does it run?")
+    parser.add_argument("--no-variants", action="store_true", help="without the options of ours that belong to a job")
     parser.add_argument("--no-pair", action="store_true", help="without the two processes on one card")
     args = parser.parse_args()
     torch.set_flush_denormal(True)

@@ -81,7 +81,7 @@ class Workload:
     """Per round; less than an epoch, so that no contestant evaluates or saves within."""
     warm: int
     """Steps at the start of a round that are not counted; also our steps between two rows of metrics."""
-    by_hand: Callable[[], Coder]
+    by_hand: Callable[[], nn.Module]
     argv: str
     """Settings of our trainer."""
     bars: dict[str, float] = field(default_factory=dict)

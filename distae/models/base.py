@@ -37,6 +37,8 @@ class Batch(NamedTuple):
     """Samples in the split that these were drawn from."""
     ramps: dict[str, Tensor] | None = None
     """Current values of the loss weights that change over training, for compiled programs, which must not read the step."""
+    recon: Tensor | None = None
+    """Decoder output `[B, *raw_shape]` of this step's first phase, without gradient, in training if a phase has `sees_recon`."""
 
     def weight(self, weight: Weight) -> Any:
         """Value of a loss weight of the settings at this step: a number, or a scalar tensor."""
@@ -139,6 +141,9 @@ class Phase(NamedTuple):
     parameters: list[nn.Parameter]
     lr: float | None = None
     """Peak learning rate; None is the one of the settings."""
+    sees_recon: bool = False
+    """Whether it uses the first phase's reconstructions, `Batch.recon`, instead of a forward pass of its own. Not with `compiles`:
+    a CUDA graph's output does not outlive its next replay."""
 
 
 def parameters_except(model: nn.Module, parameters: list[nn.Parameter]) -> list[nn.Parameter]:

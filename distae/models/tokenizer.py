@@ -34,7 +34,8 @@ class Tokenizer(Autoencoder):
 
     autoencoder: c(x) + perceptual_weight * V * d(x, y) - onset * weight * w * D(y); c is the objective of the bottleneck's variant,
     V the number of values of a sample, w = |grad (-log p(x|z) + perceptual)| / (|grad D| + 1e-4) at the decoder's last layer, the
-    gradients being averages over the global batch. discriminator: (max(0, 1 - D(x)) + max(0, 1 + D(y))) / 2 by patch, R1, LeCam.
+    gradients being averages over the global batch. discriminator: (max(0, 1 - D(x)) + max(0, 1 + D(y))) / 2 by patch, R1, LeCam;
+    its y are those that the autoencoder's update of the same step is from.
 
     In evaluation `loss` leaves out the adversarial term, so that it compares across its start; `adversarial` is -D(y).
     """
@@ -58,8 +59,8 @@ class Tokenizer(Autoencoder):
         return self.codec.code_shape
 
     def phases(self) -> list[Phase]:
-        critic = list(self.discriminator.parameters())
-        return [Phase("autoencoder", list(self.codec.parameters())), Phase("discriminator", critic, self.cfg.discriminator_lr)]
+        coder, critic = list(self.codec.parameters()), list(self.discriminator.parameters())
+        return [Phase("autoencoder", coder), Phase("discriminator", critic, self.cfg.discriminator_lr, sees_recon=True)]
 
     def kept_whole(self) -> list[nn.Parameter]:
         """What the gradients that are computed inside of the forward pass go through, and what they are of."""
@@ -154,6 +155,8 @@ class Tokenizer(Autoencoder):
     @torch.no_grad()
     def _fakes(self, batch: Batch, noise: Noise) -> Tensor:
         """Reconstructions of the batch, `[B, *shape]`, from a sample of the posterior where there is one."""
+        if batch.recon is not None:
+            return self.likelihood.mean(batch.recon)
         codes = self.codec.encode(batch.x)
         z = codes.z
         if codes.mu is not None and codes.logvar is not None:

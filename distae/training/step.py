@@ -63,6 +63,8 @@ class TrainStep:
         self.scaler = self._make_scaler()
         self.window = MetricAccumulator(self.world.device)
         self.grad_norm = torch.zeros((), device=self.world.device)
+        self.recons: dict[int, Tensor] | None = {} if any(phase.sees_recon for phase in self.phases) else None
+        """The first phase's reconstructions of this step, by micro-step, if another phase uses them."""
         self.compiled = Compiled(model, cfg.cuda_graphs) if compiled else None
         self.wrapped = self._parallelize()
         micro = cfg.global_batch_size // cfg.grad_accum_steps
@@ -193,11 +195,15 @@ class TrainStep:
 
     def _backward(self, phase: Phase, step: int, micro: int, batch: Batch) -> Output:
         noise = self._noise(("train", step, phase.name), micro)
+        if phase.sees_recon and self.recons:
+            batch = batch._replace(recon=self.recons[micro])
         with self.timers["forward"], autocast(self.cfg.precision, self.world.device):
             out: Output = self.wrapped[phase.name](batch, phase.name, noise)
         loss = out.loss if self.cfg.grad_accum_steps == 1 else out.loss / self.cfg.grad_accum_steps
         with self.timers["backward"]:
             torch.autograd.backward(self.scaler.scale(loss) if self.scaler else loss)
+        if self.recons is not None and phase is self.phases[0]:
+            self.recons[micro] = out.recon
         return out
 
     def _noise(self, key: tuple[str | int, ...], micro: int) -> Noise:

@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from helpers import ROOT
 
@@ -102,9 +103,21 @@ def test_noise_costs_the_same_on_any_number_of_ranks(run_here):
 
 
 def test_the_gpu_benchmark_on_the_cpu(run_here):
-    result = run_here("gpu.py", "--device", "cpu", "--tiny", "--rounds", "0", "--no-pair", "--jobs", "vq-256", "resnet-128px")
+    names = ("vq-256", "resnet-128px", "kl_f8-after-256px")
+    result = run_here("gpu.py", "--device", "cpu", "--tiny", "--rounds", "0", "--no-pair", "--no-variants", "--jobs", *names)
     assert {"limit", "ours"} <= set(result["vq-256"]["samples_per_second"])
     assert result["resnet-128px"]["flops_per_sample"] > 1e6
+
+
+def test_the_tokenizer_by_hand_and_beside_diffusers_logic(run_here, tmp_path):
+    small = ("--batch", "2", "--width", "4")
+    result = run_here("tokenizer_step.py", "--rounds", "1", "--side", "16", *small)
+    assert all(result[when]["ratio"][0] > 0 for when in ("before", "after"))
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), np.uint8))
+    files = ("--images", str(tmp_path / "images.npy"), "--out", str(tmp_path / "out"))
+    row = run_here("tokenizer_beside.py", *files, "--steps", "2", "--start", "1", "--held", "4", "--seeds", "0", *small)
+    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert {"psnr", "msssim", "random_lpips"} <= set(row)
 
 
 def test_the_network_of_pythae_by_hand_and_as_a_plugin(monkeypatch):

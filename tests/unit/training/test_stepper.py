@@ -90,6 +90,21 @@ def test_a_batch_is_fetched_once_per_micro_step(model, phases, accum, tmp_path, 
     trainer.close()
 
 
+@pytest.mark.parametrize("accum", [1, 2])
+def test_a_tokenizers_image_passes_through_its_networks_once_per_step(accum, tmp_path, monkeypatch):
+    """The discriminator judges the reconstructions that its micro-step's autoencoder made: a quarter of the step otherwise."""
+    cfg = settings(model={"name": "tokenizer"}, net={"name": "image"}, global_batch_size=8, grad_accum_steps=accum, steps=1)
+    trainer = fresh_trainer(cfg, tmp_path)
+    model: Any = trainer.train_step.model
+    made, judged = list[torch.Tensor](), list[torch.Tensor]()
+    model.codec.decoder.register_forward_hook(lambda _, inputs, out: made.append(out))
+    model.discriminator.register_forward_hook(lambda _, inputs, out: judged.append(inputs[0]))
+    trainer.train_step(0, next(iter(trainer.sampler)))
+    trainer.close()
+    assert len(made) == accum
+    assert all(torch.equal(fake, y) for fake, y in zip(judged[accum + 1 :: 2], made, strict=True))
+
+
 @pytest.mark.parametrize(("model", "together"), [("vae", False), ("topk_sae", True)])
 def test_only_a_start_from_the_data_holds_all_micro_batches_at_once(model, together, tmp_path, monkeypatch):
     """Accumulation is there to save memory."""
