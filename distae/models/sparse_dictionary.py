@@ -4,7 +4,7 @@ What depends on other samples (top k of a batch, thresholds, dead latents) is of
 """
 
 from abc import abstractmethod
-from math import prod
+from math import inf, prod
 from typing import Any, ClassVar
 
 import torch
@@ -29,8 +29,8 @@ from distae.nn.sparse import DenseCode, SparseCode, dense_code, geometric_median
 from distae.noise import Noise
 
 Reported = tuple[Tensor, dict[str, Tensor]]
-DENSE = 12
-"""Below so many latents for each active one, products with whole matrices are faster."""
+DENSE = {"cpu": 12.0, "cuda": inf}
+"""By device: below so many latents for each active one, products with whole matrices are faster."""
 
 
 class Dictionary(Autoencoder):
@@ -122,6 +122,13 @@ class Dictionary(Autoencoder):
         """Which latents are dead, `[L]` bool."""
         return self.silent >= self.cfg.dead_after
 
+    def few(self, active: int, of: int) -> bool:
+        """Whether so few are active that computing with these alone is faster.
+
+        A compiled program has no shapes that depend on values.
+        """
+        return not torch.compiler.is_compiling() and of >= DENSE.get(self.bias.device.type, inf) * active
+
     def observed(self, code: DenseCode | SparseCode) -> dict[str, Tensor]:
         """The terms that all variants report; training also counts which latents are active."""
         of_samples, of_latents = code.counts()
@@ -159,11 +166,8 @@ class Largest(Dictionary):
 
     @property
     def sparse(self) -> bool:
-        """Whether only active latents are computed with after the encoder: docs/sparse_autoencoders.md has what decides.
-
-        A compiled program has no shapes that depend on values.
-        """
-        return self.bias.is_cpu and self.cfg.latent_dim >= DENSE * self.cfg.final_k and not torch.compiler.is_compiling()
+        """Whether only active latents are computed with after the encoder."""
+        return self.few(self.cfg.final_k, self.cfg.latent_dim)
 
     def coded(self, x: Tensor, pre: Tensor, choice: Tensor) -> DenseCode | SparseCode:
         """The code of those pre-activations `[B, L]` of `x` that are chosen and above 0."""

@@ -10,6 +10,7 @@ from variants import data, make, run, train
 
 from distae.config.weights import Ramp
 from distae.errors import UserError
+from distae.models.sparse_dictionary import DENSE
 from distae.nn.sparse import _by_rows, geometric_median, global_kth, jump_relu, step
 
 NAMES = ("topk_sae", "batch_topk_sae", "matryoshka_sae", "jumprelu_sae", "l1_sae", "gated_sae")
@@ -80,7 +81,7 @@ def test_computing_with_active_latents_alone_changes_nothing(name):
         with torch.no_grad():
             model.bias.copy_(x[0])
             model.encoder_bias.copy_(torch.linspace(-0.2, 0.2, 16))
-        with mock.patch("distae.models.sparse_dictionary.DENSE", dense):
+        with mock.patch.dict(DENSE, cpu=dense):
             assert model.sparse == (not dense)
             out = run(model, x)
             out.loss.backward()
