@@ -25,7 +25,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distae import distributed as dist
@@ -217,7 +216,7 @@ def parts(device: torch.device, values: int, latents: int, k: int, batch: int) -
     chosen = pre.gather(1, choice).relu()
     dense, sparse = DenseCode(torch.zeros_like(pre).scatter_(1, choice, chosen)), SparseCode(chosen.flatten(), places)
     leaf = sparse.values.clone().requires_grad_()
-    bags = F.embedding_bag(places.latents, encoder, places.row_starts, mode="sum", per_sample_weights=leaf)
+    bags = places.to_rows(encoder, leaf)
     kinds: dict[str, Callable[[int], Any]] = {
         "encoder": lambda _: x @ encoder.T,
         "top k": lambda _: pre.topk(k, dim=1, sorted=False),

@@ -25,7 +25,18 @@ from distae.config.models.sparse_dictionary import AuxKConfig, DictionaryConfig
 from distae.config.nets import NetConfig
 from distae.losses import upcast
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
-from distae.nn.sparse import DenseCode, SparseCode, dense_code, geometric_median, global_kth, jump_relu, sparse_code, step
+from distae.nn.sparse import (
+    DenseCode,
+    SparseCode,
+    Window,
+    dense_code,
+    geometric_median,
+    global_kth,
+    jump_relu,
+    sparse_code,
+    step,
+    with_thresholds,
+)
 from distae.noise import Noise
 
 Reported = tuple[Tensor, dict[str, Tensor]]
@@ -103,7 +114,7 @@ class Dictionary(Autoencoder):
 
     def decode_raw(self, z: Tensor) -> Tensor:
         """`[B, *shape]`, scaled, from activations `[B, L]`."""
-        return (z @ self.vectors() + self.bias).view(-1, *self.shape)
+        return self.shaped(z @ self.vectors())
 
     def vectors(self) -> Tensor:
         """Decoder vectors `[L, values]`. The gradient of a normalised vector is orthogonal to it."""
@@ -122,12 +133,28 @@ class Dictionary(Autoencoder):
         """Which latents are dead, `[L]` bool."""
         return self.silent >= self.cfg.dead_after
 
-    def few(self, active: int, of: int) -> bool:
-        """Whether so few are active that computing with these alone is faster.
+    @property
+    def bound(self) -> float:
+        """Latents for each active one from which computing with active ones alone is faster.
 
         A compiled program has no shapes that depend on values.
         """
-        return not torch.compiler.is_compiling() and of >= DENSE.get(self.bias.device.type, inf) * active
+        return inf if torch.compiler.is_compiling() else DENSE.get(self.bias.device.type, inf)
+
+    def few(self, choice: Tensor) -> bool:
+        """Whether few latents of this process's rows are chosen, by `[B, k]` or a mask `[B, L]`: both ways are exact."""
+        if self.bound == inf:
+            return False
+        active = int(choice.count_nonzero()) if choice.dtype == torch.bool else choice.numel()
+        return len(choice) * self.cfg.latent_dim >= self.bound * active
+
+    def sparse(self, x: Tensor, pre: Tensor, choice: Tensor) -> SparseCode:
+        """Pre-activations `[B, L]` of `x` `[B, *shape]` at the places of `choice`, and nothing else computed."""
+        return sparse_code(pre, choice, x.flatten(1), self.bias, self.encoder, self.encoder_bias)
+
+    def shaped(self, sums: Tensor) -> Tensor:
+        """`[B, *shape]` from sums of decoder vectors `[B, values]`."""
+        return (sums + self.bias).view(-1, *self.shape)
 
     def observed(self, code: DenseCode | SparseCode) -> dict[str, Tensor]:
         """The terms that all variants report; training also counts which latents are active."""
@@ -155,8 +182,7 @@ class Largest(Dictionary):
     cfg: AuxKConfig
 
     def objective(self, batch: Batch) -> Output:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.sparse):
-            pre = self.pre_activations(batch.x)
+        pre = self.pre_activations(batch.x)
         code = self.coded(batch.x, pre, self.chosen(pre, round(float(batch.weight(self.cfg.k)))))
         recon = self.shaped(code.decode(self.vectors()))
         nll, terms = self.reconstruction(code, recon, batch, pre)
@@ -164,20 +190,9 @@ class Largest(Dictionary):
         loss = nll + batch.weight(self.cfg.aux_weight) * auxiliary
         return output(loss, recon, {**terms, "auxiliary": auxiliary, **self.observed(code)})
 
-    @property
-    def sparse(self) -> bool:
-        """Whether only active latents are computed with after the encoder."""
-        return self.few(self.cfg.final_k, self.cfg.latent_dim)
-
     def coded(self, x: Tensor, pre: Tensor, choice: Tensor) -> DenseCode | SparseCode:
         """The code of those pre-activations `[B, L]` of `x` that are chosen and above 0."""
-        if self.sparse:
-            return sparse_code(pre, choice, x.flatten(1), self.bias, self.encoder, self.encoder_bias)
-        return dense_code(pre, choice)
-
-    def shaped(self, sums: Tensor) -> Tensor:
-        """`[B, *shape]` from sums of decoder vectors `[B, values]`."""
-        return (sums + self.bias).view(-1, *self.shape)
+        return self.sparse(x, pre, choice).relu() if self.few(choice) else dense_code(pre, choice)
 
     @abstractmethod
     def chosen(self, pre: Tensor, k: int) -> Tensor:
@@ -246,7 +261,7 @@ class BatchTopKSAE(Largest):
     def chosen(self, pre: Tensor, k: int) -> Tensor:
         if not self.training:
             return pre >= self.threshold
-        least = global_kth(pre.detach(), k)
+        least = global_kth(pre.detach(), k, self.threshold)
         self.smallest += torch.stack([least, torch.ones_like(least)])
         return pre >= least.clamp_min(torch.finfo(pre.dtype).tiny)
 
@@ -300,14 +315,24 @@ class JumpReLUSAE(Dictionary):
         self.threshold = nn.Parameter(torch.full((cfg.latent_dim,), self.cfg.threshold))
 
     def objective(self, batch: Batch) -> Output:
-        pre, threshold = self.pre_activations(batch.x), self.threshold
-        z = jump_relu(pre, threshold, self.cfg.bandwidth)
-        recon = self.decode_raw(z)
-        counted = pre if self.cfg.l0_from == "pre_activations" else z
-        nll, l0 = self.likelihood(recon, batch.x), step(counted, threshold, self.cfg.bandwidth).sum(1)
+        code, sums, l0 = self.active(batch.x, self.pre_activations(batch.x))
+        recon = self.shaped(sums)
+        nll = self.likelihood(recon, batch.x)
         sparsity = (batch.mean(l0) / batch.weight(self.cfg.k) - 1).square()
         loss = nll + batch.weight(self.cfg.weight) * sparsity
-        return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(DenseCode(z))})
+        return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(code)})
+
+    def active(self, x: Tensor, pre: Tensor) -> tuple[DenseCode | SparseCode, Tensor, Tensor]:
+        """The code, its sums of decoder vectors and its active latents `[B]` of pre-activations `[B, L]`."""
+        of_values, bandwidth, vectors = self.cfg.l0_from == "activations", self.cfg.bandwidth, self.vectors()
+        choice = pre > self.threshold
+        if self.few(choice):
+            code = self.sparse(x, pre, choice)
+            window = Window(pre.detach(), self.inferred(pre).detach() if of_values else pre.detach(), bandwidth, self.bound)
+            l0 = code.places.in_rows.to(pre.dtype)
+            return code, *with_thresholds(code.decode(vectors), l0, self.threshold, vectors, window)
+        z = jump_relu(pre, self.threshold, bandwidth)
+        return DenseCode(z), z @ vectors, step(z if of_values else pre, self.threshold, bandwidth).sum(1)
 
     def inferred(self, pre: Tensor) -> Tensor:
         return torch.where(pre > self.threshold, pre, 0.0)
@@ -333,11 +358,12 @@ class L1SAE(Dictionary):
     initial_norm = 0.1
 
     def objective(self, batch: Batch) -> Output:
-        z = self.pre_activations(batch.x).relu()
-        recon = self.decode_raw(z)
-        nll, sparsity = self.likelihood(recon, batch.x), z @ self.decoder.norm(dim=1)
+        pre = self.pre_activations(batch.x)
+        code = self.sparse(batch.x, pre, pre > 0) if self.few(pre > 0) else DenseCode(pre.relu())
+        recon = self.shaped(code.decode(self.vectors()))
+        nll, sparsity = self.likelihood(recon, batch.x), code.decode(self.decoder.norm(dim=1, keepdim=True))[:, 0]
         loss = nll + batch.weight(self.cfg.weight) * sparsity
-        return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(DenseCode(z))})
+        return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(code)})
 
 
 @register(GatedSAEConfig)
@@ -356,15 +382,28 @@ class GatedSAE(Dictionary):
         self.magnitude_bias = nn.Parameter(torch.zeros(cfg.latent_dim))
 
     def objective(self, batch: Batch) -> Output:
-        gate = self.pre_activations(batch.x)
-        z, open_ = self.inferred(gate), gate.relu()
-        recon, frozen = self.decode_raw(z), open_ @ self.vectors().detach() + self.bias.detach()
+        code, opened = self.active(batch.x, self.pre_activations(batch.x))
+        vectors = self.vectors()
+        recon, frozen = self.shaped(code.decode(vectors)), opened.decode(vectors.detach()) + self.bias.detach()
         nll, of_gate = self.likelihood(recon, batch.x), self.likelihood(frozen.view_as(recon), batch.x)
-        loss = nll + batch.weight(self.cfg.weight) * open_.sum(1) + of_gate
-        return output(loss, recon, {"recon": nll, "sparsity": open_.sum(1), "gate_recon": of_gate, **self.observed(DenseCode(z))})
+        sparsity = opened.decode(torch.ones_like(vectors[:, :1]))[:, 0]
+        loss = nll + batch.weight(self.cfg.weight) * sparsity + of_gate
+        return output(loss, recon, {"recon": nll, "sparsity": sparsity, "gate_recon": of_gate, **self.observed(code)})
+
+    def active(self, x: Tensor, gate: Tensor) -> tuple[DenseCode | SparseCode, DenseCode | SparseCode]:
+        """The code and the open gates of gates `[B, L]`."""
+        if not self.few(gate > 0):
+            return DenseCode(self.inferred(gate)), DenseCode(gate.relu())
+        opened = self.sparse(x, gate, gate > 0)
+        parameters = (self.encoder_bias, self.log_magnitude, self.magnitude_bias)
+        magnitude = self.magnitude(opened.values, *(p.index_select(0, opened.places.latents) for p in parameters))
+        return SparseCode(magnitude.relu(), opened.places), opened
+
+    def magnitude(self, pre: Tensor, encoder_bias: Tensor, log_magnitude: Tensor, bias: Tensor) -> Tensor:
+        return (pre - encoder_bias) * log_magnitude.exp() + bias
 
     def inferred(self, pre: Tensor) -> Tensor:
-        magnitude = (pre - self.encoder_bias) * self.log_magnitude.exp() + self.magnitude_bias
+        magnitude = self.magnitude(pre, self.encoder_bias, self.log_magnitude, self.magnitude_bias)
         return torch.where(pre > 0, magnitude.relu(), 0.0)
 
     def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

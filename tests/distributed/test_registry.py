@@ -65,7 +65,7 @@ def local_pool() -> contextlib.AbstractContextManager[Any]:
 def local_top_k() -> contextlib.AbstractContextManager[Any]:
     """The top k of each rank's own rows."""
     kth = "distae.models.sparse_dictionary.global_kth"
-    return mock.patch(kth, lambda x, k: x.flatten().topk(k * len(x)).values.min())
+    return mock.patch(kth, lambda x, k, near: x.flatten().topk(k * len(x)).values.min())
 
 
 def local_weight() -> contextlib.AbstractContextManager[Any]:
