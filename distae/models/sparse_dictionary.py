@@ -4,7 +4,7 @@ What depends on other samples (top k of a batch, thresholds, dead latents) is of
 """
 
 from abc import abstractmethod
-from math import prod
+from math import inf, prod
 from typing import Any, ClassVar
 
 import torch
@@ -14,9 +14,6 @@ from torch import Tensor, nn
 from distae import distributed as dist
 from distae.config.models import (
     BatchTopKSAEConfig,
-    GatedSAEConfig,
-    JumpReLUSAEConfig,
-    L1SAEConfig,
     MatryoshkaSAEConfig,
     ModelConfig,
     TopKSAEConfig,
@@ -25,12 +22,19 @@ from distae.config.models.sparse_dictionary import AuxKConfig, DictionaryConfig
 from distae.config.nets import NetConfig
 from distae.losses import upcast
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
-from distae.nn.sparse import DenseCode, SparseCode, dense_code, geometric_median, global_kth, jump_relu, sparse_code, step
+from distae.nn.sparse import (
+    DenseCode,
+    SparseCode,
+    dense_code,
+    geometric_median,
+    global_kth,
+    sparse_code,
+)
 from distae.noise import Noise
 
 Reported = tuple[Tensor, dict[str, Tensor]]
-DENSE = 12
-"""Below so many latents for each active one, products with whole matrices are faster."""
+DENSE = {"cpu": 8.0, "cuda": inf}
+"""By device: below so many latents for each active one, products with whole matrices are faster. Not measured on a GPU."""
 
 
 class Dictionary(Autoencoder):
@@ -103,7 +107,7 @@ class Dictionary(Autoencoder):
 
     def decode_raw(self, z: Tensor) -> Tensor:
         """`[B, *shape]`, scaled, from activations `[B, L]`."""
-        return (z @ self.vectors() + self.bias).view(-1, *self.shape)
+        return self.shaped(z @ self.vectors())
 
     def vectors(self) -> Tensor:
         """Decoder vectors `[L, values]`. The gradient of a normalised vector is orthogonal to it."""
@@ -121,6 +125,29 @@ class Dictionary(Autoencoder):
     def dead(self) -> Tensor:
         """Which latents are dead, `[L]` bool."""
         return self.silent >= self.cfg.dead_after
+
+    @property
+    def bound(self) -> float:
+        """Latents for each active one from which computing with active ones alone is faster.
+
+        A compiled program has no shapes that depend on values.
+        """
+        return inf if torch.compiler.is_compiling() else DENSE.get(self.bias.device.type, inf)
+
+    def few(self, choice: Tensor) -> bool:
+        """Whether few latents of this process's rows are chosen, by `[B, k]` or a mask `[B, L]`: both ways are exact."""
+        if self.bound == inf:
+            return False
+        active = int(choice.count_nonzero()) if choice.dtype == torch.bool else choice.numel()
+        return len(choice) * self.cfg.latent_dim >= self.bound * active
+
+    def sparse(self, x: Tensor, pre: Tensor, choice: Tensor) -> SparseCode:
+        """Pre-activations `[B, L]` of `x` `[B, *shape]` at the places of `choice`, and nothing else computed."""
+        return sparse_code(pre, choice, x.flatten(1), self.bias, self.encoder, self.encoder_bias)
+
+    def shaped(self, sums: Tensor) -> Tensor:
+        """`[B, *shape]` from sums of decoder vectors `[B, values]`."""
+        return (sums + self.bias).view(-1, *self.shape)
 
     def observed(self, code: DenseCode | SparseCode) -> dict[str, Tensor]:
         """The terms that all variants report; training also counts which latents are active."""
@@ -148,8 +175,7 @@ class Largest(Dictionary):
     cfg: AuxKConfig
 
     def objective(self, batch: Batch) -> Output:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.sparse):
-            pre = self.pre_activations(batch.x)
+        pre = self.pre_activations(batch.x)
         code = self.coded(batch.x, pre, self.chosen(pre, round(float(batch.weight(self.cfg.k)))))
         recon = self.shaped(code.decode(self.vectors()))
         nll, terms = self.reconstruction(code, recon, batch, pre)
@@ -157,23 +183,9 @@ class Largest(Dictionary):
         loss = nll + batch.weight(self.cfg.aux_weight) * auxiliary
         return output(loss, recon, {**terms, "auxiliary": auxiliary, **self.observed(code)})
 
-    @property
-    def sparse(self) -> bool:
-        """Whether only active latents are computed with after the encoder: docs/sparse_autoencoders.md has what decides.
-
-        A compiled program has no shapes that depend on values.
-        """
-        return self.bias.is_cpu and self.cfg.latent_dim >= DENSE * self.cfg.final_k and not torch.compiler.is_compiling()
-
     def coded(self, x: Tensor, pre: Tensor, choice: Tensor) -> DenseCode | SparseCode:
         """The code of those pre-activations `[B, L]` of `x` that are chosen and above 0."""
-        if self.sparse:
-            return sparse_code(pre, choice, x.flatten(1), self.bias, self.encoder, self.encoder_bias)
-        return dense_code(pre, choice)
-
-    def shaped(self, sums: Tensor) -> Tensor:
-        """`[B, *shape]` from sums of decoder vectors `[B, values]`."""
-        return (sums + self.bias).view(-1, *self.shape)
+        return self.sparse(x, pre, choice).relu() if self.few(choice) else dense_code(pre, choice)
 
     @abstractmethod
     def chosen(self, pre: Tensor, k: int) -> Tensor:
@@ -242,7 +254,7 @@ class BatchTopKSAE(Largest):
     def chosen(self, pre: Tensor, k: int) -> Tensor:
         if not self.training:
             return pre >= self.threshold
-        least = global_kth(pre.detach(), k)
+        least = global_kth(pre.detach(), k, self.threshold)
         self.smallest += torch.stack([least, torch.ones_like(least)])
         return pre >= least.clamp_min(torch.finfo(pre.dtype).tiny)
 
@@ -276,93 +288,3 @@ class MatryoshkaSAE(BatchTopKSAE):
         parts = [self.shaped(code.first(width).decode(vectors)) for width in self.cfg.widths[:-1]]
         mean = torch.stack([*(self.likelihood(part, batch.x) for part in parts), nll]).mean(0)
         return mean, {"recon": nll, "prefixes": mean}
-
-
-@register(JumpReLUSAEConfig)
-class JumpReLUSAE(Dictionary):
-    """Rajamanoharan et al. 2024 (arXiv 2407.14435), sec. 3: a latent is active above its threshold.
-
-    -log p(x|z) + weight * (L0 / k - 1)^2, L0 the mean number of active latents of the global batch. Gradients of thresholds are
-    straight-through estimates from pre-activations within half a bandwidth (eq. 11 and 12). Thresholds are parameters themselves,
-    not their logarithms as there: a step of Adam moves a parameter by the learning rate whatever its size, and a logarithm that
-    starts at that of 0.1 would need a thousand times 1e-3 to become that of 0.27. Encoder and decoder start short, as in l1_sae.
-    """
-
-    cfg: JumpReLUSAEConfig
-    initial_norm = 0.1
-
-    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
-        super().__init__(cfg, net, shape)
-        self.threshold = nn.Parameter(torch.full((cfg.latent_dim,), self.cfg.threshold))
-
-    def objective(self, batch: Batch) -> Output:
-        pre, threshold = self.pre_activations(batch.x), self.threshold
-        z = jump_relu(pre, threshold, self.cfg.bandwidth)
-        recon = self.decode_raw(z)
-        counted = pre if self.cfg.l0_from == "pre_activations" else z
-        nll, l0 = self.likelihood(recon, batch.x), step(counted, threshold, self.cfg.bandwidth).sum(1)
-        sparsity = (batch.mean(l0) / batch.weight(self.cfg.k) - 1).square()
-        loss = nll + batch.weight(self.cfg.weight) * sparsity
-        return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(DenseCode(z))})
-
-    def inferred(self, pre: Tensor) -> Tensor:
-        return torch.where(pre > self.threshold, pre, 0.0)
-
-    @torch.no_grad()
-    def after_step(self, step: int) -> None:
-        super().after_step(step)
-        self.threshold.clamp_min_(0.0)
-
-    def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return {"architecture": "jumprelu"}, {"b_enc": self.encoder_bias, "threshold": self.threshold}
-
-
-@register(L1SAEConfig)
-class L1SAE(Dictionary):
-    """Templeton et al. 2024 (Scaling Monosemanticity, Methods): -log p(x|z) + weight * sum of z_i |decoder vector i|.
-
-    The norm in the penalty keeps it from being evaded by large decoder vectors, which are therefore free. They start short, as
-    does the encoder (Anthropic, April 2024): where all latents start active, they end as mixtures of features.
-    """
-
-    cfg: L1SAEConfig
-    initial_norm = 0.1
-
-    def objective(self, batch: Batch) -> Output:
-        z = self.pre_activations(batch.x).relu()
-        recon = self.decode_raw(z)
-        nll, sparsity = self.likelihood(recon, batch.x), z @ self.decoder.norm(dim=1)
-        loss = nll + batch.weight(self.cfg.weight) * sparsity
-        return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(DenseCode(z))})
-
-
-@register(GatedSAEConfig)
-class GatedSAE(Dictionary):
-    """Rajamanoharan et al. 2024 (arXiv 2404.16014), eq. 5-8: a latent is active where its gate is above 0.
-
-    -log p(x|z) + weight * |relu(gate)|_1 - log p(x|relu(gate)) with a frozen decoder (`gate_recon`). Magnitudes share the gate's
-    encoder, scaled by exp(log_magnitude).
-    """
-
-    cfg: GatedSAEConfig
-
-    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
-        super().__init__(cfg, net, shape)
-        self.log_magnitude = nn.Parameter(torch.zeros(cfg.latent_dim))
-        self.magnitude_bias = nn.Parameter(torch.zeros(cfg.latent_dim))
-
-    def objective(self, batch: Batch) -> Output:
-        gate = self.pre_activations(batch.x)
-        z, open_ = self.inferred(gate), gate.relu()
-        recon, frozen = self.decode_raw(z), open_ @ self.vectors().detach() + self.bias.detach()
-        nll, of_gate = self.likelihood(recon, batch.x), self.likelihood(frozen.view_as(recon), batch.x)
-        loss = nll + batch.weight(self.cfg.weight) * open_.sum(1) + of_gate
-        return output(loss, recon, {"recon": nll, "sparsity": open_.sum(1), "gate_recon": of_gate, **self.observed(DenseCode(z))})
-
-    def inferred(self, pre: Tensor) -> Tensor:
-        magnitude = (pre - self.encoder_bias) * self.log_magnitude.exp() + self.magnitude_bias
-        return torch.where(pre > 0, magnitude.relu(), 0.0)
-
-    def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        tensors: dict[str, Tensor] = {"b_gate": self.encoder_bias, "b_mag": self.magnitude_bias, "r_mag": self.log_magnitude}
-        return {"architecture": "gated"}, tensors

@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import replace
+from math import inf
 from typing import Any
 from unittest import mock
 
@@ -11,10 +12,12 @@ from gate import Case
 from helpers import SHIPPED, settings
 from variants import SMALL
 
+from distae import distributed as dist
 from distae.config import TrainConfig
 from distae.config.models import ModelConfig
 from distae.config.parallel import ShardConfig
 from distae.models import build, registry
+from distae.models.sparse_dictionary import DENSE
 
 TOLERANCE = gate.BATCH_NORM
 FURTHER: dict[str, tuple[dict[str, Any], ...]] = {
@@ -66,7 +69,7 @@ def local_pool() -> contextlib.AbstractContextManager[Any]:
 def local_top_k() -> contextlib.AbstractContextManager[Any]:
     """The top k of each rank's own rows."""
     kth = "distae.models.sparse_dictionary.global_kth"
-    return mock.patch(kth, lambda x, k: x.flatten().topk(k * len(x)).values.min())
+    return mock.patch(kth, lambda x, k, near: x.flatten().topk(k * len(x)).values.min())
 
 
 def local_weight() -> contextlib.AbstractContextManager[Any]:
@@ -90,6 +93,16 @@ PLANTED = {
     "local-weight": Case(cfg_of("tokenizer"), local_weight, (1, 2)),
     "local-pool": Case(cfg_of("swae"), local_pool, (1, 2)),
     "local-top-k": Case(cfg_of("batch_topk_sae"), local_top_k, (1, 2)),
+}
+
+
+def each_its_way() -> contextlib.AbstractContextManager[Any]:
+    """No bug: every second rank computes with active latents alone, the others with whole matrices."""
+    return mock.patch.dict(DENSE, cpu=0.0 if dist.world().rank % 2 else inf)
+
+
+MIXED = {
+    f"{name} mixed": Case(cfg_of(name), each_its_way, (1, 2)) for name in ("batch_topk_sae", "jumprelu_sae", "l1_sae", "gated_sae")
 }
 
 OF_A_BATCH = ("batch_topk_sae", "jumprelu_sae")
@@ -116,7 +129,7 @@ pytestmark = pytest.mark.timeout(900)
 def results(request, tmp_path_factory):
     every = {k: v for name in SHIPPED for k, v in gate.gates(name, cfg_of(name)).items()}
     return gate.run(
-        gate.asked_for(request, every | FURTHER_CASES | HALVED | SHARDED | PLANTED | ELASTIC | ONSET),
+        gate.asked_for(request, every | FURTHER_CASES | HALVED | SHARDED | PLANTED | MIXED | ELASTIC | ONSET),
         tmp_path_factory.mktemp("registry"),
     )
 
@@ -163,6 +176,11 @@ def test_the_networks_are_small(name):
 def test_a_planted_bug_breaks_parity(results, name):
     with pytest.raises(AssertionError, match=r"2 ranks (against 1|do not hold the same)"):
         gate.assert_parity(results[name], TOLERANCE)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_ranks_need_not_compute_a_dictionary_the_same_way(results, name):
+    gate.assert_parity(results[name], TOLERANCE)
 
 
 @pytest.mark.cases("{name}")
