@@ -5,7 +5,7 @@ What depends on other samples (top k of a batch, thresholds, dead latents) is of
 
 from abc import abstractmethod
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,10 @@ from distae.config.models import (
 )
 from distae.config.models.sparse_dictionary import AuxKConfig, DictionaryConfig
 from distae.config.nets import NetConfig
+from distae.distributed.shards import part
 from distae.losses import upcast
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.nn.sharded_latents import Latents
 from distae.nn.sparse import DenseCode, SparseCode, dense_code, geometric_median, global_kth, jump_relu, sparse_code, step
 from distae.noise import Noise
 
@@ -42,6 +44,9 @@ class Dictionary(Autoencoder):
     sparse_codes = True
     initial_norm: ClassVar[float] = 1.0
     """Length of the decoder's vectors at the start."""
+    of_latents: ClassVar[tuple[str, ...]] = ("encoder", "encoder_bias", "decoder")
+    """Parameters of a row for each latent, which `--parallel tp` divides. A rank then has some latents of the samples of all ranks:
+    `B` samples of this rank become `A` of all in `latents.samples`, and again `B` in `latents.summed`."""
     cfg: DictionaryConfig
     silent: Tensor
     activity: Tensor
@@ -71,6 +76,11 @@ class Dictionary(Autoencoder):
         if self.cfg.scale_input:
             self.input_scale.copy_(rows.shape[1] ** 0.5 / rows.double().norm(dim=1).mean())
         self.bias.copy_(geometric_median(rows) * self.scale)
+
+    @property
+    def latents(self) -> Latents:
+        """Those that this rank computes."""
+        return Latents.of(self.encoder)
 
     @property
     def scale(self) -> Tensor | float:
@@ -103,11 +113,16 @@ class Dictionary(Autoencoder):
 
     def decode_raw(self, z: Tensor) -> Tensor:
         """`[B, *shape]`, scaled, from activations `[B, L]`."""
-        return (z @ self.vectors() + self.bias).view(-1, *self.shape)
+        return self.decoded(DenseCode(z))
+
+    def decoded(self, code: DenseCode | SparseCode) -> Tensor:
+        """`[B, *shape]`, scaled, from the activations of A samples."""
+        return (self.latents.summed(code.decode(self.vectors())) + self.bias).view(-1, *self.shape)
 
     def vectors(self) -> Tensor:
         """Decoder vectors `[L, values]`. The gradient of a normalised vector is orthogonal to it."""
-        return F.normalize(self.decoder, dim=1) if self.cfg.unit_norm else self.decoder
+        decoder = part(self.decoder)
+        return F.normalize(decoder, dim=1) if self.cfg.unit_norm else decoder
 
     def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What SAELens calls the variant in use, and its tensors besides those that all have (`models/sae_lens.py`)."""
@@ -115,7 +130,7 @@ class Dictionary(Autoencoder):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """`[B, L]` from `[B, *shape]`, scaled."""
-        return upcast(F.linear(x.flatten(1) - self.bias, self.encoder, self.encoder_bias))
+        return upcast(F.linear(x.flatten(1) - self.bias, part(self.encoder), part(self.encoder_bias)))
 
     @property
     def dead(self) -> Tensor:
@@ -125,8 +140,9 @@ class Dictionary(Autoencoder):
     def observed(self, code: DenseCode | SparseCode) -> dict[str, Tensor]:
         """The terms that all variants report; training also counts which latents are active."""
         of_samples, of_latents = code.counts()
+        of_samples = self.latents.summed(of_samples)
         if self.training:
-            self.activity += torch.cat([of_latents, self.activity.new_full((1,), len(of_samples))])
+            self.activity += torch.cat([self.latents.among_all(of_latents), self.activity.new_full((1,), len(of_samples))])
         return {"l0": upcast(of_samples.to(self.bias.dtype)), "dead": self.dead.to(self.bias.dtype).mean()}
 
     @torch.no_grad()
@@ -136,6 +152,15 @@ class Dictionary(Autoencoder):
         self.activity.zero_()
         if self.cfg.unit_norm:
             self.decoder.div_(self.decoder.norm(dim=1, keepdim=True))
+
+
+class Seen(NamedTuple):
+    """What latents are chosen from."""
+
+    x: Tensor
+    """Samples `[A, *shape]`, scaled."""
+    pre: Tensor
+    """Their pre-activations `[A, L]`."""
 
 
 class Largest(Dictionary):
@@ -148,12 +173,13 @@ class Largest(Dictionary):
     cfg: AuxKConfig
 
     def objective(self, batch: Batch) -> Output:
+        x = self.latents.samples(batch.x)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.sparse):
-            pre = self.pre_activations(batch.x)
-        code = self.coded(batch.x, pre, self.chosen(pre, round(float(batch.weight(self.cfg.k)))))
-        recon = self.shaped(code.decode(self.vectors()))
-        nll, terms = self.reconstruction(code, recon, batch, pre)
-        auxiliary = self.auxiliary(batch.x, self.likelihood.mean(recon), pre)
+            seen = Seen(x, self.pre_activations(x))
+        code = self.coded(seen, self.chosen(seen.pre, round(float(batch.weight(self.cfg.k)))))
+        recon = self.decoded(code)
+        nll, terms = self.reconstruction(code, recon, batch, seen)
+        auxiliary = self.auxiliary(seen, batch.x - self.likelihood.mean(recon))
         loss = nll + batch.weight(self.cfg.aux_weight) * auxiliary
         return output(loss, recon, {**terms, "auxiliary": auxiliary, **self.observed(code)})
 
@@ -165,33 +191,29 @@ class Largest(Dictionary):
         """
         return self.bias.is_cpu and self.cfg.latent_dim >= DENSE * self.cfg.final_k and not torch.compiler.is_compiling()
 
-    def coded(self, x: Tensor, pre: Tensor, choice: Tensor) -> DenseCode | SparseCode:
-        """The code of those pre-activations `[B, L]` of `x` that are chosen and above 0."""
+    def coded(self, seen: Seen, choice: Tensor) -> DenseCode | SparseCode:
+        """The code of those pre-activations that are chosen and above 0."""
         if self.sparse:
-            return sparse_code(pre, choice, x.flatten(1), self.bias, self.encoder, self.encoder_bias)
-        return dense_code(pre, choice)
-
-    def shaped(self, sums: Tensor) -> Tensor:
-        """`[B, *shape]` from sums of decoder vectors `[B, values]`."""
-        return (sums + self.bias).view(-1, *self.shape)
+            return sparse_code(seen.pre, choice, seen.x.flatten(1), self.bias, part(self.encoder), part(self.encoder_bias))
+        return dense_code(seen.pre, choice)
 
     @abstractmethod
     def chosen(self, pre: Tensor, k: int) -> Tensor:
-        """Latents `[B, k]`, or a mask `[B, L]`, of pre-activations `[B, L]` of a batch."""
+        """Latents `[A, k]`, or a mask `[A, L]`, of pre-activations `[A, L]` of a batch."""
 
-    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, pre: Tensor) -> Reported:
+    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, seen: Seen) -> Reported:
         """What is minimised of the reconstruction, `[B]`, and terms to report."""
         nll = self.likelihood(recon, batch.x)
         return nll, {"recon": nll}
 
-    def auxiliary(self, x: Tensor, mean: Tensor, pre: Tensor) -> Tensor:
-        """AuxK `[B]` of samples and their reconstructions `[B, *shape]`, whose difference gets no gradient."""
-        dead, error = self.dead, (x - mean).detach().flatten(1)
+    def auxiliary(self, seen: Seen, error: Tensor) -> Tensor:
+        """AuxK `[B]` of the errors of reconstructions `[B, *shape]`, which get no gradient."""
+        dead, error = self.dead, error.detach().flatten(1)
         if not torch.compiler.is_compiling() and not dead.any():
-            return pre.new_zeros(len(pre))
+            return error.new_zeros(len(error))
         k = min(self.cfg.aux_k or max(1, error.shape[1] // 2), self.cfg.latent_dim)
-        pre = torch.where(dead, pre, -torch.inf)
-        revived = self.coded(x, pre, pre.topk(k, dim=1, sorted=False).indices).decode(self.vectors())
+        of_dead = seen._replace(pre=torch.where(self.latents.mine(dead), seen.pre, -torch.inf))
+        revived = self.latents.summed(self.coded(of_dead, self.latents.largest(of_dead.pre, k)).decode(self.vectors()))
         return torch.where(dead.any(), 0.5 * (error - revived).square().sum(1), 0.0)
 
 
@@ -203,14 +225,14 @@ class TopKSAE(Largest):
     cfg: TopKSAEConfig
 
     def chosen(self, pre: Tensor, k: int) -> Tensor:
-        return pre.topk(k, dim=1, sorted=False).indices
+        return self.latents.largest(pre, k)
 
-    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, pre: Tensor) -> Reported:
-        nll, terms = super().reconstruction(code, recon, batch, pre)
+    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, seen: Seen) -> Reported:
+        nll, terms = super().reconstruction(code, recon, batch, seen)
         if self.cfg.multi_weight == 0:
             return nll, terms
-        more = self.chosen(pre, min(4 * self.cfg.final_k, self.cfg.latent_dim))
-        multi = self.likelihood(self.shaped(self.coded(batch.x, pre, more).decode(self.vectors())), batch.x)
+        more = self.chosen(seen.pre, min(4 * self.cfg.final_k, self.cfg.latent_dim))
+        multi = self.likelihood(self.decoded(self.coded(seen, more)), batch.x)
         return nll + batch.weight(self.cfg.multi_weight) * multi, terms | {"multi": multi}
 
     def inferred(self, pre: Tensor) -> Tensor:
@@ -242,7 +264,7 @@ class BatchTopKSAE(Largest):
     def chosen(self, pre: Tensor, k: int) -> Tensor:
         if not self.training:
             return pre >= self.threshold
-        least = global_kth(pre.detach(), k)
+        least = global_kth(self.latents.even(pre.detach()), k, self.latents.parts)
         self.smallest += torch.stack([least, torch.ones_like(least)])
         return pre >= least.clamp_min(torch.finfo(pre.dtype).tiny)
 
@@ -271,9 +293,9 @@ class MatryoshkaSAE(BatchTopKSAE):
 
     cfg: MatryoshkaSAEConfig
 
-    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, pre: Tensor) -> Reported:
-        nll, vectors = self.likelihood(recon, batch.x), self.vectors()
-        parts = [self.shaped(code.first(width).decode(vectors)) for width in self.cfg.widths[:-1]]
+    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, seen: Seen) -> Reported:
+        nll, first = self.likelihood(recon, batch.x), self.latents.held.start
+        parts = [self.decoded(code.first(width - first)) for width in self.cfg.widths[:-1]]
         mean = torch.stack([*(self.likelihood(part, batch.x) for part in parts), nll]).mean(0)
         return mean, {"recon": nll, "prefixes": mean}
 
@@ -290,17 +312,18 @@ class JumpReLUSAE(Dictionary):
 
     cfg: JumpReLUSAEConfig
     initial_norm = 0.1
+    of_latents = (*Dictionary.of_latents, "threshold")
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
         self.threshold = nn.Parameter(torch.full((cfg.latent_dim,), self.cfg.threshold))
 
     def objective(self, batch: Batch) -> Output:
-        pre, threshold = self.pre_activations(batch.x), self.threshold
+        pre, threshold = self.pre_activations(self.latents.samples(batch.x)), part(self.threshold)
         z = jump_relu(pre, threshold, self.cfg.bandwidth)
         recon = self.decode_raw(z)
         counted = pre if self.cfg.l0_from == "pre_activations" else z
-        nll, l0 = self.likelihood(recon, batch.x), step(counted, threshold, self.cfg.bandwidth).sum(1)
+        nll, l0 = self.likelihood(recon, batch.x), self.latents.summed(step(counted, threshold, self.cfg.bandwidth).sum(1))
         sparsity = (batch.mean(l0) / batch.weight(self.cfg.k) - 1).square()
         loss = nll + batch.weight(self.cfg.weight) * sparsity
         return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(DenseCode(z))})
@@ -329,9 +352,9 @@ class L1SAE(Dictionary):
     initial_norm = 0.1
 
     def objective(self, batch: Batch) -> Output:
-        z = self.pre_activations(batch.x).relu()
+        z = self.pre_activations(self.latents.samples(batch.x)).relu()
         recon = self.decode_raw(z)
-        nll, sparsity = self.likelihood(recon, batch.x), z @ self.decoder.norm(dim=1)
+        nll, sparsity = self.likelihood(recon, batch.x), self.latents.summed(z @ part(self.decoder).norm(dim=1))
         loss = nll + batch.weight(self.cfg.weight) * sparsity
         return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(DenseCode(z))})
 
@@ -345,6 +368,7 @@ class GatedSAE(Dictionary):
     """
 
     cfg: GatedSAEConfig
+    of_latents = (*Dictionary.of_latents, "log_magnitude", "magnitude_bias")
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
@@ -352,15 +376,16 @@ class GatedSAE(Dictionary):
         self.magnitude_bias = nn.Parameter(torch.zeros(cfg.latent_dim))
 
     def objective(self, batch: Batch) -> Output:
-        gate = self.pre_activations(batch.x)
+        gate = self.pre_activations(self.latents.samples(batch.x))
         z, open_ = self.inferred(gate), gate.relu()
-        recon, frozen = self.decode_raw(z), open_ @ self.vectors().detach() + self.bias.detach()
+        recon, frozen = self.decode_raw(z), self.latents.summed(open_ @ self.vectors().detach()) + self.bias.detach()
         nll, of_gate = self.likelihood(recon, batch.x), self.likelihood(frozen.view_as(recon), batch.x)
-        loss = nll + batch.weight(self.cfg.weight) * open_.sum(1) + of_gate
-        return output(loss, recon, {"recon": nll, "sparsity": open_.sum(1), "gate_recon": of_gate, **self.observed(DenseCode(z))})
+        sparsity = self.latents.summed(open_.sum(1))
+        loss = nll + batch.weight(self.cfg.weight) * sparsity + of_gate
+        return output(loss, recon, {"recon": nll, "sparsity": sparsity, "gate_recon": of_gate, **self.observed(DenseCode(z))})
 
     def inferred(self, pre: Tensor) -> Tensor:
-        magnitude = (pre - self.encoder_bias) * self.log_magnitude.exp() + self.magnitude_bias
+        magnitude = (pre - part(self.encoder_bias)) * part(self.log_magnitude).exp() + part(self.magnitude_bias)
         return torch.where(pre > 0, magnitude.relu(), 0.0)
 
     def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -22,12 +22,13 @@ def geometric_median(x: Tensor) -> Tensor:
     return median
 
 
-def global_kth(x: Tensor, k: int) -> Tensor:
+def global_kth(x: Tensor, k: int, parts: int = 1) -> Tensor:
     """The smallest of the `k` times rows largest values of `[B, L]` of all ranks, or 0 if it is below 0.
 
-    A scalar, the same bits on every rank and at every world size.
+    Each `parts` ranks may have the same rows, of which each has L of the columns. A scalar, the same bits on every rank and at every
+    world size.
     """
-    count = k * len(x) * dist.world().world_size
+    count = k * len(x) * dist.world().world_size // parts
     positive = x.relu().abs().flatten()  # without -0
     return _by_digits(positive, count) if x.is_cpu and not torch.compiler.is_compiling() else _by_rows(positive, count)
 

@@ -7,13 +7,14 @@ from unittest import mock
 
 import gate
 import pytest
+import torch
 from gate import Case
 from helpers import SHIPPED, settings
 from variants import SMALL
 
 from distae.config import TrainConfig
 from distae.config.models import ModelConfig
-from distae.config.parallel import ShardConfig
+from distae.config.parallel import LatentShardConfig, ShardConfig
 from distae.models import build, registry
 
 TOLERANCE = gate.BATCH_NORM
@@ -65,7 +66,7 @@ def local_pool() -> contextlib.AbstractContextManager[Any]:
 def local_top_k() -> contextlib.AbstractContextManager[Any]:
     """The top k of each rank's own rows."""
     kth = "distae.models.sparse_dictionary.global_kth"
-    return mock.patch(kth, lambda x, k: x.flatten().topk(k * len(x)).values.min())
+    return mock.patch(kth, lambda x, k, _: x.flatten().topk(k * len(x)).values.min())
 
 
 def local_weight() -> contextlib.AbstractContextManager[Any]:
@@ -85,6 +86,35 @@ SHARDED["vq_vae learning=gradient fsdp"] = Case(
     replace(cfg_of("vq_vae", learning="gradient"), parallel=ShardConfig()), world_sizes=(2,)
 )
 """Several optimizers, parameters outside of blocks, sharded statistics, `start`, codebooks, flows and transformer blocks."""
+DIVIDED: dict[str, tuple[dict[str, Any], ...]] = {
+    "topk_sae": ({"k": "8:2@6", "multi_weight": "0:0.125@4", "scale_input": True},),
+    "batch_topk_sae": ({}, {"k": "8:2@6", "unit_norm": False}),
+    "matryoshka_sae": ({},),
+    "jumprelu_sae": ({"scale_input": True},),
+    "l1_sae": ({},),
+    "gated_sae": ({},),
+}
+
+
+def divided(name: str, *world_sizes: int, size: int | None = None, **changes: Any) -> Case:
+    """With `--parallel tp`, which one process alone does not notice; with clipping, an average and two micro-steps."""
+    cfg = cfg_of(name, **changes)
+    optim = replace(cfg.optim, max_grad_norm=0.5)
+    cfg = replace(cfg, parallel=LatentShardConfig(shard_size=size), optim=optim, ema=0.9, grad_accum_steps=2)
+    return Case(cfg, world_sizes=world_sizes)
+
+
+OF_LATENTS = {
+    f"{name} tp {number}": divided(name, 1, 2, **changes)
+    for name, several in DIVIDED.items()
+    for number, changes in enumerate(several)
+}
+OF_LATENTS["batch_topk_sae tp 0"] = divided("batch_topk_sae", 1, 2, 3, 4)
+OF_LATENTS["topk_sae tp 0"] = divided("topk_sae", 1, 2, 3, 4, **DIVIDED["topk_sae"][0])
+LATENTS_FURTHER = {
+    "topk_sae tp in groups": divided("topk_sae", 4, size=2, **DIVIDED["topk_sae"][0]),
+    "topk_sae tp resumed": divided("topk_sae", 3, **DIVIDED["topk_sae"][0])._replace(ends_at=5),
+}
 PLANTED = {
     "local-weight": Case(cfg_of("tokenizer"), local_weight, (1, 2)),
     "local-pool": Case(cfg_of("swae"), local_pool, (1, 2)),
@@ -115,7 +145,7 @@ pytestmark = pytest.mark.timeout(900)
 def results(request, tmp_path_factory):
     every = {k: v for name in SHIPPED for k, v in gate.gates(name, cfg_of(name)).items()}
     return gate.run(
-        gate.asked_for(request, every | FURTHER_CASES | HALVED | SHARDED | PLANTED | ELASTIC | ONSET),
+        gate.asked_for(request, every | FURTHER_CASES | HALVED | SHARDED | OF_LATENTS | LATENTS_FURTHER | PLANTED | ELASTIC | ONSET),
         tmp_path_factory.mktemp("registry"),
     )
 
@@ -144,6 +174,22 @@ def test_accumulation_changes_nothing_where_samples_are_not_coupled(results, nam
 @pytest.mark.parametrize("name", [name.removesuffix(" fsdp") for name in SHARDED])
 def test_a_sharded_variant_ends_where_one_rank_ends(results, name):
     gate.assert_parity({0: results[name][1]} | results[f"{name} fsdp"], gate.EXACT)
+
+
+@pytest.mark.parametrize("name", OF_LATENTS)
+def test_a_dictionary_in_parts_ends_where_one_rank_ends(results, name):
+    gate.assert_parity(results[name], gate.EXACT)
+
+
+@pytest.mark.cases("topk_sae tp 0", "topk_sae tp in groups")
+def test_groups_of_ranks_share_the_latents(results):
+    gate.assert_parity({0: results["topk_sae tp 0"][1]} | results["topk_sae tp in groups"], gate.EXACT)
+
+
+@pytest.mark.cases("topk_sae tp 0", "topk_sae tp resumed")
+def test_a_dictionary_in_parts_resumes_bit_for_bit(results):
+    straight, resumed = results["topk_sae tp 0"][3], results["topk_sae tp resumed"][3]
+    assert [k for k, v in straight.tensors.items() if not torch.equal(v, resumed.tensors[k])] == []
 
 
 @pytest.mark.parametrize("name", SHIPPED)

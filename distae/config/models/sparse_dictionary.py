@@ -16,6 +16,7 @@ class DictionaryConfig(ModelConfig):
     """What sparse autoencoders share: one layer each way, so --net is not used."""
 
     terms: ClassVar[tuple[str, ...]] = ("recon", "l0", "dead")
+    divides_latents: ClassVar[bool] = True
 
     latent_dim: Count = 1024
     """Latents of the dictionary."""
