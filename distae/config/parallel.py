@@ -55,8 +55,8 @@ class HybridShardConfig(ShardConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LatentShardConfig(ParallelConfig):
-    """Each rank holds a part of a sparse autoencoder's latents, and computes them for the samples of all ranks: parameters are never
-    gathered while it trains (tensor parallelism)."""
+    """Each rank holds a part of a sparse autoencoder's latents, and computes them for the samples of all ranks, without gathering
+    parameters (tensor parallelism)."""
 
     name: ClassVar[str] = "tp"
     divides: ClassVar[bool] = True

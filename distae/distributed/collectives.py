@@ -73,7 +73,7 @@ class _SumRows(torch.autograd.Function):
 
 
 def sum_rows(x: Tensor, group: td.ProcessGroup) -> Tensor:
-    """Sum over the ranks of a group of `[size * B, ...]`, of which each rank gets its own `[B, ...]`; gradients go to every rank."""
+    """Sum over a group's ranks of `[size * B, ...]`, of which each rank gets its own `[B, ...]`; gradients go to all ranks."""
     result: Tensor = _SumRows.apply(x, group)
     return result
 

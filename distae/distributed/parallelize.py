@@ -4,7 +4,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as td
@@ -84,7 +84,7 @@ def _divide_latents(model: nn.Module, mesh: DeviceMesh) -> None:
     """Parts are rows of the parameters that the model's `of_latents` names; others stay whole."""
     model.to(world().device)
     placed = [*[Replicate()] * (mesh.ndim - 1), Shard(0)]
-    for name in model.of_latents:
+    for name in cast(Iterable[str], model.of_latents):
         p = model.get_parameter(name)
         part = distribute_tensor(p.detach(), mesh, placed, src_data_rank=None)  # all ranks have made the same weights
         model.register_parameter(name, nn.Parameter(part, requires_grad=p.requires_grad))

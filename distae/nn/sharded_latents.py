@@ -61,9 +61,9 @@ class Latents(NamedTuple):
         return -(-self.width // self.parts)
 
     def largest(self, x: Tensor, k: int) -> Tensor:
-        """The `k` largest latents of each sample, by values `[B, held]`: latents `[B, k]`, or which of those held, a mask `[B, held]`.
+        """The `k` largest latents of each sample, by values `[B, held]`: latents `[B, k]`, or of those held a mask `[B, held]`.
 
-        Of equal values on several ranks those of the first latents are taken. Ranks exchange k values of each sample.
+        Of equal values on several ranks the first rank's are taken. The ranks exchange k values of each sample.
         """
         if self.group is None:
             return x.topk(k, dim=1, sorted=False).indices

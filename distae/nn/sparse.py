@@ -25,7 +25,7 @@ def geometric_median(x: Tensor) -> Tensor:
 def global_kth(x: Tensor, k: int, parts: int = 1) -> Tensor:
     """The smallest of the `k` times rows largest values of `[B, L]` of all ranks, or 0 if it is below 0.
 
-    Each `parts` ranks may have the same rows, of which each has L of the columns. A scalar, the same bits on every rank and at every
+    With `parts`, so many ranks have the same rows, and each L of their columns. A scalar, the same bits on every rank and at every
     world size.
     """
     count = k * len(x) * dist.world().world_size // parts

@@ -1,6 +1,7 @@
 """Every variant of the registry: the same result on 1 to 4 ranks and after a resume, and near it in bf16."""
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -10,12 +11,15 @@ import pytest
 import torch
 from gate import Case
 from helpers import SHIPPED, settings
+from torch.utils._python_dispatch import TorchDispatchMode
 from variants import SMALL
 
 from distae.config import TrainConfig
 from distae.config.models import ModelConfig
 from distae.config.parallel import LatentShardConfig, ShardConfig
+from distae.distributed.shards import is_sharded
 from distae.models import build, registry
+from distae.training.step import TrainStep
 
 TOLERANCE = gate.BATCH_NORM
 FURTHER: dict[str, tuple[dict[str, Any], ...]] = {
@@ -87,8 +91,8 @@ SHARDED["vq_vae learning=gradient fsdp"] = Case(
 )
 """Several optimizers, parameters outside of blocks, sharded statistics, `start`, codebooks, flows and transformer blocks."""
 DIVIDED: dict[str, tuple[dict[str, Any], ...]] = {
-    "topk_sae": ({"k": "8:2@6", "multi_weight": "0:0.125@4", "scale_input": True},),
-    "batch_topk_sae": ({}, {"k": "8:2@6", "unit_norm": False}),
+    "topk_sae": ({"k": "8:2@6", "aux_k": 3, "multi_weight": "0:0.125@4", "scale_input": True},),
+    "batch_topk_sae": ({"aux_k": 3}, {"k": "8:2@6", "unit_norm": False}),
     "matryoshka_sae": ({},),
     "jumprelu_sae": ({"scale_input": True},),
     "l1_sae": ({},),
@@ -109,12 +113,50 @@ OF_LATENTS = {
     for name, several in DIVIDED.items()
     for number, changes in enumerate(several)
 }
-OF_LATENTS["batch_topk_sae tp 0"] = divided("batch_topk_sae", 1, 2, 3, 4)
-OF_LATENTS["topk_sae tp 0"] = divided("topk_sae", 1, 2, 3, 4, **DIVIDED["topk_sae"][0])
-LATENTS_FURTHER = {
+
+
+def counts_of_one_rank() -> contextlib.AbstractContextManager[Any]:
+    """The threshold of a batch by the latents of each rank."""
+    return mock.patch("distae.nn.sparse.dist.all_reduce_", lambda x: x)
+
+
+@contextlib.contextmanager
+def nothing_whole() -> Iterator[None]:
+    """No step but its start makes a tensor as large as the dictionary, or as samples times latents."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **kwargs or {})
+            for t in out if isinstance(out, tuple | list) else [out]:
+                assert not isinstance(t, torch.Tensor) or is_sharded(t) or t.shape not in whole, (func, t.shape)
+            return out
+
+    def watched(step: TrainStep, *args: Any) -> Any:
+        encoder: Any = step.model.encoder
+        latents, values = encoder.shape
+        batch = 2 * step.rows[0].count
+        whole.update(torch.Size(of) for of in ((batch, latents), (latents, batch), (latents, values), (values, latents)))
+        with Watch():
+            return phase(step, *args)
+
+    whole: set[torch.Size] = set()
+    phase = TrainStep._phase
+    with mock.patch.object(TrainStep, "_phase", watched):
+        yield
+    assert whole
+
+
+TOPK, OF_BATCH = (divided(name, 1, **DIVIDED[name][0]).cfg for name in ("topk_sae", "batch_topk_sae"))
+LEGS = (gate.Leg(2, 3, LatentShardConfig()), gate.Leg(1, 5), gate.Leg(3, 7, LatentShardConfig()))
+IN_PARTS = {
     "topk_sae tp in groups": divided("topk_sae", 4, size=2, **DIVIDED["topk_sae"][0]),
-    "topk_sae tp resumed": divided("topk_sae", 3, **DIVIDED["topk_sae"][0])._replace(ends_at=5),
+    "topk_sae tp resumed": Case(TOPK, world_sizes=(3,), ends_at=5),
+    "topk_sae tp elastic": Case(replace(TOPK, parallel=ShardConfig()), world_sizes=(2,), legs=LEGS),
+    "counts-of-one-rank": Case(OF_BATCH, counts_of_one_rank, (2,)),
 }
+for name in ("topk_sae", "batch_topk_sae"):
+    OF_LATENTS[f"{name} tp 0"] = divided(name, *((1, 2, 3, 4) if name == "topk_sae" else (1, 2, 3)), **DIVIDED[name][0])
+    IN_PARTS[f"{name} watched"] = Case(OF_LATENTS[f"{name} tp 0"].cfg, nothing_whole, (2,))
 PLANTED = {
     "local-weight": Case(cfg_of("tokenizer"), local_weight, (1, 2)),
     "local-pool": Case(cfg_of("swae"), local_pool, (1, 2)),
@@ -145,7 +187,7 @@ pytestmark = pytest.mark.timeout(900)
 def results(request, tmp_path_factory):
     every = {k: v for name in SHIPPED for k, v in gate.gates(name, cfg_of(name)).items()}
     return gate.run(
-        gate.asked_for(request, every | FURTHER_CASES | HALVED | SHARDED | OF_LATENTS | LATENTS_FURTHER | PLANTED | ELASTIC | ONSET),
+        gate.asked_for(request, every | FURTHER_CASES | HALVED | SHARDED | OF_LATENTS | IN_PARTS | PLANTED | ELASTIC | ONSET),
         tmp_path_factory.mktemp("registry"),
     )
 
@@ -184,6 +226,32 @@ def test_a_dictionary_in_parts_ends_where_one_rank_ends(results, name):
 @pytest.mark.cases("topk_sae tp 0", "topk_sae tp in groups")
 def test_groups_of_ranks_share_the_latents(results):
     gate.assert_parity({0: results["topk_sae tp 0"][1]} | results["topk_sae tp in groups"], gate.EXACT)
+
+
+@pytest.mark.cases("topk_sae tp 0")
+def test_a_rank_holds_its_part_of_a_dictionary(results):
+    held = {n: r.bytes for n, r in results["topk_sae tp 0"].items()}
+    assert {n: size <= 1.1 / n * held[1] for n, size in held.items()} == {1: True, 2: True, 3: True, 4: True}
+
+
+@pytest.mark.cases("{name} tp 0", "{name} watched")
+@pytest.mark.parametrize("name", ["topk_sae", "batch_topk_sae"])
+def test_nothing_is_as_large_as_a_dictionary(results, name):
+    """What the watched steps would have raised had failed the run."""
+    gate.assert_parity({0: results[f"{name} tp 0"][1]} | results[f"{name} watched"], gate.EXACT)
+
+
+@pytest.mark.cases("batch_topk_sae tp 0", "counts-of-one-rank")
+def test_a_threshold_of_one_ranks_latents_breaks_parity(results):
+    with pytest.raises(AssertionError, match=r"2 ranks (against|do not hold the same)"):
+        gate.assert_parity({1: results["batch_topk_sae tp 0"][1]} | results["counts-of-one-rank"], gate.EXACT)
+
+
+@pytest.mark.cases("topk_sae tp 0", "topk_sae tp elastic")
+def test_a_dictionary_continues_whole_and_in_other_parts(results):
+    """2 ranks with tp, 1 alone, 3 with tp, 2 with fsdp."""
+    straight, elastic = (results[f"topk_sae tp {which}"][n]._replace(metrics={}) for which, n in (("0", 1), ("elastic", 2)))
+    gate.assert_parity({0: straight, 1: elastic}, gate.EXACT)  # the ends of the first parts add rows of metrics
 
 
 @pytest.mark.cases("topk_sae tp 0", "topk_sae tp resumed")
