@@ -6,6 +6,9 @@ Speed: samples per second of the trainer's step (`TrainStep`), of the same with 
 loop of torch that does what topk_sae does (encoder and decoder as matrix products, top k, unit-norm decoder; no statistics, no
 checkpoints). Rounds alternate; the median of each is printed.
 
+--device cuda: milliseconds of a step with whole matrices and with active latents alone, for dictionaries of 1,024 to 65,536, and
+of what a step consists of: from these DENSE of `distae/models/sparse_dictionary.py` is set. --device cpu --tiny shows that it runs.
+
 --quality: variants trained by both on samples of known features, several seeds each, judged by `distae evaluate` on the test
 split; SAELens' dictionaries are read from its own folders. Without SAELens (pip install 'distae[peers]') its rows are missing.
 """
@@ -16,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,6 +27,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from distae import distributed as dist
 from distae import load
 from distae.config import TrainConfig, build
 from distae.config.names import METRICS
@@ -32,6 +37,8 @@ from distae.evaluation.evaluation import Evaluation
 from distae.evaluation.metrics import load_all
 from distae.models import Autoencoder
 from distae.models import build as build_model
+from distae.models.sparse_dictionary import DENSE, Dictionary
+from distae.nn.sparse import DenseCode, Places, SparseCode
 from distae.training.optim import Schedule
 from distae.training.step import TrainStep
 
@@ -49,24 +56,37 @@ def data(values: int, latents: int, batch: int) -> Tensor:
     return (active * (1 + 0.3 * torch.randn(active.shape, generator=generator))) @ vectors
 
 
+def made(cfg: TrainConfig, x: Tensor) -> Autoencoder:
+    """A model with its initial weights, on a GPU drawn there: the CPU takes seconds for 100 million."""
+    with torch.device("meta" if x.is_cuda else "cpu"):
+        model = build_model(cfg.model, cfg.net, tuple(x.shape[1:]), cfg.seed)
+    if x.is_cuda:
+        model.to_empty(device=x.device)
+        for t in [*model.parameters(), *model.buffers()]:
+            t.detach().zero_()
+        assert isinstance(model, Dictionary)
+        model.reset_parameters()
+    return model
+
+
 class Ours:
-    """One step at a time of a variant."""
+    """One step at a time of a variant, where the data is."""
 
     def __init__(self, cfg: TrainConfig, x: Tensor) -> None:
-        self.model: Autoencoder = build_model(cfg.model, cfg.net, tuple(x.shape[1:]), cfg.seed)
-        loader = Loader(Split.of(x, None, Transform()), "none", torch.device("cpu"), torch.float32)
+        self.model: Autoencoder = made(cfg, x)
+        loader = Loader(Split.of(x, None, Transform()), "none", x.device, torch.float32)
         pool = len(x) // cfg.global_batch_size
         self.step = TrainStep(cfg, self.model, loader, Schedule(cfg.schedule, 10**6, pool))
-        self.rows = torch.arange(pool * cfg.global_batch_size).view(pool, 1, -1)
+        self.rows = torch.arange(pool * cfg.global_batch_size, device=x.device).view(pool, 1, -1)
 
     def __call__(self, number: int) -> None:
         self.step(number, self.rows[number % len(self.rows)])
 
 
-def settings(model: dict[str, Any], batch: int, lr: float = 1e-3, seed: int = 0) -> TrainConfig:
+def settings(model: dict[str, Any], batch: int, lr: float = 1e-3, seed: int = 0, **others: Any) -> TrainConfig:
     """Gradients are clipped to 1, as SAELens does whatever its settings."""
     optim = {"name": "adam", "lr": lr, "max_grad_norm": 1.0}
-    return build(TrainConfig, {"model": model, "global_batch_size": batch, "optim": optim, "seed": seed})
+    return build(TrainConfig, {"model": model, "global_batch_size": batch, "optim": optim, "seed": seed, **others})
 
 
 def hand_loop(x: Tensor, latents: int, k: int, batch: int) -> Callable[[int], None]:
@@ -123,7 +143,7 @@ def speed(steps: int, rounds: int) -> None:
         found: dict[str, list[float]] = {name: [] for name in kinds}
         for number in range(rounds + 1):
             for name, (step, dense) in kinds.items():
-                with mock.patch("distae.models.sparse_dictionary.DENSE", dense):
+                with mock.patch.dict(DENSE, cpu=dense):
                     start = time.process_time()
                     for i in range(steps):
                         step(number * steps + i)
@@ -137,6 +157,80 @@ def speed(steps: int, rounds: int) -> None:
             of = f", {median / statistics.median(theirs):.2f} of SAELens" if theirs else ""
             shown = f"{median:8.0f} samples/s ({min(rates):.0f} to {max(rates):.0f})"
             print(f"  {name:<22} {shown}, {median / loop:.2f} of the loop{of}")
+
+
+GPU_SIZES = tuple((values, latents, k) for k in (32, 128) for values in (256, 768) for latents in (1024, 4096, 16384, 65536))
+"""Values, latents, active latents."""
+TINY_SIZES = ((32, 256, 4), (32, 256, 16))
+SECONDS = 0.1
+"""At least so long is timed."""
+
+
+def on_gpu(device: torch.device, sizes: tuple[tuple[int, int, int], ...], batch: int) -> None:
+    card = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    print(f"{card}, torch {torch.__version__}, batch {batch}, ms of a step")
+    print("| D | L | k | L/k | variant | precision | whole | active | whole / active | GiB |\n" + "|---" * 10 + "|")
+    for values, latents, k in sizes:
+        x = torch.randn(2 * batch, values, device=device)
+        for name in ("topk_sae", "batch_topk_sae"):
+            for precision, tf32 in (("fp32", False), ("fp32", True), ("bf16", False)):
+                if tf32 or (k == sizes[0][2] and name == "topk_sae"):  # the others say the same again
+                    cfg = settings({"name": name, "latent_dim": latents, "k": k}, batch, precision=precision)
+                    what = f"{values} | {latents} | {k} | {latents / k:.0f} | {name} | {'tf32' if tf32 else precision}"
+                    print(f"| {what} | {compared(cfg, x, tf32)} |", flush=True)
+
+
+def compared(cfg: TrainConfig, x: Tensor, tf32: bool) -> str:
+    """Milliseconds of a step with whole matrices and with active latents, their ratio and GiB that they allocate."""
+    dist.set_tf32(tf32)
+    found, memory, step = [], [], Ours(cfg, x)
+    for dense in (inf, 0.0):
+        with mock.patch.dict(DENSE, {x.device.type: dense}):
+            if x.is_cuda:
+                torch.cuda.reset_peak_memory_stats()
+            found.append(milliseconds(step, x.device))
+            memory.append(torch.cuda.max_memory_allocated() / 2**30 if x.is_cuda else 0.0)
+    return f"{found[0]:.2f} | {found[1]:.2f} | {found[0] / found[1]:.2f} | {memory[0]:.1f}, {memory[1]:.1f}"
+
+
+def milliseconds(step: Callable[[int], Any], device: torch.device) -> float:
+    """Wall time of a call, by as many as take `SECONDS`, after three."""
+    done, start, wait = -3, 0.0, torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    while done < 5 or time.perf_counter() - start < SECONDS:
+        for _ in range(3 if done < 0 else 5):
+            step(done + 3)
+            done += 1
+        wait()
+        if done == 0:
+            start = time.perf_counter()
+    return 1000 * (time.perf_counter() - start) / done
+
+
+def parts(device: torch.device, values: int, latents: int, k: int, batch: int) -> None:
+    """What a step of topk_sae consists of, each alone, in TF32: what another kernel could save."""
+    dist.set_tf32(True)
+    x, encoder = torch.randn(batch, values, device=device), torch.randn(latents, values, device=device)
+    pre = x @ encoder.T
+    choice = pre.topk(k, dim=1, sorted=False).indices
+    places = Places.of(choice, latents)
+    chosen = pre.gather(1, choice).relu()
+    dense, sparse = DenseCode(torch.zeros_like(pre).scatter_(1, choice, chosen)), SparseCode(chosen.flatten(), places)
+    leaf = sparse.values.clone().requires_grad_()
+    bags = places.to_rows(encoder, leaf)
+    kinds: dict[str, Callable[[int], Any]] = {
+        "encoder": lambda _: x @ encoder.T,
+        "top k": lambda _: pre.topk(k, dim=1, sorted=False),
+        "codes as a matrix": lambda _: torch.zeros_like(pre).scatter_(1, choice, chosen),
+        "decoder, whole": lambda _: dense.decode(encoder),
+        "codes' gradient, whole": lambda _: x @ encoder.T,
+        "a weight's gradient, whole": lambda _: dense.z.T @ x,
+        "places": lambda _: Places.of(choice, latents),
+        "decoder, active": lambda _: sparse.decode(encoder),
+        "codes' gradient, active": lambda _: torch.autograd.grad(bags, leaf, x, retain_graph=True),
+        "a weight's gradient, active": lambda _: places.to_latents(x, sparse.values),
+    }
+    print(f"D {values}, L {latents}, k {k}, batch {batch}, TF32, ms:")
+    print("; ".join(f"{name} {milliseconds(step, device):.3f}" for name, step in kinds.items()), flush=True)
 
 
 FEATURES = {"name": "synthetic_features", "features": 2048, "dim": 128, "active": 8.0, "samples": 120_000}
@@ -196,10 +290,19 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="time steps with whole matrices and with active latents there")
+    parser.add_argument("--tiny", action="store_true", help="small sizes for --device")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    if options.quality:
+    if options.device:
+        device = torch.device(options.device, 0)
+        with dist.use(dist.World(0, 1, device)):
+            sizes, batch = (TINY_SIZES, 64) if options.tiny else (GPU_SIZES, 4096)
+            for values, latents, k in sizes[:: len(sizes) // 2 - 1 or 1]:
+                parts(device, values, latents, k, batch)
+            on_gpu(device, sizes, batch)
+    elif options.quality:
         quality(options.variants, options.steps or 2000, options.lr, options.seeds)
     else:
         speed(options.steps or 10, options.rounds)

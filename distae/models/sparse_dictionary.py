@@ -4,7 +4,7 @@ What depends on other samples (top k of a batch, thresholds, dead latents) is of
 """
 
 from abc import abstractmethod
-from math import prod
+from math import inf, prod
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -14,9 +14,6 @@ from torch import Tensor, nn
 from distae import distributed as dist
 from distae.config.models import (
     BatchTopKSAEConfig,
-    GatedSAEConfig,
-    JumpReLUSAEConfig,
-    L1SAEConfig,
     MatryoshkaSAEConfig,
     ModelConfig,
     TopKSAEConfig,
@@ -27,12 +24,19 @@ from distae.distributed.shards import part
 from distae.losses import upcast
 from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
 from distae.nn.sharded_latents import Latents
-from distae.nn.sparse import DenseCode, SparseCode, dense_code, geometric_median, global_kth, jump_relu, sparse_code, step
+from distae.nn.sparse import (
+    DenseCode,
+    SparseCode,
+    dense_code,
+    geometric_median,
+    global_kth,
+    sparse_code,
+)
 from distae.noise import Noise
 
 Reported = tuple[Tensor, dict[str, Tensor]]
-DENSE = 12
-"""Below so many latents for each active one, products with whole matrices are faster."""
+DENSE = {"cpu": 8.0, "cuda": inf}
+"""By device: below so many latents for each active one, products with whole matrices are faster."""
 
 
 class Dictionary(Autoencoder):
@@ -46,7 +50,7 @@ class Dictionary(Autoencoder):
     """Length of the decoder's vectors at the start."""
     of_latents: ClassVar[tuple[str, ...]] = ("encoder", "encoder_bias", "decoder")
     """Parameters of a row for each latent, which `--parallel tp` divides. A rank then has some latents of the samples of all ranks:
-    `B` samples of this rank become `A` of all in `latents.samples`, and again `B` in `latents.summed`."""
+    its `B` samples become `A` of all in `latents.samples`, and sums of `A` become `B` again in `latents.summed`."""
     cfg: DictionaryConfig
     silent: Tensor
     activity: Tensor
@@ -113,11 +117,7 @@ class Dictionary(Autoencoder):
 
     def decode_raw(self, z: Tensor) -> Tensor:
         """`[B, *shape]`, scaled, from activations `[B, L]`."""
-        return self.decoded(DenseCode(z))
-
-    def decoded(self, code: DenseCode | SparseCode) -> Tensor:
-        """`[B, *shape]`, scaled, from the activations of A samples."""
-        return (self.latents.summed(code.decode(self.vectors())) + self.bias).view(-1, *self.shape)
+        return self.shaped(z @ self.vectors())
 
     def vectors(self) -> Tensor:
         """Decoder vectors `[L, values]`. The gradient of a normalised vector is orthogonal to it."""
@@ -136,6 +136,29 @@ class Dictionary(Autoencoder):
     def dead(self) -> Tensor:
         """Which latents are dead, `[L]` bool."""
         return self.silent >= self.cfg.dead_after
+
+    @property
+    def bound(self) -> float:
+        """Latents for each active one from which computing with active ones alone is faster.
+
+        A compiled program has no shapes that depend on values.
+        """
+        return inf if torch.compiler.is_compiling() else DENSE.get(self.bias.device.type, inf)
+
+    def few(self, choice: Tensor) -> bool:
+        """Whether few latents of this process's rows are chosen, by `[B, k]` or a mask `[B, L]`: both ways are exact."""
+        if self.bound == inf:
+            return False
+        active = int(choice.count_nonzero()) if choice.dtype == torch.bool else choice.numel()
+        return len(choice) * len(self.latents.held) >= self.bound * active
+
+    def sparse(self, x: Tensor, pre: Tensor, choice: Tensor) -> SparseCode:
+        """Pre-activations `[B, L]` of `x` `[B, *shape]` at the places of `choice`, and nothing else computed."""
+        return sparse_code(pre, choice, x.flatten(1), self.bias, part(self.encoder), part(self.encoder_bias))
+
+    def shaped(self, sums: Tensor) -> Tensor:
+        """`[B, *shape]` from sums of decoder vectors `[A, values]`."""
+        return (self.latents.summed(sums) + self.bias).view(-1, *self.shape)
 
     def observed(self, code: DenseCode | SparseCode) -> dict[str, Tensor]:
         """The terms that all variants report; training also counts which latents are active."""
@@ -174,28 +197,17 @@ class Largest(Dictionary):
 
     def objective(self, batch: Batch) -> Output:
         x = self.latents.samples(batch.x)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.sparse):
-            seen = Seen(x, self.pre_activations(x))
+        seen = Seen(x, self.pre_activations(x))
         code = self.coded(seen, self.chosen(seen.pre, round(float(batch.weight(self.cfg.k)))))
-        recon = self.decoded(code)
+        recon = self.shaped(code.decode(self.vectors()))
         nll, terms = self.reconstruction(code, recon, batch, seen)
         auxiliary = self.auxiliary(seen, batch.x - self.likelihood.mean(recon))
         loss = nll + batch.weight(self.cfg.aux_weight) * auxiliary
         return output(loss, recon, {**terms, "auxiliary": auxiliary, **self.observed(code)})
 
-    @property
-    def sparse(self) -> bool:
-        """Whether only active latents are computed with after the encoder: docs/sparse_autoencoders.md has what decides.
-
-        A compiled program has no shapes that depend on values.
-        """
-        return self.bias.is_cpu and self.cfg.latent_dim >= DENSE * self.cfg.final_k and not torch.compiler.is_compiling()
-
     def coded(self, seen: Seen, choice: Tensor) -> DenseCode | SparseCode:
         """The code of those pre-activations that are chosen and above 0."""
-        if self.sparse:
-            return sparse_code(seen.pre, choice, seen.x.flatten(1), self.bias, part(self.encoder), part(self.encoder_bias))
-        return dense_code(seen.pre, choice)
+        return self.sparse(*seen, choice).relu() if self.few(choice) else dense_code(seen.pre, choice)
 
     @abstractmethod
     def chosen(self, pre: Tensor, k: int) -> Tensor:
@@ -232,7 +244,7 @@ class TopKSAE(Largest):
         if self.cfg.multi_weight == 0:
             return nll, terms
         more = self.chosen(seen.pre, min(4 * self.cfg.final_k, self.cfg.latent_dim))
-        multi = self.likelihood(self.decoded(self.coded(seen, more)), batch.x)
+        multi = self.likelihood(self.shaped(self.coded(seen, more).decode(self.vectors())), batch.x)
         return nll + batch.weight(self.cfg.multi_weight) * multi, terms | {"multi": multi}
 
     def inferred(self, pre: Tensor) -> Tensor:
@@ -264,7 +276,7 @@ class BatchTopKSAE(Largest):
     def chosen(self, pre: Tensor, k: int) -> Tensor:
         if not self.training:
             return pre >= self.threshold
-        least = global_kth(self.latents.even(pre.detach()), k, self.latents.parts)
+        least = global_kth(pre.detach(), k, self.threshold, self.latents.parts)
         self.smallest += torch.stack([least, torch.ones_like(least)])
         return pre >= least.clamp_min(torch.finfo(pre.dtype).tiny)
 
@@ -294,100 +306,7 @@ class MatryoshkaSAE(BatchTopKSAE):
     cfg: MatryoshkaSAEConfig
 
     def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, seen: Seen) -> Reported:
-        nll, first = self.likelihood(recon, batch.x), self.latents.held.start
-        parts = [self.decoded(code.first(width - first)) for width in self.cfg.widths[:-1]]
-        mean = torch.stack([*(self.likelihood(part, batch.x) for part in parts), nll]).mean(0)
+        nll, vectors, start = self.likelihood(recon, batch.x), self.vectors(), self.latents.held.start
+        parts = [self.shaped(code.first(width - start).decode(vectors)) for width in self.cfg.widths[:-1]]
+        mean = torch.stack([*(self.likelihood(of, batch.x) for of in parts), nll]).mean(0)
         return mean, {"recon": nll, "prefixes": mean}
-
-
-@register(JumpReLUSAEConfig)
-class JumpReLUSAE(Dictionary):
-    """Rajamanoharan et al. 2024 (arXiv 2407.14435), sec. 3: a latent is active above its threshold.
-
-    -log p(x|z) + weight * (L0 / k - 1)^2, L0 the mean number of active latents of the global batch. Gradients of thresholds are
-    straight-through estimates from pre-activations within half a bandwidth (eq. 11 and 12). Thresholds are parameters themselves,
-    not their logarithms as there: a step of Adam moves a parameter by the learning rate whatever its size, and a logarithm that
-    starts at that of 0.1 would need a thousand times 1e-3 to become that of 0.27. Encoder and decoder start short, as in l1_sae.
-    """
-
-    cfg: JumpReLUSAEConfig
-    initial_norm = 0.1
-    of_latents = (*Dictionary.of_latents, "threshold")
-
-    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
-        super().__init__(cfg, net, shape)
-        self.threshold = nn.Parameter(torch.full((cfg.latent_dim,), self.cfg.threshold))
-
-    def objective(self, batch: Batch) -> Output:
-        pre, threshold = self.pre_activations(self.latents.samples(batch.x)), part(self.threshold)
-        z = jump_relu(pre, threshold, self.cfg.bandwidth)
-        recon = self.decode_raw(z)
-        counted = pre if self.cfg.l0_from == "pre_activations" else z
-        nll, l0 = self.likelihood(recon, batch.x), self.latents.summed(step(counted, threshold, self.cfg.bandwidth).sum(1))
-        sparsity = (batch.mean(l0) / batch.weight(self.cfg.k) - 1).square()
-        loss = nll + batch.weight(self.cfg.weight) * sparsity
-        return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(DenseCode(z))})
-
-    def inferred(self, pre: Tensor) -> Tensor:
-        return torch.where(pre > self.threshold, pre, 0.0)
-
-    @torch.no_grad()
-    def after_step(self, step: int) -> None:
-        super().after_step(step)
-        self.threshold.clamp_min_(0.0)
-
-    def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return {"architecture": "jumprelu"}, {"b_enc": self.encoder_bias, "threshold": self.threshold}
-
-
-@register(L1SAEConfig)
-class L1SAE(Dictionary):
-    """Templeton et al. 2024 (Scaling Monosemanticity, Methods): -log p(x|z) + weight * sum of z_i |decoder vector i|.
-
-    The norm in the penalty keeps it from being evaded by large decoder vectors, which are therefore free. They start short, as
-    does the encoder (Anthropic, April 2024): where all latents start active, they end as mixtures of features.
-    """
-
-    cfg: L1SAEConfig
-    initial_norm = 0.1
-
-    def objective(self, batch: Batch) -> Output:
-        z = self.pre_activations(self.latents.samples(batch.x)).relu()
-        recon = self.decode_raw(z)
-        nll, sparsity = self.likelihood(recon, batch.x), self.latents.summed(z @ part(self.decoder).norm(dim=1))
-        loss = nll + batch.weight(self.cfg.weight) * sparsity
-        return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(DenseCode(z))})
-
-
-@register(GatedSAEConfig)
-class GatedSAE(Dictionary):
-    """Rajamanoharan et al. 2024 (arXiv 2404.16014), eq. 5-8: a latent is active where its gate is above 0.
-
-    -log p(x|z) + weight * |relu(gate)|_1 - log p(x|relu(gate)) with a frozen decoder (`gate_recon`). Magnitudes share the gate's
-    encoder, scaled by exp(log_magnitude).
-    """
-
-    cfg: GatedSAEConfig
-    of_latents = (*Dictionary.of_latents, "log_magnitude", "magnitude_bias")
-
-    def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
-        super().__init__(cfg, net, shape)
-        self.log_magnitude = nn.Parameter(torch.zeros(cfg.latent_dim))
-        self.magnitude_bias = nn.Parameter(torch.zeros(cfg.latent_dim))
-
-    def objective(self, batch: Batch) -> Output:
-        gate = self.pre_activations(self.latents.samples(batch.x))
-        z, open_ = self.inferred(gate), gate.relu()
-        recon, frozen = self.decode_raw(z), self.latents.summed(open_ @ self.vectors().detach()) + self.bias.detach()
-        nll, of_gate = self.likelihood(recon, batch.x), self.likelihood(frozen.view_as(recon), batch.x)
-        sparsity = self.latents.summed(open_.sum(1))
-        loss = nll + batch.weight(self.cfg.weight) * sparsity + of_gate
-        return output(loss, recon, {"recon": nll, "sparsity": sparsity, "gate_recon": of_gate, **self.observed(DenseCode(z))})
-
-    def inferred(self, pre: Tensor) -> Tensor:
-        magnitude = (pre - part(self.encoder_bias)) * part(self.log_magnitude).exp() + part(self.magnitude_bias)
-        return torch.where(pre > 0, magnitude.relu(), 0.0)
-
-    def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        tensors: dict[str, Tensor] = {"b_gate": self.encoder_bias, "b_mag": self.magnitude_bias, "r_mag": self.log_magnitude}
-        return {"architecture": "gated"}, tensors

@@ -70,7 +70,7 @@ def local_pool() -> contextlib.AbstractContextManager[Any]:
 def local_top_k() -> contextlib.AbstractContextManager[Any]:
     """The top k of each rank's own rows."""
     kth = "distae.models.sparse_dictionary.global_kth"
-    return mock.patch(kth, lambda x, k, _: x.flatten().topk(k * len(x)).values.min())
+    return mock.patch(kth, lambda x, k, *_: x.flatten().topk(k * len(x)).values.min())
 
 
 def local_weight() -> contextlib.AbstractContextManager[Any]:
@@ -94,7 +94,7 @@ DIVIDED: dict[str, tuple[dict[str, Any], ...]] = {
     "topk_sae": ({"k": "8:2@6", "aux_k": 3, "multi_weight": "0:0.125@4", "scale_input": True},),
     "batch_topk_sae": ({"aux_k": 3}, {"k": "8:2@6", "unit_norm": False}),
     "matryoshka_sae": ({},),
-    "jumprelu_sae": ({"scale_input": True},),
+    "jumprelu_sae": ({"scale_input": True}, {"l0_from": "activations"}),
     "l1_sae": ({},),
     "gated_sae": ({},),
 }
@@ -113,6 +113,15 @@ OF_LATENTS = {
     for name, several in DIVIDED.items()
     for number, changes in enumerate(several)
 }
+
+
+def active_alone() -> contextlib.AbstractContextManager[Any]:
+    """Nothing is computed with whole matrices after the encoder, however many latents are active."""
+    return mock.patch.dict("distae.models.sparse_dictionary.DENSE", cpu=0.0)
+
+
+for name in ("jumprelu_sae tp 1", "gated_sae tp 0"):
+    OF_LATENTS[name] = OF_LATENTS[name]._replace(plant=active_alone)
 
 
 def counts_of_one_rank() -> contextlib.AbstractContextManager[Any]:

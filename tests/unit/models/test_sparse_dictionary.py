@@ -1,5 +1,6 @@
 """Sparse autoencoders against their formulas."""
 
+from math import inf
 from unittest import mock
 
 import pytest
@@ -10,7 +11,7 @@ from variants import data, make, run, train
 
 from distae.config.weights import Ramp
 from distae.errors import UserError
-from distae.models.sparse_dictionary import Seen
+from distae.models.sparse_dictionary import DENSE, Seen
 from distae.nn.sparse import _by_rows, geometric_median, global_kth, jump_relu, step
 
 NAMES = ("topk_sae", "batch_topk_sae", "matryoshka_sae", "jumprelu_sae", "l1_sae", "gated_sae")
@@ -72,23 +73,39 @@ def test_topk_keeps_the_largest_of_each_sample():
     assert torch.equal(out.per_sample["l0"], (expected > 0).sum(1).double())
 
 
-@pytest.mark.parametrize("name", OF_K)
+WAYS: dict[str, dict[str, object]] = {
+    **{name: {"aux_k": 2} for name in OF_K}, "topk_sae multi": {"multi_weight": 0.5}, "l1_sae": {}, "gated_sae": {},
+    "jumprelu_sae": {"bandwidth": 0.3}, "jumprelu_sae narrow": {"bandwidth": 0.02}, "jumprelu_sae unit": {"unit_norm": True},
+    "jumprelu_sae activations": {"l0_from": "activations", "bandwidth": 0.3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WAYS)
 def test_computing_with_active_latents_alone_changes_nothing(name):
-    found = {}
-    for dense in (0, 10**9):
-        model, x = sae(name, dead_after=100, aux_k=2, likelihood="laplace"), data(20) - 0.5
-        model.silent[:5] = 100
-        with torch.no_grad():
-            model.bias.copy_(x[0])
-            model.encoder_bias.copy_(torch.linspace(-0.2, 0.2, 16))
-        with mock.patch("distae.models.sparse_dictionary.DENSE", dense):
-            assert model.sparse == (not dense)
-            out = run(model, x)
-            out.loss.backward()
-        found[dense] = [out.recon, *out.per_sample.values(), model.activity, *(p.grad for p in model.parameters())]
-    assert all(p.norm() > 1e-3 for p in found[0][-4:])
-    for a, b in zip(*found.values(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    """Loss, terms, counts and all gradients. From 2 latents for each active one, thresholds' windows are too wide but `narrow`."""
+    found = {bound: computed(name, bound) for bound in (inf, 2.0, 0.0)}
+    assert 1 < found[inf]["l0"].mean() < 6
+    assert [key for key, value in found[inf].items() if value.double().norm() < 1e-3] == []
+    for bound in (2.0, 0.0):
+        for key, value in found[inf].items():
+            torch.testing.assert_close(found[bound][key], value, rtol=1e-12, atol=1e-12, msg=key)
+
+
+def computed(name, bound):
+    """What a model gives whose latents are taken one by one from `bound` latents for each active one."""
+    model, x = sae(name.split()[0], dead_after=100, likelihood="laplace", **WAYS[name]), data(40) - 0.5
+    model.silent[:5] = 100
+    with torch.no_grad():
+        model.bias.copy_(x[0])
+        model.encoder.copy_(unit(model))
+        for key, parameter in model.named_parameters():
+            if key in ("encoder_bias", "log_magnitude", "magnitude_bias", "threshold"):
+                parameter.copy_(torch.linspace(-0.8, 0.1, 16) if key == "encoder_bias" else torch.linspace(0.1, 0.3, 16))
+    with mock.patch.dict(DENSE, cpu=bound), mock.patch.object(model, "sparse", wraps=model.sparse) as sparse:
+        out = run(model, x)
+        out.loss.backward()
+    assert bool(sparse.call_count) == (bound != inf)
+    return {"x": out.recon, **out.per_sample, "n": model.activity, **{key: p.grad for key, p in model.named_parameters()}}
 
 
 @pytest.mark.parametrize("name", OF_K)
@@ -136,11 +153,13 @@ def test_the_kth_is_found_by_its_digits(dtype):
     ordered = x.flatten().sort(descending=True).values
     for k in (1, 2, 7, 19, 20, 40):
         expected = ordered[50 * k - 1].clamp_min(0)
-        assert global_kth(x, k) == expected == _by_rows(torch.where(x > 0, x, 0.0).flatten(), 50 * k)
+        assert expected == _by_rows(torch.where(x > 0, x, 0.0).flatten(), 50 * k)
+        for near in (torch.zeros_like(expected), expected / 2, expected, expected * 1.5, expected * 1e6):
+            assert global_kth(x, k, near) == expected
 
 
 def test_where_fewer_are_positive_no_others_are_kept():
-    assert global_kth(torch.tensor([[1.0, -1.0], [-2.0, -3.0]]), 2) == 0
+    assert global_kth(torch.tensor([[1.0, -1.0], [-2.0, -3.0]]), 2, torch.tensor(0.5)) == 0
     model, x = sae("batch_topk_sae", k=16), data(20)
     assert run(model, x).per_sample["l0"].sum() == (pre_of(model, x) > 0).sum()
 
@@ -183,7 +202,7 @@ def test_matryoshka_means_over_prefixes():
     model, x = sae("matryoshka_sae"), data(20)
     out = run(model, x)
     pre = pre_of(model, x)
-    z = torch.where(pre >= global_kth(pre, 3), pre, 0.0)
+    z = torch.where(pre >= global_kth(pre, 3, model.threshold), pre, 0.0)
     each = [model.likelihood(z[:, :n] @ unit(model)[:n] + model.bias, x) for n in (4, 8, 16)]
     torch.testing.assert_close(out.per_sample["prefixes"], torch.stack(each).mean(0))
     torch.testing.assert_close(out.per_sample["recon"], each[-1])
