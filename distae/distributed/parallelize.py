@@ -18,7 +18,7 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from distae.config.parallel import HybridShardConfig, LatentShardConfig, ParallelConfig, ShardConfig
@@ -82,19 +82,20 @@ def shard(model: nn.Module, cfg: ParallelConfig, mesh: DeviceMesh, precision: st
 
 def _divide_latents(model: nn.Module, mesh: DeviceMesh) -> None:
     """Parts are rows of the parameters that the model's `of_latents` names; others stay whole."""
-    model.to(world().device)
-    placed = [*[Replicate()] * (mesh.ndim - 1), Shard(0)]
+    group, placed = mesh.get_group(mesh.ndim - 1), [*[Replicate()] * (mesh.ndim - 1), Shard(0)]
     for name in cast(Iterable[str], model.of_latents):
         p = model.get_parameter(name)
-        part = distribute_tensor(p.detach(), mesh, placed, src_data_rank=None)  # all ranks have made the same weights
+        mine = p.detach().split(-(-len(p) // group.size()))[group.rank()].to(world().device, copy=True)
+        part = DTensor.from_local(mine, mesh, placed, run_check=False, shape=p.shape, stride=p.stride())
         model.register_parameter(name, nn.Parameter(part, requires_grad=p.requires_grad))
+    model.to(world().device)  # the rest
 
 
 def _shard_fully(model: nn.Module, cfg: ParallelConfig, mesh: DeviceMesh, precision: str) -> None:
     """Torch's FSDP2.
 
     Blocks are gathered one at a time, what is outside of them for the whole forward and backward pass. Scalars, and what a
-    module's `kept_whole` names, stay whole: `average_whole` averages their gradients.
+    module's `kept_whole` names, stay whole: `average_gradients` averages theirs.
     """
     assert isinstance(cfg, ShardConfig)
     offload = CPUOffloadPolicy(pin_memory=world().device.type == "cuda") if cfg.cpu_offload else OffloadPolicy()
