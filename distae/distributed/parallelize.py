@@ -85,7 +85,7 @@ def _divide_latents(model: nn.Module, mesh: DeviceMesh) -> None:
     group, placed = mesh.get_group(mesh.ndim - 1), [*[Replicate()] * (mesh.ndim - 1), Shard(0)]
     for name in cast(Iterable[str], model.of_latents):
         p = model.get_parameter(name)
-        mine = p.detach().split(-(-len(p) // group.size()))[group.rank()].to(world().device, copy=True)
+        mine = p.detach().chunk(group.size())[group.rank()].to(world().device, copy=True)
         part = DTensor.from_local(mine, mesh, placed, run_check=False, shape=p.shape, stride=p.stride())
         model.register_parameter(name, nn.Parameter(part, requires_grad=p.requires_grad))
     model.to(world().device)  # the rest

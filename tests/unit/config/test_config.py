@@ -385,6 +385,6 @@ def test_the_commands_about_large_models_are_accepted() -> None:
     """docs/large_models.md."""
     text = (ROOT / "docs" / "large_models.md").read_text()
     commands = re.findall(r"^    torchrun (.*)--nproc_per_node=(\d) -m distae.train (.*)$", text, re.MULTILINE)
-    assert len(commands) == 3
+    assert len(commands) == 5
     for nodes, ranks, words in commands:
         assert check(parse(TrainConfig, [*words.split(), "--net.norm", "none"], {}, "").settings, int(ranks) * (1 + ("2" in nodes)))
