@@ -1,30 +1,34 @@
-"""Sparse dictionaries against SAELens and a dense hand loop: python benchmarks/dictionary.py [--quality]
+"""Sparse dictionaries against SAELens, dictionary_learning and a dense hand loop: python benchmarks/dictionary.py [--quality]
 
-One thread, fp32, the same data in memory, Adam, the same batches in the same order.
+One thread, fp32, the same data in memory, Adam, the same batches in the same order. Peers that are not installed
+(pip install 'distae[peers]') are left out.
 
-Speed: samples per second of the trainer's step (`TrainStep`), of the same with whole matrices, of SAELens' trainer, and of a plain
+Speed: samples per second of the trainer's step (`TrainStep`), of the same with whole matrices, of the peers' steps, and of a plain
 loop of torch that does what topk_sae does (encoder and decoder as matrix products, top k, unit-norm decoder; no statistics, no
-checkpoints). Rounds alternate; the median of each is printed.
+checkpoints). Rounds alternate; the median of each is printed. jumprelu_sae, l1_sae and gated_sae begin, of all trainers, with
+thresholds or biases from which k latents are active on average, and learn so slowly that it stays so.
 
 --device cuda: milliseconds of a step with whole matrices and with active latents alone, for dictionaries of 1,024 to 65,536, and
 of what a step consists of: from these DENSE of `distae/models/sparse_dictionary.py` is set. --device cpu --tiny shows that it runs.
 
---quality: variants trained by both on samples of known features, several seeds each, judged by `distae evaluate` on the test
-split; SAELens' dictionaries are read from its own folders. Without SAELens (pip install 'distae[peers]') its rows are missing.
+--quality: variants trained by each on samples of known features, several seeds each, judged by `distae evaluate` on the test
+split; peers' dictionaries are read from the files of SAELens.
 """
 
 import argparse
-import importlib.util
+import importlib
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from peers import installed
 from torch import Tensor
 
 from distae import distributed as dist
@@ -53,7 +57,8 @@ def data(values: int, latents: int, batch: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(latents, values, generator=generator) / values**0.5
     active = torch.rand(POOL * batch, latents, generator=generator) < 16 / latents
-    return (active * (1 + 0.3 * torch.randn(active.shape, generator=generator))) @ vectors
+    x = (active * (1 + 0.3 * torch.randn(active.shape, generator=generator))) @ vectors
+    return x - x.mean(0)
 
 
 def made(cfg: TrainConfig, x: Tensor) -> Autoencoder:
@@ -81,6 +86,11 @@ class Ours:
 
     def __call__(self, number: int) -> None:
         self.step(number, self.rows[number % len(self.rows)])
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Encoder and decoder `[L, D]`, their biases, and thresholds `[L]`."""
+        return dict(self.model.named_parameters())
 
 
 def settings(model: dict[str, Any], batch: int, lr: float = 1e-3, seed: int = 0, **others: Any) -> TrainConfig:
@@ -115,48 +125,83 @@ def hand_loop(x: Tensor, latents: int, k: int, batch: int) -> Callable[[int], No
     return step
 
 
-def contestants(x: Tensor, latents: int, k: int, batch: int, steps: int) -> dict[str, tuple[Callable[[int], None], int]]:
-    """By name: what does one step, by its number, and the bound of latents for each active one above which it is sparse."""
-    found: dict[str, tuple[Callable[[int], None], int]] = {"hand loop": (hand_loop(x, latents, k, batch), 0)}
-    for name in ("topk_sae", "batch_topk_sae", "matryoshka_sae"):
-        cfg = settings({"name": name, "latent_dim": latents, "k": k}, batch)
-        found |= {name: (Ours(cfg, x), 0), f"{name} dense": (Ours(cfg, x), 10**9)}
-        if peers():
-            found[f"{name} SAELens"] = (peer(cfg, x, steps), 0)
+OF_K = ("topk_sae", "batch_topk_sae", "matryoshka_sae")
+PENALISED = ("jumprelu_sae", "l1_sae", "gated_sae")
+PEERS = {who: name for who, name in (("SAELens", "sae_lens"), ("dictionary_learning",) * 2) if installed(name)}
+"""By name, the packages of those that are here."""
+
+
+Contestant = tuple[Callable[[int], None], float]
+"""What does one step, by its number, and the latents for each active one from which it computes with active ones alone."""
+
+
+def contestants(name: str, x: Tensor, latents: int, k: int, batch: int, steps: int) -> dict[str, Contestant]:
+    """By name, ours and the peers' trainers of a variant."""
+    cfg = settings({"name": name, "latent_dim": latents} | of_k(name, k), batch, 1e-3 if name in OF_K else 1e-6)
+    found: dict[str, tuple[Any, float]] = {name: (Ours(cfg, x), DENSE["cpu"]), f"{name} whole": (Ours(cfg, x), inf)}
+    found |= {f"{name} {who}": (peer(who, cfg, x, steps), 0.0) for who in PEERS if has(who, name)}
+    for step, _ in found.values() if name in PENALISED else ():
+        step(0)
+        activate(step.tensors, x[:2048], k)
     return found
 
 
-def peers() -> bool:
-    return importlib.util.find_spec("sae_lens") is not None
+def of_k(name: str, k: int) -> dict[str, Any]:
+    return {"k": k} if name not in ("l1_sae", "gated_sae") else {}
 
 
-def peer(cfg: TrainConfig, x: Tensor, steps: int, warmup: int = 0) -> Any:
-    from peers.sae_lens_trainer import Trainer
-
-    return Trainer(cfg.model, x, cfg.global_batch_size, cfg.optim.lr, steps, cfg.seed, warmup)
+def has(who: str, name: str) -> bool:
+    return who == "SAELens" or name != "gated_sae"
 
 
-def speed(steps: int, rounds: int) -> None:
+@torch.no_grad()
+def activate(tensors: dict[str, Tensor], x: Tensor, k: int) -> None:
+    """Give a dictionary vectors of length 1, and thresholds or biases that `k` latents of a sample are above on average."""
+    encoder, decoder = tensors["encoder"], tensors["decoder"]
+    decoder.div_(decoder.norm(dim=1, keepdim=True))
+    encoder.copy_(decoder)
+    least = (x @ encoder.T).quantile(1 - k / len(encoder), dim=0)
+    tensors["bias"].zero_()
+    tensors["encoder_bias"].copy_(0 * least if "threshold" in tensors else -least)
+    if "threshold" in tensors:
+        tensors["threshold"].copy_(least)
+
+
+def peer(who: str, cfg: TrainConfig, x: Tensor, steps: int, warmup: int = 0) -> Any:
+    made = importlib.import_module(f"peers.{PEERS[who]}_trainer").Trainer
+    return made(cfg.model, x, cfg.global_batch_size, cfg.optim.lr, steps, cfg.seed, warmup)
+
+
+def speed(names: list[str], steps: int, rounds: int) -> None:
     for values, latents, k, batch in SIZES:
-        x = data(values, latents, batch)
-        kinds = contestants(x, latents, k, batch, steps * (rounds + 1))
-        found: dict[str, list[float]] = {name: [] for name in kinds}
-        for number in range(rounds + 1):
-            for name, (step, dense) in kinds.items():
-                with mock.patch.dict(DENSE, cpu=dense):
-                    start = time.process_time()
-                    for i in range(steps):
-                        step(number * steps + i)
-                    if number:  # the first round is a warm-up
-                        found[name].append(steps * batch / (time.process_time() - start))
         print(f"D {values}, L {latents}, k {k}, batch {batch}, CPU time, median of {rounds} rounds of {steps} steps")
-        loop = statistics.median(found["hand loop"])
-        for name, rates in found.items():
-            median = statistics.median(rates)
-            theirs = found.get(f"{name} SAELens")
-            of = f", {median / statistics.median(theirs):.2f} of SAELens" if theirs else ""
-            shown = f"{median:8.0f} samples/s ({min(rates):.0f} to {max(rates):.0f})"
-            print(f"  {name:<22} {shown}, {median / loop:.2f} of the loop{of}")
+        x = data(values, latents, batch)
+        loop = hand_loop(x, latents, k, batch)
+        for name in names:
+            kinds = {"the loop": (loop, 0.0), **contestants(name, x, latents, k, batch, steps * (rounds + 1) + 2)}
+            shown(rates(kinds, steps, rounds, batch), name)
+
+
+def rates(kinds: dict[str, Contestant], steps: int, rounds: int, batch: int) -> dict[str, list[float]]:
+    """Samples per second of each round."""
+    found: dict[str, list[float]] = {name: [] for name in kinds}
+    for number in range(rounds + 1):
+        for name, (step, dense) in kinds.items():
+            with mock.patch.dict(DENSE, cpu=dense):
+                start = time.process_time()
+                for i in range(steps):
+                    step(1 + number * steps + i)
+                if number:  # the first round is a warm-up
+                    found[name].append(steps * batch / (time.process_time() - start))
+    return found
+
+
+def shown(found: dict[str, list[float]], name: str) -> None:
+    """Print them with the ratios of `name` to the others."""
+    mine = statistics.median(found[name])
+    for who, of in found.items():
+        ratio = f", {mine / statistics.median(of):.2f} times as fast is {name}" if who != name else ""
+        print(f"  {who:<36} {statistics.median(of):8.0f} samples/s ({min(of):.0f} to {max(of):.0f}){ratio}", flush=True)
 
 
 GPU_SIZES = tuple((values, latents, k) for k in (32, 128) for values in (256, 768) for latents in (1024, 4096, 16384, 65536))
@@ -243,6 +288,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "topk_sae": {"k": ACTIVE}, "batch_topk_sae": {"k": ACTIVE}, "matryoshka_sae": {"k": ACTIVE},
     "jumprelu_sae": {"k": ACTIVE, "weight": f"0:1@{WARMUP}"}, "l1_sae": {"weight": f"0:0.3@{WARMUP}"},
 }  # fmt: skip
+TARGETS: dict[tuple[str, str], dict[str, Any]] = {}
+"""What a peer is given instead, so that as many latents are active in the end as are here."""
 FIGURES = ("l0", "explained_variance", "mcc", "f1", "dead_share")
 
 
@@ -259,8 +306,10 @@ def quality(names: list[str], steps: int, lr: float, seeds: int) -> None:
         for seed in range(seeds):
             cfg = settings({"name": name, "latent_dim": WIDTH, "dead_after": 1024 * 1000} | VARIANTS[name], 1024, lr, seed)
             found.setdefault("distae", []).append(trained(Ours(cfg, x), cfg, splits, steps))
-            if peers():
-                found.setdefault("SAELens", []).append(trained(peer(cfg, x, steps, WARMUP), cfg, splits, steps))
+            for who in PEERS:
+                model = replace(cfg.model, **TARGETS.get((who, name), {}))
+                theirs = peer(who, replace(cfg, model=model), x, steps, WARMUP)
+                found.setdefault(who, []).append(trained(theirs, cfg, splits, steps))
         for who, rows in found.items():
             cells = [f"{statistics.mean(c):.4g} ± {statistics.stdev(c) if seeds > 1 else 0:.1g}" for c in zip(*rows, strict=True)]
             print(f"| {name} | {who} | {' | '.join(cells)} |", flush=True)
@@ -289,7 +338,7 @@ def main() -> None:
     parser.add_argument("--quality", action="store_true")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="*", default=[*VARIANTS], choices=[*OF_K, *PENALISED])
     parser.add_argument("--device", choices=("cpu", "cuda"), help="time steps with whole matrices and with active latents there")
     parser.add_argument("--tiny", action="store_true", help="small sizes for --device")
     options = parser.parse_args()
@@ -305,7 +354,7 @@ def main() -> None:
     elif options.quality:
         quality(options.variants, options.steps or 2000, options.lr, options.seeds)
     else:
-        speed(options.steps or 10, options.rounds)
+        speed(options.variants, options.steps or 10, options.rounds)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import torch
 from sae_lens import (
     BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
+    GatedTrainingSAE,
+    GatedTrainingSAEConfig,
     JumpReLUTrainingSAE,
     JumpReLUTrainingSAEConfig,
     MatryoshkaBatchTopKTrainingSAE,
@@ -34,6 +36,8 @@ def made(cfg: Any, values: int, warmup: int) -> Any:
     if cfg.name == "topk_sae":
         return TopKTrainingSAE(TopKTrainingSAEConfig(**of, k=cfg.k))
     weight = at(cfg.weight, None)
+    if cfg.name == "gated_sae":
+        return GatedTrainingSAE(GatedTrainingSAEConfig(**of, l1_coefficient=2 * weight, l1_warm_up_steps=warmup))
     if cfg.name == "l1_sae":
         return StandardTrainingSAE(StandardTrainingSAEConfig(**of, l1_coefficient=2 * weight, l1_warm_up_steps=warmup))
     return JumpReLUTrainingSAE(
@@ -61,6 +65,14 @@ class Trainer:
         self.trainer.maybe_reset_sparsity()
         self.trainer.step(self.x[number % self.pool * self.batch :][: self.batch])
         self.trainer.n_training_steps += 1
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Encoder and decoder `[L, D]`, their biases, and thresholds `[L]`, as views of the parameters."""
+        sae = self.sae
+        found = {"threshold": sae.threshold} if isinstance(sae, JumpReLUTrainingSAE) else {}
+        bias = sae.b_gate if hasattr(sae, "b_gate") else sae.b_enc
+        return found | {"encoder": sae.W_enc.T, "decoder": sae.W_dec, "encoder_bias": bias, "bias": sae.b_dec}
 
     def save(self, folder: Path) -> None:
         self.sae.save_inference_model(folder)

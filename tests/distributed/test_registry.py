@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from math import inf
 from typing import Any
 from unittest import mock
 
@@ -14,11 +15,13 @@ from helpers import SHIPPED, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 from variants import SMALL
 
+from distae import distributed as dist
 from distae.config import TrainConfig
 from distae.config.models import ModelConfig
 from distae.config.parallel import LatentShardConfig, ShardConfig
 from distae.distributed.shards import is_sharded
 from distae.models import build, registry
+from distae.models.sparse_dictionary import DENSE
 from distae.training.step import TrainStep
 
 TOLERANCE = gate.BATCH_NORM
@@ -172,6 +175,16 @@ PLANTED = {
     "local-top-k": Case(cfg_of("batch_topk_sae"), local_top_k, (1, 2)),
 }
 
+
+def each_its_way() -> contextlib.AbstractContextManager[Any]:
+    """No bug: every second rank computes with active latents alone, the others with whole matrices."""
+    return mock.patch.dict(DENSE, cpu=0.0 if dist.world().rank % 2 else inf)
+
+
+MIXED = {
+    f"{name} mixed": Case(cfg_of(name), each_its_way, (1, 2)) for name in ("batch_topk_sae", "jumprelu_sae", "l1_sae", "gated_sae")
+}
+
 OF_A_BATCH = ("batch_topk_sae", "jumprelu_sae")
 OPTIONS = "batch_topk_sae k=8:2@6 scale_input=True unit_norm=False"
 ELASTIC = {
@@ -195,10 +208,8 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture(scope="module")
 def results(request, tmp_path_factory):
     every = {k: v for name in SHIPPED for k, v in gate.gates(name, cfg_of(name)).items()}
-    return gate.run(
-        gate.asked_for(request, every | FURTHER_CASES | HALVED | SHARDED | OF_LATENTS | IN_PARTS | PLANTED | ELASTIC | ONSET),
-        tmp_path_factory.mktemp("registry"),
-    )
+    every |= FURTHER_CASES | HALVED | SHARDED | OF_LATENTS | IN_PARTS | PLANTED | MIXED | ELASTIC | ONSET
+    return gate.run(gate.asked_for(request, every), tmp_path_factory.mktemp("registry"))
 
 
 @pytest.mark.cases(*gate.GATES)
@@ -285,6 +296,11 @@ def test_the_networks_are_small(name):
 def test_a_planted_bug_breaks_parity(results, name):
     with pytest.raises(AssertionError, match=r"2 ranks (against 1|do not hold the same)"):
         gate.assert_parity(results[name], TOLERANCE)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_ranks_need_not_compute_a_dictionary_the_same_way(results, name):
+    gate.assert_parity(results[name], TOLERANCE)
 
 
 @pytest.mark.cases("{name}")
