@@ -4,8 +4,7 @@ What depends on other samples (top k of a batch, thresholds, dead latents) is of
 """
 
 from abc import abstractmethod
-from math import prod
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,8 @@ from distae.config.models import (
 from distae.config.models.sparse_dictionary import AuxKConfig, DictionaryConfig
 from distae.config.nets import NetConfig
 from distae.losses import upcast
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, Output, output, register
+from distae.models.sides import TwoSided
 from distae.nn.sparse import DenseCode, SparseCode, dense_code, geometric_median, global_kth, jump_relu, sparse_code, step
 from distae.noise import Noise
 
@@ -33,15 +33,13 @@ DENSE = 12
 """Below so many latents for each active one, products with whole matrices are faster."""
 
 
-class Dictionary(Autoencoder):
+class Dictionary(TwoSided):
     """x = bias + sum over latents of activation * decoder vector; activations from encoder (x - bias) + encoder_bias.
 
-    Encoder and decoder start equal, the bias at the geometric median of the first global batch (Gao et al. 2024, app. A).
+    The bias starts at the geometric median of the first global batch (Gao et al. 2024, app. A).
     """
 
     sparse_codes = True
-    initial_norm: ClassVar[float] = 1.0
-    """Length of the decoder's vectors at the start."""
     cfg: DictionaryConfig
     silent: Tensor
     activity: Tensor
@@ -49,28 +47,20 @@ class Dictionary(Autoencoder):
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
-        self.encoder = nn.Parameter(torch.empty(cfg.latent_dim, prod(shape)))
-        self.encoder_bias = nn.Parameter(torch.zeros(cfg.latent_dim))
-        self.decoder = nn.Parameter(torch.empty(cfg.latent_dim, prod(shape)))
-        self.bias = nn.Parameter(torch.zeros(prod(shape)))
         self.register_buffer("silent", torch.zeros(cfg.latent_dim, dtype=torch.int64))
         self.register_buffer("activity", torch.zeros(cfg.latent_dim + 1, dtype=torch.int64), persistent=False)
         if self.cfg.scale_input:
             self.register_buffer("input_scale", torch.ones(()))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        with torch.no_grad():
-            nn.init.normal_(self.decoder)
-            self.decoder.mul_(self.initial_norm / self.decoder.norm(dim=1, keepdim=True))
-            self.encoder.copy_(self.decoder)
-
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
         rows = dist.gather_rows(x.flatten(1))
         if self.cfg.scale_input:
             self.input_scale.copy_(rows.shape[1] ** 0.5 / rows.double().norm(dim=1).mean())
-        self.bias.copy_(geometric_median(rows) * self.scale)
+        self.bias.copy_(geometric_median(self.target(rows)) * self.scale)
+        if self.cfg.inputs is not None:
+            self.input_bias.copy_(geometric_median(self.seen(rows)) * self.scale)
 
     @property
     def scale(self) -> Tensor | float:
@@ -78,21 +68,20 @@ class Dictionary(Autoencoder):
         return self.input_scale if self.cfg.scale_input else 1.0
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
-        if not self.cfg.scale_input:
-            return self.objective(batch)
-        out = self.objective(batch._replace(x=batch.x * self.input_scale))
-        return out._replace(recon=out.recon / self.input_scale)
+        x = batch.x * self.scale if self.cfg.scale_input else batch.x
+        if self.cfg.inputs is None:
+            out = self.objective(batch._replace(x=x))
+            return out._replace(recon=out.recon / self.scale) if self.cfg.scale_input else out
+        beside = self.beside(x)
+        out = self.objective(batch._replace(x=self.seen(x), y=self.target(x) - beside))
+        return out._replace(recon=(out.recon + beside.detach()) / self.scale)
 
     @abstractmethod
     def objective(self, batch: Batch) -> Output:
         """That of samples as they are scaled."""
 
-    @property
-    def code_shape(self) -> tuple[int, ...]:
-        return (self.cfg.latent_dim,)
-
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
-        return Codes(self.inferred(self.pre_activations(x * self.scale)))
+        return Codes(self.inferred(self.pre_activations(self.seen(x) * self.scale)))
 
     def inferred(self, pre: Tensor) -> Tensor:
         """Activations `[B, L]` of pre-activations `[B, L]`, in use."""
@@ -103,7 +92,7 @@ class Dictionary(Autoencoder):
 
     def decode_raw(self, z: Tensor) -> Tensor:
         """`[B, *shape]`, scaled, from activations `[B, L]`."""
-        return (z @ self.vectors() + self.bias).view(-1, *self.shape)
+        return (z @ self.vectors() + self.bias).view(-1, *self.made_shape)
 
     def vectors(self) -> Tensor:
         """Decoder vectors `[L, values]`. The gradient of a normalised vector is orthogonal to it."""
@@ -115,7 +104,7 @@ class Dictionary(Autoencoder):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """`[B, L]` from `[B, *shape]`, scaled."""
-        return upcast(F.linear(x.flatten(1) - self.bias, self.encoder, self.encoder_bias))
+        return upcast(F.linear(x.flatten(1) - self.center, self.encoder, self.encoder_bias))
 
     @property
     def dead(self) -> Tensor:
@@ -153,7 +142,7 @@ class Largest(Dictionary):
         code = self.coded(batch.x, pre, self.chosen(pre, round(float(batch.weight(self.cfg.k)))))
         recon = self.shaped(code.decode(self.vectors()))
         nll, terms = self.reconstruction(code, recon, batch, pre)
-        auxiliary = self.auxiliary(batch.x, self.likelihood.mean(recon), pre)
+        auxiliary = self.auxiliary(batch.x, pre, batch.wanted - self.likelihood.mean(recon))
         loss = nll + batch.weight(self.cfg.aux_weight) * auxiliary
         return output(loss, recon, {**terms, "auxiliary": auxiliary, **self.observed(code)})
 
@@ -168,12 +157,12 @@ class Largest(Dictionary):
     def coded(self, x: Tensor, pre: Tensor, choice: Tensor) -> DenseCode | SparseCode:
         """The code of those pre-activations `[B, L]` of `x` that are chosen and above 0."""
         if self.sparse:
-            return sparse_code(pre, choice, x.flatten(1), self.bias, self.encoder, self.encoder_bias)
+            return sparse_code(pre, choice, x.flatten(1), self.center, self.encoder, self.encoder_bias)
         return dense_code(pre, choice)
 
     def shaped(self, sums: Tensor) -> Tensor:
         """`[B, *shape]` from sums of decoder vectors `[B, values]`."""
-        return (sums + self.bias).view(-1, *self.shape)
+        return (sums + self.bias).view(-1, *self.made_shape)
 
     @abstractmethod
     def chosen(self, pre: Tensor, k: int) -> Tensor:
@@ -181,12 +170,12 @@ class Largest(Dictionary):
 
     def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, pre: Tensor) -> Reported:
         """What is minimised of the reconstruction, `[B]`, and terms to report."""
-        nll = self.likelihood(recon, batch.x)
+        nll = self.likelihood(recon, batch.wanted)
         return nll, {"recon": nll}
 
-    def auxiliary(self, x: Tensor, mean: Tensor, pre: Tensor) -> Tensor:
-        """AuxK `[B]` of samples and their reconstructions `[B, *shape]`, whose difference gets no gradient."""
-        dead, error = self.dead, (x - mean).detach().flatten(1)
+    def auxiliary(self, x: Tensor, pre: Tensor, error: Tensor) -> Tensor:
+        """AuxK `[B]` of samples and the errors of their reconstructions, which get no gradient."""
+        dead, error = self.dead, error.detach().flatten(1)
         if not torch.compiler.is_compiling() and not dead.any():
             return pre.new_zeros(len(pre))
         k = min(self.cfg.aux_k or max(1, error.shape[1] // 2), self.cfg.latent_dim)
@@ -210,7 +199,7 @@ class TopKSAE(Largest):
         if self.cfg.multi_weight == 0:
             return nll, terms
         more = self.chosen(pre, min(4 * self.cfg.final_k, self.cfg.latent_dim))
-        multi = self.likelihood(self.shaped(self.coded(batch.x, pre, more).decode(self.vectors())), batch.x)
+        multi = self.likelihood(self.shaped(self.coded(batch.x, pre, more).decode(self.vectors())), batch.wanted)
         return nll + batch.weight(self.cfg.multi_weight) * multi, terms | {"multi": multi}
 
     def inferred(self, pre: Tensor) -> Tensor:
@@ -272,9 +261,9 @@ class MatryoshkaSAE(BatchTopKSAE):
     cfg: MatryoshkaSAEConfig
 
     def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, pre: Tensor) -> Reported:
-        nll, vectors = self.likelihood(recon, batch.x), self.vectors()
+        nll, vectors = self.likelihood(recon, batch.wanted), self.vectors()
         parts = [self.shaped(code.first(width).decode(vectors)) for width in self.cfg.widths[:-1]]
-        mean = torch.stack([*(self.likelihood(part, batch.x) for part in parts), nll]).mean(0)
+        mean = torch.stack([*(self.likelihood(part, batch.wanted) for part in parts), nll]).mean(0)
         return mean, {"recon": nll, "prefixes": mean}
 
 
@@ -300,7 +289,7 @@ class JumpReLUSAE(Dictionary):
         z = jump_relu(pre, threshold, self.cfg.bandwidth)
         recon = self.decode_raw(z)
         counted = pre if self.cfg.l0_from == "pre_activations" else z
-        nll, l0 = self.likelihood(recon, batch.x), step(counted, threshold, self.cfg.bandwidth).sum(1)
+        nll, l0 = self.likelihood(recon, batch.wanted), step(counted, threshold, self.cfg.bandwidth).sum(1)
         sparsity = (batch.mean(l0) / batch.weight(self.cfg.k) - 1).square()
         loss = nll + batch.weight(self.cfg.weight) * sparsity
         return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(DenseCode(z))})
@@ -331,7 +320,7 @@ class L1SAE(Dictionary):
     def objective(self, batch: Batch) -> Output:
         z = self.pre_activations(batch.x).relu()
         recon = self.decode_raw(z)
-        nll, sparsity = self.likelihood(recon, batch.x), z @ self.decoder.norm(dim=1)
+        nll, sparsity = self.likelihood(recon, batch.wanted), z @ self.norms()
         loss = nll + batch.weight(self.cfg.weight) * sparsity
         return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(DenseCode(z))})
 
@@ -355,7 +344,7 @@ class GatedSAE(Dictionary):
         gate = self.pre_activations(batch.x)
         z, open_ = self.inferred(gate), gate.relu()
         recon, frozen = self.decode_raw(z), open_ @ self.vectors().detach() + self.bias.detach()
-        nll, of_gate = self.likelihood(recon, batch.x), self.likelihood(frozen.view_as(recon), batch.x)
+        nll, of_gate = self.likelihood(recon, batch.wanted), self.likelihood(frozen.view_as(recon), batch.wanted)
         loss = nll + batch.weight(self.cfg.weight) * open_.sum(1) + of_gate
         return output(loss, recon, {"recon": nll, "sparsity": open_.sum(1), "gate_recon": of_gate, **self.observed(DenseCode(z))})
 

@@ -53,6 +53,20 @@ FURTHER_CASES = {
 }
 
 
+VECTORS = {"name": "synthetic_features", "samples": 300, "features": 40, "dim": 15, "roots": 3}
+SIDES = {
+    f"{name} {' '.join(f'{k}={v}' for k, v in changes.items())}": settings(
+        model={"name": name} | SMALL[name] | changes, data=VECTORS, steps=10, eval_every=10, log_every=10, precision="fp64"
+    )
+    for name, changes in (
+        ("batch_topk_sae", {"inputs": 9, "skip": True, "scale_input": True}), ("gated_sae", {"inputs": 7, "skip": True}),
+        ("l1_sae", {"inputs": 5, "layers": 2}),
+    )
+}  # fmt: skip
+"""Transcoders, and one to several layers."""
+FURTHER_CASES |= {name: Case(cfg, world_sizes=(1, 4), of_settings=True) for name, cfg in SIDES.items()}
+
+
 UNCOUPLED = [name for name in SHIPPED if not cfg_of(name).model.couples_samples]
 HALVED = {f"{name} halved": Case(replace(cfg_of(name), grad_accum_steps=2), world_sizes=(1, 3)) for name in UNCOUPLED}
 
@@ -97,6 +111,10 @@ ELASTIC = {
     f"{name} elastic": Case(cfg, world_sizes=(3,), ends_at=5, begins_on=1)
     for name, cfg in [(name, cfg_of(name)) for name in OF_A_BATCH] + [(OPTIONS, FURTHER_CASES[OPTIONS].cfg)]
 }
+
+
+TRANSCODER = next(iter(SIDES))
+ELASTIC[f"{TRANSCODER} elastic"] = Case(SIDES[TRANSCODER], world_sizes=(3,), ends_at=5, begins_on=1, of_settings=True)
 
 
 ONSET = {
@@ -172,7 +190,7 @@ def test_dead_latents_are_among_what_agrees(results, name):
 
 
 @pytest.mark.cases("{name}", "{name} elastic")
-@pytest.mark.parametrize("name", [*OF_A_BATCH, OPTIONS])
+@pytest.mark.parametrize("name", [*OF_A_BATCH, OPTIONS, TRANSCODER])
 def test_dictionaries_continue_on_another_number_of_ranks(results, name):
     straight, elastic = (result._replace(metrics={}) for result in (results[name][1], results[f"{name} elastic"][3]))
     gate.assert_parity({1: straight, 3: elastic}, gate.EXACT)  # the end of the first part adds rows of metrics

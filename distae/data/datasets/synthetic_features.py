@@ -65,8 +65,8 @@ class Features:
         z = self.piece(piece)
         row, feature = z.nonzero(as_tuple=True)
         begins = torch.searchsorted(row, torch.arange(len(z)))
-        sums = F.embedding_bag(feature, self.vectors, begins, mode="sum", per_sample_weights=z[row, feature])
-        return self.bias + sums
+        sums: Tensor = F.embedding_bag(feature, self.vectors, begins, mode="sum", per_sample_weights=z[row, feature])
+        return sums.add_(self.bias)
 
     def piece(self, number: int) -> Tensor:
         """The activations `[rows, features]` of the samples from `number * rows` on. They depend on a sample's number alone."""

@@ -109,7 +109,7 @@ def test_auxk_is_the_residual_as_dead_latents_see_it(name):
 def test_auxk_trains_dead_latents_alone():
     model, x = sae("topk_sae", dead_after=100), data(20)
     model.silent[:5] = 100
-    out = model.auxiliary(x, x.mean(0), pre_of(model, x))
+    out = model.auxiliary(x, pre_of(model, x), x - x.mean(0))
     out.sum().backward()
     assert model.decoder.grad[:5].any()
     assert not model.decoder.grad[5:].any()
