@@ -53,7 +53,7 @@ FURTHER_CASES = {
 }
 
 
-VECTORS = {"name": "synthetic_features", "samples": 300, "features": 40, "dim": 15, "roots": 3}
+VECTORS = {"name": "synthetic_features", "samples": 300, "features": 40, "dim": 15}
 SIDES = {
     f"{name} {' '.join(f'{k}={v}' for k, v in changes.items())}": settings(
         model={"name": name} | SMALL[name] | changes, data=VECTORS, steps=10, eval_every=10, log_every=10, precision="fp64"
