@@ -71,7 +71,11 @@ def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
 
 def _with_what_data_says(cfg: TrainConfig) -> TrainConfig:
     """The settings of the model that follow from the data, where they are at their default."""
-    implied = {k: v for k, v in cfg.data.for_model().items() if getattr(cfg.model, k) == _default(cfg, f"model.{k}")}
+    said = cfg.data.for_model()
+    if odd := next((k for k in said if not hasattr(cfg.model, k)), None):
+        able = ", ".join(name for name, kind in ModelConfig.choices().items() if hasattr(kind(), odd))
+        raise UserError(f"--model {cfg.model.name}: these data are for a model with {odd!r}; valid: {able}")
+    implied = {k: v for k, v in said.items() if getattr(cfg.model, k) == _default(cfg, f"model.{k}")}
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, **implied)) if implied else cfg
 
 

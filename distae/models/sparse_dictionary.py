@@ -4,12 +4,12 @@ What depends on other samples (top k of a batch, thresholds, dead latents) is of
 """
 
 from abc import abstractmethod
-from math import inf, prod
+from math import inf
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from distae import distributed as dist
 from distae.config.models import (
@@ -22,7 +22,8 @@ from distae.config.models.sparse_dictionary import AuxKConfig, DictionaryConfig
 from distae.config.nets import NetConfig
 from distae.distributed.shards import part
 from distae.losses import upcast
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, Output, output, register
+from distae.models.sides import TwoSided
 from distae.nn.sharded_latents import Latents
 from distae.nn.sparse import (
     DenseCode,
@@ -39,15 +40,13 @@ DENSE = {"cpu": 8.0, "cuda": inf}
 """By device: below so many latents for each active one, products with whole matrices are faster."""
 
 
-class Dictionary(Autoencoder):
+class Dictionary(TwoSided):
     """x = bias + sum over latents of activation * decoder vector; activations from encoder (x - bias) + encoder_bias.
 
-    Encoder and decoder start equal, the bias at the geometric median of the first global batch (Gao et al. 2024, app. A).
+    The bias starts at the geometric median of the first global batch (Gao et al. 2024, app. A).
     """
 
     sparse_codes = True
-    initial_norm: ClassVar[float] = 1.0
-    """Length of the decoder's vectors at the start."""
     of_latents: ClassVar[tuple[str, ...]] = ("encoder", "encoder_bias", "decoder")
     """Parameters of a row for each latent, which `--parallel tp` divides. A rank then has some latents of the samples of all ranks:
     its `B` samples become `A` of all in `latents.samples`, and sums of `A` become `B` again in `latents.summed`."""
@@ -58,28 +57,20 @@ class Dictionary(Autoencoder):
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
-        self.encoder = nn.Parameter(torch.empty(cfg.latent_dim, prod(shape)))
-        self.encoder_bias = nn.Parameter(torch.zeros(cfg.latent_dim))
-        self.decoder = nn.Parameter(torch.empty(cfg.latent_dim, prod(shape)))
-        self.bias = nn.Parameter(torch.zeros(prod(shape)))
         self.register_buffer("silent", torch.zeros(cfg.latent_dim, dtype=torch.int64))
         self.register_buffer("activity", torch.zeros(cfg.latent_dim + 1, dtype=torch.int64), persistent=False)
         if self.cfg.scale_input:
             self.register_buffer("input_scale", torch.ones(()))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        with torch.no_grad():
-            nn.init.normal_(self.decoder)
-            self.decoder.mul_(self.initial_norm / self.decoder.norm(dim=1, keepdim=True))
-            self.encoder.copy_(self.decoder)
-
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
         rows = dist.gather_rows(x.flatten(1))
         if self.cfg.scale_input:
             self.input_scale.copy_(rows.shape[1] ** 0.5 / rows.double().norm(dim=1).mean())
-        self.bias.copy_(geometric_median(rows) * self.scale)
+        self.bias.copy_(geometric_median(self.target(rows)) * self.scale)
+        if self.cfg.inputs is not None:
+            self.input_bias.copy_(geometric_median(self.seen(rows)) * self.scale)
 
     @property
     def latents(self) -> Latents:
@@ -92,21 +83,20 @@ class Dictionary(Autoencoder):
         return self.input_scale if self.cfg.scale_input else 1.0
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
-        if not self.cfg.scale_input:
-            return self.objective(batch)
-        out = self.objective(batch._replace(x=batch.x * self.input_scale))
-        return out._replace(recon=out.recon / self.input_scale)
+        x = batch.x * self.scale if self.cfg.scale_input else batch.x
+        if self.cfg.inputs is None:
+            out = self.objective(batch._replace(x=x))
+            return out._replace(recon=out.recon / self.scale) if self.cfg.scale_input else out
+        beside = self.beside(x)
+        out = self.objective(batch._replace(x=self.seen(x), y=self.target(x) - beside))
+        return out._replace(recon=(out.recon + beside.detach()) / self.scale)
 
     @abstractmethod
     def objective(self, batch: Batch) -> Output:
         """That of samples as they are scaled."""
 
-    @property
-    def code_shape(self) -> tuple[int, ...]:
-        return (self.cfg.latent_dim,)
-
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
-        return Codes(self.inferred(self.pre_activations(x * self.scale)))
+        return Codes(self.inferred(self.pre_activations(self.seen(x) * self.scale)))
 
     def inferred(self, pre: Tensor) -> Tensor:
         """Activations `[B, L]` of pre-activations `[B, L]`, in use."""
@@ -130,7 +120,7 @@ class Dictionary(Autoencoder):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """`[B, L]` from `[B, *shape]`, scaled."""
-        return upcast(F.linear(x.flatten(1) - self.bias, part(self.encoder), part(self.encoder_bias)))
+        return upcast(F.linear(x.flatten(1) - self.center, part(self.encoder), part(self.encoder_bias)))
 
     @property
     def dead(self) -> Tensor:
@@ -154,11 +144,11 @@ class Dictionary(Autoencoder):
 
     def sparse(self, x: Tensor, pre: Tensor, choice: Tensor) -> SparseCode:
         """Pre-activations `[B, L]` of `x` `[B, *shape]` at the places of `choice`, and nothing else computed."""
-        return sparse_code(pre, choice, x.flatten(1), self.bias, part(self.encoder), part(self.encoder_bias))
+        return sparse_code(pre, choice, x.flatten(1), self.center, part(self.encoder), part(self.encoder_bias))
 
     def shaped(self, sums: Tensor) -> Tensor:
         """`[B, *shape]` from sums of decoder vectors `[A, values]`."""
-        return (self.latents.summed(sums) + self.bias).view(-1, *self.shape)
+        return (self.latents.summed(sums) + self.bias).view(-1, *self.made_shape)
 
     def observed(self, code: DenseCode | SparseCode) -> dict[str, Tensor]:
         """The terms that all variants report; training also counts which latents are active."""
@@ -201,7 +191,7 @@ class Largest(Dictionary):
         code = self.coded(seen, self.chosen(seen.pre, round(float(batch.weight(self.cfg.k)))))
         recon = self.shaped(code.decode(self.vectors()))
         nll, terms = self.reconstruction(code, recon, batch, seen)
-        auxiliary = self.auxiliary(seen, batch.x - self.likelihood.mean(recon))
+        auxiliary = self.auxiliary(seen, batch.wanted - self.likelihood.mean(recon))
         loss = nll + batch.weight(self.cfg.aux_weight) * auxiliary
         return output(loss, recon, {**terms, "auxiliary": auxiliary, **self.observed(code)})
 
@@ -215,7 +205,7 @@ class Largest(Dictionary):
 
     def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, seen: Seen) -> Reported:
         """What is minimised of the reconstruction, `[B]`, and terms to report."""
-        nll = self.likelihood(recon, batch.x)
+        nll = self.likelihood(recon, batch.wanted)
         return nll, {"recon": nll}
 
     def auxiliary(self, seen: Seen, error: Tensor) -> Tensor:
@@ -244,7 +234,7 @@ class TopKSAE(Largest):
         if self.cfg.multi_weight == 0:
             return nll, terms
         more = self.chosen(seen.pre, min(4 * self.cfg.final_k, self.cfg.latent_dim))
-        multi = self.likelihood(self.shaped(self.coded(seen, more).decode(self.vectors())), batch.x)
+        multi = self.likelihood(self.shaped(self.coded(seen, more).decode(self.vectors())), batch.wanted)
         return nll + batch.weight(self.cfg.multi_weight) * multi, terms | {"multi": multi}
 
     def inferred(self, pre: Tensor) -> Tensor:
@@ -306,7 +296,7 @@ class MatryoshkaSAE(BatchTopKSAE):
     cfg: MatryoshkaSAEConfig
 
     def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, seen: Seen) -> Reported:
-        nll, vectors, start = self.likelihood(recon, batch.x), self.vectors(), self.latents.held.start
+        nll, vectors, start = self.likelihood(recon, batch.wanted), self.vectors(), self.latents.held.start
         parts = [self.shaped(code.first(width - start).decode(vectors)) for width in self.cfg.widths[:-1]]
-        mean = torch.stack([*(self.likelihood(of, batch.x) for of in parts), nll]).mean(0)
+        mean = torch.stack([*(self.likelihood(of, batch.wanted) for of in parts), nll]).mean(0)
         return mean, {"recon": nll, "prefixes": mean}

@@ -35,7 +35,7 @@ class JumpReLUSAE(Dictionary):
         x = self.latents.samples(batch.x)
         code, sums, l0 = self.active(x, self.pre_activations(x))
         recon, l0 = self.shaped(sums), self.latents.summed(l0)
-        nll = self.likelihood(recon, batch.x)
+        nll = self.likelihood(recon, batch.wanted)
         sparsity = (batch.mean(l0) / batch.weight(self.cfg.k) - 1).square()
         loss = nll + batch.weight(self.cfg.weight) * sparsity
         return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(code)})
@@ -82,8 +82,8 @@ class L1SAE(Dictionary):
         pre = self.pre_activations(x)
         positive = pre > 0
         code = self.sparse(x, pre, positive) if self.few(positive) else DenseCode(pre.relu())
-        recon, sums = self.shaped(code.decode(self.vectors())), code.decode(part(self.decoder).norm(dim=1, keepdim=True))
-        nll, sparsity = self.likelihood(recon, batch.x), self.latents.summed(sums)[:, 0]
+        recon, sums = self.shaped(code.decode(self.vectors())), code.decode(self.norms()[:, None])
+        nll, sparsity = self.likelihood(recon, batch.wanted), self.latents.summed(sums)[:, 0]
         loss = nll + batch.weight(self.cfg.weight) * sparsity
         return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(code)})
 
@@ -110,7 +110,7 @@ class GatedSAE(Dictionary):
         vectors = self.vectors()
         frozen = self.latents.summed(opened.decode(vectors.detach())) + self.bias.detach()
         recon = self.shaped(code.decode(vectors))
-        nll, of_gate = self.likelihood(recon, batch.x), self.likelihood(frozen.view_as(recon), batch.x)
+        nll, of_gate = self.likelihood(recon, batch.wanted), self.likelihood(frozen.view_as(recon), batch.wanted)
         sparsity = self.latents.summed(opened.decode(torch.ones_like(vectors[:, :1])))[:, 0]
         loss = nll + batch.weight(self.cfg.weight) * sparsity + of_gate
         return output(loss, recon, {"recon": nll, "sparsity": sparsity, "gate_recon": of_gate, **self.observed(code)})

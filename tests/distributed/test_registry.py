@@ -61,6 +61,20 @@ FURTHER_CASES = {
 }
 
 
+VECTORS = {"name": "synthetic_features", "samples": 300, "features": 40, "dim": 15}
+SIDES = {
+    f"{name} {' '.join(f'{k}={v}' for k, v in changes.items())}": settings(
+        model={"name": name} | SMALL[name] | changes, data=VECTORS, steps=10, eval_every=10, log_every=10, precision="fp64"
+    )
+    for name, changes in (
+        ("batch_topk_sae", {"inputs": 9, "skip": True, "scale_input": True}), ("gated_sae", {"inputs": 7, "skip": True}),
+        ("l1_sae", {"inputs": 5, "layers": 2}),
+    )
+}  # fmt: skip
+"""Transcoders, and one to several layers."""
+FURTHER_CASES |= {name: Case(cfg, world_sizes=(1, 4), of_settings=True) for name, cfg in SIDES.items()}
+
+
 UNCOUPLED = [name for name in SHIPPED if not cfg_of(name).model.couples_samples]
 HALVED = {f"{name} halved": Case(replace(cfg_of(name), grad_accum_steps=2), world_sizes=(1, 3)) for name in UNCOUPLED}
 
@@ -105,10 +119,10 @@ DIVIDED: dict[str, tuple[dict[str, Any], ...]] = {
 
 def divided(name: str, *world_sizes: int, size: int | None = None, **changes: Any) -> Case:
     """With `--parallel tp`, which one process alone does not notice; with clipping, an average and two micro-steps."""
-    cfg = cfg_of(name, **changes)
+    cfg = SIDES.get(name) or cfg_of(name, **changes)
     optim = replace(cfg.optim, max_grad_norm=0.5)
     cfg = replace(cfg, parallel=LatentShardConfig(shard_size=size), optim=optim, ema=0.9, grad_accum_steps=2)
-    return Case(cfg, world_sizes=world_sizes)
+    return Case(cfg, world_sizes=world_sizes, of_settings=name in SIDES)
 
 
 OF_LATENTS = {
@@ -123,6 +137,7 @@ def active_alone() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.dict("distae.models.sparse_dictionary.DENSE", cpu=0.0)
 
 
+OF_LATENTS |= {f"{name} tp": divided(name, 1, 2) for name in SIDES}
 for name in ("jumprelu_sae tp 1", "gated_sae tp 0"):
     OF_LATENTS[name] = OF_LATENTS[name]._replace(plant=active_alone)
 
@@ -191,6 +206,10 @@ ELASTIC = {
     f"{name} elastic": Case(cfg, world_sizes=(3,), ends_at=5, begins_on=1)
     for name, cfg in [(name, cfg_of(name)) for name in OF_A_BATCH] + [(OPTIONS, FURTHER_CASES[OPTIONS].cfg)]
 }
+
+
+TRANSCODER = next(iter(SIDES))
+ELASTIC[f"{TRANSCODER} elastic"] = Case(SIDES[TRANSCODER], world_sizes=(3,), ends_at=5, begins_on=1, of_settings=True)
 
 
 ONSET = {
@@ -311,7 +330,7 @@ def test_dead_latents_are_among_what_agrees(results, name):
 
 
 @pytest.mark.cases("{name}", "{name} elastic")
-@pytest.mark.parametrize("name", [*OF_A_BATCH, OPTIONS])
+@pytest.mark.parametrize("name", [*OF_A_BATCH, OPTIONS, TRANSCODER])
 def test_dictionaries_continue_on_another_number_of_ranks(results, name):
     straight, elastic = (result._replace(metrics={}) for result in (results[name][1], results[f"{name} elastic"][3]))
     gate.assert_parity({1: straight, 3: elastic}, gate.EXACT)  # the end of the first part adds rows of metrics
