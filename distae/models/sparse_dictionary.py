@@ -37,7 +37,7 @@ from distae.noise import Noise
 
 Reported = tuple[Tensor, dict[str, Tensor]]
 DENSE = {"cpu": 8.0, "cuda": inf}
-"""By device: below so many latents for each active one, products with whole matrices are faster."""
+"""By device: below so many latents for each active one, products with whole matrices are faster. Not measured on a GPU."""
 
 
 class Dictionary(TwoSided):
@@ -266,7 +266,7 @@ class BatchTopKSAE(Largest):
     def chosen(self, pre: Tensor, k: int) -> Tensor:
         if not self.training:
             return pre >= self.threshold
-        least = global_kth(pre.detach(), k, self.threshold, self.latents.parts)
+        least = global_kth(self.latents.even(pre.detach()), k, self.threshold, self.latents.parts)
         self.smallest += torch.stack([least, torch.ones_like(least)])
         return pre >= least.clamp_min(torch.finfo(pre.dtype).tiny)
 

@@ -52,6 +52,14 @@ class Latents(NamedTuple):
         """`[L]` of `[held]`, 0 for latents that are not held."""
         return F.pad(x, (self.held.start, self.width - self.held.stop)) if self.group else x
 
+    def even(self, x: Tensor) -> Tensor:
+        """`[B, M]` of `[B, held]`, with 0 after it where another rank holds more latents."""
+        return F.pad(x, (0, self._most - x.shape[1])) if x.shape[1] < self._most else x
+
+    @property
+    def _most(self) -> int:
+        return -(-self.width // self.parts)
+
     def largest(self, x: Tensor, k: int) -> Tensor:
         """The `k` largest latents of each sample, by values `[B, held]`: latents `[B, k]`, or of those held a mask `[B, held]`.
 
@@ -60,7 +68,7 @@ class Latents(NamedTuple):
         if self.group is None:
             return x.topk(k, dim=1, sorted=False).indices
         values, places = x.detach().topk(min(k, x.shape[1]), dim=1)
-        sent = min(k, -(-self.width // self.parts))  # the last rank may hold fewer latents
+        sent = min(k, self._most)
         values = F.pad(values, (0, sent - values.shape[1]), value=-torch.inf)
         everyone = dist.rows_of(values, self.group).view(self.parts, *values.shape).transpose(0, 1).flatten(1)
         first = everyone.sort(dim=1, descending=True, stable=True).indices[:, :k]

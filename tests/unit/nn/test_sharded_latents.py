@@ -54,11 +54,13 @@ def test_parts_fit_together():
     x = torch.arange(10)
     latents = parts_of(10, 3)
     assert torch.equal(torch.stack([of.among_all(of.mine(x)) for of in latents]).sum(0), x)
+    evened = [of.even(torch.ones(2, len(of.held))) for of in latents]
+    assert [(of.shape[1], of.sum(1).tolist()) for of in evened] == [(4, [4.0, 4.0]), (4, [4.0, 4.0]), (4, [2.0, 2.0])]
 
 
 def test_all_latents_are_one_part():
     x = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
     of = Latents.of(torch.empty(10, 3))
     assert (of.parts, of.held) == (1, range(10))
-    assert all(f(x) is x for f in (of.samples, of.summed, of.mine, of.among_all))
+    assert all(f(x) is x for f in (of.samples, of.summed, of.mine, of.among_all, of.even))
     assert torch.equal(of.largest(x, 3).sort(1).values, x.topk(3, dim=1).indices.sort(1).values)
