@@ -22,6 +22,7 @@ from distae.config.parallel import LatentShardConfig, ShardConfig
 from distae.distributed.shards import is_sharded
 from distae.models import build, registry
 from distae.models.sparse_dictionary import DENSE
+from distae.nn import sparse
 from distae.training.step import TrainStep
 
 TOLERANCE = gate.BATCH_NORM
@@ -142,6 +143,15 @@ for name in ("jumprelu_sae tp 1", "gated_sae tp 0"):
     OF_LATENTS[name] = OF_LATENTS[name]._replace(plant=active_alone)
 
 
+def as_on_a_gpu() -> contextlib.AbstractContextManager[Any]:
+    """The ranks exchange the largest values, not how many have which digits."""
+
+    def kth(x: torch.Tensor, k: int, near: torch.Tensor, parts: int) -> torch.Tensor:
+        return sparse._by_rows(x.relu().flatten(), k * len(x) * dist.world().world_size // parts)
+
+    return mock.patch("distae.models.sparse_dictionary.global_kth", kth)
+
+
 def counts_of_one_rank() -> contextlib.AbstractContextManager[Any]:
     """The threshold of a batch by the latents of each rank."""
     return mock.patch("distae.nn.sparse.dist.all_reduce_", lambda x: x)
@@ -179,6 +189,7 @@ IN_PARTS = {
     "topk_sae tp in groups": divided("topk_sae", 4, size=2, **DIVIDED["topk_sae"][0]),
     "topk_sae tp resumed": Case(TOPK, world_sizes=(3,), ends_at=5),
     "topk_sae tp elastic": Case(replace(TOPK, parallel=ShardConfig()), world_sizes=(2,), legs=LEGS),
+    "batch_topk_sae tp by rows": Case(OF_BATCH, as_on_a_gpu, (3,)),
     "counts-of-one-rank": Case(OF_BATCH, counts_of_one_rank, (2,)),
 }
 for name in ("topk_sae", "batch_topk_sae"):
@@ -262,9 +273,11 @@ def test_a_dictionary_in_parts_ends_where_one_rank_ends(results, name):
     gate.assert_parity(results[name], gate.EXACT)
 
 
-@pytest.mark.cases("topk_sae tp 0", "topk_sae tp in groups")
-def test_groups_of_ranks_share_the_latents(results):
-    gate.assert_parity({0: results["topk_sae tp 0"][1]} | results["topk_sae tp in groups"], gate.EXACT)
+@pytest.mark.cases("{name} tp 0", "{name} tp {how}")
+@pytest.mark.parametrize(("name", "how"), [("topk_sae", "in groups"), ("batch_topk_sae", "by rows")])
+def test_how_ranks_share_the_latents_changes_nothing(results, name, how):
+    """3 ranks do not divide them."""
+    gate.assert_parity({0: results[f"{name} tp 0"][1]} | results[f"{name} tp {how}"], gate.EXACT)
 
 
 @pytest.mark.cases("topk_sae tp 0")
