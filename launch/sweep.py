@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Literal
 
 from distae import config
-from distae.commands import compare, runs
+from distae.commands import compare, lockstep, runs
+from distae.commands.session import refuse
 from distae.config import TrainConfig
 from distae.config.check import fingerprint
 from distae.config.cli import parser_of
 from distae.config.fields import Count
-from distae.errors import UserError
+from distae.errors import DistaeError, UserError
 from distae.runtime import console
+from distae.runtime.environment import environment
 from distae.runtime.files import with_path
 from distae.runtime.run_dir import check_run_dir
 
@@ -41,6 +43,9 @@ class SweepConfig(SlurmConfig):
 
     grid: tuple[str, ...] = ()
     """Options of distae.train with their values, as in model.beta=1,4,10 "net.hidden=512 256,128"."""
+    together: bool = False
+    """Train all runs in one process, or in those of torchrun, a step of each after the other: what is streamed is read once for
+    runs with the same order of samples (--seed, --global-batch-size). Each run is what it would be alone."""
     backend: Literal["auto", "local", "slurm"] = "auto"
     """local: on this machine, each run one process; slurm: as one array of jobs. auto: slurm if an option of jobs is given or a
     cluster answers, and --jobs is not given."""
@@ -63,6 +68,10 @@ def is_local(sweep: SweepConfig, words: Sequence[str]) -> bool:
     if of_jobs and (sweep.jobs or sweep.backend == "local"):
         local = "--jobs" if sweep.jobs else "--backend local"
         raise UserError(f"{of_jobs[0]} is for Slurm jobs, and {local} for this machine: give one")
+    if (sweep.jobs or of_jobs) and sweep.together:
+        raise UserError(f"--together is one process: {'--jobs' if sweep.jobs else of_jobs[0]} cannot be given with it")
+    if sweep.together:
+        return True
     return sweep.backend == "local" or (sweep.backend == "auto" and not of_jobs and (bool(sweep.jobs) or not _a_cluster_answers()))
 
 
@@ -97,6 +106,8 @@ def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
 def _here(sweep: SweepConfig, train: Sequence[str], dry: bool) -> int:
     """Train on this machine, then compare. Raises UserError, before the first run, if one of them is invalid."""
     base, cfgs, plugin = expand(sweep.grid, train, SlurmConfig(gpus_per_node=1))  # 1: --device cuda is checked by the run
+    if sweep.together and not dry:
+        return _together(base, cfgs)
     at_once = min(sweep.jobs or 1, len(cfgs))
     share = max(1, len(os.sched_getaffinity(0)) // at_once)
     tasks = [here.Task(Path(c.run_dir or ".").name, c if c.threads != "auto" else replace(c, threads=share)) for c in cfgs]
@@ -112,6 +123,18 @@ def _here(sweep: SweepConfig, train: Sequence[str], dry: bool) -> int:
         return code
     _compare(base)
     return code
+
+
+def _together(base: Path, cfgs: Sequence[TrainConfig]) -> int:
+    """Train in this process, then compare. Raises UserError."""
+    env = environment()
+    try:
+        end = lockstep.run_in_lockstep([config.check(cfg, env.world_size) for cfg in cfgs], env)
+    except DistaeError as error:
+        return refuse(error, env)
+    if env.rank == 0 and end.outcome == "done":
+        _compare(base)
+    return end.exit_code
 
 
 def _on_slurm(sweep: SweepConfig, train: Sequence[str], flags: frozenset[str]) -> int:

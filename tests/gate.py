@@ -314,7 +314,7 @@ def noise_per_rank() -> contextlib.AbstractContextManager[Any]:
 
 def scalars_not_averaged() -> contextlib.AbstractContextManager[Any]:
     """Parameters that FSDP leaves whole get each rank's own gradient."""
-    return mock.patch("distae.training.step.average_whole")
+    return mock.patch("distae.training.step.average_gradients")
 
 
 def noise_drawn_on() -> contextlib.AbstractContextManager[Any]:

@@ -3,6 +3,7 @@
     distae encode runs/a --out codes.npz
     distae encode runs/a --data new/ --out codes.parquet
     torchrun --nproc_per_node=4 -m distae encode runs/a --split train --out codes/ --sharded
+    distae encode runs/a --top 10 --latents 7 12 --out largest.csv
 
 Rerun to resume: parts that are done are kept beside the file until it is whole.
 """
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from distae.commands.largest import write_largest
 from distae.commands.trained import Trained, serve
 from distae.commands.trained import arguments as shared
 from distae.errors import UserError
@@ -56,11 +58,17 @@ def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
     """The parser of the command's own options."""
     parser = shared(prog, f"Codes of data: {ARRAYS}. --out is .npz, .parquet (one row per sample), or .npy (z alone).", output=FILE)
     parser.add_argument("--sharded", action="store_true", help="leave the parts: --out is a folder of .npz files")
+    text = "instead, the ids of the N samples with the largest values of each latent, and these values; --out is .csv or .json"
+    parser.add_argument("--top", type=int, metavar="N", help=text)
+    parser.add_argument("--latents", type=int, nargs="+", metavar="L", help="with --top: of these alone, numbered from 0 on")
     return parser
 
 
 def encode(run: Trained) -> None:
     """Encode the samples part by part, and join the parts. Raises UserError on another ending of --out."""
+    if run.options.top is not None or run.options.latents:
+        write_largest(run)
+        return
     sharded = run.options.sharded
     target = run.target(FILE.removesuffix(".npz") if sharded else FILE, may_exist=sharded)
     if not sharded:

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,8 @@ class Host:
     """Returns the splits; by default they are read from files."""
     after: "Callable[[Outcome], None] | None" = None
     """Called by all ranks together at the end of a run that has not failed."""
+    lockstep: bool = False
+    """Whether runs do a step of each after the other, instead of one run after the other."""
     is_ours: bool = True
     """Whether failures are printed, and a second Ctrl-C ends the process; otherwise a single process raises TrainingError."""
 
@@ -58,18 +60,26 @@ def run_in_turn(
 
     `runs` is entered inside the process group, so it may broadcast. Stops after the first run that does not finish.
     """
+    with as_before(cfg, env) as end:
+        return end or _run_together(cfg, env, runs, host or Host())
+
+
+@contextlib.contextmanager
+def as_before(cfg: TrainConfig, env: Environment) -> Iterator[Outcome | None]:
+    """Check the run folder, and set its outcome aside for a new one; it is put back if the run is invalid.
+
+    Yields an outcome that is final: torchrun restarts a run that stopped on purpose, as if it had crashed.
+    """
     run_dir, main = Path(str(cfg.run_dir)), env.rank == 0 and not cfg.fresh
     if main and not env.restarts:
         outcome.put_back(run_dir)
     check_run_dir(cfg)
     end = outcome.read(run_dir)
-    if end and end.outcome == "stopped" and not cfg.fresh:
-        if env.restarts:
-            return end  # torchrun restarts a run that stopped on purpose, as if it had crashed
-        if main:
-            outcome.set_aside(run_dir)
+    stopped = end is not None and end.outcome == "stopped" and not cfg.fresh
+    if stopped and not env.restarts and main:
+        outcome.set_aside(run_dir)
     try:
-        return _run_together(cfg, env, runs, host or Host())
+        yield end if stopped and env.restarts else None
     except DistaeError:
         if main and not env.restarts_left:
             outcome.put_back(run_dir)
@@ -80,12 +90,15 @@ def _run_together(cfg: TrainConfig, env: Environment, runs: AbstractContextManag
     with listening(exits=host.is_ours) as stop:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # one line for a lost rank, not 30 lines of C++ per rank
         from distae import distributed as dist
+        from distae.commands import lockstep
 
         with dist.rendezvous(env, cfg.timeout) as meeting:
             device, threads, splits = meeting.prepare(lambda: _prepared(cfg, env, host))
             with dist.session(meeting, device):
                 with runs as todo:
-                    for c in todo:
+                    if host.lockstep:
+                        end = lockstep.train(todo, splits, stop, threads)
+                    for c in [] if host.lockstep else todo:
                         end = train_run(c, splits, stop, threads, host.is_ours)
                         if end.outcome != "done":
                             break
@@ -140,6 +153,15 @@ def tell_others(error: DistaeError, env: Environment) -> None:
 
 def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, threads: int, is_ours: bool = True) -> Outcome:
     """Train in the current world and record the outcome. Raises UserError; TrainingError as `Host` says."""
+    from distae.training.trainer import result_of
+
+    return result_of(run_steps(cfg, splits, stop, threads, is_ours))
+
+
+def run_steps(
+    cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, threads: int, is_ours: bool = True
+) -> Generator[None, None, Outcome]:
+    """`train_run`, which pauses after each step. A generator that is closed leaves its folder as after invalid input."""
     from distae import distributed as dist
     from distae.training.trainer import Trainer
 
@@ -154,11 +176,11 @@ def train_run(cfg: TrainConfig, splits: "dict[str, Split]", stop: StopRequest, t
         if not todo and main and is_ours:
             more = "--steps" if cfg.steps else "--epochs"
             sys.stderr.write(f"{run_dir} is complete at step {trainer.state.step}: raise {more} to continue, or give --fresh\n")
-        done = not todo or trainer.fit()
+        done = not todo or (yield from trainer.steps())
         trainer.close()
         signal = "" if done else Signals(trainer.stop.signal).name
         end = Outcome("done" if done else "stopped", trainer.state.step, str(run_dir), trainer.why_early if done else "", signal)
-    except (UserError, KeyboardInterrupt):
+    except (UserError, KeyboardInterrupt, GeneratorExit):
         if trainer:
             trainer.tracker.close()  # a plugin's callback may raise it while the sinks are open
             trainer.checkpoints.abandon()

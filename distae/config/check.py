@@ -11,9 +11,10 @@ from typing import Any
 
 from distae.config.extras import missing
 from distae.config.fields import fields_of, leaves
+from distae.config.models import ModelConfig
 from distae.config.names import METRICS
 from distae.config.nets import HalvingConfig, MLPConfig, NetConfig, ViTConfig
-from distae.config.parallel import HybridShardConfig, ShardConfig
+from distae.config.parallel import HybridShardConfig, LatentShardConfig, ShardConfig
 from distae.config.train import MAY_CHANGE, OF_A_NODE, TrainConfig
 from distae.errors import UserError
 
@@ -70,7 +71,11 @@ def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
 
 def _with_what_data_says(cfg: TrainConfig) -> TrainConfig:
     """The settings of the model that follow from the data, where they are at their default."""
-    implied = {k: v for k, v in cfg.data.for_model().items() if getattr(cfg.model, k) == _default(cfg, f"model.{k}")}
+    said = cfg.data.for_model()
+    if odd := next((k for k in said if not hasattr(cfg.model, k)), None):
+        able = ", ".join(name for name, kind in ModelConfig.choices().items() if hasattr(kind(), odd))
+        raise UserError(f"--model {cfg.model.name}: these data are for a model with {odd!r}; valid: {able}")
+    implied = {k: v for k, v in said.items() if getattr(cfg.model, k) == _default(cfg, f"model.{k}")}
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, **implied)) if implied else cfg
 
 
@@ -184,26 +189,45 @@ def _check_choices(cfg: TrainConfig, world_size: int) -> None:
 
 def _check_parallel(cfg: TrainConfig, world_size: int) -> None:
     parallel = cfg.parallel
-    sharded = isinstance(parallel, ShardConfig)
-    used = ([f"--parallel {parallel.name}"] if sharded else []) + ["--checkpoint-activations"] * cfg.checkpoint_activations
+    used = ([f"--parallel {parallel.name}"] if parallel.divides else []) + ["--checkpoint-activations"] * cfg.checkpoint_activations
     if used and not cfg.model.shards:
         raise UserError(f"{used[0]}: {cfg.model.name} needs gradients of gradients, which it does not support; leave it out")
     if used and cfg.compile:
         raise UserError(f"{used[0]} and --compile exclude each other: leave one out")
-    if not isinstance(parallel, ShardConfig):
+    if not parallel.divides:
         return
     if cfg.channels_last:
         raise UserError(f"{used[0]} does not support --channels-last: leave one out")
     if cfg.ddp.compression != "none":
         raise UserError(f"--ddp.compression is for --parallel ddp; {used[0]} sends gradients as they are")
-    if parallel.cpu_offload and (cfg.device == "cpu" or world_size == 1):
+    if isinstance(parallel, ShardConfig) and parallel.cpu_offload and (cfg.device == "cpu" or world_size == 1):
         raise UserError("--parallel.cpu-offload needs GPUs and at least two processes: leave it out")
-    if isinstance(parallel, HybridShardConfig) and (parallel.shard_size is None or world_size % parallel.shard_size):
-        if world_size == 1:
-            raise UserError("--parallel hsdp needs several processes, started by torchrun or distae launch: leave it out on one")
-        given = f"--parallel.shard-size {parallel.shard_size} is not" if parallel.shard_size else "needs --parallel.shard-size,"
-        works = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
-        raise UserError(f"--parallel hsdp: {given} a divisor of the {world_size} processes; valid: {works}")
+    if isinstance(parallel, HybridShardConfig) and world_size == 1:
+        raise UserError("--parallel hsdp needs several processes, started by torchrun or distae launch: leave it out on one")
+    if isinstance(parallel, HybridShardConfig) and parallel.shard_size is None:
+        raise UserError(f"--parallel hsdp: needs --parallel.shard-size, {_divisor(world_size)}")
+    if isinstance(parallel, LatentShardConfig):
+        _check_latents(cfg, parallel.parts(world_size), world_size)
+    if isinstance(parallel, HybridShardConfig | LatentShardConfig) and world_size % (parallel.shard_size or 1):
+        given = f"--parallel {parallel.name}: --parallel.shard-size {parallel.shard_size}"
+        raise UserError(f"{given} is not {_divisor(world_size)}")
+
+
+def _divisor(world_size: int) -> str:
+    valid = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
+    return f"a divisor of the {world_size} processes; valid: {valid}"
+
+
+def _check_latents(cfg: TrainConfig, parts: int, world_size: int) -> None:
+    """Raises UserError if the latents of the model cannot be divided among so many ranks."""
+    if not cfg.model.divides_latents:
+        valid = ", ".join(sorted(name for name, model in ModelConfig.choices().items() if model.divides_latents))
+        raise UserError(f"--parallel tp: --model {cfg.model.name} has no latents that can be divided; valid: {valid}")
+    if min(parts, world_size) == 1:
+        raise UserError("--parallel tp needs at least two processes that share the latents: leave it out")
+    latents = cfg.model.latent_dim
+    if -(-latents // parts) * (parts - 1) >= latents:
+        raise UserError(f"--parallel tp: {latents} latents (--model.latent-dim) leave some of {parts} processes without any")
 
 
 def _expanded(text: str) -> str:

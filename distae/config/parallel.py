@@ -10,6 +10,9 @@ from distae.config.fields import Count, Variant
 class ParallelConfig(Variant):
     """How parameters, gradients and optimizer state are spread over the ranks."""
 
+    divides: ClassVar[bool] = False
+    """Whether several ranks hold a part each."""
+
     def parts(self, ranks: int) -> int:
         """Into how many parts these are divided."""
         return 1
@@ -28,6 +31,7 @@ class ShardConfig(ParallelConfig):
     (torch's fully_shard, FSDP2)."""
 
     name: ClassVar[str] = "fsdp"
+    divides: ClassVar[bool] = True
 
     cpu_offload: bool = False
     """Keep parts in host memory and update them there; needs a GPU."""
@@ -47,3 +51,18 @@ class HybridShardConfig(ShardConfig):
 
     def parts(self, ranks: int) -> int:
         return self.shard_size or 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentShardConfig(ParallelConfig):
+    """Each rank holds a part of a sparse autoencoder's latents, and computes them for the samples of all ranks, without gathering
+    parameters (tensor parallelism)."""
+
+    name: ClassVar[str] = "tp"
+    divides: ClassVar[bool] = True
+
+    shard_size: Count | None = None
+    """Consecutive ranks that share the latents, such as those of a node, a divisor of the number of ranks; by default all."""
+
+    def parts(self, ranks: int) -> int:
+        return self.shard_size or ranks

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distae.data.mapped import tensor_of
 from distae.data.runs import Rows
-from distae.data.source import Tensors
+from distae.data.source import KnownFeatures, Tensors
 from distae.data.splits import Split
 from distae.runtime.cache import cache_folder, make_room
 
@@ -28,6 +28,7 @@ class DecodedCopy(Tensors):
         super().__init__(x, split.label, f"the decoded copy {path}")
         self.split, self.units = split, split.units
         self.classes, self.left_out = split.source.classes, split.source.left_out
+        self.features = _OfSplit(split, split.source.features) if split.source.features else None
         self.columns = {k: v if split.rows is None else v[split.rows] for k, v in split.source.columns.items()}
 
     def name_of(self, row: int) -> str:
@@ -36,6 +37,16 @@ class DecodedCopy(Tensors):
 
     def checksum(self, rows: Rows | None) -> str:
         return super().checksum(rows) if rows is not None else str(self.split.identity["values"])
+
+
+class _OfSplit:
+    """What the samples of a split were made of, by their positions in it."""
+
+    def __init__(self, split: Split, features: KnownFeatures) -> None:
+        self.split, self.features, self.vectors = split, features, features.vectors
+
+    def activations(self, rows: Tensor) -> Tensor:
+        return self.features.activations(self.split.rows_at(rows))
 
 
 def decoded(split: Split, settings: str, workers: int) -> Split:

@@ -53,8 +53,13 @@ class Runs:
 
     def blocks(self, starts: Tensor, sizes: Tensor) -> "Runs":
         """Those at the positions of these blocks `[K]`, which must be in ascending order."""
-        parts = [self.cut(start, start + size) for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
-        return Runs(torch.cat([p.starts for p in parts]), torch.cat([p.sizes for p in parts]))
+        first = torch.searchsorted(self.ends, starts, right=True)
+        parts = torch.searchsorted(self.ends, starts + sizes) - first + 1  # runs that each block touches
+        block = torch.arange(len(starts)).repeat_interleave(parts)
+        run = torch.arange(len(block)) - (parts.cumsum(0) - parts)[block] + first[block]
+        begins = self.ends[run] - self.sizes[run]
+        low, high = torch.maximum(begins, starts[block]), torch.minimum(self.ends[run], (starts + sizes)[block])
+        return Runs(self.starts[run] + low - begins, high - low)
 
 
 Rows = Tensor | Runs

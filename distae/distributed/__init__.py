@@ -10,6 +10,8 @@ from distae.distributed.collectives import (
     gather_rows,
     local_rows,
     on_main,
+    rows_of,
+    sum_rows,
 )
 from distae.distributed.consensus import LOST, Consensus, first_failure
 from distae.distributed.parallelize import blocks_of
@@ -36,9 +38,11 @@ __all__ = [
     "on_main",
     "pick_device",
     "rendezvous",
+    "rows_of",
     "session",
     "set_tf32",
     "set_threads",
+    "sum_rows",
     "synchronize",
     "use",
     "world",

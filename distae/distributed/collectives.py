@@ -39,9 +39,8 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, here: World) -> Tensor:
         ctx.here = here
-        everyone = x.new_empty(len(x) * here.world_size, *x.shape[1:])
-        td.all_gather_into_tensor(everyone, x.contiguous(), group=here.group)
-        return everyone
+        assert here.group is not None
+        return rows_of(x, here.group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -51,6 +50,32 @@ class _GatherRows(torch.autograd.Function):
 def gather_rows(x: Tensor) -> Tensor:
     """`[B, ...]` of every rank as `[world_size * B, ...]` in global order (rank r's begin at r * B), with gradients."""
     return x if world().group is None else _GatherRows.apply(x, world())
+
+
+def rows_of(x: Tensor, group: td.ProcessGroup) -> Tensor:
+    """`[B, ...]` of every rank of a group as `[size * B, ...]`, in rank order, without gradients."""
+    everyone = x.new_empty(len(x) * group.size(), *x.shape[1:])
+    td.all_gather_into_tensor(everyone, x.contiguous(), group=group)
+    return everyone
+
+
+class _SumRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: td.ProcessGroup) -> Tensor:
+        ctx.group = group
+        own = x.new_empty(len(x) // group.size(), *x.shape[1:])
+        td.reduce_scatter_tensor(own, x.contiguous(), group=group)
+        return own
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return rows_of(grads[0], ctx.group), None
+
+
+def sum_rows(x: Tensor, group: td.ProcessGroup) -> Tensor:
+    """Sum over a group's ranks of `[size * B, ...]`, of which each rank gets its own `[B, ...]`; gradients go to all ranks."""
+    result: Tensor = _SumRows.apply(x, group)
+    return result
 
 
 def local_rows(x: Tensor) -> Tensor:

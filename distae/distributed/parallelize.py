@@ -4,7 +4,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as td
@@ -18,12 +18,13 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
-from distae.config.parallel import HybridShardConfig, ParallelConfig, ShardConfig
+from distae.config.parallel import HybridShardConfig, LatentShardConfig, ParallelConfig, ShardConfig
 from distae.config.train import DDPConfig
 from distae.distributed.collectives import all_reduce_
-from distae.distributed.shards import is_sharded, local, spread, whole
+from distae.distributed.shards import is_sharded, local, spread, sum_copies_, whole
 from distae.distributed.world import world
 from distae.errors import UserError
 
@@ -55,16 +56,15 @@ def parallelize(model: nn.Module, cfg: DDPConfig, shares_gradients: bool = False
 
 def is_sharding(cfg: ParallelConfig) -> bool:
     """Whether a model is to be sharded: not by one process alone."""
-    return isinstance(cfg, ShardConfig) and world().group is not None
+    return cfg.divides and world().group is not None
 
 
 def mesh_of(cfg: ParallelConfig) -> DeviceMesh:
     """The ranks of the current world as a mesh: `[ranks]`, or `[groups, shard_size]`. Collective."""
     here = world()
     assert here.group is not None
-    if not isinstance(cfg, HybridShardConfig):
+    if not isinstance(cfg, HybridShardConfig | LatentShardConfig) or cfg.shard_size is None:
         return DeviceMesh.from_group(here.group, here.device.type)
-    assert cfg.shard_size is not None
     ranks = torch.tensor(td.get_process_group_ranks(here.group)).view(-1, cfg.shard_size)
     row, column = divmod(here.rank, cfg.shard_size)
     # All ranks make all groups: torch 2.11 names one that its members make alone by a count that differs between ranks.
@@ -74,10 +74,29 @@ def mesh_of(cfg: ParallelConfig) -> DeviceMesh:
 
 
 def shard(model: nn.Module, cfg: ParallelConfig, mesh: DeviceMesh, precision: str) -> None:
-    """Replace the parameters of `model`, which is on the CPU, by this rank's parts on its device (torch's FSDP2), in place.
+    """Replace the parameters of `model`, which is on the CPU, by this rank's parts on its device, in place."""
+    if isinstance(cfg, LatentShardConfig):
+        _divide_latents(model, mesh)
+    else:
+        _shard_fully(model, cfg, mesh, precision)
+
+
+def _divide_latents(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Parts are rows of the parameters that the model's `of_latents` names; others stay whole."""
+    group, placed = mesh.get_group(mesh.ndim - 1), [*[Replicate()] * (mesh.ndim - 1), Shard(0)]
+    for name in cast(Iterable[str], model.of_latents):
+        p = model.get_parameter(name)
+        mine = p.detach().chunk(group.size())[group.rank()].to(world().device, copy=True)
+        part = DTensor.from_local(mine, mesh, placed, run_check=False, shape=p.shape, stride=p.stride())
+        model.register_parameter(name, nn.Parameter(part, requires_grad=p.requires_grad))
+    model.to(world().device)  # the rest
+
+
+def _shard_fully(model: nn.Module, cfg: ParallelConfig, mesh: DeviceMesh, precision: str) -> None:
+    """Torch's FSDP2.
 
     Blocks are gathered one at a time, what is outside of them for the whole forward and backward pass. Scalars, and what a
-    module's `kept_whole` names, stay whole: `average_whole` averages their gradients.
+    module's `kept_whole` names, stay whole: `average_gradients` averages theirs.
     """
     assert isinstance(cfg, ShardConfig)
     offload = CPUOffloadPolicy(pin_memory=world().device.type == "cuda") if cfg.cpu_offload else OffloadPolicy()
@@ -117,14 +136,19 @@ def _kept_whole(module: nn.Module) -> set[nn.Parameter]:
     return {p for names in named if names for p in names()}
 
 
-def average_whole(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
-    """Average over the ranks the gradients that FSDP has not, of parameters that stay whole, in one exchange."""
-    grads = [p.grad for p in parameters if not is_sharded(p) and p.grad is not None]
-    if not grads or not isinstance(model, FSDPModule):
-        return
-    means = all_reduce_(torch.cat([grad.flatten() for grad in grads])) / world().world_size
-    for grad, mean in zip(grads, torch.split(means, [grad.numel() for grad in grads]), strict=True):
-        grad.copy_(mean.view_as(grad))
+def average_gradients(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Average over the ranks the gradients of a sharded model that FSDP has not: of parameters that stay whole, and of latents.
+
+    The gradient of a part of the latents is the sum over the ranks that share them: their samples have all been in it.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None and not (is_sharded(p) and isinstance(model, FSDPModule))]
+    undivided = [grad for grad in grads if not is_sharded(grad)]
+    if undivided:
+        sums = torch.split(all_reduce_(torch.cat([grad.flatten() for grad in undivided])), [grad.numel() for grad in undivided])
+        for grad, total in zip(undivided, sums, strict=True):
+            grad.copy_(total.view_as(grad))
+    for grad in grads:
+        (sum_copies_(grad) if is_sharded(grad) else grad).div_(world().world_size)
 
 
 @contextlib.contextmanager
@@ -186,7 +210,7 @@ def filled(
     try:
         yield
         for name, p in empty.named_parameters() if changes else ():
-            local(owned[name]).copy_(local(spread(p.detach(), owned[name])))
+            local(owned[name].detach()).copy_(local(spread(p.detach(), owned[name])))
     finally:
         for p in empty.parameters():
             p.data = torch.empty(0, dtype=p.dtype, device=world().device)

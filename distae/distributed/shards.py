@@ -1,9 +1,11 @@
-"""Tensors of which each rank holds a part (torch's DTensors), as `--parallel fsdp` and `hsdp` make them of parameters."""
+"""Tensors of which each rank holds a part (torch's DTensors), as `--parallel fsdp`, `hsdp` and `tp` make them of parameters."""
 
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from distae.distributed.collectives import all_reduce_
 
 
 def is_sharded(x: Tensor) -> bool:
@@ -17,6 +19,11 @@ def local(x: Tensor) -> Tensor:
         return x
     with torch.no_grad():
         return x.to_local()
+
+
+def part(x: Tensor) -> Tensor:
+    """`local` with gradients: the part's is that of the same part of `x`."""
+    return x.to_local() if isinstance(x, DTensor) else x
 
 
 def whole(x: Tensor) -> Tensor:
@@ -58,6 +65,25 @@ def offsets_of(x: Tensor) -> torch.Size | None:
     if 0 in chunk.sizes or coordinate is None or any(coordinate[:-1]):
         return None
     return torch.Size(chunk.offsets)
+
+
+def rows_held(x: Tensor) -> tuple[range, td.ProcessGroup | None]:
+    """Which rows of `x` this rank holds, and the ranks that hold the others; None if there are none."""
+    if not isinstance(x, DTensor):
+        return range(len(x)), None
+    (chunk,) = x.__create_chunk_list__()  # type: ignore[no-untyped-call]
+    mesh, start = x.device_mesh, chunk.offsets[0]
+    return range(start, start + chunk.sizes[0]), mesh.get_group(mesh.ndim - 1)
+
+
+def sum_copies_(x: Tensor) -> Tensor:
+    """This rank's part of `x`, summed in place over the ranks that hold the same part, or all if they hold it whole."""
+    mine = local(x)
+    if not isinstance(x, DTensor):
+        return all_reduce_(mine)
+    if x.device_mesh.ndim > 1:
+        td.all_reduce(mine, group=x.device_mesh.get_group(0))
+    return mine
 
 
 def norm(tensors: list[Tensor]) -> Tensor:

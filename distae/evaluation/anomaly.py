@@ -49,7 +49,7 @@ def anomalies(train: Tensor | None, labels: Tensor) -> tuple[Tensor, str]:
 
 def errors_of(e: Evaluation, reconstructions: Tensor) -> Tensor:
     """`squared` of the samples `[n]`, in float64."""
-    return squared(e.values().double(), reconstructions.double())
+    return squared(e.targets().double(), reconstructions.double())
 
 
 def _figure(e: Evaluation, score: Callable[[Array, Array], float]) -> Figure:

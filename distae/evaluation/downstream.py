@@ -19,7 +19,7 @@ def loss_recovered(e: Evaluation) -> dict[str, Figure]:
     """
     if e.settings.loss_function is None:
         raise Skip("--loss-function FILE.py:FUNCTION gives the loss of a network")
-    loss, values, split = function(e.settings.loss_function, "--loss-function"), e.values(), e.splits[e.split]
+    loss, values, split = function(e.settings.loss_function, "--loss-function"), e.targets(), e.splits[e.split]
     if split.bad:
         raise Skip("samples that cannot be read are skipped (--data.on-error skip), and their rows are not known apart")
     samples = {"samples": values, "reconstructions": e.reconstructions(), "mean": values.mean(0).expand_as(values)}

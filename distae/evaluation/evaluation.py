@@ -103,8 +103,15 @@ class Evaluation:
             self._values[name] = torch.cat([x[good].cpu() for x, _, good in self._local(name)])
         return self._values[name]
 
+    def targets(self, split: str | None = None) -> Tensor:
+        """`[n, ...]`: what reconstructions are compared with, the values unless the variant predicts a part of them."""
+        return self.model.target(self.values(split))
+
     def pca(self, dim: int) -> Pca:
-        """Of all training samples, exact. Raises Skip where a sample has more than MOST_VALUES values."""
+        """Of all training samples, exact. Raises Skip where a sample has more than MOST_VALUES values, or is not what is
+        reconstructed."""
+        if self.model.input_shape != self.model.shape:
+            raise Skip("PCA reconstructs samples, and this model a part of them from the others")
         mean, components = self._principal
         return Pca(mean, components[: min(dim, len(components))])
 

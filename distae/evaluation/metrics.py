@@ -92,5 +92,6 @@ def metrics_by_task() -> dict[str, dict[str, Metric]]:
 @register_metric("mse")
 def squared_error(model: Autoencoder, batch: Batch, out: Output) -> Tensor:
     """(x - mean of p(x|z))^2, averaged over the values of a sample; over those that are not missing, 0 where all are."""
-    squares = (batch.x - model.likelihood.matched(model.likelihood.mean(out.recon), batch.x)).square().flatten(1)
+    made = model.likelihood.matched(model.likelihood.mean(out.recon), batch.x)
+    squares = (model.target(batch.x) - made).square().flatten(1)
     return squares.nanmean(1).nan_to_num(0.0) if model.cfg.missing else squares.mean(1)

@@ -42,7 +42,7 @@ def _errors(e: Evaluation) -> dict[str, float]:
         return found | ({"lpips": lpips.distance(x, made)} if lpips else {})
 
     def terms(batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        found = of(batch.x, e.model.reconstruct(batch.x, batch.label))
+        found = of(e.model.target(batch.x), e.model.reconstruct(batch.x, batch.label))
         if pca:
             beside = of(batch.x, pca.reconstruct(batch.x.cpu()).to(batch.x))
             found |= {f"pca {name}": value for name, value in beside.items()}

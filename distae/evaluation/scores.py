@@ -8,8 +8,8 @@ from distae.models import Autoencoder
 
 
 def squared_errors(model: Autoencoder, x: Tensor, label: Tensor | None = None) -> Tensor:
-    """(x - reconstruct(x))^2 of the model's values: `[B, *shape]`, NaN where `x` is missing."""
-    return (x - model.reconstruct(x, label)).square()
+    """(target - reconstruct(x))^2 of the model's values: `[B, *shape]`, NaN where `x` is missing."""
+    return (model.target(x) - model.reconstruct(x, label)).square()
 
 
 def per_sample(errors: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def unexplained(e: Evaluation) -> float:
     Not the mean over samples of each sample's own quotient, which has another optimum and is often taken for it.
     """
     _codes(e)
-    x = flat(e.values())
+    x = flat(e.targets())
     return float((x - flat(e.reconstructions())).square().sum() / (x - x.mean(0)).square().sum())
 
 
@@ -106,7 +106,7 @@ def shrinkage(e: Evaluation) -> Figure:
     """sum of y^2 / sum of x y, of reconstructions y and samples x, both less the mean of x: below 1, y is too small by that factor
     (Rajamanoharan et al. 2024, arXiv 2404.16014, eq. 10, which does not subtract the mean)."""
     _codes(e)
-    x, y = flat(e.values()), flat(e.reconstructions())
+    x, y = flat(e.targets()), flat(e.reconstructions())
     mean = x.mean(0)
     return _figure(e, (y - mean).square().sum() / ((x - mean) * (y - mean)).sum())
 

@@ -35,10 +35,17 @@ class Batch(NamedTuple):
     """`[B]` bool, which rows count; None is all. In evaluation some rows may be padding, or unreadable."""
     dataset_size: int = 0
     """Samples in the split that these were drawn from."""
+    y: Tensor | None = None
+    """`[B, *shape of y]`: what is to be reconstructed, where it is not `x`."""
     ramps: dict[str, Tensor] | None = None
     """Current values of the loss weights that change over training, for compiled programs, which must not read the step."""
     recon: Tensor | None = None
     """Decoder output `[B, *raw_shape]` of this step's first phase, without gradient, in training if a phase has `sees_recon`."""
+
+    @property
+    def wanted(self) -> Tensor:
+        """What is to be reconstructed."""
+        return self.x if self.y is None else self.y
 
     def weight(self, weight: Weight) -> Any:
         """Value of a loss weight of the settings at this step: a number, or a scalar tensor."""
@@ -199,6 +206,15 @@ class Autoencoder(nn.Module, ABC):
     @abstractmethod
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Mean of p(x|z) in the data's units: `[B, *shape]` from codes `[B, D]`, laid out as `code_shape`."""
+
+    def target(self, x: Tensor) -> Tensor:
+        """What reconstructions of samples `[B, *shape]` are compared with: samples, unless the variant predicts a part of them."""
+        return x
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of what `encode` and `reconstruct` need of a sample."""
+        return self.shape
 
     def reconstruct(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """`[B, *shape]` to the same: `decode(encode(x).z)`, of counts with the totals of `x`, unless the variant says otherwise."""

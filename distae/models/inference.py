@@ -80,7 +80,7 @@ class Model:
     @torch.no_grad()
     def codes(self, x: Any, label: Any = None, *, batch_size: int = BATCH) -> Codes:
         """`z` as `encode` gives it; `mu`, `logvar` `[N, D]` of the posterior and `indices` of discrete codes, else None."""
-        given = self._samples(x)
+        given = self._samples(x, whole=False)
         parts = [self.module.encode(x, label) for x, label, _ in self._batches(given, label, batch_size)]
         columns: Any = (None if column[0] is None else _joined(column, given) for column in zip(*parts, strict=True))
         return Codes(*columns)
@@ -96,8 +96,13 @@ class Model:
         return _joined(parts, given)
 
     def reconstruct(self, x: Any, label: Any = None, *, batch_size: int = BATCH) -> Any:
-        """The reconstruction `[N, *shape]` of `x` without noise; for most variants `decode(encode(x))`."""
-        return self._each(x, label, batch_size, lambda x, label, _: self.transform.invert(self.module.reconstruct(x, label)))
+        """The reconstruction `[N, *shape]` of `x` without noise; for most variants `decode(encode(x))`.
+
+        Transcoders give the target, and need the inputs alone, here and in `encode`.
+        """
+        return self._each(
+            x, label, batch_size, lambda x, label, _: self.transform.invert(self.module.reconstruct(x, label)), whole=False
+        )
 
     def score(self, x: Any, label: Any = None, *, batch_size: int = BATCH) -> Any:
         """The reconstruction error of each sample, `[N]`: the mean over its values of (x - reconstruct(x))^2.
@@ -146,20 +151,24 @@ class Model:
         return f"distae.Model({cfg.name}, x [N, {', '.join(map(str, shape))}], code {list(self.code_shape)}, {where})"
 
     def _squared_error(self, x: Tensor, label: Tensor | None, start: int) -> Tensor:
-        return (x - self.module.reconstruct(x, label)).square().flatten(1).nanmean(1)
+        return (self.module.target(x) - self.module.reconstruct(x, label)).square().flatten(1).nanmean(1)
 
     @torch.no_grad()
-    def _each(self, x: Any, label: Any, batch_size: int, work: Callable[[Tensor, Tensor | None, int], Tensor]) -> Any:
+    def _each(
+        self, x: Any, label: Any, batch_size: int, work: Callable[[Tensor, Tensor | None, int], Tensor], whole: bool = True
+    ) -> Any:
         """`work(x, label, first row)` of every batch, joined."""
-        given = self._samples(x)
+        given = self._samples(x, whole)
         return _joined([work(*batch) for batch in self._batches(given, label, batch_size)], given)
 
-    def _samples(self, x: Any) -> Given:
+    def _samples(self, x: Any, whole: bool = True) -> Given:
+        """`whole`: what `encode` needs of samples is not enough."""
         if self.transform.columns and hasattr(x, "iloc"):
             x = rows_of(x, self.transform.columns)
         given = _tensor(x, "x")
+        of_input = tuple(given.x.shape[1:]) == self.module.input_shape and not whole
         fits = given.x.ndim > 1 and self.transform.crop and self.transform.shape(tuple(given.x.shape[1:])) == self.module.shape
-        if not fits:  # larger images are cropped
+        if not fits and not (of_input and len(given.x)):  # larger images are cropped
             _check_shape(given.x, self.shape, "x")
         self._check_units(given.x)
         return given

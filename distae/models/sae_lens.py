@@ -23,6 +23,11 @@ VARIANTS: dict[str, tuple[type[DictionaryConfig], tuple[str, ...]]] = {
     "gated": (GatedSAEConfig, ("b_gate", "b_mag", "r_mag")),
 }
 """The variant that encodes as an architecture of SAELens, and the architecture's tensors besides `SHARED`."""
+TRANSCODERS = {
+    "transcoder": ("standard", False), "skip_transcoder": ("standard", True),
+    "jumprelu_transcoder": ("jumprelu", False), "jumprelu_skip_transcoder": ("jumprelu", True),
+}  # fmt: skip
+"""What an architecture of transcoders encodes as, and whether it has a skip connection."""
 VALID = {
     "normalize_activations": (None, "none", "expected_average_only_in"),  # the last is for training: the weights have it
     "reshape_activations": (None, "none"),
@@ -45,12 +50,26 @@ def exported(model: Autoencoder, transform: Transform, step: int | None) -> tupl
     settings, tensors = model.in_sae_lens()
     scale, vectors = transform.scale / model.scale, model.vectors()
     tensors |= {"W_enc": model.encoder.T / scale, "W_dec": vectors * scale, "b_dec": model.bias * scale}
+    if model.cfg.inputs is not None:
+        _make_transcoder(model, settings, tensors)
     settings |= {
-        "d_in": vectors.shape[1], "d_sae": len(vectors), "dtype": str(vectors.dtype).removeprefix("torch."), "device": "cpu",
-        "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
+        "d_in": model.encoder.shape[1], "d_sae": len(vectors), "dtype": str(vectors.dtype).removeprefix("torch."), "device": "cpu",
+        "apply_b_dec_to_input": model.cfg.inputs is None, "normalize_activations": "none", "reshape_activations": "none",
         "metadata": {"sae_lens_version": FORMAT, "training_architecture": model.cfg.name, "step": step},
     }  # fmt: skip
     return settings, tensors
+
+
+def _make_transcoder(model: Dictionary, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Raises UserError where SAELens has no transcoder that encodes like this variant."""
+    kind = settings["architecture"], model.cfg.skip
+    if kind not in TRANSCODERS.values():
+        able = "l1_sae, batch_topk_sae, matryoshka_sae and jumprelu_sae"
+        raise UserError(f"--format sae_lens: SAELens has no transcoder like {model.cfg.name}; there is one for {able}")
+    settings |= {"architecture": next(k for k, v in TRANSCODERS.items() if v == kind), "d_out": model.decoder.shape[1]}
+    tensors["b_enc"] = model.encoder_bias - model.encoder @ model.input_bias
+    if model.cfg.skip:
+        tensors["W_skip"] = model.skip
 
 
 def imported(settings: dict[str, Any], tensors: dict[str, Tensor], scale: float) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -59,15 +78,17 @@ def imported(settings: dict[str, Any], tensors: dict[str, Tensor], scale: float)
     Raises UserError where there is none, or tensors do not match.
     """
     name = settings.get("architecture", "standard")
+    is_transcoder = name in TRANSCODERS
+    name, skips = TRANSCODERS.get(name, (name, False))
     if name not in VARIANTS:
-        raise UserError(f"architecture {name!r} of SAELens cannot be read; valid: {', '.join(VARIANTS)}")
+        raise UserError(f"architecture {name!r} of SAELens cannot be read; valid: {', '.join([*VARIANTS, *TRANSCODERS])}")
     for key, valid in VALID.items():
         if settings.get(key) not in valid:
             raise UserError(f"{key} {settings[key]!r} of SAELens cannot be read; valid: {', '.join(str(v) for v in valid if v)}")
     variant, own = VARIANTS[name]
-    _check_shapes(tensors, own)
+    _check_shapes(tensors, (*own, *(["W_skip"] if skips else [])), is_transcoder)
     found = {key: t if t.dtype == torch.float64 else t.float() for key, t in tensors.items()}
-    _fold(settings, found)
+    _fold(settings, found, is_transcoder)
     found |= {"W_enc": found["W_enc"] * scale, "W_dec": found["W_dec"] / scale, "b_dec": found["b_dec"] / scale}
     latents = len(found["W_dec"])
     given = {"name": variant.name, "latent_dim": latents, "unit_norm": bool((found["W_dec"].norm(dim=1) - 1).abs().max() < 1e-5)}
@@ -75,24 +96,35 @@ def imported(settings: dict[str, Any], tensors: dict[str, Tensor], scale: float)
         given["k"] = settings.get("k", min(OfKConfig().final_k, latents))  # thresholds have none: it is a default of training
         if type(given["k"]) is not int or not 0 < given["k"] <= latents:
             raise UserError(f"{CONFIG} of SAELens: k is {given['k']!r}; expected a whole number from 1 to {latents}")
-    return given, _renamed(found)
+    weights = _renamed(found)
+    if is_transcoder:
+        given |= {"inputs": len(found["W_enc"]), "skip": skips}
+        weights |= {"input_bias": torch.zeros_like(found["W_enc"][:, 0])} | ({"skip": found["W_skip"]} if skips else {})
+    return given, weights
 
 
-def _check_shapes(tensors: dict[str, Tensor], own: tuple[str, ...]) -> None:
+def _check_shapes(tensors: dict[str, Tensor], own: tuple[str, ...], is_transcoder: bool) -> None:
     """Raises UserError where there are other tensors than `SHARED` and `own`, or their shapes do not match."""
     if odd := sorted(tensors.keys() ^ {*SHARED, *own}):
         raise UserError(f"{WEIGHTS} of SAELens: {odd[0]} is {'unknown' if odd[0] in tensors else 'missing'}")
     if tensors["W_dec"].ndim == 2:
         latents, values = tensors["W_dec"].shape
-        expected = {"W_dec": (latents, values), "W_enc": (values, latents), "b_dec": (values,), **dict.fromkeys(own, (latents,))}
+        inputs = tensors["W_enc"].shape[0] if is_transcoder and tensors["W_enc"].ndim else values
+        expected: dict[str, tuple[int, ...]] = dict.fromkeys(own, (latents,))
+        expected |= {"W_dec": (latents, values), "W_enc": (inputs, latents), "b_dec": (values,)}
+        if "W_skip" in own:
+            expected["W_skip"] = (values, inputs)
         if all(tuple(tensors[name].shape) == shape for name, shape in expected.items()):
             return
     raise UserError(f"{WEIGHTS} of SAELens: shapes of tensors do not match each other")
 
 
-def _fold(settings: dict[str, Any], t: dict[str, Tensor]) -> None:
-    """Make the tensors those of an encoder of x - b_dec whose activations multiply the decoder's vectors as they are."""
-    if not settings.get("apply_b_dec_to_input", True):
+def _fold(settings: dict[str, Any], t: dict[str, Tensor], is_transcoder: bool) -> None:
+    """Make the tensors those of an encoder of x - b_dec whose activations multiply the decoder's vectors as they are.
+
+    Encoders of transcoders take x itself, whatever the settings say.
+    """
+    if not settings.get("apply_b_dec_to_input", True) and not is_transcoder:
         shift = t["b_dec"] @ t["W_enc"]
         for name, by in (("b_enc", shift), ("b_gate", shift), ("b_mag", shift * t["r_mag"].exp() if "r_mag" in t else 0)):
             if name in t:

@@ -144,7 +144,7 @@ def _of_sae_lens(path: Path, scale: float = 1.0) -> SavedModel:
     except (OSError, ValueError) as error:
         raise UserError(f"{path.with_name(sae_lens.CONFIG)} is missing or damaged ({files.in_words(error)})") from error
     model, weights = sae_lens.imported(config, _finite(path), scale)
-    about = About(model, {}, [len(weights["bias"])])
+    about = About(model, {}, [len(weights["bias"]) + model.get("inputs", 0)])
     cfg = _settings(about, path)
     return SavedModel(assemble(cfg.model, cfg.net, tuple(about.shape), weights).eval(), Transform(), about, checksum(path))
 

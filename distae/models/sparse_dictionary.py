@@ -4,12 +4,12 @@ What depends on other samples (top k of a batch, thresholds, dead latents) is of
 """
 
 from abc import abstractmethod
-from math import inf, prod
-from typing import Any, ClassVar
+from math import inf
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from distae import distributed as dist
 from distae.config.models import (
@@ -20,8 +20,11 @@ from distae.config.models import (
 )
 from distae.config.models.sparse_dictionary import AuxKConfig, DictionaryConfig
 from distae.config.nets import NetConfig
+from distae.distributed.shards import part
 from distae.losses import upcast
-from distae.models.base import Autoencoder, Batch, Codes, Output, output, register
+from distae.models.base import Batch, Codes, Output, output, register
+from distae.models.sides import TwoSided
+from distae.nn.sharded_latents import Latents
 from distae.nn.sparse import (
     DenseCode,
     SparseCode,
@@ -37,15 +40,16 @@ DENSE = {"cpu": 8.0, "cuda": inf}
 """By device: below so many latents for each active one, products with whole matrices are faster. Not measured on a GPU."""
 
 
-class Dictionary(Autoencoder):
+class Dictionary(TwoSided):
     """x = bias + sum over latents of activation * decoder vector; activations from encoder (x - bias) + encoder_bias.
 
-    Encoder and decoder start equal, the bias at the geometric median of the first global batch (Gao et al. 2024, app. A).
+    The bias starts at the geometric median of the first global batch (Gao et al. 2024, app. A).
     """
 
     sparse_codes = True
-    initial_norm: ClassVar[float] = 1.0
-    """Length of the decoder's vectors at the start."""
+    of_latents: ClassVar[tuple[str, ...]] = ("encoder", "encoder_bias", "decoder")
+    """Parameters of a row for each latent, which `--parallel tp` divides. A rank then has some latents of the samples of all ranks:
+    its `B` samples become `A` of all in `latents.samples`, and sums of `A` become `B` again in `latents.summed`."""
     cfg: DictionaryConfig
     silent: Tensor
     activity: Tensor
@@ -53,28 +57,25 @@ class Dictionary(Autoencoder):
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
-        self.encoder = nn.Parameter(torch.empty(cfg.latent_dim, prod(shape)))
-        self.encoder_bias = nn.Parameter(torch.zeros(cfg.latent_dim))
-        self.decoder = nn.Parameter(torch.empty(cfg.latent_dim, prod(shape)))
-        self.bias = nn.Parameter(torch.zeros(prod(shape)))
         self.register_buffer("silent", torch.zeros(cfg.latent_dim, dtype=torch.int64))
         self.register_buffer("activity", torch.zeros(cfg.latent_dim + 1, dtype=torch.int64), persistent=False)
         if self.cfg.scale_input:
             self.register_buffer("input_scale", torch.ones(()))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        with torch.no_grad():
-            nn.init.normal_(self.decoder)
-            self.decoder.mul_(self.initial_norm / self.decoder.norm(dim=1, keepdim=True))
-            self.encoder.copy_(self.decoder)
-
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
         rows = dist.gather_rows(x.flatten(1))
         if self.cfg.scale_input:
             self.input_scale.copy_(rows.shape[1] ** 0.5 / rows.double().norm(dim=1).mean())
-        self.bias.copy_(geometric_median(rows) * self.scale)
+        self.bias.copy_(geometric_median(self.target(rows)) * self.scale)
+        if self.cfg.inputs is not None:
+            self.input_bias.copy_(geometric_median(self.seen(rows)) * self.scale)
+
+    @property
+    def latents(self) -> Latents:
+        """Those that this rank computes."""
+        return Latents.of(self.encoder)
 
     @property
     def scale(self) -> Tensor | float:
@@ -82,21 +83,20 @@ class Dictionary(Autoencoder):
         return self.input_scale if self.cfg.scale_input else 1.0
 
     def forward(self, batch: Batch, phase: str, noise: Noise) -> Output:
-        if not self.cfg.scale_input:
-            return self.objective(batch)
-        out = self.objective(batch._replace(x=batch.x * self.input_scale))
-        return out._replace(recon=out.recon / self.input_scale)
+        x = batch.x * self.scale if self.cfg.scale_input else batch.x
+        if self.cfg.inputs is None:
+            out = self.objective(batch._replace(x=x))
+            return out._replace(recon=out.recon / self.scale) if self.cfg.scale_input else out
+        beside = self.beside(x)
+        out = self.objective(batch._replace(x=self.seen(x), y=self.target(x) - beside))
+        return out._replace(recon=(out.recon + beside.detach()) / self.scale)
 
     @abstractmethod
     def objective(self, batch: Batch) -> Output:
         """That of samples as they are scaled."""
 
-    @property
-    def code_shape(self) -> tuple[int, ...]:
-        return (self.cfg.latent_dim,)
-
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
-        return Codes(self.inferred(self.pre_activations(x * self.scale)))
+        return Codes(self.inferred(self.pre_activations(self.seen(x) * self.scale)))
 
     def inferred(self, pre: Tensor) -> Tensor:
         """Activations `[B, L]` of pre-activations `[B, L]`, in use."""
@@ -111,7 +111,8 @@ class Dictionary(Autoencoder):
 
     def vectors(self) -> Tensor:
         """Decoder vectors `[L, values]`. The gradient of a normalised vector is orthogonal to it."""
-        return F.normalize(self.decoder, dim=1) if self.cfg.unit_norm else self.decoder
+        decoder = part(self.decoder)
+        return F.normalize(decoder, dim=1) if self.cfg.unit_norm else decoder
 
     def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What SAELens calls the variant in use, and its tensors besides those that all have (`models/sae_lens.py`)."""
@@ -119,7 +120,7 @@ class Dictionary(Autoencoder):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """`[B, L]` from `[B, *shape]`, scaled."""
-        return upcast(F.linear(x.flatten(1) - self.bias, self.encoder, self.encoder_bias))
+        return upcast(F.linear(x.flatten(1) - self.center, part(self.encoder), part(self.encoder_bias)))
 
     @property
     def dead(self) -> Tensor:
@@ -139,21 +140,22 @@ class Dictionary(Autoencoder):
         if self.bound == inf:
             return False
         active = int(choice.count_nonzero()) if choice.dtype == torch.bool else choice.numel()
-        return len(choice) * self.cfg.latent_dim >= self.bound * active
+        return len(choice) * len(self.latents.held) >= self.bound * active
 
     def sparse(self, x: Tensor, pre: Tensor, choice: Tensor) -> SparseCode:
         """Pre-activations `[B, L]` of `x` `[B, *shape]` at the places of `choice`, and nothing else computed."""
-        return sparse_code(pre, choice, x.flatten(1), self.bias, self.encoder, self.encoder_bias)
+        return sparse_code(pre, choice, x.flatten(1), self.center, part(self.encoder), part(self.encoder_bias))
 
     def shaped(self, sums: Tensor) -> Tensor:
-        """`[B, *shape]` from sums of decoder vectors `[B, values]`."""
-        return (sums + self.bias).view(-1, *self.shape)
+        """`[B, *shape]` from sums of decoder vectors `[A, values]`."""
+        return (self.latents.summed(sums) + self.bias).view(-1, *self.made_shape)
 
     def observed(self, code: DenseCode | SparseCode) -> dict[str, Tensor]:
         """The terms that all variants report; training also counts which latents are active."""
         of_samples, of_latents = code.counts()
+        of_samples = self.latents.summed(of_samples)
         if self.training:
-            self.activity += torch.cat([of_latents, self.activity.new_full((1,), len(of_samples))])
+            self.activity += torch.cat([self.latents.among_all(of_latents), self.activity.new_full((1,), len(of_samples))])
         return {"l0": upcast(of_samples.to(self.bias.dtype)), "dead": self.dead.to(self.bias.dtype).mean()}
 
     @torch.no_grad()
@@ -163,6 +165,15 @@ class Dictionary(Autoencoder):
         self.activity.zero_()
         if self.cfg.unit_norm:
             self.decoder.div_(self.decoder.norm(dim=1, keepdim=True))
+
+
+class Seen(NamedTuple):
+    """What latents are chosen from."""
+
+    x: Tensor
+    """Samples `[A, *shape]`, scaled."""
+    pre: Tensor
+    """Their pre-activations `[A, L]`."""
 
 
 class Largest(Dictionary):
@@ -175,35 +186,36 @@ class Largest(Dictionary):
     cfg: AuxKConfig
 
     def objective(self, batch: Batch) -> Output:
-        pre = self.pre_activations(batch.x)
-        code = self.coded(batch.x, pre, self.chosen(pre, round(float(batch.weight(self.cfg.k)))))
+        x = self.latents.samples(batch.x)
+        seen = Seen(x, self.pre_activations(x))
+        code = self.coded(seen, self.chosen(seen.pre, round(float(batch.weight(self.cfg.k)))))
         recon = self.shaped(code.decode(self.vectors()))
-        nll, terms = self.reconstruction(code, recon, batch, pre)
-        auxiliary = self.auxiliary(batch.x, self.likelihood.mean(recon), pre)
+        nll, terms = self.reconstruction(code, recon, batch, seen)
+        auxiliary = self.auxiliary(seen, batch.wanted - self.likelihood.mean(recon))
         loss = nll + batch.weight(self.cfg.aux_weight) * auxiliary
         return output(loss, recon, {**terms, "auxiliary": auxiliary, **self.observed(code)})
 
-    def coded(self, x: Tensor, pre: Tensor, choice: Tensor) -> DenseCode | SparseCode:
-        """The code of those pre-activations `[B, L]` of `x` that are chosen and above 0."""
-        return self.sparse(x, pre, choice).relu() if self.few(choice) else dense_code(pre, choice)
+    def coded(self, seen: Seen, choice: Tensor) -> DenseCode | SparseCode:
+        """The code of those pre-activations that are chosen and above 0."""
+        return self.sparse(*seen, choice).relu() if self.few(choice) else dense_code(seen.pre, choice)
 
     @abstractmethod
     def chosen(self, pre: Tensor, k: int) -> Tensor:
-        """Latents `[B, k]`, or a mask `[B, L]`, of pre-activations `[B, L]` of a batch."""
+        """Latents `[A, k]`, or a mask `[A, L]`, of pre-activations `[A, L]` of a batch."""
 
-    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, pre: Tensor) -> Reported:
+    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, seen: Seen) -> Reported:
         """What is minimised of the reconstruction, `[B]`, and terms to report."""
-        nll = self.likelihood(recon, batch.x)
+        nll = self.likelihood(recon, batch.wanted)
         return nll, {"recon": nll}
 
-    def auxiliary(self, x: Tensor, mean: Tensor, pre: Tensor) -> Tensor:
-        """AuxK `[B]` of samples and their reconstructions `[B, *shape]`, whose difference gets no gradient."""
-        dead, error = self.dead, (x - mean).detach().flatten(1)
+    def auxiliary(self, seen: Seen, error: Tensor) -> Tensor:
+        """AuxK `[B]` of the errors of reconstructions `[B, *shape]`, which get no gradient."""
+        dead, error = self.dead, error.detach().flatten(1)
         if not torch.compiler.is_compiling() and not dead.any():
-            return pre.new_zeros(len(pre))
+            return error.new_zeros(len(error))
         k = min(self.cfg.aux_k or max(1, error.shape[1] // 2), self.cfg.latent_dim)
-        pre = torch.where(dead, pre, -torch.inf)
-        revived = self.coded(x, pre, pre.topk(k, dim=1, sorted=False).indices).decode(self.vectors())
+        of_dead = seen._replace(pre=torch.where(self.latents.mine(dead), seen.pre, -torch.inf))
+        revived = self.latents.summed(self.coded(of_dead, self.latents.largest(of_dead.pre, k)).decode(self.vectors()))
         return torch.where(dead.any(), 0.5 * (error - revived).square().sum(1), 0.0)
 
 
@@ -215,14 +227,14 @@ class TopKSAE(Largest):
     cfg: TopKSAEConfig
 
     def chosen(self, pre: Tensor, k: int) -> Tensor:
-        return pre.topk(k, dim=1, sorted=False).indices
+        return self.latents.largest(pre, k)
 
-    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, pre: Tensor) -> Reported:
-        nll, terms = super().reconstruction(code, recon, batch, pre)
+    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, seen: Seen) -> Reported:
+        nll, terms = super().reconstruction(code, recon, batch, seen)
         if self.cfg.multi_weight == 0:
             return nll, terms
-        more = self.chosen(pre, min(4 * self.cfg.final_k, self.cfg.latent_dim))
-        multi = self.likelihood(self.shaped(self.coded(batch.x, pre, more).decode(self.vectors())), batch.x)
+        more = self.chosen(seen.pre, min(4 * self.cfg.final_k, self.cfg.latent_dim))
+        multi = self.likelihood(self.shaped(self.coded(seen, more).decode(self.vectors())), batch.wanted)
         return nll + batch.weight(self.cfg.multi_weight) * multi, terms | {"multi": multi}
 
     def inferred(self, pre: Tensor) -> Tensor:
@@ -254,7 +266,7 @@ class BatchTopKSAE(Largest):
     def chosen(self, pre: Tensor, k: int) -> Tensor:
         if not self.training:
             return pre >= self.threshold
-        least = global_kth(pre.detach(), k, self.threshold)
+        least = global_kth(self.latents.even(pre.detach()), k, self.threshold, self.latents.parts)
         self.smallest += torch.stack([least, torch.ones_like(least)])
         return pre >= least.clamp_min(torch.finfo(pre.dtype).tiny)
 
@@ -283,8 +295,8 @@ class MatryoshkaSAE(BatchTopKSAE):
 
     cfg: MatryoshkaSAEConfig
 
-    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, pre: Tensor) -> Reported:
-        nll, vectors = self.likelihood(recon, batch.x), self.vectors()
-        parts = [self.shaped(code.first(width).decode(vectors)) for width in self.cfg.widths[:-1]]
-        mean = torch.stack([*(self.likelihood(part, batch.x) for part in parts), nll]).mean(0)
+    def reconstruction(self, code: DenseCode | SparseCode, recon: Tensor, batch: Batch, seen: Seen) -> Reported:
+        nll, vectors, start = self.likelihood(recon, batch.wanted), self.vectors(), self.latents.held.start
+        parts = [self.shaped(code.first(width - start).decode(vectors)) for width in self.cfg.widths[:-1]]
+        mean = torch.stack([*(self.likelihood(of, batch.wanted) for of in parts), nll]).mean(0)
         return mean, {"recon": nll, "prefixes": mean}

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from distae.config.models import GatedSAEConfig, JumpReLUSAEConfig, L1SAEConfig, ModelConfig
 from distae.config.nets import NetConfig
+from distae.distributed.shards import part
 from distae.models.base import Batch, Output, output, register
 from distae.models.sparse_dictionary import Dictionary
 from distae.nn.sparse import DenseCode, SparseCode, Window, jump_relu, step, with_thresholds
@@ -24,34 +25,37 @@ class JumpReLUSAE(Dictionary):
 
     cfg: JumpReLUSAEConfig
     initial_norm = 0.1
+    of_latents = (*Dictionary.of_latents, "threshold")
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
         self.threshold = nn.Parameter(torch.full((cfg.latent_dim,), self.cfg.threshold))
 
     def objective(self, batch: Batch) -> Output:
-        code, sums, l0 = self.active(batch.x, self.pre_activations(batch.x))
-        recon = self.shaped(sums)
-        nll = self.likelihood(recon, batch.x)
+        x = self.latents.samples(batch.x)
+        code, sums, l0 = self.active(x, self.pre_activations(x))
+        recon, l0 = self.shaped(sums), self.latents.summed(l0)
+        nll = self.likelihood(recon, batch.wanted)
         sparsity = (batch.mean(l0) / batch.weight(self.cfg.k) - 1).square()
         loss = nll + batch.weight(self.cfg.weight) * sparsity
         return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(code)})
 
     def active(self, x: Tensor, pre: Tensor) -> tuple[DenseCode | SparseCode, Tensor, Tensor]:
-        """The code, its sums of decoder vectors and its active latents `[B]` of pre-activations `[B, L]`."""
+        """The code, its sums of decoder vectors and its active latents `[A]` of pre-activations `[A, L]`."""
         of_values, bandwidth, vectors = self.cfg.l0_from == "activations", self.cfg.bandwidth, self.vectors()
-        choice = pre > self.threshold
+        threshold = part(self.threshold)
+        choice = pre > threshold
         if self.few(choice):
             code = self.sparse(x, pre, choice)
             pre = pre.detach()
             window = Window(pre, self.inferred(pre) if of_values else pre, bandwidth, self.bound)
             l0 = code.places.in_rows.to(pre.dtype)
-            return code, *with_thresholds(code.decode(vectors), l0, self.threshold, vectors, window)
-        z = jump_relu(pre, self.threshold, bandwidth)
-        return DenseCode(z), z @ vectors, step(z if of_values else pre, self.threshold, bandwidth).sum(1)
+            return code, *with_thresholds(code.decode(vectors), l0, threshold, vectors, window)
+        z = jump_relu(pre, threshold, bandwidth)
+        return DenseCode(z), z @ vectors, step(z if of_values else pre, threshold, bandwidth).sum(1)
 
     def inferred(self, pre: Tensor) -> Tensor:
-        return torch.where(pre > self.threshold, pre, 0.0)
+        return torch.where(pre > part(self.threshold), pre, 0.0)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -74,11 +78,12 @@ class L1SAE(Dictionary):
     initial_norm = 0.1
 
     def objective(self, batch: Batch) -> Output:
-        pre = self.pre_activations(batch.x)
+        x = self.latents.samples(batch.x)
+        pre = self.pre_activations(x)
         positive = pre > 0
-        code = self.sparse(batch.x, pre, positive) if self.few(positive) else DenseCode(pre.relu())
-        recon = self.shaped(code.decode(self.vectors()))
-        nll, sparsity = self.likelihood(recon, batch.x), code.decode(self.decoder.norm(dim=1, keepdim=True))[:, 0]
+        code = self.sparse(x, pre, positive) if self.few(positive) else DenseCode(pre.relu())
+        recon, sums = self.shaped(code.decode(self.vectors())), code.decode(self.norms()[:, None])
+        nll, sparsity = self.likelihood(recon, batch.wanted), self.latents.summed(sums)[:, 0]
         loss = nll + batch.weight(self.cfg.weight) * sparsity
         return output(loss, recon, {"recon": nll, "sparsity": sparsity, **self.observed(code)})
 
@@ -92,6 +97,7 @@ class GatedSAE(Dictionary):
     """
 
     cfg: GatedSAEConfig
+    of_latents = (*Dictionary.of_latents, "log_magnitude", "magnitude_bias")
 
     def __init__(self, cfg: ModelConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
         super().__init__(cfg, net, shape)
@@ -99,29 +105,33 @@ class GatedSAE(Dictionary):
         self.magnitude_bias = nn.Parameter(torch.zeros(cfg.latent_dim))
 
     def objective(self, batch: Batch) -> Output:
-        code, opened = self.active(batch.x, self.pre_activations(batch.x))
+        x = self.latents.samples(batch.x)
+        code, opened = self.active(x, self.pre_activations(x))
         vectors = self.vectors()
-        recon, frozen = self.shaped(code.decode(vectors)), opened.decode(vectors.detach()) + self.bias.detach()
-        nll, of_gate = self.likelihood(recon, batch.x), self.likelihood(frozen.view_as(recon), batch.x)
-        sparsity = opened.decode(torch.ones_like(vectors[:, :1]))[:, 0]
+        frozen = self.latents.summed(opened.decode(vectors.detach())) + self.bias.detach()
+        recon = self.shaped(code.decode(vectors))
+        nll, of_gate = self.likelihood(recon, batch.wanted), self.likelihood(frozen.view_as(recon), batch.wanted)
+        sparsity = self.latents.summed(opened.decode(torch.ones_like(vectors[:, :1])))[:, 0]
         loss = nll + batch.weight(self.cfg.weight) * sparsity + of_gate
         return output(loss, recon, {"recon": nll, "sparsity": sparsity, "gate_recon": of_gate, **self.observed(code)})
 
     def active(self, x: Tensor, gate: Tensor) -> tuple[DenseCode | SparseCode, DenseCode | SparseCode]:
-        """The code and the open gates of gates `[B, L]`."""
+        """The code and the open gates of gates `[A, L]`."""
         positive = gate > 0
         if not self.few(positive):
             return DenseCode(self.inferred(gate)), DenseCode(gate.relu())
         opened = self.sparse(x, gate, positive)
-        parameters = (self.encoder_bias, self.log_magnitude, self.magnitude_bias)
-        magnitude = self.magnitude(opened.values, *(p.index_select(0, opened.places.latents) for p in parameters))
+        magnitude = self.magnitude(opened.values, *(p.index_select(0, opened.places.latents) for p in self._of_magnitudes()))
         return SparseCode(magnitude.relu(), opened.places), opened
+
+    def _of_magnitudes(self) -> tuple[Tensor, Tensor, Tensor]:
+        return part(self.encoder_bias), part(self.log_magnitude), part(self.magnitude_bias)
 
     def magnitude(self, pre: Tensor, encoder_bias: Tensor, log_magnitude: Tensor, bias: Tensor) -> Tensor:
         return (pre - encoder_bias) * log_magnitude.exp() + bias
 
     def inferred(self, pre: Tensor) -> Tensor:
-        magnitude = self.magnitude(pre, self.encoder_bias, self.log_magnitude, self.magnitude_bias)
+        magnitude = self.magnitude(pre, *self._of_magnitudes())
         return torch.where(pre > 0, magnitude.relu(), 0.0)
 
     def in_sae_lens(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

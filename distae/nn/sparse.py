@@ -23,13 +23,14 @@ def geometric_median(x: Tensor) -> Tensor:
     return median
 
 
-def global_kth(x: Tensor, k: int, near: Tensor) -> Tensor:
+def global_kth(x: Tensor, k: int, near: Tensor, parts: int = 1) -> Tensor:
     """The smallest of the `k` times rows largest values of `[B, L]` of all ranks, or 0 if it is below 0.
 
     A scalar, the same bits on every rank and at every world size. `near`, a scalar equal on all ranks, is about where it is
-    expected: values below `MARGIN` times that are looked at only if too few are above.
+    expected: values below `MARGIN` times that are looked at only if too few are above. With `parts`, so many ranks have the same
+    rows, and each L of their columns.
     """
-    count = k * len(x) * dist.world().world_size
+    count = k * len(x) * dist.world().world_size // parts
     if torch.compiler.is_compiling() or not x.is_cpu:
         return _by_rows(x.relu().abs().flatten(), count)  # without -0
     found = _by_digits(x, count, MARGIN * near) if near > 0 else None

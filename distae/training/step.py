@@ -12,7 +12,7 @@ from distae.config import TrainConfig
 from distae.data import Loader
 from distae.distributed.parallelize import (
     accumulating,
-    average_whole,
+    average_gradients,
     filled,
     hollow,
     is_sharding,
@@ -180,7 +180,7 @@ class TrainStep:
         updated, rest = self.updated[phase.name], (self.cfg.optim, self.scaler)
         if not self.sharded:
             return apply_update(optimizer, updated, *rest)
-        average_whole(self.model, phase.parameters)
+        average_gradients(self.model, phase.parameters)
         for p, part in zip(phase.parameters, updated, strict=True):
             if is_sharded(p):
                 part.grad = None if p.grad is None else local(p.grad)

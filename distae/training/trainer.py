@@ -1,7 +1,9 @@
 """The training loop: restore, then step, log, evaluate, save in this order, then finish."""
 
 import copy
+from collections.abc import Generator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +33,17 @@ from distae.training.state import TrainState
 from distae.training.step import TrainStep, explaining_memory
 from distae.training.stop import StopAgreement
 from distae.training.validation import Validator
+
+T = TypeVar("T")
+
+
+def result_of(steps: Generator[None, None, T]) -> T:
+    """What a generator returns, after all its steps."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
 
 class Trainer:
@@ -98,16 +111,20 @@ class Trainer:
 
     def fit(self) -> bool:
         """Train to the end; or to an agreed stop, and then return False after a save."""
+        return result_of(self.steps())
+
+    def steps(self) -> Generator[None, None, bool]:
+        """`fit`, which pauses after each step, so that other trainers can do theirs."""
         self.logger.callbacks.on_start(self)
         try:
-            finished = self._loop()
+            finished = yield from self._loop()
         finally:
             for loader in self.loaders.values():
                 loader.close()
         self.logger.callbacks.on_end(finished)
         return finished
 
-    def _loop(self) -> bool:
+    def _loop(self) -> Generator[None, None, bool]:
         loader = self.loaders["train"]
         batches = loader.ahead(data.steps(self.sampler, self.state.step, loader.storage_device), iter)
         self.logger.start()
@@ -131,6 +148,7 @@ class Trainer:
                 self.checkpoints.save_if_due(self.validator.due() and self.validator.validate(self.stop))
                 if self.profile:
                     self.profile.step()
+                yield
             return self._finish()
 
     def close(self) -> None:

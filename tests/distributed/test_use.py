@@ -16,6 +16,7 @@ from distae.__main__ import main
 EXACT = 1e-6
 JOBS = {
     "codes.npz": ["encode", "{run}", "--split", "all"],
+    "largest.json": ["encode", "{run}", "--top", "5"],
     "scores.npz": ["detect", "{run}"],
     "reconstructions": ["reconstruct", "{run}"],
     "metrics.json": ["evaluate", "{run}", "--tasks", "all", "--limit", "150"],
@@ -63,6 +64,13 @@ def test_arrays_are_the_same(results: dict[int, Path], name: str, world_size: in
     assert one.keys() == other.keys()
     for key, value in one.items():
         assert np.allclose(value, other[key], rtol=EXACT, atol=EXACT) if value.dtype.kind == "f" else (value == other[key]).all()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_largest_samples_are_the_same(results: dict[int, Path], world_size: int) -> None:
+    one, other = (json.loads((results[n] / "largest.json").read_text()) for n in (1, world_size))
+    assert len(one) == 5 * 4
+    assert [(row["latent"], row["id"], row["label"]) for row in one] == [(row["latent"], row["id"], row["label"]) for row in other]
 
 
 def _arrays(path: Path) -> dict[str, Any]:

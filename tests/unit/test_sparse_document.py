@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import ROOT
 
@@ -18,11 +19,14 @@ TEXT = (ROOT / "docs/sparse_autoencoders.md").read_text()
 def test_the_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for name, values in (("in", 6), ("out", 4)):
+        np.save(f"{name}.npy", np.random.default_rng(0).standard_normal((200, values)).astype(np.float32))
     small = ["--device", "cpu", "--threads", "1"]
-    of = {"train": [*small, "--steps", "3", "--tracking", "none"], "prepare": ["--data.limit", "200"]}
+    short = [*small, "--steps", "3", "--tracking", "none"]
+    of = {"train": short, "sweep": short, "prepare": ["--data.limit", "200"]}
     for command in re.findall(r"^    distae (.*)$", TEXT, re.MULTILINE):
         words = shlex.split(command)
-        fewer = ["--data.samples", "2000"] if "synthetic_features" in words and words[0] == "train" else []
+        fewer = ["--data.samples", "2000"] if "synthetic_features" in words and words[0] in ("train", "sweep") else []
         assert main([*words, *of.get(words[0], small), *fewer]) == 0, (command, capsys.readouterr().err)
     figures = json.loads((tmp_path / "runs/sae/evaluation/metrics.json").read_text())["figures"]
     expected = {

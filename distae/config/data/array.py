@@ -1,6 +1,7 @@
 """Settings of a user's own arrays, and what is known without reading them."""
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -43,6 +44,9 @@ class ArrayConfig(DataConfig):
     `distae prepare`."""
     test: Joined = ""
     """Files of the test split, as for --data.path; by default it is held out from --data.path."""
+    target: Joined = ""
+    """Files of what is to be reconstructed of each sample of --data.path, by a transcoder: a sample of the model is both, flat, one
+    after the other."""
     key: str | None = None
     """Name of the array inside .npz or .safetensors files; optional if they hold one array besides the labels."""
     label_key: str | None = None
@@ -60,6 +64,8 @@ class ArrayConfig(DataConfig):
     def shape(self) -> tuple[int, ...]:
         if manifest := self.manifest():
             return tuple(manifest.shape)
+        if self.target:
+            return (self._values("path") + self._values("target"),)
         stored = self.stored(self.files()[0])
         shape, dtype = stored.shape, stored.dtype
         if dtype not in DTYPES:
@@ -73,7 +79,18 @@ class ArrayConfig(DataConfig):
 
     def for_model(self) -> dict[str, Any]:
         manifest = self.manifest()
+        if self.target:
+            return {"inputs": self._values("path")}
         return {} if manifest is None else {k: tuple(v) if isinstance(v, list) else v for k, v in manifest.for_model.items()}
+
+    def _values(self, setting: Literal["path", "target"]) -> int:
+        """The number of values of a sample of these files. Raises UserError if they are not numbers."""
+        if self.test or self.layout != "auto":
+            raise UserError("--data.target: --data.test and --data.layout cannot be given with it")
+        stored = self.stored(self.files(setting)[0])
+        if stored.dtype not in DTYPES or len(stored.shape) < 2 or min(stored.shape) < 1:
+            raise UserError(f"--data.{setting}: {stored} is {stored.dtype} {list(stored.shape)}; valid are [N, ...] of numbers")
+        return prod(stored.shape[1:])
 
     def stored_layout(self, shape: tuple[int, ...]) -> StoredLayout:
         """Layout of the samples of a stored array of `shape`. Raises UserError if that needs `--data.layout`."""
@@ -95,14 +112,14 @@ class ArrayConfig(DataConfig):
             return None
         if not manifest.splits:
             raise UserError(f"--data.path: distae prepare did not finish {self.path}: rerun it to resume")
-        decided = {"key": None, "label_key": None, "scale": "auto", "layout": "auto", "test": ""}
+        decided = {"target": "", "key": None, "label_key": None, "scale": "auto", "layout": "auto", "test": ""}
         if given := next((k for k, default in decided.items() if getattr(self, k) != default), None):
             raise UserError(
                 f"--data.{given.replace('_', '-')}: {self.path} was made by distae prepare, which decided that: leave it out"
             )
         return manifest
 
-    def files(self, setting: Literal["path", "test"] = "path") -> list[Path]:
+    def files(self, setting: Literal["path", "test", "target"] = "path") -> list[Path]:
         """The files of the training or the test set. Raises UserError if there are none, or they are of another type."""
         text, flag = getattr(self, setting), f"--data.{setting}"
         if not text:

@@ -28,6 +28,8 @@ class ModelConfig(Variant):
     """torch.compile supports its forward: it needs no double backward."""
     shards: ClassVar[bool] = True
     """Its blocks can be sharded, and their activations checkpointed: their backward pass is not differentiated."""
+    divides_latents: ClassVar[bool] = False
+    """`--parallel tp` supports it: a rank computes some of its latents."""
 
     latent_dim: Count = 16
     """Size of the code z."""

@@ -1,6 +1,7 @@
 """Settings of sparse autoencoders with a wide dictionary."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar, Literal
 
 from distae.config.fields import Count, Fraction, Positive
@@ -16,6 +17,7 @@ class DictionaryConfig(ModelConfig):
     """What sparse autoencoders share: one layer each way, so --net is not used."""
 
     terms: ClassVar[tuple[str, ...]] = ("recon", "l0", "dead")
+    divides_latents: ClassVar[bool] = True
 
     latent_dim: Count = 1024
     """Latents of the dictionary."""
@@ -29,7 +31,30 @@ class DictionaryConfig(ModelConfig):
     """Multiply samples by the number that makes their mean norm in the first batch the root of their number of values; losses are
     of these, so that settings fit data of any scale."""
 
+    inputs: Count | None = None
+    """A transcoder (Dunefsky 2024): the first values of a sample are encoded, this many, and the others are reconstructed of them.
+    It follows from --data.target."""
+    skip: bool = False
+    """Of a transcoder: its output is that of the dictionary and a linear map of the input (Paulo 2025)."""
+    layers: Count = 1
+    """A crosscoder (Lindsey 2024): a sample is as many layers of a network, one after the other. Norms of decoder vectors in
+    penalties are sums of those of the layers."""
+
+    def sides(self, values: int) -> tuple[int, int]:
+        """How many values of a sample of that many are encoded, and reconstructed."""
+        return (values, values) if self.inputs is None else (self.inputs, values - self.inputs)
+
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
+        if self.inputs is not None and len(shape) != 1:
+            raise UserError(f"--model.inputs: samples of transcoders are vectors, the inputs and the target, not {list(shape)}")
+        if self.inputs is not None and self.inputs >= prod(shape):
+            raise UserError(
+                f"--model.inputs {self.inputs}: a sample has {prod(shape)} values, and some must be left to reconstruct"
+            )
+        if self.skip and self.inputs is None:
+            raise UserError("--model.skip is for transcoders, which have --data.target or --model.inputs")
+        if self.sides(prod(shape))[1] % self.layers:
+            raise UserError(f"--model.layers {self.layers}: {self.sides(prod(shape))[1]} values are not as many of each layer")
         if not _plain(TRAITS.get(self.likelihood, Traits(plain=True))) or self.other_input:
             plain = ", ".join(name for name, traits in TRAITS.items() if _plain(traits))
             others = "--model.input as_is, no --model.input-dropout and no missing values"

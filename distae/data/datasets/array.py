@@ -14,7 +14,8 @@ from distae.config.data.stored import Stored
 from distae.data.datasets.base import register_dataset
 from distae.data.datasets.prepared import load_prepared
 from distae.data.mapped import Mapped, Part, dtype_of, mapped, tensor_of
-from distae.data.source import BLOCK_BYTES, WHOLE_BYTES
+from distae.data.paired import Paired
+from distae.data.source import BLOCK_BYTES, WHOLE_BYTES, Source
 from distae.data.splits import Split, hold_out
 from distae.data.transform import Transform
 from distae.errors import UserError
@@ -25,7 +26,9 @@ def load(cfg: ArrayConfig) -> tuple[Split, Split] | dict[str, Split]:
     cfg.shape()
     if manifest := cfg.manifest():
         return load_prepared(cfg, manifest)
-    source = _source(cfg, "path")
+    source: Source = _source(cfg, "path")
+    if cfg.target:
+        source = _paired(cfg, source)
     scale, notes = _scale(cfg, Split(source))
     transform = Transform(scale, cfg.stored_layout((len(source), *source.shape)))
     train = Split(source, transform, notes=notes)
@@ -38,7 +41,7 @@ def load(cfg: ArrayConfig) -> tuple[Split, Split] | dict[str, Split]:
     return train, Split(test, transform)
 
 
-def _source(cfg: ArrayConfig, setting: Literal["path", "test"]) -> Mapped:
+def _source(cfg: ArrayConfig, setting: Literal["path", "test", "target"]) -> Mapped:
     """All files of a setting as one source. Raises UserError if their types or shapes differ."""
     files = cfg.files(setting)
     stored = [cfg.stored(path) for path in files]
@@ -51,6 +54,15 @@ def _source(cfg: ArrayConfig, setting: Literal["path", "test"]) -> Mapped:
             )
     label = _labels(cfg, files, stored)
     return Mapped([_part(s) for s in stored], first.shape[1:], dtype_of(first), label)
+
+
+def _paired(cfg: ArrayConfig, source: Source) -> Paired:
+    """With the targets. Raises UserError if there are not as many, or they contain NaN or infinite values."""
+    target = _source(cfg, "target")
+    _range(cfg, "target", Split(target))
+    if len(source) != len(target):
+        raise UserError(f"--data.target has {len(target)} samples, --data.path {len(source)}: there must be one target for each")
+    return Paired(source, target)
 
 
 def _part(stored: Stored) -> Part:
@@ -107,9 +119,9 @@ def _scale(cfg: ArrayConfig, stored: Split) -> tuple[float, tuple[str, ...]]:
 def _seen(cfg: ArrayConfig, stored: Split, low: float, high: float, sampled: bool) -> str:
     """A note on what was found."""
     source = stored.source
-    assert isinstance(source, Mapped)
-    files = f"{len(source.parts)} files" if len(source.parts) > 1 else "1 file"
-    storage = "memory-mapped" if all(p.stamp for p in source.parts) else "read into memory"
+    count = len(cfg.files()) + (len(cfg.files("target")) if cfg.target else 0)
+    files = f"{count} files" if count > 1 else "1 file"
+    storage = "memory-mapped" if source.origin else "read into memory"
     layout = {"no_channel": "[H, W]", "channels_last": "[H, W, C]"}.get(cfg.stored_layout((1, *source.shape)))
     layout = layout or ("[C, H, W]" if len(source.shape) == 3 else "[D]")
     looked = " in the sampled blocks" if sampled else ""

@@ -15,6 +15,7 @@ from torch import nn
 
 from distae.commands import train
 from distae.config import TrainConfig, check, parse
+from distae.data import load
 from distae.models import build
 from distae.runtime.environment import Environment
 
@@ -101,6 +102,21 @@ def test_tokenizers_have_the_published_size(name: str, tmp_path: Path) -> None:
     published = recipe_text(name)
     assert 'perceptual = "lpips"' in published
     assert published.startswith("# ")
+
+
+def test_the_benchmark_of_dictionaries_is_as_published() -> None:
+    """34 active features of a sample on average, and 25 among the first 4,096 (SAELens, docs/synth_sae_bench.md)."""
+    assert [file.stem for file in (ROOT / "recipes/sae").glob("*.toml")] == ["synth_sae_bench_16k"]
+    cfg = recipe("sae/synth_sae_bench_16k", "--data.orthogonal-steps", "0")
+    splits = load(cfg.data)
+    assert sum(map(len, splits.values())) == 201_000_000
+    assert cfg.steps is not None
+    assert 200_000_000 <= cfg.steps * cfg.global_batch_size <= len(splits["train"]) * 1.01
+    features = splits["train"].source.features
+    assert features is not None
+    active = features.activations(torch.arange(256)) > 0
+    assert float(active.sum(1).float().mean()) == pytest.approx(34, abs=1)
+    assert float(active[:, :4096].sum(1).float().mean()) == pytest.approx(25, abs=1)
 
 
 def recipe_text(name: str) -> str:

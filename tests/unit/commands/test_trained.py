@@ -72,6 +72,31 @@ def test_encode_gives_the_codes_of_the_model(home: Path, tmp_path: Path, capsys:
     assert (found["z"] == found["mu"]).all()
 
 
+def test_encode_finds_the_largest_of_latents(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("distae.commands.largest.AT_ONCE", 64)
+    shared = (home / "digits", "--split", "train", "--eval-batch-size", "32")
+    assert call(encode.main, capsys, *shared, "--out", tmp_path / "z.npz")[0] == 0
+    assert call(encode.main, capsys, *shared, "--top", "7", "--latents", "2", "0", "--out", tmp_path / "top.csv")[0] == 0
+    found, rows = np.load(tmp_path / "z.npz"), rows_of(tmp_path / "top.csv")
+    assert [*rows[0]] == ["latent", "id", "activation", "label"]
+    for latent, mine in ((2, rows[:7]), (0, rows[7:])):
+        order = (-found["z"][:, latent]).argsort(kind="stable")[:7]
+        assert [int(row["latent"]) for row in mine] == [latent] * 7
+        assert [int(row["id"]) for row in mine] == found["id"][order].tolist()
+        assert [int(row["label"]) for row in mine] == found["label"][order].tolist()
+        assert np.allclose([float(row["activation"]) for row in mine], found["z"][order, latent])
+    for words, named in (
+        (["--top", "0"], "--top 0: valid from 1 on"), (["--latents", "1"], "--latents is for --top N"),
+        (["--top", "2", "--latents", "3"], "--latents 3: valid from 0 to 2"),
+        (["--top", "2", "--out", "x.npz"], "valid with --top: .csv, .json"),
+    ):  # fmt: skip
+        code, _, err = call(encode.main, capsys, home / "digits", *words)
+        assert code == 2
+        assert named in err
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".npy"])
 def test_encode_writes_other_files(suffix: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(encode.main, capsys, home / "digits", "--out", tmp_path / "z.npz")

@@ -38,6 +38,25 @@ PARALLEL = (
     (["--parallel", "fsdp", "--ddp.compression", "bf16"], 2, "--ddp.compression is for --parallel ddp"),
     (["--parallel", "fsdp", "--channels-last"], 2, "does not support --channels-last"),
     (["--parallel", "fsdp", "--parallel.cpu-offload"], 1, "needs GPUs and at least two processes"),
+    (
+        ["--parallel", "tp"],
+        2,
+        "--model vae has no latents that can be divided; valid: batch_topk_sae, gated_sae, jumprelu_sae, l1_sae",
+    ),
+    (["--parallel", "tp", "--model", "l1_sae"], 1, "needs at least two processes that share the latents"),
+    (["--parallel", "tp", "--model", "l1_sae", "--parallel.shard-size", "1"], 2, "needs at least two processes"),
+    (
+        ["--parallel", "tp", "--model", "l1_sae", "--parallel.shard-size", "3"],
+        4,
+        "is not a divisor of the 4 processes; valid: 1, 2, 4",
+    ),
+    (
+        ["--parallel", "tp", "--model", "l1_sae", "--model.latent-dim", "9"],
+        4,
+        "9 latents (--model.latent-dim) leave some of 4 processes",
+    ),
+    (["--parallel", "tp", "--model", "l1_sae", "--compile"], 2, "--parallel tp and --compile exclude each other"),
+    (["--parallel", "tp", "--model", "l1_sae", "--ddp.compression", "bf16"], 2, "--ddp.compression is for --parallel ddp"),
     (["--checkpoint-activations", "--compile"], 1, "--checkpoint-activations and --compile exclude each other"),
     (["--checkpoint-activations", "--model", "contractive_ae"], 1, "contractive_ae needs gradients of gradients"),
 )
@@ -368,6 +387,6 @@ def test_the_commands_about_large_models_are_accepted() -> None:
     """docs/large_models.md."""
     text = (ROOT / "docs" / "large_models.md").read_text()
     commands = re.findall(r"^    torchrun (.*)--nproc_per_node=(\d) -m distae.train (.*)$", text, re.MULTILINE)
-    assert len(commands) == 3
+    assert len(commands) == 5
     for nodes, ranks, words in commands:
         assert check(parse(TrainConfig, [*words.split(), "--net.norm", "none"], {}, "").settings, int(ranks) * (1 + ("2" in nodes)))

@@ -227,3 +227,17 @@ def test_very_many_rows_are_split_without_a_table():
     assert len(huge) == 9 * 10**9 + 10
     assert huge[torch.tensor([9, 10, len(huge) - 1])].tolist() == [14, 10**9, 10**10 - 1]
     assert huge.below(torch.tensor([0, 5, 7, 10**9, 10**10])).tolist() == [0, 0, 2, 10, len(huge)]
+
+
+def test_blocks_of_runs_are_those_of_the_rows():
+    """Also of as many runs and blocks as there are units of a large source, in little time."""
+    drawn = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        sizes, gaps = (torch.randint(low, 5, (5,), generator=drawn) for low in (1, 0))
+        runs = Runs(sizes.cumsum(0) - sizes + gaps.cumsum(0), sizes)
+        begins, ends = torch.randperm(len(runs) + 1, generator=drawn)[:4].sort().values.view(2, 2).T.contiguous()
+        expected = [runs[torch.arange(begin, end)] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+        assert torch.equal(runs.blocks(begins, ends - begins)[:], torch.cat(expected))
+    units = torch.full((400_000,), 512)
+    many = Runs.of(512 * 400_000).blocks(units.cumsum(0) - units, units)
+    assert len(many.blocks(units.cumsum(0)[::2] - 512, units[::2])) == 512 * 200_000

@@ -11,7 +11,7 @@ from variants import data, make, run, train
 
 from distae.config.weights import Ramp
 from distae.errors import UserError
-from distae.models.sparse_dictionary import DENSE
+from distae.models.sparse_dictionary import DENSE, Seen
 from distae.nn.sparse import _by_rows, geometric_median, global_kth, jump_relu, step
 
 NAMES = ("topk_sae", "batch_topk_sae", "matryoshka_sae", "jumprelu_sae", "l1_sae", "gated_sae")
@@ -127,7 +127,7 @@ def test_auxk_is_the_residual_as_dead_latents_see_it(name):
 def test_auxk_trains_dead_latents_alone():
     model, x = sae("topk_sae", dead_after=100), data(20)
     model.silent[:5] = 100
-    out = model.auxiliary(x, x.mean(0), pre_of(model, x))
+    out = model.auxiliary(Seen(x, pre_of(model, x)), x - x.mean(0))
     out.sum().backward()
     assert model.decoder.grad[:5].any()
     assert not model.decoder.grad[5:].any()
