@@ -24,8 +24,9 @@ JOBS = {
     "metrics.json": ["evaluate", "{run}", "--tasks", "all", "--limit", "150"],
 }
 SWEEP = (
-    "sweep --together --grid model.k=2,4 -- --model batch_topk_sae --model.latent-dim 24 --data synthetic_features --data.samples 300 "
-    "--steps 8 --global-batch-size 48 --save-every 3 --precision fp64 --tracking none --device cpu --threads 1 --no-report --run-dir"
+    "sweep --together --grid model.k=2,4 -- --model batch_topk_sae --model.latent-dim 24 --data synthetic_features "
+    "--data.samples 300 --steps 8 --global-batch-size 48 --save-every 3 --precision fp64 --tracking none --device cpu "
+    "--threads 1 --no-report --run-dir"
 )
 RUN_ALL = """
 import json, sys
