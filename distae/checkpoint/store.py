@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,9 @@ class CheckpointStore(CheckpointReader):
     writes them while training continues. At most one save is pending.
     """
 
+    last: ClassVar[Future[str | None] | None] = None
+    """The save that was started last in this process. All stores write in one process group: only one may at a time."""
+
     def __init__(self, folder: Path, keep_latest_k: int, mode: str, may_commit: Callable[[], None] = lambda: None) -> None:
         """`may_commit` is called on rank 0 before each commit; it raises TrainingError if the run folder is no longer ours."""
         super().__init__(folder)
@@ -75,7 +78,7 @@ class CheckpointStore(CheckpointReader):
             staged = self._staged({k: part.tensor for k, part in mine.items()})
             mine = {k: dataclasses.replace(part, tensor=staged[k]) for k, part in mine.items()}
         job = Job(step, mine, state, best_step)
-        self.pending = self.pool.submit(self._write, job, world)
+        CheckpointStore.last = self.pending = self.pool.submit(self._write, job, world)
         if self.mode == "sync":
             self.pending.exception()
 

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,7 @@ def run_in_lockstep(cfgs: Sequence[TrainConfig], env: Environment) -> Outcome:
 def train(cfgs: Sequence[TrainConfig], splits: "dict[str, Split]", stop: StopRequest, threads: int) -> Outcome:
     """Train in the current world. After a run that fails the others stop, as if they had been asked to."""
     from distae import distributed as dist
+    from distae.checkpoint.store import CheckpointStore
     from distae.data.checks import check_data
 
     for cfg in cfgs:
@@ -57,6 +58,8 @@ def train(cfgs: Sequence[TrainConfig], splits: "dict[str, Split]", stop: StopReq
             for run in [*runs]:
                 try:
                     next(run)
+                    if CheckpointStore.last and dist.world().world_size > 1:  # it shares its process group with those of other runs
+                        wait([CheckpointStore.last])
                 except StopIteration as end:
                     runs.remove(run)
                     ends.append(end.value)

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import ROOT, finished_run, settings
+from safetensors.torch import load_file
 
 from distae.__main__ import main
 
@@ -21,6 +23,11 @@ JOBS = {
     "reconstructions": ["reconstruct", "{run}"],
     "metrics.json": ["evaluate", "{run}", "--tasks", "all", "--limit", "150"],
 }
+SWEEP = (
+    "sweep --together --grid model.k=2,4 -- --model batch_topk_sae --model.latent-dim 24 --data synthetic_features "
+    "--data.samples 300 --steps 8 --global-batch-size 48 --save-every 3 --precision fp64 --tracking none --device cpu "
+    "--threads 1 --no-report --run-dir"
+)
 RUN_ALL = """
 import json, sys
 from distae.__main__ import main
@@ -42,6 +49,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
             [*(w.format(run=run) for w in words), "--out", str(folder / str(world_size) / name), "--eval-batch-size", "64"]
             for name, words in JOBS.items()
         ]
+        jobs.append([*SWEEP.split(), str(folder / str(world_size) / "sweep")])
         if world_size == 1:
             assert [main(words) for words in jobs] == [0] * len(jobs)
         else:
@@ -64,6 +72,15 @@ def test_arrays_are_the_same(results: dict[int, Path], name: str, world_size: in
     assert one.keys() == other.keys()
     for key, value in one.items():
         assert np.allclose(value, other[key], rtol=EXACT, atol=EXACT) if value.dtype.kind == "f" else (value == other[key]).all()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("name", ["model.k=2", "model.k=4"])
+def test_runs_together_are_the_same(results: dict[int, Path], name: str, world_size: int) -> None:
+    one, other = (load_file(results[n] / "sweep" / name / "model" / "model.safetensors") for n in (1, world_size))
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
