@@ -20,7 +20,6 @@ from distae.nn.perceptual import LPIPS, read_lpips
 from distae.noise import Noise
 
 
-
 class PublishedVAE(VAE):
     """A VAE whose log variances are clamped to [-30, 20], as in latent diffusion and diffusers: of images they are below -10."""
 
