@@ -30,7 +30,7 @@ def exported(model: Autoencoder, scaling_factor: float, shift_factor: float | No
     if not isinstance(model, Tokenizer):
         raise UserError(f"--format diffusers is for --model {TokenizerConfig.name}, not {model.cfg.name}")
     config = described(model.cfg, model.net, model.shape, scaling_factor, shift_factor)
-    own, tensors = model.codec.state_dict(), {}
+    own, tensors = model.codec.state_dict(), dict[str, Tensor]()
     for mine, theirs in _layers(model):
         for kind in ("weight", "bias"):
             parts = own[f"{mine}.{kind}"].chunk(len(theirs))
@@ -41,12 +41,13 @@ def exported(model: Autoencoder, scaling_factor: float, shift_factor: float | No
     return config, tensors
 
 
-def imported(found: Described, tensors: dict[str, Tensor], like: Tokenizer) -> dict[str, Tensor]:
+def imported(found: Described, tensors: dict[str, Tensor], like: Autoencoder) -> dict[str, Tensor]:
     """The codec's weights by their names in `like`, a model of the settings of `found`; those of codes for every way to learn them.
 
     Raises UserError where a tensor is missing or unknown.
     """
     given = _identities(found) | {_newer(name): t.float() for name, t in tensors.items()}
+    assert isinstance(like, Tokenizer)
     weights = {}
     try:
         given[f"{LAST}.weight"], given[f"{LAST}.bias"] = given[f"{LAST}.weight"] / 2, (given[f"{LAST}.bias"] + 1) / 2
@@ -153,7 +154,7 @@ def _identities(found: Described) -> dict[str, Tensor]:
     """1x1 convolutions that a model does without."""
     moments = 2 * found.latent_channels
     absent = {"quant_conv": (found.use_quant_conv, moments), "post_quant_conv": (found.use_post_quant_conv, found.latent_channels)}
-    made = {}
+    made: dict[str, Tensor] = {}
     for name, (is_there, channels) in absent.items():
         if not is_there and found.bottleneck == "kl":
             made |= {f"{name}.weight": torch.eye(channels), f"{name}.bias": torch.zeros(channels)}

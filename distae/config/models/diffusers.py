@@ -136,9 +136,12 @@ def _plain(value: Any) -> Any:
 
 def _option(name: str, value: Any) -> str:
     """A setting as it is typed."""
-    flag = f"--{name.removesuffix('.name').replace('_', '-')}"
-    words = value if isinstance(value, list) else [str(value).lower() if isinstance(value, bool) else value]
-    return " ".join(map(str, (flag, *words)))
+    flag = name.removesuffix(".name").replace("_", "-")
+    if value is None:
+        return f"(without --{flag})"
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return " ".join(map(str, (f"--{flag}", *(value if isinstance(value, list) else [value]))))
 
 
 def described(

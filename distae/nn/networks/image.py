@@ -1,6 +1,6 @@
 """The encoder and decoder of latent diffusion's image autoencoders (Esser 2021, Rombach 2022), for any size of image."""
 
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ def _conv(cfg: ImageConfig, inputs: int, channels: int) -> nn.Conv2d:
 def _stage(cfg: ImageConfig, level: int, inputs: int, channels: int, blocks: int) -> list[nn.Module]:
     """The blocks of a level, and its attention."""
     parts: list[nn.Module] = []
-    for a, b in pairwise((inputs, *(channels for _ in range(blocks)))):
+    for a, b in pairwise(chain((inputs,), repeat(channels, blocks))):
         parts += [Block(cfg, a, b), *([Attention(cfg, b)] if level in cfg.attention else [])]
     return parts
 
