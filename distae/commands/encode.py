@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from distae.commands.trained import Trained, serve
+from distae.commands.trained import Trained, serve, tile_arguments
 from distae.commands.trained import arguments as shared
 from distae.errors import UserError
 from distae.runtime import files
@@ -56,7 +56,7 @@ def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
     """The parser of the command's own options."""
     parser = shared(prog, f"Codes of data: {ARRAYS}. --out is .npz, .parquet (one row per sample), or .npy (z alone).", output=FILE)
     parser.add_argument("--sharded", action="store_true", help="leave the parts: --out is a folder of .npz files")
-    return parser
+    return tile_arguments(parser)
 
 
 def encode(run: Trained) -> None:
