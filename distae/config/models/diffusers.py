@@ -170,6 +170,7 @@ OF_KL = ("shift_factor", "use_quant_conv", "use_post_quant_conv")
 
 def _check_expressible(cfg: TokenizerConfig, net: ImageConfig) -> None:
     """Raises UserError."""
+    groups = {net.groups_of(width) for width in net.widths}
     wrong = {
         f"--model.bottleneck {cfg.bottleneck}; valid: {', '.join(CLASSES)}": cfg.bottleneck not in CLASSES,
         f"--model.likelihood {cfg.likelihood}; valid: laplace, gaussian": cfg.likelihood not in ("laplace", "gaussian"),
@@ -177,7 +178,7 @@ def _check_expressible(cfg: TokenizerConfig, net: ImageConfig) -> None:
         f"--net.norm {net.norm}; valid: group": net.norm != "group",
         f"--net.activation {net.activation}; valid: silu": net.activation != "silu",
         f"--net.multipliers {net.multipliers}; valid: the first is 1": net.multipliers[0] != 1,
-        f"--net.groups {net.groups} with widths {net.widths}": len({net.groups_of(width) for width in net.widths}) > 1,
+        f"--net.groups {net.groups}; valid: the same number at every width, such as {min(groups)}": len(groups) > 1,
         f"--net.inner-channels {net.inner_channels} with kl": cfg.bottleneck == "kl" and net.inner_channels is not None,
     }
     if setting := next((text for text, is_wrong in wrong.items() if is_wrong), None):

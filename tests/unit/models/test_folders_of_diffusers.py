@@ -158,7 +158,7 @@ def test_other_models_and_damage_are_errors(change, words, tmp_path):
         ({"net": {"activation": "gelu"}}, "--net.activation gelu; valid: silu"),
         ({"net": {"multipliers": [2, 4]}}, "--net.multipliers .*the first is 1"),
         ({"net": {"norm": "batch"}}, "--net.norm batch; valid: group"),
-        ({"net": {"groups": 16}}, "--net.groups 16 with widths"),
+        ({"net": {"groups": 16}}, "--net.groups 16; valid: the same number at every width, such as 8"),
         ({"net": {"inner_channels": 8}}, "--net.inner-channels 8 with kl"),
     ],
 )
