@@ -17,7 +17,7 @@ from distae.errors import UserError
 from distae.models import build
 from distae.models.inference import Model
 from distae.models.serialization import About, SavedModel, write_diffusers
-from distae.models.tiles import resized
+from distae.models.tiles import Tiles, resized
 
 SPATIAL: dict[str, Any] = {"name": "conv", "channels": [4], "spatial": True}
 
@@ -76,6 +76,22 @@ def test_a_local_network_gives_the_same_but_where_tiles_fade_into_each_other(bot
     assert same[:16].all()
     assert same[33:].all()
     assert not same.all()
+
+
+def test_a_tile_fades_into_the_next_and_none_lies_within_an_overlap():
+    """Tiles of 8 pixels that overlap by 4, each of another constant: of 12 pixels there are two, though 8 is a multiple of 4."""
+    seen = []
+
+    def number(x: Tensor) -> Tensor:
+        seen.append(x[0, 0, 0, :].tolist())
+        return torch.full_like(x, float(len(seen)))
+
+    x = torch.arange(12.0).expand(1, 1, 4, 12)
+    found = Tiles(size=8, overlap=4, factor=1).encode(number, x)
+    assert seen == [[*range(8)], [*range(4, 12)]]
+    assert found[0, 0, 3].tolist() == [1, 1, 1, 1, 1, 1.25, 1.5, 1.75, 2, 2, 2, 2]
+    seen.clear()
+    assert Tiles(size=8, overlap=4, factor=1).decode(number, x.mT)[0, 0, :, 0].tolist() == found[0, 0, 0].tolist()
 
 
 @pytest.mark.slow
