@@ -36,8 +36,8 @@ SPLITS = ("train", "val", "test", "all")
 OPTIONS = ("--device", "--threads", "--seed", "--eval-batch-size", "--timeout", "--plugin")
 """Settings of training that these commands take, besides those of the data."""
 EPILOG = (
-    "RUN: a run folder, or a model folder. Further options: --data PATH, or --data NAME and --data.OPTION as of distae train, for "
-    "data other than the run's; " + ", ".join(OPTIONS) + "."
+    "RUN: a run folder, a model folder, or one of SAELens or diffusers. Further options: --data PATH, or --data NAME and "
+    "--data.OPTION as of distae train, for data other than the run's; " + ", ".join(OPTIONS) + "."
 )
 
 

@@ -151,7 +151,7 @@ def described(
     if not isinstance(net, ImageConfig):
         raise UserError(f"--format diffusers is for --net {ImageConfig.name}, not {net.name}")
     _check_expressible(cfg, net)
-    is_vq, inner = cfg.bottleneck == "vq", net.inner_channels or cfg.latent_dim
+    inner = net.inner_channels or cfg.latent_dim
     found = Described(
         _class_name=CLASSES[cfg.bottleneck], in_channels=shape[0], out_channels=shape[0], layers_per_block=net.blocks,
         down_block_types=tuple(DOWN[level in net.attention] for level in range(1, len(net.widths) + 1)),
@@ -160,12 +160,13 @@ def described(
         sample_size=shape[1] if shape[1] == shape[2] else (shape[1], shape[2]), mid_block_add_attention=net.middle_attention,
         scaling_factor=scaling_factor, shift_factor=shift, num_vq_embeddings=cfg.codebook_size, vq_embed_dim=cfg.latent_dim,
     )  # fmt: skip
-    left_out = ("norm_type", "num_vq_embeddings", "vq_embed_dim") if not is_vq else OF_KL
+    left_out = OF_KL if cfg.bottleneck == "vq" else OF_VQ
     return {"_diffusers_version": VERSION} | {k: v for k, v in asdict(found).items() if k not in left_out}
 
 
 OF_KL = ("shift_factor", "use_quant_conv", "use_post_quant_conv")
-"""Fields of config.json that VQModel does not have."""
+OF_VQ = ("norm_type", "num_vq_embeddings", "vq_embed_dim")
+"""Fields of config.json that one of the classes has alone."""
 
 
 def _check_expressible(cfg: TokenizerConfig, net: ImageConfig) -> None:

@@ -94,7 +94,7 @@ def test_diffusers_and_the_model_compute_the_same_from_either_folder(bottleneck,
     check_equal(load_saved(tmp_path / "theirs").model, theirs)
 
 
-@pytest.mark.parametrize(("bottleneck", "attends"), KINDS)
+@pytest.mark.parametrize(("bottleneck", "attends"), [("kl", True), ("vq", False)])
 def test_a_folder_is_read_back_as_it_was_written(bottleneck, attends, tmp_path):
     model = tokenizer(bottleneck, attends)
     folder = written(model, tmp_path / "a")
