@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from distae.commands.largest import write_largest
-from distae.commands.trained import Trained, serve
+from distae.commands.trained import Trained, serve, tile_arguments
 from distae.commands.trained import arguments as shared
 from distae.errors import UserError
 from distae.runtime import files
@@ -61,7 +61,7 @@ def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
     text = "instead, the ids of the N samples with the largest values of each latent, and these values; --out is .csv or .json"
     parser.add_argument("--top", type=int, metavar="N", help=text)
     parser.add_argument("--latents", type=int, nargs="+", metavar="L", help="with --top: of these alone, numbered from 0 on")
-    return parser
+    return tile_arguments(parser)
 
 
 def encode(run: Trained) -> None:

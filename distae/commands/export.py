@@ -4,6 +4,7 @@ distae export runs/a --format onnx --out onnx            # encode.onnx and decod
 distae export runs/a --format torch_export --out graphs  # encode.pt2, ...: torch.export.load
 distae export runs/a --format hf --out folder            # config.json, model.safetensors, README.md: distae.load
 distae export runs/a --format sae_lens --out folder      # cfg.json, sae_weights.safetensors: SAE.load_from_disk, distae.load
+distae export runs/kl_f8 --format diffusers --out folder # AutoencoderKL.from_pretrained, VQModel.from_pretrained, distae.load
 """
 
 import json
@@ -13,14 +14,15 @@ from pathlib import Path
 
 from distae.commands.trained import Trained, serve
 from distae.commands.trained import arguments as shared
-from distae.errors import TrainingError
+from distae.errors import TrainingError, UserError
 from distae.runtime.files import new_folder, write_atomically
 
-FORMATS = ("safetensors", "onnx", "torch_export", "hf", "sae_lens")
+FORMATS = ("safetensors", "onnx", "torch_export", "hf", "sae_lens", "diffusers")
 ABOUT = (
     "Write a model to a folder, in the data's own units: safetensors, which distae.load opens; hf, the same with a model card, for "
     "the Hugging Face hub; onnx and torch_export, graphs of encode and decode for any batch size (and reconstruct, if it is more); "
-    "sae_lens, a dictionary in the files of SAELens."
+    "sae_lens, a dictionary in the files of SAELens; diffusers, a tokenizer (kl, vq) as AutoencoderKL or VQModel, of images in "
+    "[-1, 1], with the scaling factor of codes of training samples."
 )
 
 
@@ -39,10 +41,11 @@ def export(run: Trained) -> None:
     """Write the folder and check it. Raises UserError where the model cannot be exported."""
     kind = run.options.format
     target = run.target(kind)
+    measured = _latents(run) if kind == "diffusers" else ()
 
     def work() -> str:
         with new_folder(target) as folder:
-            return WRITERS[kind](run, folder)
+            return WRITERS[kind](run, folder, *measured)
 
     run.say(f"wrote {target}: {run.on_main(work)}")
 
@@ -83,6 +86,46 @@ def _sae_lens_folder(run: Trained, folder: Path) -> str:
     return f"cfg.json and sae_weights.safetensors, for SAE.load_from_disk; codes differ on random input by up to {found:.1g}"
 
 
+def _latents(run: Trained) -> tuple[float, float | None]:
+    """Scaling and shift factor of the codes: of training samples, or those in a folder of diffusers. All ranks together."""
+    from distae.config.evaluation import EvaluationConfig
+    from distae.config.models import diffusers
+    from distae.evaluation.latent_space import scaling_factor
+    from distae.evaluation.metrics import Skip
+    from distae.models.diffusers import exported
+
+    exported(run.saved.model, 1.0, None)  # what cannot be expressed is an error before samples are read
+    if (run.run / diffusers.WEIGHTS).is_file() and run.settings.data == type(run.settings.data)():
+        found = diffusers.read(run.run)
+        return found.scaling_factor or 1.0, found.shift_factor
+    run.options.split = run.options.split or "train"
+    evaluation = run.evaluation(EvaluationConfig())
+    try:
+        return scaling_factor(evaluation).value, None
+    except Skip as why:
+        raise UserError(f"--format diffusers: no scaling factor of the codes: {why}") from why
+    finally:
+        evaluation.close()
+
+
+def _diffusers_folder(run: Trained, folder: Path, scaling_factor: float, shift_factor: float | None) -> str:
+    """config.json and diffusion_pytorch_model.safetensors."""
+    from distae.models.export import TOLERANCE, difference, samples
+    from distae.models.inference import Model
+    from distae.models.serialization import load_saved, write_diffusers
+
+    write_diffusers(run.saved, folder, scaling_factor, shift_factor)
+    (given,) = samples(run.model, 7)
+    written = Model(load_saved(folder).model, run.saved.transform).to(run.device)
+    found = difference(written.reconstruct(given), run.model.reconstruct(given))
+    if not found <= TOLERANCE:
+        raise TrainingError(f"{folder} is not the model that was written: images differ by {found:.2g}; at most {TOLERANCE}")
+    about = (
+        f"for images in [-1, 1], scaling factor {scaling_factor:.5g}; reconstructions differ on random input by up to {found:.1g}"
+    )
+    return f"config.json and diffusion_pytorch_model.safetensors, {about}"
+
+
 def _graphs(run: Trained, folder: Path) -> str:
     """Graphs on the CPU, by their names."""
     from distae.models.export import write
@@ -93,8 +136,9 @@ def _graphs(run: Trained, folder: Path) -> str:
     )
 
 
-WRITERS: dict[str, Callable[[Trained, Path], str]] = {
-    "safetensors": _model_folder, "hf": _hub_folder, "sae_lens": _sae_lens_folder, "onnx": _graphs, "torch_export": _graphs,
+WRITERS: dict[str, Callable[..., str]] = {
+    "safetensors": _model_folder, "hf": _hub_folder, "sae_lens": _sae_lens_folder, "diffusers": _diffusers_folder, "onnx": _graphs,
+    "torch_export": _graphs,
 }  # fmt: skip
 
 

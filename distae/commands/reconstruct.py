@@ -3,20 +3,26 @@
 distae reconstruct runs/a photo.jpg --out out/
 distae denoise runs/a scans/*.png --out clean/
 distae reconstruct runs/a --split test
+distae reconstruct runs/kl_f8 photo.jpg --tile 512 --out out/   # of any size, in tiles
 """
 
 import io
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from distae.commands.stored import npy, rows_as_csv
-from distae.commands.trained import Trained, serve
+from distae.commands.trained import Trained, serve, tile_arguments
 from distae.commands.trained import arguments as shared
 from distae.config.data.paths import TABLES
 from distae.errors import UserError
 from distae.runtime.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from distae.models.inference import Model
 
 FOLDER = "reconstructions"
 ABOUT = (
@@ -33,7 +39,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m distae recons
 
 def arguments(prog: str, words: Sequence[str] = ()) -> ArgumentParser:
     """The parser of the command's own options."""
-    return shared(prog, ABOUT, "RUN [FILE ...]", output=f"{FOLDER}/")
+    return tile_arguments(shared(prog, ABOUT, "RUN [FILE ...]", output=f"{FOLDER}/"))
 
 
 def reconstruct(run: Trained) -> None:
@@ -101,15 +107,32 @@ def _image(run: Trained, path: Path) -> bytes:
     from PIL import Image
 
     from distae.data import Transform
-    from distae.data.images import square_for
+    from distae.data.images import image_for, square_for
     from distae.models.inference import Model
 
-    image = square_for(run.saved.model.shape, path, str(path))
-    made = Model(run.model.module, Transform(255.0)).reconstruct(torch.tensor(image)[None])[0]
-    pixels = made.clamp(0, 255).round().byte().permute(1, 2, 0).squeeze(2).numpy()
+    read = image_for if run.options.tile else square_for
+    x = torch.tensor(read(run.saved.model.shape, path, str(path)))[None]
+    made = _whole(run, x) if run.options.tile else Model(run.model.module, Transform(255.0)).reconstruct(x)
+    pixels = made[0].clamp(0, 255).round().byte().permute(1, 2, 0).squeeze(2).numpy()
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
     return file.getvalue()
+
+
+def _whole(run: Trained, x: "Tensor") -> "Tensor":
+    """Of an image `[1, C, H, W]` of any size in bytes: its last row and column are repeated until the network's factor fits."""
+    import torch.nn.functional as F
+
+    from distae.data import Transform
+    from distae.models.inference import Model
+    from distae.models.tiles import factor_of
+
+    height, width = x.shape[2:]
+    factor = factor_of(run.model.module)
+    x = F.pad(x.float(), (0, -width % factor, 0, -height % factor), "replicate")
+    model = run.model_for(*x.shape[2:])
+    made: Tensor = Model(model.module, Transform(255.0)).reconstruct(x)
+    return made[:, :, :height, :width]
 
 
 def _array(run: Trained, path: Path) -> bytes:
@@ -120,9 +143,18 @@ def _array(run: Trained, path: Path) -> bytes:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as an array ({error})") from error
     try:
-        return npy(run.model.reconstruct(x))
+        return npy(_model_of(run, x).reconstruct(x))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _model_of(run: Trained, x: Any) -> "Model":
+    """The model for samples as large as those of an array `[N, ...]`, with --tile."""
+    if not run.options.tile or x.ndim < 3:
+        return run.model
+    import torch
+
+    return run.model_for(*run.saved.transform.in_layout(torch.empty((1, *x.shape[1:]), device="meta")).shape[2:])
 
 
 def _rows(run: Trained, path: Path) -> Iterator[bytes]:

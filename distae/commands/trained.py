@@ -36,8 +36,8 @@ SPLITS = ("train", "val", "test", "all")
 OPTIONS = ("--device", "--threads", "--seed", "--eval-batch-size", "--timeout", "--plugin")
 """Settings of training that these commands take, besides those of the data."""
 EPILOG = (
-    "RUN: a run folder, or a model folder. Further options: --data PATH, or --data NAME and --data.OPTION as of distae train, for "
-    "data other than the run's; " + ", ".join(OPTIONS) + "."
+    "RUN: a run folder, a model folder, or one of SAELens or diffusers. Further options: --data PATH, or --data NAME and "
+    "--data.OPTION as of distae train, for data other than the run's; " + ", ".join(OPTIONS) + "."
 )
 
 
@@ -49,6 +49,18 @@ def arguments(prog: str, about: str, words: str = "RUN", *, output: str | None =
     if output:
         parser.add_argument("--out", type=Path, help=f"where to write; default: RUN/evaluation/{output}")
         parser.add_argument("--force", action="store_true", help="overwrite what is there")
+    return parser
+
+
+def tile_arguments(parser: ArgumentParser) -> ArgumentParser:
+    """The same parser with --tile and --tile-overlap, for commands over images of another size than the model's."""
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="images of any size, in overlapping tiles of this side (--net image, --net.spatial)",
+    )
+    parser.add_argument("--tile-overlap", type=float, default=0.25, metavar="SHARE", help="of a tile; default: 0.25")
     return parser
 
 
@@ -66,6 +78,10 @@ class Trained:
         from distae.models.inference import Model
 
         return Model(self.saved.model, self.saved.transform).to(self.device)
+
+    def model_for(self, height: int, width: int) -> "Model":
+        """The model for images of these sides, in the tiles that --tile asks for. Raises UserError where they do not fit."""
+        return self.model.resized(height, width, self.options.tile, self.options.tile_overlap)
 
     @cached_property
     def splits(self) -> "dict[str, Split]":
@@ -292,6 +308,8 @@ def _prepared(
     trained = Trained(words, options, saved, _settings(saved, rest))
     trained.device = dist.pick_device(trained.settings.device, env)
     dist.set_threads(trained.settings.threads, env)
+    if reads_data and getattr(options, "tile", None):
+        trained.saved = _tiled(trained)
     same: dict[str, Any] = {"the model's weights": saved.checksum, "the type of device": trained.device.type}
     same |= {f"--data: {key}": value for key, value in to_dict(trained.settings.data).items()}
     if reads_data:
@@ -299,6 +317,17 @@ def _prepared(
         if env.world_size > 1:
             same |= {f"data: {key}": value for key, value in data.identity(trained.splits).items()}
     return trained, same
+
+
+def _tiled(trained: Trained) -> "SavedModel":
+    """The model for the data's size of images, in tiles. Raises UserError where it does not fit."""
+    from distae.models.tiles import resized
+
+    shape, options = trained.settings.data.shape(), trained.options
+    if len(shape) != 3:
+        raise UserError(f"--tile is for images; the data have samples of shape {[*shape]}")
+    model = resized(trained.saved.model, *shape[1:], options.tile, options.tile_overlap)
+    return trained.saved._replace(model=model, transform=replace(trained.saved.transform, crop=0))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 from distae.config.extras import missing
 from distae.config.fields import fields_of, leaves
-from distae.config.models import ModelConfig
+from distae.config.models import ModelConfig, diffusers
 from distae.config.names import METRICS
 from distae.config.nets import HalvingConfig, MLPConfig, NetConfig, ViTConfig
 from distae.config.parallel import HybridShardConfig, LatentShardConfig, ShardConfig
@@ -41,8 +41,8 @@ ADDED = frozenset(
 )
 """Settings added after run folders had hashes: they count only if not at their default. Add every new setting here."""
 WANDB_MODES = ("online", "offline", "disabled", "dryrun")
-TRAINED = ("model/model.safetensors", "sae_weights.safetensors")
-"""What a folder with trained weights has: a run, or a dictionary of SAELens."""
+TRAINED = ("model/model.safetensors", "sae_weights.safetensors", diffusers.WEIGHTS)
+"""What a folder with trained weights has: a run, a dictionary of SAELens, or a tokenizer of diffusers."""
 DEFAULT_EPOCHS = 100
 LONGEST_NAME, LONGEST_PATH = 230, 3900
 """Bytes of a run folder's name and path: below Linux's 255 and 4,096, to leave room for its files and for --fresh's new name."""
@@ -179,12 +179,19 @@ def _check_choices(cfg: TrainConfig, world_size: int) -> None:
         raise UserError(f"WANDB_MODE: {mode!r} is not valid; valid: {', '.join(WANDB_MODES)}, or --tracking none")
     if cfg.tracking in ("tensorboard", "trackio") and find_spec(cfg.tracking) is None:
         raise missing(cfg.tracking, cfg.tracking, f"--tracking {cfg.tracking}")
+    _check_start(cfg)
+
+
+def _check_start(cfg: TrainConfig) -> None:
+    """Raises UserError where a run cannot start from what --init-from or --fork-from names."""
     if cfg.init_from and cfg.fork_from:
         raise UserError("--init-from and --fork-from exclude each other: weights only, or the full state")
     if cfg.fork_from and not list((Path(cfg.fork_from) / "checkpoints").glob("step_*")):
         raise UserError(f"--fork-from: no checkpoints in {cfg.fork_from}")
     if cfg.init_from and not any((Path(cfg.init_from) / name).is_file() for name in TRAINED):
         raise UserError(f"--init-from: no finished run in {cfg.init_from} ({TRAINED[0]} is missing)")
+    if cfg.init_from and (Path(cfg.init_from) / diffusers.WEIGHTS).is_file():
+        diffusers.check_settings(Path(cfg.init_from), dict(leaves(cfg)), cfg.data.shape())
 
 
 def _check_parallel(cfg: TrainConfig, world_size: int) -> None:

@@ -44,6 +44,7 @@ METRICS: Registry[str, Any] = Registry("metric", (
     "frechet_distance", "fid", "precision", "recall", "density", "coverage", "copies",
     "bits_per_pixel", "compression_psnr", "coding_overhead",
     "trustworthiness", "continuity", "interpolation_jump", "completeness", "active_units", "aggregate_kl", "aggregate_mmd",
+    "scaling_factor",
     "l0", "explained_variance", "fvu", "dead_share", "shrinkage", "latent_density", "max_cosine", "uniqueness", "mcc", "f1",
     "loss_recovered",
 ))  # fmt: skip

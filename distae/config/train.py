@@ -131,7 +131,8 @@ class TrainConfig:
     export: Literal["best", "last"] = "best"
     """Which model a finished run leaves in `model/`: the best by --best-metric (needs a validation split), or the last."""
     init_from: str | None = None
-    """Start from the weights of this finished run, or folder of SAELens (weights only; optimizer and counters are reset)."""
+    """Start from the weights of this finished run, or folder of SAELens or diffusers (weights only; optimizer and counters are
+    reset)."""
     fork_from: str | None = None
     """Start from the newest checkpoint of this run: its full state, with the settings given here."""
     tracking: SinkName = "wandb"

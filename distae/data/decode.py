@@ -42,7 +42,19 @@ def decode(file: Path | str | BinaryIO, mode: str, side: int, part: float = 1.0)
         left, top = (width - square_side) / 2, (height - square_side) / 2
         box = (left, top, left + square_side, top + square_side)
         square = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box, reducing_gap=2.0))
-    return square[None] if square.ndim == 2 else square.transpose(2, 0, 1)
+    return _channels_first(square)
+
+
+def decode_whole(file: Path | str | BinaryIO, mode: str) -> NDArray[Any]:
+    """An image at its own size, `[C, H, W]`, by the rules of `decode`. Raises what Pillow raises, and ValueError."""
+    with Image.open(file) as opened:
+        _check(opened)
+        pixels = np.asarray(_in_mode(_upright(opened), mode))
+    return _channels_first(pixels)
+
+
+def _channels_first(pixels: NDArray[Any]) -> NDArray[Any]:
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def _check(image: Image.Image) -> None:

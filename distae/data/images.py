@@ -1,6 +1,6 @@
 """Image files as a source: decoded when they are read, in worker threads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distae.config.data.image_folder import CHANNELS
-from distae.data.decode import decode
+from distae.data.decode import decode, decode_whole
 from distae.data.image_index import ImageIndex, keep_index, printable, why
 from distae.data.runs import Rows
 from distae.data.source import BadRowsError, Source
@@ -23,11 +23,23 @@ def square_for(shape: Sequence[int], file: Path | BinaryIO, name: str) -> NDArra
 
     Raises UserError that names the image by `name` if the model does not take square images, or it cannot be read.
     """
-    modes = [mode for mode, channels in CHANNELS.items() if channels == shape[0] and mode != "F"]
-    if len(shape) != 3 or shape[1] != shape[2] or not modes:
+    if len(shape) != 3 or shape[1] != shape[2]:
         raise UserError(f"{name}: the model takes samples of shape {[*shape]}, not square images")
+    return _read(shape, name, lambda mode: decode(file, mode, shape[1]))
+
+
+def image_for(shape: Sequence[int], file: Path | BinaryIO, name: str) -> NDArray[Any]:
+    """The whole image as bytes `[C, H, W]`, for a model of samples of this shape but for their size. Raises as `square_for`."""
+    return _read(shape, name, lambda mode: decode_whole(file, mode))
+
+
+def _read(shape: Sequence[int], name: str, how: Callable[[str], NDArray[Any]]) -> NDArray[Any]:
+    """What `how` returns of Pillow's mode of so many channels. Raises UserError."""
+    modes = [mode for mode, channels in CHANNELS.items() if channels == shape[0] and mode != "F"]
+    if len(shape) != 3 or not modes:
+        raise UserError(f"{name}: the model takes samples of shape {[*shape]}, not images")
     try:
-        return decode(file, modes[0], shape[1])
+        return how(modes[0])
     except Exception as error:  # decoders raise anything on damaged files
         raise UserError(f"{name} cannot be read as an image ({why(error)})") from error
 

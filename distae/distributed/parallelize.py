@@ -216,8 +216,8 @@ def filled(
             p.data = torch.empty(0, dtype=p.dtype, device=world().device)
 
 
-def load_whole_state(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """`model.load_state_dict` of whole tensors, sharded or not. Raises RuntimeError as it does."""
+def load_whole_state(model: nn.Module, weights: dict[str, Tensor], partial: bool = False) -> None:
+    """`model.load_state_dict` of whole tensors, sharded or not; with `partial` of those that the model has. Raises RuntimeError."""
     own = model.state_dict()
     fits = {k: own[k] for k, v in weights.items() if k in own and own[k].shape == v.shape}
-    model.load_state_dict({k: spread(v, fits[k]) if k in fits else v for k, v in weights.items()})
+    model.load_state_dict({k: spread(v, fits[k]) if k in fits else v for k, v in weights.items()}, strict=not partial)

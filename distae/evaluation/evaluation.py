@@ -115,13 +115,16 @@ class Evaluation:
         mean, components = self._principal
         return Pca(mean, components[: min(dim, len(components))])
 
-    def mean(self, terms: Callable[[Batch, Noise], dict[str, Tensor]], name: str) -> dict[str, float]:
-        """Means over all samples of the split of `terms(batch, noise)`: `[B]` each; the noise is keyed by `name` and chunk."""
+    def mean(self, terms: Callable[[Batch, Noise], dict[str, Tensor]], name: str, limit: int | None = None) -> dict[str, float]:
+        """Means over all samples of the split, or its first `limit`, of `terms(batch, noise)`: `[B]` each.
+
+        The noise is keyed by `name` and chunk.
+        """
 
         def keyed(batch: Batch, number: int, rows: Rows) -> dict[str, Tensor]:
             return terms(batch, Noise(self.seed, (name, number), rows, batch.x.device))
 
-        found = means(self.model, self.loaders[self.split], self.chunk, self.seed, keyed)
+        found = means(self.model, self.loaders[self.split], self.chunk, self.seed, keyed, limit=limit)
         assert found is not None
         return found
 

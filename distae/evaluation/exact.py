@@ -63,17 +63,24 @@ def evaluate(
 
 @torch.no_grad()
 def means(
-    model: Autoencoder, loader: Loader, chunk: int, seed: int, terms: Terms, interrupted: Callable[[], bool] = lambda: False
+    model: Autoencoder,
+    loader: Loader,
+    chunk: int,
+    seed: int,
+    terms: Terms,
+    interrupted: Callable[[], bool] = lambda: False,
+    limit: int | None = None,
 ) -> dict[str, float] | None:
     """Means of `terms` over all samples of `loader` that can be read, with the model in evaluation mode; as `evaluate`.
 
-    Runs over fixed global chunks. All ranks make the same number of calls; missing and unreadable rows have weight 0.
+    `limit`: of its first samples alone. Runs over fixed global chunks. All ranks make the same number of calls; missing and
+    unreadable rows have weight 0.
     """
     was_training = model.training
     model.eval()
     sums: dict[str, Tensor] = {}
     try:
-        for number, here in enumerate(eval_shards(loader, len(loader), chunk)):
+        for number, here in enumerate(eval_shards(loader, min(len(loader), limit or len(loader)), chunk)):
             if interrupted():
                 return None
             for name, value in _sums(loader, number, here, seed, terms).items():

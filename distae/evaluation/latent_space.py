@@ -10,6 +10,7 @@ from distae.evaluation.generation import pca_samples, samples
 from distae.evaluation.metrics import Figure, Skip, register_metric
 from distae.evaluation.shared import flat, nearest, pca_of_code
 from distae.losses import mmd
+from distae.models import Batch
 from distae.noise import Noise, Rows, keyed_order
 
 COMPARED = 2000
@@ -110,6 +111,28 @@ def active_units(e: Evaluation) -> Figure:
     if (mu := e.codes().mu) is None:
         raise Skip(f"{e.model.cfg.name} has no posterior mean")
     return Figure(float((mu.var(0, correction=0) > ACTIVE).sum()), protocol={"dimensions": mu.shape[1], "above": ACTIVE})
+
+
+@register_metric("scaling_factor", task="latent_space", better=None)
+def scaling_factor(e: Evaluation) -> Figure:
+    """One over the standard deviation of a value of a code, over all samples, positions and channels, of codes with positions.
+
+    Rombach et al. 2022, app. G, divide a latent diffusion model's codes by it: a scalar, of samples of the posterior of the first
+    batch. Here the expectation over the posterior: the variance of its means plus its mean variance, of the first `limit` samples.
+    """
+    if len(e.model.code_shape) == 1:
+        raise Skip("codes have no positions")
+
+    def moments(batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        codes = e.model.encode(batch.x, batch.label)
+        z, spread = codes.z.double(), 0.0 if codes.logvar is None else codes.logvar.double().exp().mean(1)
+        return {"first": z.mean(1), "second": z.square().mean(1) + spread}
+
+    found = e.mean(moments, "scaling_factor", e.limit)
+    variance = found["second"] - found["first"] ** 2
+    if variance <= 0:
+        raise Skip("all codes are equal")
+    return Figure(variance**-0.5)
 
 
 def _posterior(e: Evaluation) -> tuple[Tensor, Tensor | None]:

@@ -1,6 +1,7 @@
 """Using a trained model: arrays, tensors and lists in the data's own units, in batches, on any device."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -13,6 +14,7 @@ from distae.errors import UserError
 from distae.models.base import Autoencoder, Batch, Codes
 from distae.models.frames import rows_of
 from distae.models.serialization import load_with_transform, stored_shape
+from distae.models.tiles import resized
 from distae.noise import Noise, Rows
 
 BATCH = 512
@@ -68,6 +70,14 @@ class Model:
         """Move the model, as `torch.nn.Module.to` does: `to("cuda")`, `to(torch.float64)`. Returns the object itself."""
         self.module.to(*args, **kwargs)
         return self
+
+    def resized(self, height: int, width: int, tile: int | None = None, overlap: float = 0.25) -> "Model":
+        """The same model for images of another size, which the network's factor divides, with the same tensors.
+
+        With `tile`, in tiles of that many pixels a side that overlap by the share `overlap` and are blended: memory grows with the
+        tile, not with the image. Raises UserError where codes do not keep their place.
+        """
+        return Model(resized(self.module, height, width, tile, overlap), replace(self.transform, crop=0))
 
     def __call__(self, x: Any, label: Any = None, *, batch_size: int = BATCH) -> Any:
         """The same as `reconstruct`."""

@@ -22,10 +22,11 @@ from distae.checkpoint.retention import Entry
 from distae.checkpoint.shards import DTYPE_NAMES, checksum
 from distae.config import TrainConfig, build, to_dict
 from distae.config.models import ModelConfig
+from distae.config.models.diffusers import read as read_diffusers
 from distae.config.nets import NetConfig
 from distae.data import Identity, Transform
 from distae.errors import TrainingError, UserError
-from distae.models import base, sae_lens
+from distae.models import base, diffusers, sae_lens
 from distae.models.size import build_on_meta
 from distae.runtime import files
 
@@ -120,9 +121,11 @@ class SavedModel(NamedTuple):
 
 
 def load_saved(run_dir: str | Path) -> SavedModel:
-    """As `load`, and what is saved beside the weights. The folder may be one of SAELens."""
+    """As `load`, and what is saved beside the weights. The folder may be one of SAELens, or of diffusers."""
     if (path := Path(run_dir).expanduser() / sae_lens.WEIGHTS).is_file():
         return _of_sae_lens(path)
+    if (path := path.with_name(diffusers.WEIGHTS)).is_file():
+        return _of_diffusers(path)
     folder = _model_folder(Path(run_dir).expanduser())
     about = _about(folder)
     cfg = _settings(about, folder / CONFIG)
@@ -152,10 +155,48 @@ def _of_sae_lens(path: Path, scale: float = 1.0) -> SavedModel:
 def write_sae_lens(saved: SavedModel, folder: Path) -> None:
     """Write the files of a folder of SAELens, into an empty folder. Raises UserError if the model is not a dictionary."""
     config, tensors = sae_lens.exported(saved.model, saved.transform, saved.about.step)
-    _save(tensors, folder / sae_lens.WEIGHTS)
-    files.write_atomically(folder / sae_lens.CONFIG, json.dumps(config, indent=1).encode() + b"\n")
-    (folder / sae_lens.WEIGHTS).chmod((folder / sae_lens.CONFIG).stat().st_mode)
-    files.sync(folder / sae_lens.WEIGHTS)
+    _write_foreign(config, folder / sae_lens.CONFIG, tensors, folder / sae_lens.WEIGHTS)
+
+
+def _write_foreign(config: dict[str, Any], about: Path, tensors: dict[str, Tensor], path: Path) -> None:
+    """The two files of another program's folder."""
+    _save(tensors, path)
+    files.write_atomically(about, json.dumps(config, indent=1).encode() + b"\n")
+    path.chmod(about.stat().st_mode)
+    files.sync(path)
+
+
+def _of_diffusers(path: Path) -> SavedModel:
+    """The tokenizer whose tensors are in `path`, of images as bytes; its discriminator is a new one.
+
+    Raises UserError if a file is damaged, or the model cannot be read.
+    """
+    about, weights = _diffusers_weights(path)
+    cfg, shape = _settings(about, path), tuple(about.shape)
+    model = base.build(cfg.model, cfg.net, shape)
+    model.load_state_dict({k: weights.get(k, t) for k, t in model.state_dict().items()})
+    return SavedModel(model.eval(), Transform(255.0), about, checksum(path))
+
+
+def _diffusers_weights(path: Path) -> tuple[About, dict[str, Tensor]]:
+    """The settings of the model whose tensors are in `path`, and those of its codec. Raises UserError as `_of_diffusers`."""
+    stored, found = _stored_shapes(path), read_diffusers(path.parent)
+    about = About(found.model(), found.net(), [*found.shape])
+    cfg = _settings(about, path)
+    try:
+        made = build_on_meta(cfg.model, cfg.net, found.shape, None, 2 * len(stored) + 100)
+    except ValueError as error:
+        raise UserError(f"{path}: not the weights of the model that {diffusers.CONFIG} describes ({error})") from error
+    weights = diffusers.imported(found, _finite(path), made)
+    whole = {k: weights.get(k, t) for k, t in made.state_dict().items()}
+    _check_fit(cfg.model, cfg.net, found.shape, {k: (t.dtype, tuple(t.shape)) for k, t in whole.items()})
+    return about, weights
+
+
+def write_diffusers(saved: SavedModel, folder: Path, scaling_factor: float, shift_factor: float | None) -> None:
+    """Write the files of a folder of diffusers, into an empty folder. Raises UserError if diffusers cannot express the model."""
+    config, tensors = diffusers.exported(saved.model, scaling_factor, shift_factor)
+    _write_foreign(config, folder / diffusers.CONFIG, tensors, folder / diffusers.WEIGHTS)
 
 
 def load_with_transform(run_dir: str | Path) -> tuple[base.Autoencoder, Transform]:
@@ -186,12 +227,20 @@ def _transform(about: About, path: Path, shape: tuple[int, ...]) -> Transform:
 def load_weights(run_dir: Path, scale: float = 1.0) -> dict[str, Tensor]:
     """The weights of a finished run. Raises UserError if there are none, or they are damaged or not finite.
 
-    Folders of SAELens are of stored values: the weights become those of these values divided by `scale`.
+    Folders of SAELens are of stored values: the weights become those of these values divided by `scale`. Those of diffusers have
+    no discriminator (`is_partial`).
     """
     if (path := run_dir / sae_lens.WEIGHTS).is_file():
         return _of_sae_lens(path, scale).model.state_dict()
+    if is_partial(run_dir):
+        return _diffusers_weights(run_dir / diffusers.WEIGHTS)[1]
     folder = _model_folder(run_dir)
     return _weights(folder, _about(folder))
+
+
+def is_partial(run_dir: Path) -> bool:
+    """Whether a folder has a part of a model's weights: those of diffusers, which a run completes with its own new ones."""
+    return (run_dir / diffusers.WEIGHTS).is_file()
 
 
 def assemble(model: ModelConfig, net: NetConfig, shape: tuple[int, ...], weights: dict[str, Tensor]) -> base.Autoencoder:

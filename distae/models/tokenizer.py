@@ -14,7 +14,7 @@ from distae.config.models import ModelConfig, TokenizerConfig
 from distae.config.names import PERCEPTUAL
 from distae.config.nets import NetConfig
 from distae.errors import UserError
-from distae.losses import Likelihood
+from distae.losses import Likelihood, upcast
 from distae.losses.similarity import ms_ssim
 from distae.models.base import Autoencoder, Batch, Codes, Output, Phase, output, register
 from distae.models.quantized import BSQVAE, FSQVAE, LFQVAE, VQVAE
@@ -23,8 +23,17 @@ from distae.nn.discriminators import LeCam, PatchDiscriminator
 from distae.nn.perceptual import LPIPS, Features, read_lpips
 from distae.noise import Noise
 
+
+class PublishedVAE(VAE):
+    """A VAE whose log variances are clamped to [-30, 20], as in latent diffusion and diffusers: of images they are below -10."""
+
+    def posterior(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        mu, logvar = upcast(self.encoder(x, noise)).chunk(2, dim=1)
+        return mu, logvar.clamp(-30.0, 20.0)
+
+
 CODECS: dict[str, type[VAE | VQVAE | FSQVAE | LFQVAE]] = {
-    "kl": VAE, "vq": VQVAE, "fsq": FSQVAE, "lfq": LFQVAE, "bsq": BSQVAE
+    "kl": PublishedVAE, "vq": VQVAE, "fsq": FSQVAE, "lfq": LFQVAE, "bsq": BSQVAE
 }  # fmt: skip
 
 

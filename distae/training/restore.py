@@ -7,7 +7,7 @@ from distae.checkpoint import CheckpointReader
 from distae.config import TrainConfig
 from distae.distributed.parallelize import load_whole_state
 from distae.errors import TrainingError, UserError
-from distae.models.serialization import load_weights
+from distae.models.serialization import is_partial, load_weights
 from distae.runtime import outcome
 from distae.runtime.run_dir import check_saved
 from distae.tracking import Extent
@@ -103,7 +103,7 @@ class RunRestorer:
         weights = load_weights(run_dir, self.train_step.loader.split.transform.scale)
         for model in {self.train_step.model, self.train_step.weights}:
             try:
-                load_whole_state(model, weights)
+                load_whole_state(model, weights, partial=is_partial(run_dir))
             except RuntimeError as error:
                 first = str(error).splitlines()[1].strip()[:200]
                 raise UserError(f"--init-from: the model in {run_dir} does not match --model and --net: {first}") from error

@@ -1,6 +1,6 @@
 """The encoder and decoder of latent diffusion's image autoencoders (Esser 2021, Rombach 2022), for any size of image."""
 
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +26,13 @@ class Attention(nn.Module):
         return out
 
 
+class Centred(nn.Conv2d):
+    """A convolution of values in [0, 1] as the published networks see them, in [-1, 1]: the padding's 0 is their middle."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x - 1)
+
+
 class Downsample(nn.Module):
     """A strided convolution; the padding is on the right and below alone, as in the published networks. Halves the sides."""
 
@@ -41,7 +48,7 @@ class Downsample(nn.Module):
 def encoder(cfg: ImageConfig, shape: tuple[int, ...], out: int) -> Chain:
     """`[B, C, H, W]` to a map of `out` channels; H and W are divisible by 2**cfg.halvings."""
     inner, last = cfg.inner_channels or out, cfg.widths[-1]
-    parts: list[nn.Module] = [_conv(cfg, shape[0], cfg.channels)]
+    parts: list[nn.Module] = [Centred(shape[0], cfg.channels, 3, 1, 1, bias=has_bias(cfg))]
     for level, (before, width) in enumerate(pairwise((cfg.channels, *cfg.widths)), 1):
         parts += [Downsample(cfg, before)] if level > 1 else []
         parts += _stage(cfg, level, before, width, cfg.blocks)
@@ -65,7 +72,7 @@ def _conv(cfg: ImageConfig, inputs: int, channels: int) -> nn.Conv2d:
 def _stage(cfg: ImageConfig, level: int, inputs: int, channels: int, blocks: int) -> list[nn.Module]:
     """The blocks of a level, and its attention."""
     parts: list[nn.Module] = []
-    for a, b in pairwise((inputs, *(channels for _ in range(blocks)))):
+    for a, b in pairwise(chain((inputs,), repeat(channels, blocks))):
         parts += [Block(cfg, a, b), *([Attention(cfg, b)] if level in cfg.attention else [])]
     return parts
 

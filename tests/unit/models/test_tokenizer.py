@@ -36,7 +36,7 @@ def reconstruction(model: Any, number: int = 0) -> tuple[Tensor, Tensor, Tensor]
     """y, mu and logvar of the kl bottleneck by its layers, with the noise that the model draws."""
     raw = model.codec.encoder(X, None)
     mu, logvar = raw[:, : raw.shape[1] // 2], raw[:, raw.shape[1] // 2 :]
-    logvar = 10 * torch.tanh(logvar / 10)
+    logvar = logvar.clamp(-30, 20)  # DiagonalGaussianDistribution of latent diffusion
     z = mu + noise(4, number).normal(mu) * (logvar / 2).exp()
     return model.codec.decoder(z, None), mu, logvar
 

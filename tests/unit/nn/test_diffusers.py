@@ -62,6 +62,6 @@ def test_encoder_and_decoder_are_those_of_diffusers() -> None:
     x = 2 * torch.rand(2, *shape, dtype=torch.float64) - 1
     with torch.no_grad():
         mean = theirs.encode(x).latent_dist.mean
-        codes = encoder(x, None).chunk(2, 1)[0]
+        codes = encoder((x + 1) / 2, None).chunk(2, 1)[0]
         torch.testing.assert_close(codes.view(2, 6, 10, 4).permute(0, 3, 1, 2), mean)
         torch.testing.assert_close(decoder(codes, None), theirs.decode(mean).sample)

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from helpers import fitted, fresh_trainer, metrics, settings, splits, spy
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from variants import noise
 
 from benchmarks.crash import timeless
 from distae import distributed as dist
+from distae.config.check import identity_settings
 from distae.data import Split
 from distae.errors import TrainingError
 from distae.models import build
@@ -115,6 +117,26 @@ def test_only_a_start_from_the_data_holds_all_micro_batches_at_once(model, toget
     trainer.train_step(0, next(iter(trainer.sampler)))
     trainer.close()
     assert seen == (["fetch"] * 3 + ["backward"] * 3 if together else ["fetch", "backward"] * 3)
+
+
+def test_accumulation_changes_a_tokenizer_only_where_its_samples_are_coupled(tmp_path):
+    """As docs/image_tokenizers.md says: by the ratio of gradients and by batch norm, both of a micro-batch; then runs differ."""
+    apart = {"adaptive_weight": False, "discriminator_norm": "group"}
+    ends: dict[bool, list[Any]] = {}
+    for is_apart, accum in product((True, False), (1, 2)):
+        model = {"name": "tokenizer", "discriminator_channels": 4, "discriminator_start": 1} | (apart if is_apart else {})
+        cfg = settings(model=model, net={"name": "image"}, grad_accum_steps=accum, precision="fp64", optim={"lr": 1e-3})
+        trainer = fresh_trainer(cfg, tmp_path / f"{is_apart}{accum}")
+        for step, rows in zip(range(3), trainer.sampler, strict=False):
+            trainer.train_step(step, rows)
+        trainer.close()
+        ends.setdefault(is_apart, []).append((identity_settings(cfg), parameters_to_vector(trainer.train_step.model.parameters())))
+    (one, first), (other, second) = ends[True]
+    assert one == other
+    torch.testing.assert_close(first, second, rtol=1e-7, atol=1e-10)
+    (one, first), (other, second) = ends[False]
+    assert one != other
+    assert not torch.allclose(first, second, rtol=1e-7, atol=1e-10)
 
 
 def test_the_average_is_torchs(tmp_path):
