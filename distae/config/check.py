@@ -18,7 +18,7 @@ from distae.config.train import MAY_CHANGE, OF_A_NODE, TrainConfig
 from distae.errors import UserError
 
 ADDED = frozenset(
-    {"model.inverse_temperature", "model.codebook_weight", "net.spatial"}
+    {"model.inverse_temperature", "model.codebook_weight", "net.spatial", "optim.blr", "optim.layer_decay", "probes"}
     | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "shuffle", "window", "train_classes")}
     | {
         f"model.{name}"
@@ -35,6 +35,10 @@ ADDED = frozenset(
             "scale_input",
             "multi_weight",
             "l0_from",
+            "decoder_heads",
+            "norm_pix",
+            "class_token",
+            "pool",
         )
     }
 )
