@@ -4,11 +4,13 @@ distae export runs/a --format onnx --out onnx            # encode.onnx and decod
 distae export runs/a --format torch_export --out graphs  # encode.pt2, ...: torch.export.load
 distae export runs/a --format hf --out folder            # config.json, model.safetensors, README.md: distae.load
 distae export runs/a --format sae_lens --out folder      # cfg.json, sae_weights.safetensors: SAE.load_from_disk, distae.load
+distae export runs/a --format timm --out folder          # config.json, model.safetensors: timm.create_model("local-dir:folder")
 """
 
 import json
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from distae.commands.trained import Trained, serve
@@ -16,11 +18,13 @@ from distae.commands.trained import arguments as shared
 from distae.errors import TrainingError
 from distae.runtime.files import new_folder, write_atomically
 
-FORMATS = ("safetensors", "onnx", "torch_export", "hf", "sae_lens")
+FORMATS = ("safetensors", "onnx", "torch_export", "hf", "sae_lens", "timm")
+TIMMS = 1e-4
+"""Largest difference of features from timm's in float32, as a share of the largest."""
 ABOUT = (
     "Write a model to a folder, in the data's own units: safetensors, which distae.load opens; hf, the same with a model card, for "
     "the Hugging Face hub; onnx and torch_export, graphs of encode and decode for any batch size (and reconstruct, if it is more); "
-    "sae_lens, a dictionary in the files of SAELens."
+    "sae_lens, a dictionary in the files of SAELens; timm, the encoder of masked_ae as a VisionTransformer of timm."
 )
 
 
@@ -83,6 +87,32 @@ def _sae_lens_folder(run: Trained, folder: Path) -> str:
     return f"cfg.json and sae_weights.safetensors, for SAE.load_from_disk; codes differ on random input by up to {found:.1g}"
 
 
+def _timm_folder(run: Trained, folder: Path) -> str:
+    """config.json and model.safetensors of the encoder, checked against timm where it is installed."""
+    from distae.models.serialization import write_timm
+
+    write_timm(run.saved, folder)
+    said = 'config.json and model.safetensors, for timm.create_model("local-dir:FOLDER", pretrained=True)'
+    if find_spec("timm") is None:
+        return f"{said}; not checked, as timm is not installed"
+    return f"{said}; features differ on random input by up to {_difference_from_timm(run, folder):.1g}"
+
+
+def _difference_from_timm(run: Trained, folder: Path) -> float:
+    """Largest difference of features, as a share of the largest. Raises TrainingError where it is above 1e-4."""
+    import timm
+    import torch
+
+    model = run.saved.model.to("cpu").float()
+    x = torch.rand(7, *model.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mine, theirs = model.features(model.encode(x).z), timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(x)
+    found = float((mine - theirs).abs().max() / mine.abs().max())
+    if not found <= TIMMS:
+        raise TrainingError(f"{folder} is not the model that was written: features differ by {found:.2g}; at most {TIMMS}")
+    return found
+
+
 def _graphs(run: Trained, folder: Path) -> str:
     """Graphs on the CPU, by their names."""
     from distae.models.export import write
@@ -94,7 +124,7 @@ def _graphs(run: Trained, folder: Path) -> str:
 
 
 WRITERS: dict[str, Callable[[Trained, Path], str]] = {
-    "safetensors": _model_folder, "hf": _hub_folder, "sae_lens": _sae_lens_folder, "onnx": _graphs, "torch_export": _graphs,
+    "safetensors": _model_folder, "hf": _hub_folder, "sae_lens": _sae_lens_folder, "timm": _timm_folder, "onnx": _graphs, "torch_export": _graphs,
 }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from distae.config.models import ModelConfig
 from distae.config.nets import NetConfig
 from distae.data import Identity, Transform
 from distae.errors import TrainingError, UserError
-from distae.models import base, sae_lens
+from distae.models import base, sae_lens, timm
 from distae.models.size import build_on_meta
 from distae.runtime import files
 
@@ -151,11 +151,21 @@ def _of_sae_lens(path: Path, scale: float = 1.0) -> SavedModel:
 
 def write_sae_lens(saved: SavedModel, folder: Path) -> None:
     """Write the files of a folder of SAELens, into an empty folder. Raises UserError if the model is not a dictionary."""
-    config, tensors = sae_lens.exported(saved.model, saved.transform, saved.about.step)
-    _save(tensors, folder / sae_lens.WEIGHTS)
-    files.write_atomically(folder / sae_lens.CONFIG, json.dumps(config, indent=1).encode() + b"\n")
-    (folder / sae_lens.WEIGHTS).chmod((folder / sae_lens.CONFIG).stat().st_mode)
-    files.sync(folder / sae_lens.WEIGHTS)
+    _write_peers(*sae_lens.exported(saved.model, saved.transform, saved.about.step), folder / sae_lens.CONFIG, sae_lens.WEIGHTS)
+
+
+def write_timm(saved: "SavedModel", folder: Path) -> None:
+    """Write the files of a model of timm, into an empty folder. Raises UserError if the model is not a masked autoencoder."""
+    _write_peers(*timm.exported(saved.model, saved.transform), folder / timm.CONFIG, timm.WEIGHTS)
+
+
+def _write_peers(settings: dict[str, Any], tensors: dict[str, Tensor], config: Path, weights: str) -> None:
+    """The two files of another library, side by side."""
+    path = config.with_name(weights)
+    _save(tensors, path)
+    files.write_atomically(config, json.dumps(settings, indent=1).encode() + b"\n")
+    path.chmod(config.stat().st_mode)
+    files.sync(path)
 
 
 def load_with_transform(run_dir: str | Path) -> tuple[base.Autoencoder, Transform]:

@@ -76,3 +76,13 @@ class MaskedAEConfig(ModelConfig):
             raise UserError(
                 f"--model.norm-pix: valid with --model.likelihood {' or '.join(NORMAL)}, and two or more values per patch"
             )
+
+    def _check_widths(self) -> None:
+        """Raises UserError if heads do not divide a width, or 4 does not."""
+        of_decoder = "decoder-heads" if self.decoder_heads else "heads"
+        for key, width, of, heads in (
+            ("latent-dim", self.latent_dim, "heads", self.heads),
+            ("decoder-dim", self.decoder_dim, of_decoder, self.decoder_heads or self.heads),
+        ):
+            if width % heads or width % 4:
+                raise UserError(f"--model.{key} {width} is not valid; expected a multiple of --model.{of} {heads} and of 4")
