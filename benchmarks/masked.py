@@ -1,10 +1,10 @@
 """What a masked autoencoder's features are worth: kNN and a linear probe, beside raw pixels and the encoder before training.
 
     python benchmarks/masked.py --train train.npz --test test.npz      # each: x [N, 3, 32, 32] bytes, y [N] classes
-    python benchmarks/masked.py --train train.npz --test test.npz --device cuda --width 192 --depth 12 --heads 3 --patch 2 --epochs 200
+    python benchmarks/masked.py --train train.npz --test test.npz --device cuda --width 192 --depth 12 --patch 2 --epochs 200
 
-All three get the same probes (`distae evaluate --tasks features`), and both encoders the same pooling. Runs that exist are resumed, or
-only read.
+All three get the same probes (`distae evaluate --tasks features`), and both encoders the same pooling. Runs that exist are
+resumed, or only read.
 """
 
 import argparse
@@ -93,7 +93,8 @@ def main() -> None:
         e = Evaluation(model, cfg, splits, reading=Reading())
         labels = e.labels("train").numpy(), e.labels().numpy()
         raw = raw or accuracies((flat(e.values("train")).numpy(), flat(e.values()).numpy()), labels)
-        found = {"masked_ae": accuracies(of_model(e), labels), "before training": accuracies(of_model(e.other(model=untrained)), labels)}
+        encoders = {"masked_ae": e, "before training": e.other(model=untrained)}
+        found = {name: accuracies(of_model(each), labels) for name, each in encoders.items()}
         e.close()
         print(json.dumps({"seed": seed, "seconds": round(seconds), **found, "raw pixels": raw}), flush=True)
 

@@ -124,7 +124,8 @@ def _graphs(run: Trained, folder: Path) -> str:
 
 
 WRITERS: dict[str, Callable[[Trained, Path], str]] = {
-    "safetensors": _model_folder, "hf": _hub_folder, "sae_lens": _sae_lens_folder, "timm": _timm_folder, "onnx": _graphs, "torch_export": _graphs,
+    "safetensors": _model_folder, "hf": _hub_folder, "sae_lens": _sae_lens_folder, "timm": _timm_folder,
+    "onnx": _graphs, "torch_export": _graphs,
 }  # fmt: skip
 
 

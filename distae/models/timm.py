@@ -1,4 +1,4 @@
-"""Encoders of masked autoencoders in the files of timm: config.json and model.safetensors, as its models on the Hugging Face hub."""
+"""Encoders of masked autoencoders in the files of timm: config.json and model.safetensors, as its models on the hub."""
 
 from typing import Any
 
@@ -26,7 +26,9 @@ def exported(model: Autoencoder, transform: Transform) -> tuple[dict[str, Any], 
     if not isinstance(model, MaskedAE):
         raise UserError(f"--format timm is for the encoder of masked_ae, not {model.cfg.name}")
     if transform.columns or transform.scale not in (1.0, 255.0):
-        raise UserError(f"--format timm: samples must be images of bytes, or of values in [0, 1]; these are divided by {transform.scale:g}")
+        raise UserError(
+            f"--format timm: samples must be images of bytes, or of values in [0, 1]; these are divided by {transform.scale:g}"
+        )
     return _config(model), _tensors(model)
 
 
@@ -39,9 +41,11 @@ def _config(model: MaskedAE) -> dict[str, Any]:
     }  # fmt: skip
     name = SIZES.get((width, cfg.depth, cfg.heads), "base")
     return {
-        "architecture": f"vit_{name}_patch16_224", "num_classes": 0, "num_features": width, "global_pool": pool, "model_args": arguments,
+        "architecture": f"vit_{name}_patch16_224", "num_classes": 0, "num_features": width, "global_pool": pool,
+        "model_args": arguments,
         "pretrained_cfg": {
-            "input_size": [channels, rows, columns], "fixed_input_size": True, "mean": [0.0] * channels, "std": [1.0] * channels,
+            "input_size": [channels, rows, columns], "fixed_input_size": True,
+            "mean": [0.0] * channels, "std": [1.0] * channels,
             "num_classes": 0, "pool_size": None, "crop_pct": 1.0, "interpolation": "bicubic", "crop_mode": "center",
             "first_conv": "patch_embed.proj", "classifier": "head",
         },
@@ -51,7 +55,10 @@ def _config(model: MaskedAE) -> dict[str, Any]:
 def _tensors(model: MaskedAE) -> dict[str, Tensor]:
     encoder, (channels, *_), side = model.encoder, model.shape, model.cfg.patch
     places = encoder.positions.to(encoder.embed.weight.dtype)
-    found = {"patch_embed.proj.weight": encoder.embed.weight.view(-1, channels, side, side), "patch_embed.proj.bias": encoder.embed.bias}
+    found = {
+        "patch_embed.proj.weight": encoder.embed.weight.view(-1, channels, side, side),
+        "patch_embed.proj.bias": encoder.embed.bias,
+    }
     if encoder.token is not None:
         places = torch.cat([torch.zeros_like(places[:1]), places])
         found["cls_token"] = encoder.token.weight[None]

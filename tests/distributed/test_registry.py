@@ -34,6 +34,7 @@ FURTHER: dict[str, tuple[dict[str, Any], ...]] = {
         {"bottleneck": "fsq", "r1": 0.5, "discriminator_ramp": 3, "discriminator_norm": "group", "learn_scale": True},
         {"bottleneck": "lfq", "adaptive_weight": False, "discriminator_lr": 1e-3},
     ),
+    "masked_ae": ({"norm_pix": True, "class_token": True, "pool": "token", "decoder_heads": 4, "decoder_dim": 16},),
     "vq_vae": ({"learning": "gradient"}, {"codebook_size": 16, "decay": 0.5, "restart_below": 0.9}),
 }
 """Settings besides the defaults that take another path."""

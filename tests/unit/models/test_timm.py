@@ -16,7 +16,7 @@ from distae.errors import UserError
 from distae.models import timm as format_of_timm
 from distae.models.serialization import About, SavedModel, write_timm
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "mean": {},
     "class token": {"class_token": True, "pool": "token"},
     "mean beside a class token": {"class_token": True},
@@ -58,10 +58,18 @@ def test_timm_computes_the_same_features(case, tmp_path):
 def test_tensors_have_the_names_of_timm(tmp_path):
     model = written(tmp_path / "a", class_token=True)
     found = load_file(tmp_path / "a" / "model.safetensors")
-    block = {f"{layer}.{kind}" for layer in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2") for kind in ("weight", "bias")}
+    block = {
+        f"{layer}.{kind}"
+        for layer in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+        for kind in ("weight", "bias")
+    }
     outside = {"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias"}
     assert found.keys() == outside | {f"blocks.{i}.{name}" for i in range(3) for name in block}
-    assert [tuple(found[k].shape) for k in ("cls_token", "pos_embed", "patch_embed.proj.weight")] == [(1, 1, 16), (1, 17, 16), (16, 3, 2, 2)]
+    assert [tuple(found[k].shape) for k in ("cls_token", "pos_embed", "patch_embed.proj.weight")] == [
+        (1, 1, 16),
+        (1, 17, 16),
+        (16, 3, 2, 2),
+    ]
     x = torch.rand(2, 3, 8, 8)
     embedded = torch.nn.functional.conv2d(x, found["patch_embed.proj.weight"], found["patch_embed.proj.bias"], 2).flatten(2).mT
     tokens = torch.cat([found["cls_token"].expand(2, -1, -1), embedded], 1) + found["pos_embed"]
@@ -89,7 +97,9 @@ def test_what_timm_cannot_express_is_an_error(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_is_exported(tmp_path, capsys):
     run = tmp_path / "run"
-    fitted(settings(model={"name": "masked_ae", "latent_dim": 8, "decoder_dim": 8, "patch": 4, "heads": 2, "depth": 1}, steps=2), run)
+    fitted(
+        settings(model={"name": "masked_ae", "latent_dim": 8, "decoder_dim": 8, "patch": 4, "heads": 2, "depth": 1}, steps=2), run
+    )
     assert export.main([str(run), "--format", "timm", "--out", str(tmp_path / "out")], "distae export") == 0
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"config.json", "model.safetensors"}
     said = capsys.readouterr().out
