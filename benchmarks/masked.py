@@ -11,10 +11,12 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import distae
 from distae import data
@@ -88,8 +90,10 @@ def main() -> None:
     for seed in args.seeds:
         cfg = settings(seed, args)
         seconds, splits = trained(cfg), data.load(cfg.data)
-        untrained = build_model(cfg.model, cfg.net, cfg.data.shape(), seed).to(args.device)
-        model = distae.load(str(cfg.run_dir)).module.to(args.device)
+        if args.device != "cpu":
+            torch.set_num_threads(os.cpu_count() or 1)  # the probes are of the CPU
+        untrained = build_model(cfg.model, cfg.net, cfg.data.shape(), seed)
+        model = distae.load(str(cfg.run_dir)).module
         e = Evaluation(model, cfg, splits, reading=Reading())
         labels = e.labels("train").numpy(), e.labels().numpy()
         raw = raw or accuracies((flat(e.values("train")).numpy(), flat(e.values()).numpy()), labels)
