@@ -8,6 +8,7 @@ from variants import data, make, run
 
 from distae.config.nets import MLPConfig
 from distae.errors import UserError
+from distae.models.inference import Model
 from distae.nn.networks.vit import EPS, Block, patchify, positions, unpatchify
 
 SETTINGS: dict[str, Any] = {"shape": (1, 8, 8), "latent_dim": 8, "decoder_dim": 8, "patch": 2, "heads": 2, "depth": 1}
@@ -168,6 +169,7 @@ def test_what_is_seen_of_a_code_is_its_mean_or_its_class_token():
         assert model.decode(z).shape == model.reconstruct(x).shape == x.shape
         expected = codes[:, 0] if pool == "token" else codes[:, -16:].mean(1)
         torch.testing.assert_close(model.features(z), expected)
+        torch.testing.assert_close(Model(model).features(x, batch_size=2), expected.detach())
     with pytest.raises(UserError, match=r"--model\.pool token: there is none; add --model\.class-token"):
         model.cfg.__class__(latent_dim=8, decoder_dim=8, pool="token").check((1, 8, 8), MLPConfig())
 
