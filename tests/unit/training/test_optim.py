@@ -201,9 +201,9 @@ def test_layer_decay_of_other_networks():
     assert scales.keys() == {*mlp.encoder.parameters()}
     net = ViTConfig(patch=4, width=8, depth=2, heads=2)
     vit = build(ModelConfig.choices()["ae"](latent_dim=3), net, (1, 8, 8), 0)
-    scales = {name: layer_scales(vit, 0.5)[p] for name, p in vit.named_parameters() if name.startswith("encoder.")}
-    assert {scale for name, scale in scales.items() if ".embed." in name} == {0.125}
-    assert {scale for name, scale in scales.items() if ".last." in name} == {1.0}
+    found = {name: layer_scales(vit, 0.5)[p] for name, p in vit.named_parameters() if name.startswith("encoder.")}
+    assert {scale for name, scale in found.items() if ".embed." in name} == {0.125}
+    assert {scale for name, scale in found.items() if ".last." in name} == {1.0}
     assert layer_scales(vit, 1.0) == {}
     with pytest.raises(UserError, match=r"--optim\.layer-decay 0\.5: the model has no encoder of several blocks"):
         layer_scales(make("l1_sae"), 0.5)
