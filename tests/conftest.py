@@ -1,5 +1,6 @@
 """What all tests share: one thread per process, no W&B server, none of the launcher's variables, and the mark `unit`."""
 
+import gc
 import os
 import shutil
 import sys
@@ -47,6 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(UNIT) and not any(item.iter_markers("slow")) and not any(item.iter_markers("spawn")):
             item.add_marker("unit")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not look at it again during each test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -30,7 +30,7 @@ from distae.training.activations import checkpoint_activations
 from distae.training.compile import Compiled
 from distae.training.ema import EMA
 from distae.training.optim import Schedule, ShardedScaler, Update, apply_update, layer_scales, make_optimizer
-from distae.training.profiling import Timers
+from distae.training.profiling import FlopCounter, Timers
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -119,11 +119,9 @@ class TrainStep:
 
     def flops(self, rows: Tensor) -> float:
         """Floating point operations of this rank's share of a step, forward and backward, counted by torch. Changes nothing."""
-        from torch.utils.flop_counter import FlopCounterMode  # a tenth of the start-up, for the devices whose peak is known
-
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             self._run_and_discard(rows, 1)
-        return float(counter.get_total_flops() * len(rows))
+        return float(counter.total * len(rows))
 
     def _run_and_discard(self, rows: Tensor, times: int) -> None:
         """Run the first micro-step of every phase `times` times, and undo all effects."""

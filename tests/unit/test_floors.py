@@ -18,13 +18,19 @@ FLOORS = [
 ][::-1]
 """The rooms of each floor, the lowest first, as the table of docs/architecture.md has them."""
 SOURCES = sorted((ROOT / "distae").rglob("*.py"))
-TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in SOURCES}
+PATHS = [path.relative_to(ROOT).as_posix() for path in SOURCES]
 ROOMS = {name for floor in FLOORS for name in floor}
 
 
 def test_the_package_has_few_entries() -> None:
     """So that `ls distae` shows the architecture."""
     assert len([path for path in (ROOT / "distae").iterdir() if path.name != "__pycache__"]) <= 22
+
+
+@cache
+def tree(path: str) -> ast.Module:
+    """Parsed by the worker that runs this file, not by each that collects it."""
+    return ast.parse((ROOT / path).read_text())
 
 
 def of_each(paths: Iterable[str]) -> Callable[[Callable[[str], None]], Callable[[], None]]:
@@ -55,7 +61,7 @@ def floor(name: str) -> int:
 def imported(path: str) -> list[tuple[str, int]]:
     """Every module that a file imports, anywhere in it, with the line; not what only type checkers read."""
     found = []
-    for node in walk(TREES[path]):
+    for node in walk(tree(path)):
         if isinstance(node, ast.Import):
             found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -75,7 +81,7 @@ def walk(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def test_every_room_has_its_floor():
-    assert {room(path) for path in TREES} - {"__init__"} <= ROOMS
+    assert {room(path) for path in PATHS} - {"__init__"} <= ROOMS
 
 
 def unit_tests(path: Path) -> list[str]:
@@ -89,7 +95,7 @@ def test_every_room_has_unit_tests(name):
     assert [test for path in (ROOT / "tests" / "unit" / name).glob("test_*.py") for test in unit_tests(path)]
 
 
-@of_each(TREES)
+@of_each(PATHS)
 def test_imports_go_down_only(path):
     mine = room(path)
     if mine == "__init__":  # distae.load, which imports when called
@@ -100,14 +106,14 @@ def test_imports_go_down_only(path):
         assert theirs == mine or floor(theirs) < floor(mine), f"{path}:{line}: {mine} may not import {theirs}"
 
 
-@of_each([p for p in TREES if room(p) in ("errors", "config", "runtime")])
+@of_each([p for p in PATHS if room(p) in ("errors", "config", "runtime")])
 def test_the_ground_floor_knows_no_heavy_library(path):
     heavy = {"torch", "torchvision", "wandb", "sklearn"}
     for module, line in imported(path):
         assert module.split(".")[0] not in heavy, f"{path}:{line}"
 
 
-@of_each([p for p in TREES if room(p) != "tracking"])
+@of_each([p for p in PATHS if room(p) != "tracking"])
 def test_wandb_is_known_to_tracking_alone(path):
     assert not [line for module, line in imported(path) if module.split(".")[0] == "wandb"], path
 
@@ -125,9 +131,9 @@ ALLOWED = {
 """The order of samples is torch's own, of a generator of its own: the other source, and a pure function too."""
 
 
-@of_each(TREES)
+@of_each(PATHS)
 def test_noise_is_the_only_source_of_randomness(path):
-    for node in ast.walk(TREES[path]):
+    for node in ast.walk(tree(path)):
         if not isinstance(node, ast.Attribute):
             continue
         name = ast.unparse(node)
@@ -149,12 +155,12 @@ def test_the_randomness_rule_sees_what_it_should():
     )
 
 
-@of_each([p for p in TREES if room(p) != "models" and not p.startswith("distae/config/models")])
+@of_each([p for p in PATHS if room(p) != "models" and not p.startswith("distae/config/models")])
 def test_no_room_knows_a_variant_by_name(path):
     """The default of --model is the one exception."""
     names = set(ModelConfig.choices())
     classes = {cls.__name__ for cls in ModelConfig.choices().values()}
-    for node in ast.walk(TREES[path]):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             assert node.value not in names, f"{path}:{node.lineno}: {node.value!r}"
     used = {module.split(".")[-1] for module, _ in imported(path)} & classes
@@ -167,6 +173,6 @@ def _default_model() -> ModelConfig:
     return TrainConfig().model
 
 
-@of_each(TREES)
+@of_each(PATHS)
 def test_files_are_of_a_size_to_be_read(path):
     assert len((ROOT / path).read_text().splitlines()) <= 400
