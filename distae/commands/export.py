@@ -5,11 +5,13 @@ distae export runs/a --format torch_export --out graphs  # encode.pt2, ...: torc
 distae export runs/a --format hf --out folder            # config.json, model.safetensors, README.md: distae.load
 distae export runs/a --format sae_lens --out folder      # cfg.json, sae_weights.safetensors: SAE.load_from_disk, distae.load
 distae export runs/kl_f8 --format diffusers --out folder # AutoencoderKL.from_pretrained, VQModel.from_pretrained, distae.load
+distae export runs/a --format timm --out folder          # config.json, model.safetensors: timm.create_model("local-dir:folder")
 """
 
 import json
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from distae.commands.trained import Trained, serve
@@ -17,12 +19,14 @@ from distae.commands.trained import arguments as shared
 from distae.errors import TrainingError, UserError
 from distae.runtime.files import new_folder, write_atomically
 
-FORMATS = ("safetensors", "onnx", "torch_export", "hf", "sae_lens", "diffusers")
+FORMATS = ("safetensors", "onnx", "torch_export", "hf", "sae_lens", "diffusers", "timm")
+TIMMS = 1e-4
+"""Largest difference of features from timm's in float32, as a share of the largest value where that is above 1."""
 ABOUT = (
     "Write a model to a folder, in the data's own units: safetensors, which distae.load opens; hf, the same with a model card, for "
     "the Hugging Face hub; onnx and torch_export, graphs of encode and decode for any batch size (and reconstruct, if it is more); "
     "sae_lens, a dictionary in the files of SAELens; diffusers, a tokenizer (kl, vq) as AutoencoderKL or VQModel, of images in "
-    "[-1, 1], with the scaling factor of codes of training samples."
+    "[-1, 1], with the scaling factor of codes of training samples; timm, the encoder of masked_ae as a VisionTransformer of timm."
 )
 
 
@@ -126,6 +130,34 @@ def _diffusers_folder(run: Trained, folder: Path, scaling_factor: float, shift_f
     return f"config.json and diffusion_pytorch_model.safetensors, {about}"
 
 
+def _timm_folder(run: Trained, folder: Path) -> str:
+    """config.json and model.safetensors of the encoder, checked against timm where it is installed."""
+    from distae.models.serialization import write_timm
+
+    write_timm(run.saved, folder)
+    said = 'config.json and model.safetensors, for timm.create_model("local-dir:FOLDER", pretrained=True)'
+    if find_spec("timm") is None:
+        return f"{said}; not checked, as timm is not installed"
+    return f"{said}; features differ on random input by up to {_difference_from_timm(run, folder):.1g}"
+
+
+def _difference_from_timm(run: Trained, folder: Path) -> float:
+    """Largest difference of features. Raises TrainingError where it is above TIMMS."""
+    import timm
+    import torch
+
+    from distae.models.export import difference, samples
+
+    x = run.saved.transform.apply(samples(run.model, 7)[0], torch.float32).cpu()
+    model = run.saved.model.to("cpu").float()
+    with torch.no_grad():
+        mine, theirs = model.features(model.encode(x).z), timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(x)
+    found = difference(theirs, mine)
+    if not found <= TIMMS:
+        raise TrainingError(f"{folder} is not the model that was written: features differ by {found:.2g}; at most {TIMMS}")
+    return found
+
+
 def _graphs(run: Trained, folder: Path) -> str:
     """Graphs on the CPU, by their names."""
     from distae.models.export import write
@@ -137,8 +169,8 @@ def _graphs(run: Trained, folder: Path) -> str:
 
 
 WRITERS: dict[str, Callable[..., str]] = {
-    "safetensors": _model_folder, "hf": _hub_folder, "sae_lens": _sae_lens_folder, "diffusers": _diffusers_folder, "onnx": _graphs,
-    "torch_export": _graphs,
+    "safetensors": _model_folder, "hf": _hub_folder, "sae_lens": _sae_lens_folder, "diffusers": _diffusers_folder,
+    "timm": _timm_folder, "onnx": _graphs, "torch_export": _graphs,
 }  # fmt: skip
 
 

@@ -164,7 +164,7 @@ def _summary(history: History) -> Html:
     rows = {
         "state": run.state, "best": f"{cfg.best_metric} {best[cfg.best_metric]:.5g} at step {int(best['step'])}" if best else None,
         "model": f"{cfg.model.name}, latent dimension {cfg.model.latent_dim}, net {cfg.net.name}", "data": cfg.data.name,
-        "batch": cfg.global_batch_size, "optimizer": f"{cfg.optim.name}, rate {cfg.optim.lr:g}, schedule {cfg.schedule.name}",
+        "batch": cfg.global_batch_size, "optimizer": f"{cfg.optim.name}, rate {cfg.peak_lr:g}, schedule {cfg.schedule.name}",
         "seed": cfg.seed, "commit": about.get("commit"), "torch": about.get("torch"), "python": about.get("python"),
         "device": about.get("device"), "processes": about.get("world_size"), "threads of each": about.get("threads"),
     }  # fmt: skip

@@ -20,6 +20,7 @@ from distae.errors import UserError
 
 ADDED = frozenset(
     {"model.inverse_temperature", "model.codebook_weight", "model.perceptual_checksum", "net.spatial"}
+    | {"optim.blr", "optim.layer_decay", "probes"}
     | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "shuffle", "window", "train_classes")}
     | {
         f"model.{name}"
@@ -36,6 +37,10 @@ ADDED = frozenset(
             "scale_input",
             "multi_weight",
             "l0_from",
+            "decoder_heads",
+            "norm_pix",
+            "class_token",
+            "pool",
         )
     }
 )
@@ -52,6 +57,8 @@ def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
     """The settings with open ones filled in (epochs, run_dir). Raises UserError on a combination that cannot work."""
     if cfg.steps and cfg.epochs:
         raise UserError(f"--epochs {cfg.epochs} and --steps {cfg.steps} exclude each other: give one")
+    if cfg.optim.blr is not None and cfg.optim.lr != _default(cfg, "optim.lr"):
+        raise UserError(f"--optim.lr {cfg.optim.lr:g} and --optim.blr {cfg.optim.blr:g} exclude each other: give one")
     if not cfg.steps and not cfg.epochs:
         cfg = dataclasses.replace(cfg, epochs=DEFAULT_EPOCHS)
     cfg = _with_what_data_says(cfg)
@@ -59,6 +66,7 @@ def check(cfg: TrainConfig, world_size: int) -> TrainConfig:
     _check_batch(cfg, world_size)
     _check_net(cfg.net, cfg.data.shape())
     _check_choices(cfg, world_size)
+    _check_probes(cfg)
     _check_parallel(cfg, world_size)
     cfg.model.check_likelihood(cfg.data.shape())
     cfg.model.check(cfg.data.shape(), cfg.net)
@@ -152,13 +160,18 @@ def _check_patches(net: ViTConfig, shape: tuple[int, ...]) -> None:
         raise UserError(f"--net.heads {net.heads} does not divide --net.width {net.width}")
 
 
+def _check_probes(cfg: TrainConfig) -> None:
+    if odd := [name for name in cfg.probes if name not in METRICS.keys_known]:
+        raise UserError(f"--probes: unknown {odd[0]!r}; valid: {', '.join(METRICS.keys_known)}")
+    if cfg.data.val_fraction == 0 and cfg.probe_every:
+        raise UserError("--data.val-fraction 0 leaves nothing to probe: --probe-every needs it")
+
+
 def _check_choices(cfg: TrainConfig, world_size: int) -> None:
     valid = [f"val/{t}" for t in dict.fromkeys(("loss", *cfg.model.terms, *METRICS.keys_known))]
     name, _, figure = cfg.best_metric.removeprefix("val/").partition("/")
     if cfg.best_metric not in valid and not (figure and f"val/{name}" in valid):
         raise UserError(f"--best-metric: unknown {cfg.best_metric!r}; valid: {', '.join(valid)}")
-    if cfg.data.val_fraction == 0 and cfg.probe_every:
-        raise UserError("--data.val-fraction 0 leaves nothing to probe: --probe-every needs it")
     if cfg.data.val_fraction == 0 and (cfg.early_stop.patience or cfg.schedule.name == "plateau"):
         raise UserError("--data.val-fraction 0 leaves nothing to evaluate: --early-stop.patience and --schedule plateau need it")
     if cfg.model.missing and cfg.data.binarize != "none":

@@ -59,10 +59,8 @@ def parse(
         given.pop(known, None)
     flags = frozenset(s for s in switches if given.pop(s, False))
     for dotted, value in given.items():
-        for rival in getattr(cls, "exclusive", ()):
-            if dotted in cls.exclusive and rival not in given:  # type: ignore[attr-defined]
-                table.pop(rival, None)
         put(table, dotted, value)
+    drop_rivals(cls, table, given)
     return Command(build(cls, table), flags, file_of_plugin)
 
 
@@ -272,6 +270,17 @@ def put(table: Table, dotted: str, value: Any) -> None:
         if not isinstance(table, dict):
             raise UserError(f"--config: {part} must be a table, as in [{part}]")
     table[last] = value
+
+
+def drop_rivals(cls: type, table: Table, given: Iterable[str]) -> None:
+    """Remove from nested tables the settings that exclude one of `given`, dotted names, unless they are given too."""
+    names = {*given}
+    for pair in getattr(cls, "exclusive", ()):
+        for one, rival in (pair, pair[::-1]):
+            group, _, last = rival.rpartition(".")
+            there = table.get(group) if group else table
+            if one in names and rival not in names and isinstance(there, dict):
+                there.pop(last, None)
 
 
 def _variants(cls: type) -> list[Field]:

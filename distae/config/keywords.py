@@ -1,11 +1,12 @@
 """From keyword arguments of Python to settings: `model="vae", latent_dim=8, lr=1e-3`, by the names of the command line."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distae.config.cli import ALIASES, Table, build, chosen, near, put
+from distae.config.cli import ALIASES, Table, build, chosen, drop_rivals, near, put
 from distae.config.fields import Field, fields_of, to_dict
 from distae.errors import UserError
 
@@ -18,16 +19,17 @@ def from_keywords(cls: type[T], given: Mapping[str, Any], base: Table | None = N
     Keys are dotted (`model.latent_dim`), or the last part alone if it is unambiguous (`latent_dim`), or the name in other
     libraries (`batch_size`). A variant is a name, a dict with one, or a settings object. Raises UserError with a hint.
     """
-    table, groups = dict(base or {}), {k: f for k, f in fields_of(cls).items() if dataclasses.is_dataclass(f.type)}
+    table, groups = copy.deepcopy(base or {}), {k: f for k, f in fields_of(cls).items() if dataclasses.is_dataclass(f.type)}
     for key in [k for k in given if k in groups]:
         table[key] = _group(key, given[key], groups[key], table.get(key, {}))
-    known = _known(groups, table, cls)
+    known, names = _known(groups, table, cls), []
     for key, value in given.items():
         if key not in groups:
-            put(table, _resolved(key, known, groups), _plain(value))
-    rivals = [k for k in getattr(cls, "exclusive", ()) if k not in given]
-    for rival in rivals if any(k in given for k in getattr(cls, "exclusive", ())) else ():
-        table.pop(rival, None)  # of the base
+            names.append(_resolved(key, known, groups))
+            put(table, names[-1], _plain(value))
+        elif isinstance(value, Mapping):
+            names += [f"{key}.{inner}" for inner in value]
+    drop_rivals(cls, table, names)
     return build(cls, table)
 
 

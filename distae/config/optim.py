@@ -1,9 +1,13 @@
 """Settings of the optimizer and of the learning rate over time."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from distae.config.fields import Count, Fraction, Index, NonNegative, Positive, Variant
+from msgspec import Meta
+
+from distae.config.fields import SMALLEST, Count, Fraction, Index, NonNegative, Positive, Variant
+
+Decay = Annotated[float, Meta(ge=SMALLEST, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +18,11 @@ class OptimConfig:
     """adam, adamw (decoupled weight decay) or sgd."""
     lr: Positive = 2e-3
     """Peak learning rate, reached after warm-up. It is not scaled with the world size, because the global batch is fixed."""
+    blr: Positive | None = None
+    """Base learning rate, instead of lr: the peak is blr * --global-batch-size / 256 (Goyal 2017; He 2022, app. A.1)."""
+    layer_decay: Decay = 1.0
+    """Rate of each block of the encoder, as a share of that of the next one (BEiT, MAE: 0.75); what follows the last block has all
+    of it. For fine-tuning, with --init-from."""
     momentum: Fraction = 0.0
     """Momentum of sgd."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)

@@ -51,7 +51,8 @@ class DDPConfig:
 class TrainConfig:
     """Train an autoencoder on one process or many."""
 
-    exclusive: ClassVar[tuple[str, ...]] = ("epochs", "steps")
+    exclusive: ClassVar[tuple[tuple[str, str], ...]] = (("epochs", "steps"), ("optim.lr", "optim.blr"))
+    """Settings of which a command line gives one: the other, if a file has it, is then left out."""
     common: ClassVar[dict[str, tuple[str, ...]]] = {
         "what is trained": ("model", "net", "data", "model.latent_dim", "model.likelihood"),
         "how": ("epochs", "steps", "global_batch_size", "optim.lr", "schedule", "precision", "compile", "device", "seed"),
@@ -113,8 +114,10 @@ class TrainConfig:
     eval_every: Count | None = None
     """Optimizer steps between two evaluations on the validation split; by default one epoch, but at least 50."""
     probe_every: Count | None = None
-    """Optimizer steps between two probes of the codes on the validation split: val/knn_accuracy, where the data have labels, and
-    val/pca_relative_error, the squared error over that of PCA with as many dimensions. Off by default."""
+    """Optimizer steps between two probes of the codes on the validation split. Off by default."""
+    probes: tuple[str, ...] = ("knn_accuracy", "pca_relative_error")
+    """What is probed: metrics of distae evaluate, such as linear_probe. By default val/knn_accuracy, where the data have labels,
+    and val/pca_relative_error, the squared error over that of PCA with as many dimensions."""
     profile: bool = False
     """Print how much time each phase of steps 11 to 60 takes, and write a torch.profiler trace to the run folder."""
     save_every: Literal["auto"] | Count = 500
@@ -150,6 +153,11 @@ class TrainConfig:
     timeout: Positive = 600.0
     """Seconds after which a collective fails that waits for a rank that is lost."""
 
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up."""
+        return self.optim.lr if self.optim.blr is None else self.optim.blr * self.global_batch_size / 256
+
 
 MAY_CHANGE = frozenset(
     {
@@ -159,6 +167,7 @@ MAY_CHANGE = frozenset(
         "log_every",
         "eval_every",
         "probe_every",
+        "probes",
         "save_every",
         "name",
         "run_dir",

@@ -84,6 +84,21 @@ class Evaluation:
 
         return self.once(f"codes of {name}", work, of_model=True)
 
+    def features(self, split: str | None = None) -> Tensor:
+        """What the model's `features` makes of codes: `[n, F]` float64, on the CPU of every rank."""
+        name = split or self.split
+        if type(self.model).features is Autoencoder.features:
+            return self.codes(name).z
+
+        def work() -> Tensor:  # not of gathered codes, which may be hundreds of times as large
+            loader, n = self._samples(name)
+            model = self.model
+            _, (found,) = gathered(loader, range(n), self.chunk, self.seed, lambda *x: [model.features(model.encode(*x).z)])
+            assert found is not None
+            return found.double()
+
+        return self.once(f"features of {name}", work, of_model=True)
+
     def reconstructions(self, split: str | None = None) -> Tensor:
         """`[n, *shape]`: means of p(x|z), on the CPU of every rank."""
         name = split or self.split

@@ -22,7 +22,10 @@ Features = tuple[Array, Array]
 
 @register_metric("knn_accuracy", task="features", unit="share of samples", better="higher")
 def knn_accuracy(e: Evaluation) -> Figure:
-    """Share of samples with the class of most of their `k` nearest training samples, by the Euclidean distance of codes."""
+    """Share of samples with the class of most of their `k` nearest training samples, by the Euclidean distance of codes.
+
+    Here and below, codes are those of the model's `features`: of masked_ae the mean of all patches, or the class token.
+    """
     return _accuracy(e, "kNN", nearest, {"k": NEIGHBOURS, "distance": "euclidean"})
 
 
@@ -120,12 +123,12 @@ def _clustering(e: Evaluation, score: Callable[[Array, Array], float]) -> Figure
 
 
 def _codes(e: Evaluation) -> Features:
-    return e.codes("train").z.numpy(), e.codes().z.numpy()
+    return e.features("train").numpy(), e.features().numpy()
 
 
 def _others(e: Evaluation) -> dict[str, Features]:
     """Features that need no training: the values themselves, missing ones as 0, and PCA of as many dimensions as the codes have."""
     train, mine = e.values("train"), e.values()
     found = {"raw values": (flat(train).numpy(), flat(mine).numpy())}
-    pca = pca_of_code(e)
+    pca = pca_of_code(e, e.features().shape[1])
     return found | ({"pca": (pca.encode(train).numpy(), pca.encode(mine).numpy())} if pca else {})

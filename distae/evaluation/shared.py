@@ -29,10 +29,10 @@ def once(compute: Callable[[Evaluation], T]) -> Callable[[Evaluation], T]:
     return of
 
 
-def pca_of_code(e: Evaluation) -> Pca | None:
-    """PCA with as many components as a code has values; None where samples are too large for it."""
+def pca_of_code(e: Evaluation, size: int | None = None) -> Pca | None:
+    """PCA with `size` components, as many as a code has values; None where samples are too large for it."""
     try:
-        return e.pca(e.model.code_size)
+        return e.pca(size or e.model.code_size)
     except Skip:
         return None
 

@@ -203,6 +203,10 @@ class Autoencoder(nn.Module, ABC):
     def encode(self, x: Tensor, label: Tensor | None = None) -> Codes:
         """Codes of `x` `[B, *shape]`, without noise. Labels `[B]` int64 are for variants that are conditioned on them."""
 
+    def features(self, z: Tensor) -> Tensor:
+        """What neighbours and classifiers see of codes `[B, D]`: `[B, F]`, all of them unless the variant says otherwise."""
+        return z
+
     @abstractmethod
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Mean of p(x|z) in the data's units: `[B, *shape]` from codes `[B, D]`, laid out as `code_shape`."""

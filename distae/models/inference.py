@@ -105,6 +105,10 @@ class Model:
         ]
         return _joined(parts, given)
 
+    def features(self, x: Any, label: Any = None, *, batch_size: int = BATCH) -> Any:
+        """What kNN and probes see of `x`, `[N, F]`: its code; of masked_ae the mean of all patches, or the class token."""
+        return self._each(x, label, batch_size, lambda x, label, _: self.module.features(self.module.encode(x, label).z))
+
     def reconstruct(self, x: Any, label: Any = None, *, batch_size: int = BATCH) -> Any:
         """The reconstruction `[N, *shape]` of `x` without noise; for most variants `decode(encode(x))`.
 

@@ -26,7 +26,7 @@ from distae.config.models.diffusers import read as read_diffusers
 from distae.config.nets import NetConfig
 from distae.data import Identity, Transform
 from distae.errors import TrainingError, UserError
-from distae.models import base, diffusers, sae_lens
+from distae.models import base, diffusers, sae_lens, timm
 from distae.models.size import build_on_meta
 from distae.runtime import files
 
@@ -154,16 +154,7 @@ def _of_sae_lens(path: Path, scale: float = 1.0) -> SavedModel:
 
 def write_sae_lens(saved: SavedModel, folder: Path) -> None:
     """Write the files of a folder of SAELens, into an empty folder. Raises UserError if the model is not a dictionary."""
-    config, tensors = sae_lens.exported(saved.model, saved.transform, saved.about.step)
-    _write_foreign(config, folder / sae_lens.CONFIG, tensors, folder / sae_lens.WEIGHTS)
-
-
-def _write_foreign(config: dict[str, Any], about: Path, tensors: dict[str, Tensor], path: Path) -> None:
-    """The two files of another program's folder."""
-    _save(tensors, path)
-    files.write_atomically(about, json.dumps(config, indent=1).encode() + b"\n")
-    path.chmod(about.stat().st_mode)
-    files.sync(path)
+    _write_peers(*sae_lens.exported(saved.model, saved.transform, saved.about.step), folder / sae_lens.CONFIG, sae_lens.WEIGHTS)
 
 
 def _of_diffusers(path: Path) -> SavedModel:
@@ -195,8 +186,22 @@ def _diffusers_weights(path: Path) -> tuple[About, dict[str, Tensor]]:
 
 def write_diffusers(saved: SavedModel, folder: Path, scaling_factor: float, shift_factor: float | None) -> None:
     """Write the files of a folder of diffusers, into an empty folder. Raises UserError if diffusers cannot express the model."""
-    config, tensors = diffusers.exported(saved.model, scaling_factor, shift_factor)
-    _write_foreign(config, folder / diffusers.CONFIG, tensors, folder / diffusers.WEIGHTS)
+    found = diffusers.exported(saved.model, scaling_factor, shift_factor)
+    _write_peers(*found, folder / diffusers.CONFIG, diffusers.WEIGHTS)
+
+
+def write_timm(saved: "SavedModel", folder: Path) -> None:
+    """Write the files of a model of timm, into an empty folder. Raises UserError if the model is not a masked autoencoder."""
+    _write_peers(*timm.exported(saved.model, saved.transform), folder / timm.CONFIG, timm.WEIGHTS)
+
+
+def _write_peers(settings: dict[str, Any], tensors: dict[str, Tensor], config: Path, weights: str) -> None:
+    """The two files of another library, side by side."""
+    path = config.with_name(weights)
+    _save(tensors, path)
+    files.write_atomically(config, json.dumps(settings, indent=1).encode() + b"\n")
+    path.chmod(config.stat().st_mode)
+    files.sync(path)
 
 
 def load_with_transform(run_dir: str | Path) -> tuple[base.Autoencoder, Transform]:

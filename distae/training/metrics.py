@@ -54,7 +54,7 @@ class MetricsLogger:
     def log(self) -> None:
         """Write the means since the last row. Raises TrainingError at a non-finite term or gradient."""
         means, grad_norm = self.check_finite(), float(self.train_step.grad_norm)
-        lr = self.cfg.optim.lr * self.train_step.schedule.factor(self.state.step - 1)
+        lr = self.cfg.peak_lr * self.train_step.schedule.factor(self.state.step - 1)
         metrics = means | {"lr": lr, "grad_norm": grad_norm} | self.count_skipped("train") | self._speed()
         self.row(row := {f"train/{k}": v for k, v in metrics.items()})
         self.callbacks.on_log(row)

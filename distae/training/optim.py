@@ -18,20 +18,44 @@ from distae.config.optim import (
     StepConfig,
 )
 from distae.distributed import all_reduce_, shards
-from distae.errors import TrainingError
+from distae.distributed.parallelize import blocks_of
+from distae.errors import TrainingError, UserError
 
 
-def make_optimizer(cfg: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def layer_scales(model: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+    """Share of the learning rate of the encoder's parameters (BEiT, Bao 2022): `decay` to the power of how many blocks follow.
+
+    What comes before the first of n blocks has decay**n; what follows the last, and is not named here, has 1.
+    Raises UserError where the encoder has no blocks.
+    """
+    if decay == 1:
+        return {}
+    encoder = getattr(model, "encoder", None)
+    blocks = blocks_of(encoder) if isinstance(encoder, nn.Module) else []
+    if not isinstance(encoder, nn.Module) or not blocks:
+        raise UserError(f"--optim.layer-decay {decay}: the model has no encoder of several blocks; leave it out")
+    number = {p: i for i, block in enumerate(blocks, 1) for p in block.parameters()}
+    scales, reached = {}, 0
+    for p in encoder.parameters():  # in the order of the computation
+        reached = number.get(p, reached)
+        scales[p] = decay ** (len(blocks) - reached)
+    return scales
+
+
+def make_optimizer(
+    cfg: OptimConfig, parameters: list[nn.Parameter], scales: Mapping[nn.Parameter, float] | None = None
+) -> torch.optim.Optimizer:
     """A fused optimizer. With weight decay it has two groups: weights, and vectors (biases, norms, scales), which do not decay.
 
-    Without, one: a second group costs 3 percent of the step of a tiny model.
+    Without, one: a second group costs 3 percent of the step of a tiny model. Both are divided further by `scales`, the shares of
+    the learning rate, which are 1 by default: `lr_scale` of each group.
     """
     decayed = weights(parameters) if cfg.weight_decay else []
     groups = [
         {"params": decayed, "weight_decay": cfg.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2] if decayed else parameters, "weight_decay": 0.0},
     ]
-    groups = [g for g in groups if g["params"]]
+    groups = [part for g in groups for part in _by_scale(g, scales or {})]
     if cfg.name == "sgd":
         sgd = torch.optim.SGD(groups, cfg.lr, momentum=cfg.momentum, fused=True)
         for p in parameters if cfg.momentum else ():
@@ -39,6 +63,14 @@ def make_optimizer(cfg: OptimConfig, parameters: list[nn.Parameter]) -> torch.op
             sgd.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         return sgd
     return FusedAdam(groups, cfg.lr, betas=cfg.betas, eps=cfg.eps, decoupled_weight_decay=cfg.name == "adamw", fused=True)
+
+
+def _by_scale(group: dict[str, Any], scales: Mapping[nn.Parameter, float]) -> list[dict[str, Any]]:
+    """The group in parts of equal share of the learning rate, without empty ones."""
+    found: dict[float, list[nn.Parameter]] = {}
+    for p in group["params"]:
+        found.setdefault(scales.get(p, 1.0), []).append(p)
+    return [{**group, "params": params, "lr_scale": scale} for scale, params in found.items()]
 
 
 class _GroupTensors(NamedTuple):

@@ -13,7 +13,6 @@ from distae.evaluation.metrics import Skip, load_all, named
 from distae.models import Autoencoder
 from distae.training.step import autocast
 
-PROBES = ("knn_accuracy", "pca_relative_error")
 LIMIT = 4096
 """Samples of a split: a probe is cheap next to an evaluation."""
 
@@ -27,7 +26,7 @@ class Probes:
         self.registered = named(cfg.best_metric)
         if cfg.probe_every:
             load_all()
-        self.names: tuple[str, ...] = PROBES if cfg.probe_every else ()
+        self.names: tuple[str, ...] = cfg.probes if cfg.probe_every else ()
         self.of_task = (metric_of(cfg.best_metric),) if self.registered and self.registered.task else ()
         self.evaluation: Evaluation | None = None
         if self.names or self.of_task:  # values stay where they are: a second copy on the GPU would take the memory of training
@@ -48,6 +47,8 @@ class Probes:
         """
         if self.registered and self.registered.better is None:
             raise UserError(f"--best-metric {self.cfg.best_metric}: neither lower nor higher is better")
+        if odd := [name for name in self.names if METRICS[name].task is None]:
+            raise UserError(f"--probes {odd[0]}: every evaluation has it; leave it out")
         if not self.evaluation or not len(self.evaluation.splits["val"]):
             return []
         try:

@@ -29,7 +29,7 @@ from distae.training.accumulator import MetricAccumulator
 from distae.training.activations import checkpoint_activations
 from distae.training.compile import Compiled
 from distae.training.ema import EMA
-from distae.training.optim import Schedule, ShardedScaler, Update, apply_update, make_optimizer
+from distae.training.optim import Schedule, ShardedScaler, Update, apply_update, layer_scales, make_optimizer
 from distae.training.profiling import FlopCounter, Timers
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,7 +59,8 @@ class TrainStep:
         self.phases = model.phases()
         self.updated = {phase.name: [parts[p] for p in phase.parameters] for phase in self.phases}
         """What each phase's optimizer updates: its parameters, or this rank's parts of them."""
-        self.optimizers = {name: make_optimizer(cfg.optim, parameters) for name, parameters in self.updated.items()}
+        scales = {parts[p]: scale for p, scale in layer_scales(model, cfg.optim.layer_decay).items()}
+        self.optimizers = {name: make_optimizer(cfg.optim, parameters, scales) for name, parameters in self.updated.items()}
         self.scaler = self._make_scaler()
         self.window = MetricAccumulator(self.world.device)
         self.grad_norm = torch.zeros((), device=self.world.device)
@@ -166,7 +167,7 @@ class TrainStep:
         self._train_only(phase)
         optimizer = self.optimizers[phase.name]
         for group in optimizer.param_groups:
-            group["lr"] = (phase.lr or self.cfg.optim.lr) * self.schedule.factor(step)
+            group["lr"] = (phase.lr or self.cfg.peak_lr) * self.schedule.factor(step) * group["lr_scale"]
         for p in phase.parameters:
             p.grad = None  # as zero_grad() does, at a tenth of its cost for a small model
         for micro, batch in enumerate(batches):

@@ -32,7 +32,7 @@ def everything() -> Case:
         settings(
             model={"name": "vae", "likelihood": "laplace", "learn_scale": True, "beta": 0.5},
             net={"name": "mlp", "dropout": 0.2, "activation": "gelu"},
-            optim={"name": "adamw", "weight_decay": 0.01, "l1": 1e-3, "max_grad_norm": 5.0},
+            optim={"name": "adamw", "weight_decay": 0.01, "l1": 1e-3, "max_grad_norm": 5.0, "layer_decay": 0.5},
             schedule={"name": "cosine", "warmup_steps": 4}, data={"binarize": "stochastic"},
             ema=0.9, grad_accum_steps=2, precision="fp64",
         )

@@ -44,6 +44,7 @@ FURTHER: dict[str, tuple[dict[str, Any], ...]] = {
         {"bottleneck": "lfq", "adaptive_weight": False, "discriminator_lr": 1e-3},
         {"bottleneck": "bsq"},
     ),
+    "masked_ae": ({"likelihood": "gaussian", "norm_pix": True, "class_token": True, "decoder_heads": 4},),
     "vq_vae": ({"learning": "gradient"}, {"codebook_size": 16, "decay": 0.5, "restart_below": 0.9}),
 }
 """Settings besides the defaults that take another path."""
@@ -105,9 +106,11 @@ SHARDED = {
         "tokenizer", "vaegan", "vamp_vae", "vq_vae",
     )
 }  # fmt: skip
-SHARDED["vq_vae learning=gradient fsdp"] = Case(
-    replace(cfg_of("vq_vae", learning="gradient"), parallel=ShardConfig()), world_sizes=(2,)
-)
+SHARDED |= {
+    f"{name} fsdp": Case(replace(FURTHER_CASES[name].cfg, parallel=ShardConfig()), world_sizes=(2,))
+    for name in FURTHER_CASES
+    if name.startswith(("masked_ae", "vq_vae learning=gradient"))
+}
 """Several optimizers, parameters outside of blocks, sharded statistics, `start`, codebooks, flows and transformer blocks."""
 DIVIDED: dict[str, tuple[dict[str, Any], ...]] = {
     "topk_sae": ({"k": "8:2@6", "aux_k": 3, "multi_weight": "0:0.125@4", "scale_input": True},),

@@ -1,7 +1,7 @@
 """Settings of the masked autoencoder."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -12,6 +12,8 @@ from distae.config.nets import NetConfig
 from distae.errors import UserError
 
 Share = Annotated[float, Meta(ge=SMALLEST, lt=1)]
+NORMAL = ("gaussian", "laplace")
+"""Likelihoods of values of any sign, whose mean the decoder's output is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +32,25 @@ class MaskedAEConfig(ModelConfig):
     depth: Count = 4
     """Blocks of the encoder."""
     heads: Count = 4
-    """Attention heads of either transformer; divides both widths."""
+    """Attention heads of the encoder; divides its width."""
     decoder_dim: Count = 32
     """Width of the decoder."""
     decoder_depth: Count = 1
     """Blocks of the decoder."""
+    decoder_heads: Count | None = None
+    """Attention heads of the decoder; divides its width. By default those of the encoder."""
+    norm_pix: bool = False
+    """Predict patches of mean 0 and variance 1 (He 2022, sec. 3, norm_pix_loss): better features. Reconstructions then have the
+    mean and the variance of the patches themselves."""
+    class_token: bool = False
+    """Add a learned token before the patches, as ViTs have it; it is the first position of the code."""
+    pool: Literal["mean", "token"] = "mean"
+    """What kNN and probes see of a code: the mean of all patches, or the class token."""
+
+    @property
+    def prefix(self) -> int:
+        """Positions of a code before its patches."""
+        return int(self.class_token)
 
     def patches(self, shape: tuple[int, ...]) -> int:
         """Patches per image."""
@@ -53,6 +69,20 @@ class MaskedAEConfig(ModelConfig):
             plain = ", ".join(name for name, traits in TRAITS.items() if traits.plain)
             others = "--model.input as_is, no --model.input-dropout and no missing values"
             raise UserError(f"--model masked_ae: valid with --model.likelihood {plain}, {others}")
-        for key, width in (("latent-dim", self.latent_dim), ("decoder-dim", self.decoder_dim)):
-            if width % self.heads or width % 4:
-                raise UserError(f"--model.{key} {width} is not valid; expected a multiple of --model.heads {self.heads} and of 4")
+        self._check_widths()
+        if self.pool == "token" and not self.class_token:
+            raise UserError("--model.pool token: there is none; add --model.class-token, or use --model.pool mean")
+        if self.norm_pix and (self.likelihood not in NORMAL or shape[0] * self.patch**2 < 2):
+            raise UserError(
+                f"--model.norm-pix: valid with --model.likelihood {' or '.join(NORMAL)}, and two or more values per patch"
+            )
+
+    def _check_widths(self) -> None:
+        """Raises UserError if heads do not divide a width, or 4 does not."""
+        of_decoder = "decoder-heads" if self.decoder_heads else "heads"
+        for key, width, of, heads in (
+            ("latent-dim", self.latent_dim, "heads", self.heads),
+            ("decoder-dim", self.decoder_dim, of_decoder, self.decoder_heads or self.heads),
+        ):
+            if width % heads or width % 4:
+                raise UserError(f"--model.{key} {width} is not valid; expected a multiple of --model.{of} {heads} and of 4")

@@ -25,6 +25,8 @@ def positions(rows: int, columns: int, dim: int) -> Tensor:
     return torch.cat([y.sin(), y.cos(), x.sin(), x.cos()], 1)
 
 
+EPS = 1e-6
+"""Of layer norms, as in published ViTs and in timm."""
 NAMES_OF_0_1 = {"before": "norm1", "between": "norm2", "attend": "qkv", "merge": "proj", "widen": "fc1", "narrow": "fc2"}
 """Names of a `Block`'s layers in weights saved by distae 0.1, and the current names."""
 
@@ -35,7 +37,7 @@ class Block(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.norm1, self.norm2 = nn.LayerNorm(dim, EPS), nn.LayerNorm(dim, EPS)
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
 
@@ -54,4 +56,4 @@ class Block(nn.Module):
 
 def blocks(depth: int, dim: int, heads: int) -> nn.Sequential:
     """`depth` blocks and a last norm: `[B, N, dim]` to the same."""
-    return nn.Sequential(*(Block(dim, heads) for _ in range(depth)), nn.LayerNorm(dim))
+    return nn.Sequential(*(Block(dim, heads) for _ in range(depth)), nn.LayerNorm(dim, EPS))

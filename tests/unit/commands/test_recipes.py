@@ -15,8 +15,8 @@ from torch import nn
 
 from distae.commands import train
 from distae.config import TrainConfig, check, parse
-from distae.data import load
-from distae.models import build
+from distae.data import Transform, load
+from distae.models import build, timm
 from distae.runtime.environment import Environment
 
 SIZES = {
@@ -117,6 +117,26 @@ def test_the_benchmark_of_dictionaries_is_as_published() -> None:
     active = features.activations(torch.arange(256)) > 0
     assert float(active.sum(1).float().mean()) == pytest.approx(34, abs=1)
     assert float(active[:, :4096].sum(1).float().mean()) == pytest.approx(25, abs=1)
+
+
+MASKED = {"vit_t16": 5_524_416, "vit_s16": 21_665_664, "vit_b16": 85_798_656, "vit_l16": 303_301_632}
+"""Parameters of timm's vit_{tiny,small,base,large}_patch16_224 without a head, 197 positions included."""
+
+
+def test_every_masked_recipe_is_listed_here() -> None:
+    assert {file.stem for file in (ROOT / "recipes/masked").glob("*.toml")} == MASKED.keys()
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_autoencoders_have_the_size_of_timms(name: str, tmp_path: Path) -> None:
+    cfg = recipe(f"masked/{name}", "--data.path", str(pictures(tmp_path)))
+    with torch.device("meta"):
+        model: Any = build(cfg.model, cfg.net, cfg.data.shape())
+    _, tensors = timm.exported(model, Transform(255.0))
+    assert sum(t.numel() for t in tensors.values()) == MASKED[name]
+    assert model.code_shape[0] == 197
+    assert cfg.peak_lr == pytest.approx(2.4e-3)
+    assert f"{MASKED[name]:,}" in (ROOT / f"recipes/masked/{name}.toml").read_text().partition("\n\n")[0]
 
 
 def recipe_text(name: str) -> str:

@@ -97,6 +97,8 @@ def test_steps_on_the_command_line_replace_the_files_epochs(tmp_path):
     cfg = given("--steps", "5", toml="epochs = 7", tmp_path=tmp_path)
     assert (cfg.steps, cfg.epochs) == (5, None)
     assert given("--epochs", "5", toml="steps = 7", tmp_path=tmp_path).steps is None
+    assert given("--optim.blr", "1e-3", toml="[optim]\nlr = 1e-4", tmp_path=tmp_path).peak_lr == 5e-4
+    assert given("--optim.lr", "1e-3", toml="[optim]\nblr = 1e-4", tmp_path=tmp_path).peak_lr == 1e-3
 
 
 def test_names_may_be_written_with_either_dash():
@@ -217,6 +219,8 @@ REFUSED = {
     "list": (["--net.hidden", "12", "a"], r"--net.hidden: '12 a' is not valid; expected a list of an integer >= 1"),
     "pair": (["--optim.betas", "0.9"], r"--optim.betas: '0.9' is not valid; expected 2 times a number >= 0 and < 1"),
     "both lengths": (["--epochs", "3", "--steps", "5"], r"--epochs 3 and --steps 5 exclude each other: give one"),
+    "both rates": (["--optim.lr", "1e-4", "--optim.blr", "1"], r"--optim.lr 0.0001 and --optim.blr 1 exclude each other: give one"),
+    "decay of layers": (["--optim.layer-decay", "1.5"], r"--optim.layer-decay: '1.5' is not valid; expected a number > 0 and <= 1"),
     "batch": (["--grad-accum-steps", "5"], r"--global-batch-size 128 is not divisible by .*--grad-accum-steps 5"),
     "conv on an odd image": (
         ["--net", "conv", "--net.channels", "4", "8", "8", "8"],
@@ -232,6 +236,7 @@ REFUSED = {
     "resnet without stages": (["--net", "resnet", "--net.channels"], r"--net.channels is empty; expected one or more"),
     "groups": (["--net.norm", "group", "--net.hidden", "16", "12"], r"--net.groups 8 does not divide the hidden width 12"),
     "best metric": (["--best-metric", "val/nll"], r"--best-metric: unknown 'val/nll'; valid: val/loss, val/recon, val/kl, val/mse"),
+    "probes": (["--probes", "knn_accuracy", "knn"], r"--probes: unknown 'knn'; valid: mse, .*, knn_accuracy, linear_probe, "),
     "nothing to watch": (["--data.val-fraction", "0", "--schedule", "plateau"], r"--data.val-fraction 0 leaves nothing"),
     "no scale": (["--model.learn-scale"], r"--model.learn-scale: the bernoulli likelihood has no scale; valid with gaussian"),
     "no array": (["--data", "array"], r"--data.path: --data array needs the .npy, .npz or .safetensors file"),

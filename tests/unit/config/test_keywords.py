@@ -42,6 +42,11 @@ def test_changes_of_other_settings_keep_the_rest():
     assert (longer.steps, longer.epochs, longer.model) == (9, None, VAEConfig(beta=2))
     assert from_keywords(TrainConfig, {"model": "beta_vae"}, base).model == BetaVAEConfig()
     assert base["epochs"] == 5
+    rate = to_dict(from_keywords(TrainConfig, {"lr": 1e-4}))
+    for given in ({"blr": 1e-3}, {"optim": {"blr": 1e-3}}):
+        found = from_keywords(TrainConfig, given, rate)
+        assert (found.optim.lr, found.peak_lr) == (TrainConfig().optim.lr, 1e-3 * 128 / 256)
+    assert rate["optim"]["lr"] == 1e-4
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

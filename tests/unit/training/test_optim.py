@@ -7,11 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import fresh_trainer, metrics, settings
 from torch import nn
 from torch.optim import lr_scheduler as torchs
+from variants import make
 
+from distae.config.models import ModelConfig
+from distae.config.nets import ViTConfig
 from distae.config.optim import ConstantConfig, CosineConfig, ExponentialConfig, OptimConfig, PlateauConfig, StepConfig
-from distae.training.optim import Schedule, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from distae.errors import UserError
+from distae.models import build
+from distae.training.optim import Schedule, layer_scales, load_optimizer_tensors, make_optimizer, optimizer_tensors
 
 STEPS_PER_EPOCH, TOTAL = 5, 60
 
@@ -170,3 +176,54 @@ def test_an_optimizer_continues_from_its_tensors(name):
     load_optimizer_tensors(second, names, {k: v.clone() for k, v in optimizer_tensors(first, names).items()})
     advance(half, second, 3)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), half.parameters(), strict=True))
+
+
+def test_layer_decay_is_that_of_beit():
+    """The groups of the published code of MAE (util/lr_decay.py) for a ViT of 3 blocks: embeddings and class token are layer 0."""
+    model = make("masked_ae", shape=(1, 4, 4), latent_dim=8, decoder_dim=8, patch=2, heads=2, depth=3, class_token=True)
+    names = {p: name for name, p in model.named_parameters()}
+    found = {names[p]: scale for p, scale in layer_scales(model, 0.75).items()}
+    expected = dict.fromkeys(("embed.weight", "embed.bias", "token.weight"), 0.75**4)
+    for name in (name for name in names.values() if name.startswith("encoder.blocks.")):
+        layer = int(name.split(".")[2])
+        expected[name.removeprefix("encoder.")] = 0.75 ** (3 - layer)  # the fourth is the last norm
+    assert found == {f"encoder.{name}": pytest.approx(scale) for name, scale in expected.items()}
+    groups = make_optimizer(OptimConfig(weight_decay=0.1), list(model.parameters()), layer_scales(model, 0.75)).param_groups
+    assert sorted({g["lr_scale"] for g in groups}) == pytest.approx([0.75**n for n in (4, 3, 2, 1, 0)])
+    got = {names[p]: (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert got == {name: (found.get(name, 1.0), 0.1 if p.ndim > 1 else 0.0) for p, name in names.items()}
+
+
+def test_layer_decay_of_other_networks():
+    mlp = make("vae", layers=(8, 5))
+    scales = layer_scales(mlp, 0.5)
+    assert [scales[p] for p in mlp.encoder.parameters()] == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
+    assert scales.keys() == {*mlp.encoder.parameters()}
+    net = ViTConfig(patch=4, width=8, depth=2, heads=2)
+    vit = build(ModelConfig.choices()["ae"](latent_dim=3), net, (1, 8, 8), 0)
+    found = {name: layer_scales(vit, 0.5)[p] for name, p in vit.named_parameters() if name.startswith("encoder.")}
+    assert {scale for name, scale in found.items() if ".embed." in name} == {0.125}
+    assert {scale for name, scale in found.items() if ".last." in name} == {1.0}
+    assert layer_scales(vit, 1.0) == {}
+    with pytest.raises(UserError, match=r"--optim\.layer-decay 0\.5: the model has no encoder of several blocks"):
+        layer_scales(make("l1_sae"), 0.5)
+
+
+def test_the_rate_of_a_group_is_its_share(tmp_path):
+    """Of SGD without momentum, whose updates are the rate times the gradient; with a base rate of 0.2 per 256 samples."""
+    moved = {}
+    for decay in (1.0, 0.5):
+        optim = {"name": "sgd", "lr": OptimConfig().lr, "blr": 0.2, "layer_decay": decay}
+        cfg = settings(model={"name": "ae"}, net={"dropout": 0.0}, optim=optim, steps=1, precision="fp64")
+        assert cfg.peak_lr == 0.2 * cfg.global_batch_size / 256
+        trainer = fresh_trainer(cfg, tmp_path / str(decay))
+        before = [p.detach().clone() for p in trainer.train_step.model.parameters()]
+        trainer.fit()
+        trainer.close()
+        trainer.tracker.close()
+        assert metrics(tmp_path / str(decay))[-1].get("train/lr", cfg.peak_lr) == pytest.approx(cfg.peak_lr)
+        moved[decay] = [p.detach() - b for p, b in zip(trainer.train_step.model.parameters(), before, strict=True)]
+    scales = layer_scales(trainer.train_step.model, 0.5)
+    assert len({*scales.values()}) > 1
+    for p, whole, part in zip(trainer.train_step.model.parameters(), moved[1.0], moved[0.5], strict=True):
+        torch.testing.assert_close(part, whole * scales.get(p, 1.0))

@@ -6,15 +6,15 @@ import pytest
 import torch
 from helpers import fitted, fresh_trainer, metrics, settings, splits, spy
 
+from distae.config import TrainConfig
 from distae.config.evaluation import EvaluationConfig
 from distae.config.names import METRICS
 from distae.data import Split
 from distae.errors import UserError
 from distae.evaluation.evaluation import Evaluation
-from distae.evaluation.features import knn_accuracy
+from distae.evaluation.features import knn_accuracy, linear_probe
 from distae.evaluation.metrics import Figure, load_all, register_metric
 from distae.evaluation.relative_error import pca_relative_error
-from distae.training import probing
 
 
 def without_labels() -> dict[str, Split]:
@@ -29,6 +29,29 @@ def test_probes_are_the_metrics_of_distae_evaluate(tmp_path):
     e = Evaluation(trainer.train_step.model, trainer.cfg, splits(), "val", EvaluationConfig())
     assert rows[-1]["val/knn_accuracy"] == knn_accuracy(e).value
     assert rows[-1]["val/pca_relative_error"] == pytest.approx(pca_relative_error(e).value, rel=1e-6)
+
+
+MASKED = {"name": "masked_ae", "latent_dim": 8, "decoder_dim": 8, "patch": 4, "heads": 2, "depth": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["mean", "token"])
+def test_probes_are_those_asked_for_and_of_the_models_features(pool, tmp_path):
+    model = {**MASKED, "class_token": True, "pool": pool}
+    trainer = fitted(settings(model=model, probe_every=10, probes=["linear_probe", "knn_accuracy"]), tmp_path)
+    last = [row for row in metrics(tmp_path) if "val/linear_probe" in row][-1]
+    assert "val/pca_relative_error" not in last
+    e = Evaluation(trainer.train_step.model, trainer.cfg, splits(), "val", EvaluationConfig())
+    codes = e.codes().z.view(len(e.labels()), 5, 8)
+    expected = codes[:, 0] if pool == "token" else codes[:, 1:].mean(1)
+    torch.testing.assert_close(e.features(), expected, rtol=1e-6, atol=1e-6)
+    assert (last["val/linear_probe"], last["val/knn_accuracy"]) == (linear_probe(e).value, knn_accuracy(e).value)
+    assert linear_probe(e).baselines.keys() == {"raw values", "pca"}
+
+
+def test_a_probe_that_every_evaluation_has_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="--probes mse: every evaluation has it"):
+        fresh_trainer(settings(probe_every=10, probes=["mse"]), tmp_path)
 
 
 def test_a_run_with_probes_ends_as_one_without(tmp_path):
@@ -104,4 +127,4 @@ def test_probes_need_a_validation_split():
 def test_shipped_names_are_those_that_are_registered():
     load_all()
     assert {*METRICS.shipped} <= {*METRICS}
-    assert {*probing.PROBES} <= {*METRICS.shipped}
+    assert {*TrainConfig().probes} <= {*METRICS.shipped}
