@@ -288,7 +288,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "topk_sae": {"k": ACTIVE}, "batch_topk_sae": {"k": ACTIVE}, "matryoshka_sae": {"k": ACTIVE},
     "jumprelu_sae": {"k": ACTIVE, "weight": f"0:1@{WARMUP}"}, "l1_sae": {"weight": f"0:0.3@{WARMUP}"},
 }  # fmt: skip
-TARGETS: dict[tuple[str, str], dict[str, Any]] = {("SAELens", "jumprelu_sae"): {"k": 4.7}}
+TARGETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("SAELens", "jumprelu_sae"): {"k": 4.7}, ("dictionary_learning", "jumprelu_sae"): {"k": 2.08},
+}  # fmt: skip
 """What a peer is given instead, so that as many latents are active in the end as are here."""
 FIGURES = ("l0", "explained_variance", "mcc", "f1", "dead_share")
 
