@@ -20,7 +20,10 @@ from distae.errors import UserError
 
 ADDED = frozenset(
     {"model.inverse_temperature", "model.codebook_weight", "net.spatial"}
-    | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "shuffle", "window", "train_classes")}
+    | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "target", "shuffle", "window", "train_classes")}
+    | {f"data.{name}" for name in ("rate_range", "magnitude_last", "magnitude_std_std", "magnitude_below", "correlation_rank")}
+    | {f"data.{name}" for name in ("correlation_scale", "roots", "children", "depth", "exclusive", "scale_children")}
+    | {"data.orthogonal_steps"}
     | {
         f"model.{name}"
         for name in (
@@ -36,6 +39,9 @@ ADDED = frozenset(
             "scale_input",
             "multi_weight",
             "l0_from",
+            "inputs",
+            "skip",
+            "layers",
         )
     }
 )
