@@ -21,7 +21,10 @@ from distae.errors import UserError
 ADDED = frozenset(
     {"model.inverse_temperature", "model.codebook_weight", "model.perceptual_checksum", "net.spatial"}
     | {"optim.blr", "optim.layer_decay", "probes"}
-    | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "shuffle", "window", "train_classes")}
+    | {f"data.{name}" for name in ("scale", "layout", "label_key", "test", "target", "shuffle", "window", "train_classes")}
+    | {f"data.{name}" for name in ("rate_range", "magnitude_last", "magnitude_std_std", "magnitude_below", "correlation_rank")}
+    | {f"data.{name}" for name in ("correlation_scale", "roots", "children", "depth", "exclusive", "scale_children")}
+    | {"data.orthogonal_steps"}
     | {
         f"model.{name}"
         for name in (
@@ -41,6 +44,9 @@ ADDED = frozenset(
             "norm_pix",
             "class_token",
             "pool",
+            "inputs",
+            "skip",
+            "layers",
         )
     }
 )

@@ -69,6 +69,8 @@ def _strengths(e: Evaluation) -> dict[float, float]:
 @once
 def _errors(e: Evaluation) -> dict[str, float]:
     """Means over all samples of `mse` and `psnr` of the model, and of each baseline, by level: `model mse 0.1`."""
+    if e.model.input_shape != e.model.shape:
+        raise Skip("the model reconstructs a part of a sample from the others, not samples")
     if e.model.cfg.missing or e.transform.columns:
         raise Skip("noise is added to values of one kind, none of them missing")
     pca, end, strengths = pca_of_code(e), _ends(e), _strengths(e)
