@@ -179,8 +179,8 @@ class Model:
         """`whole`: what `encode` needs of samples is not enough."""
         if self.transform.columns and hasattr(x, "iloc"):
             x = rows_of(x, self.transform.columns)
-        given = _tensor(x, "x")
-        of_input = tuple(given.x.shape[1:]) == self.module.input_shape and not whole
+        given, input_shape = _tensor(x, "x"), self.module.input_shape
+        of_input = not whole and input_shape != self.module.shape and tuple(given.x.shape[1:]) == input_shape
         fits = given.x.ndim > 1 and self.transform.crop and self.transform.shape(tuple(given.x.shape[1:])) == self.module.shape
         if not fits and not (of_input and len(given.x)):  # larger images are cropped
             _check_shape(given.x, self.shape, "x")

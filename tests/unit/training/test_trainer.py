@@ -117,11 +117,11 @@ def test_a_stop_during_the_last_evaluation_is_honoured(tmp_path, monkeypatch):
 def test_a_run_that_fails_closes_its_sinks(tmp_path, monkeypatch, error):
     sinks = []
 
-    def fit(trainer: Trainer) -> bool:
+    def steps(trainer: Trainer) -> None:
         sinks.extend(trainer.tracker.sinks)
         raise error
 
-    monkeypatch.setattr(Trainer, "fit", fit)
+    monkeypatch.setattr(Trainer, "steps", steps)
     with contextlib.suppress(UserError):
         assert run(settings(), tmp_path / "run").outcome == "failed"
     with pytest.raises(type(error)):
