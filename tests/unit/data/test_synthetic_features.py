@@ -202,16 +202,20 @@ def test_the_statistics_are_those_of_sae_lens():
     torch.testing.assert_close(torch.tensor(cfg.rates), rates)
     raised = (rates * trees.compute_probability_correction_factors(rates)).clamp(max=1)
     torch.testing.assert_close(features.trees.raised(rates), raised)
-    theirs = synthetic.ActivationGenerator(
-        1300, raised, features.std, features.mean, trees.modifier, (features.weights, 1 - features.weights.square().sum(1))
-    ).sample(cfg.samples)
+    correlation = features.weights, 1 - features.weights.square().sum(1)
+    generator = synthetic.ActivationGenerator(1300, raised, features.std, features.mean, trees.modifier, correlation)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # it draws from torch's own generator
+        theirs = generator.sample(cfg.samples)
     ours = made(cfg)
     counts = torch.stack([(z > 0).float().mean(0) for z in (ours, theirs)])
     spread = (counts.mean(0) * (1 - counts.mean(0)) * 2 / cfg.samples).sqrt().clamp_min(1e-4)
-    assert ((counts[0] - counts[1]) / spread).abs().max() < 5
+    assert ((counts[0] - counts[1]) / spread).abs().max() < 6  # of 1,300, some of them active in ten samples
     assert float(counts[0].sum()) == pytest.approx(float(counts[1].sum()), rel=0.01)
-    sizes = [z.sum(0)[:100] / (z > 0).sum(0)[:100] for z in (ours, theirs)]
-    torch.testing.assert_close(sizes[0], sizes[1], rtol=0.05, atol=0)
+    for i in range(100):
+        mine, other = (z[:, i][z[:, i] > 0] for z in (ours, theirs))
+        error = (mine.var() / len(mine) + other.var() / len(other)).sqrt()
+        assert (mine.mean() - other.mean()).abs() < 4.5 * error
     pairs = [torch.corrcoef((z > 0)[:, :40].float().T) for z in (ours, theirs)]
     assert (pairs[0] - pairs[1]).abs().max() < 0.05
     assert (pairs[0] - torch.eye(40)).abs().max() > 0.2
