@@ -70,6 +70,8 @@ def is_local(sweep: SweepConfig, words: Sequence[str]) -> bool:
         raise UserError(f"{of_jobs[0]} is for Slurm jobs, and {local} for this machine: give one")
     if (sweep.jobs or of_jobs) and sweep.together:
         raise UserError(f"--together is one process: {'--jobs' if sweep.jobs else of_jobs[0]} cannot be given with it")
+    if sweep.together and sweep.backend == "slurm":
+        raise UserError("--together trains in this process: --backend slurm cannot be given with it")
     if sweep.together:
         return True
     return sweep.backend == "local" or (sweep.backend == "auto" and not of_jobs and (bool(sweep.jobs) or not _a_cluster_answers()))

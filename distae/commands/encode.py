@@ -5,7 +5,7 @@
     torchrun --nproc_per_node=4 -m distae encode runs/a --split train --out codes/ --sharded
     distae encode runs/a --top 10 --latents 7 12 --out largest.csv
 
-Rerun to resume: parts that are done are kept beside the file until it is whole.
+Rerun to resume (not with --top): parts that are done are kept beside the file until it is whole.
 """
 
 import json
@@ -101,6 +101,7 @@ def _begin(run: Trained, folder: Path, parts: int) -> int:
     """How many parts are done, of the same model and samples; those of others are removed. Raises UserError if all are done."""
     about = {"weights": run.saved.checksum, "split": run.split_name, "seed": run.settings.seed, "samples": len(run.split)}
     about |= {"data": repr(run.settings.data), "chunk": run.settings.eval_batch_size, "values": run.split.identity["values"]}
+    about |= {"tile": [run.options.tile, run.options.tile_overlap]}
     text, path = json.dumps(about).encode(), folder / ABOUT
     done = next(number for number in range(parts + 1) if not (folder / _name(number)).exists())
     same = path.exists() and files.read_bytes(path) == text

@@ -99,7 +99,7 @@ def _latents(run: Trained) -> tuple[float, float | None]:
     from distae.models.diffusers import exported
 
     exported(run.saved.model, 1.0, None)  # what cannot be expressed is an error before samples are read
-    if (run.run / diffusers.WEIGHTS).is_file() and run.settings.data == type(run.settings.data)():
+    if (run.run / diffusers.WEIGHTS).is_file() and not run.names_data and run.options.split is None:
         found = diffusers.read(run.run)
         return found.scaling_factor or 1.0, found.shift_factor
     run.options.split = run.options.split or "train"

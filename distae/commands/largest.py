@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FILE = "largest.csv"
-AT_ONCE = 4096
-"""Samples whose codes are held, about."""
+AT_ONCE = 1 << 22
+"""Values of codes that are held, about, each with its position and its order."""
 
 
 def write_largest(run: Trained) -> None:
@@ -36,6 +36,8 @@ def _checked(run: Trained) -> list[int]:
         raise UserError(
             "--latents is for --top N, the number of samples of each" if top is None else f"--top {top}: valid from 1 on"
         )
+    if run.options.sharded:
+        raise UserError("--sharded is for codes: --top writes one file")
     if odd := next((latent for latent in given or () if not 0 <= latent < size), None):
         raise UserError(f"--latents {odd}: valid from 0 to {size - 1}")
     return list(dict.fromkeys(given)) if given else [*range(size)]
@@ -48,7 +50,7 @@ def _largest(run: Trained, latents: list[int]) -> "tuple[Tensor, Tensor]":
     chosen, top = torch.tensor(latents), run.options.top
     values, positions = torch.empty(0, len(latents)), torch.empty(0, len(latents), dtype=torch.int64)
     chunk = run.settings.eval_batch_size
-    size = -(-AT_ONCE // chunk) * chunk
+    size = -(-AT_ONCE // (len(latents) * chunk)) * chunk
 
     def of(x: "Tensor", label: "Tensor | None") -> "list[Tensor | None]":
         return [run.model.module.encode(x, label).z[:, chosen.to(x.device)]]

@@ -36,6 +36,8 @@ def run_in_lockstep(cfgs: Sequence[TrainConfig], env: Environment) -> Outcome:
     for name in SHARED:
         if len({repr(getattr(cfg, name)) for cfg in cfgs}) > 1:
             raise UserError(f"--together: all runs must have the same --{name}")
+    if any(cfg.profile for cfg in cfgs):
+        raise UserError("--profile is for one run: leave it out with --together")
     with contextlib.ExitStack() as stack:
         ends = [stack.enter_context(as_before(cfg, env)) for cfg in cfgs[1:]]
         if end := next(filter(None, ends), None):
@@ -44,7 +46,8 @@ def run_in_lockstep(cfgs: Sequence[TrainConfig], env: Environment) -> Outcome:
 
 
 def train(cfgs: Sequence[TrainConfig], splits: "dict[str, Split]", stop: StopRequest, threads: int) -> Outcome:
-    """Train in the current world. After a run that fails the others stop, as if they had been asked to."""
+    """Train in the current world. After a run that fails the others stop: on one process after a save, as if they had been asked
+    to; on several at once, to be resumed from their last checkpoint."""
     from distae import distributed as dist
     from distae.checkpoint.store import CheckpointStore
     from distae.data.checks import check_data

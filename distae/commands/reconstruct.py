@@ -110,9 +110,9 @@ def _image(run: Trained, path: Path) -> bytes:
     from distae.data.images import image_for, square_for
     from distae.models.inference import Model
 
-    read = image_for if run.options.tile else square_for
+    read = image_for if run.options.tile is not None else square_for
     x = torch.tensor(read(run.saved.model.shape, path, str(path)))[None]
-    made = _whole(run, x) if run.options.tile else Model(run.model.module, Transform(255.0)).reconstruct(x)
+    made = _whole(run, x) if run.options.tile is not None else Model(run.model.module, Transform(255.0)).reconstruct(x)
     pixels = made[0].clamp(0, 255).round().byte().permute(1, 2, 0).squeeze(2).numpy()
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
@@ -150,7 +150,7 @@ def _array(run: Trained, path: Path) -> bytes:
 
 def _model_of(run: Trained, x: Any) -> "Model":
     """The model for samples as large as those of an array `[N, ...]`, with --tile."""
-    if not run.options.tile or x.ndim < 3:
+    if run.options.tile is None or x.ndim < 3:
         return run.model
     import torch
 

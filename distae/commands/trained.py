@@ -60,7 +60,13 @@ def tile_arguments(parser: ArgumentParser) -> ArgumentParser:
         metavar="PIXELS",
         help="images of any size, in overlapping tiles of this side (--net image, --net.spatial)",
     )
-    parser.add_argument("--tile-overlap", type=float, default=0.25, metavar="SHARE", help="of a tile; default: 0.25")
+    parser.add_argument(
+        "--tile-overlap",
+        type=float,
+        default=0.25,
+        metavar="SHARE",
+        help="share of a tile that overlaps the next one; default: 0.25",
+    )
     return parser
 
 
@@ -71,6 +77,8 @@ class Trained:
         self.run, self.words, self.options, self.settings = Path(words[0]), words[1:], options, settings
         self.saved, self.step = saved, saved.about.step
         self.device: Any = None
+        self.names_data = False
+        """Whether the command line has options of data."""
 
     @cached_property
     def model(self) -> "Model":
@@ -306,9 +314,10 @@ def _prepared(
     with _model_folder(Path(words[0]), options.step) as folder:
         saved = load_saved(folder)
     trained = Trained(words, options, saved, _settings(saved, rest))
+    trained.names_data = any(word.startswith("--data") for word in rest)
     trained.device = dist.pick_device(trained.settings.device, env)
     dist.set_threads(trained.settings.threads, env)
-    if reads_data and getattr(options, "tile", None):
+    if reads_data and getattr(options, "tile", None) is not None:
         trained.saved = _tiled(trained)
     same: dict[str, Any] = {"the model's weights": saved.checksum, "the type of device": trained.device.type}
     same |= {f"--data: {key}": value for key, value in to_dict(trained.settings.data).items()}

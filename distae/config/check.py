@@ -169,6 +169,8 @@ def _check_patches(net: ViTConfig, shape: tuple[int, ...]) -> None:
 def _check_probes(cfg: TrainConfig) -> None:
     if odd := [name for name in cfg.probes if name not in METRICS.keys_known]:
         raise UserError(f"--probes: unknown {odd[0]!r}; valid: {', '.join(METRICS.keys_known)}")
+    if not cfg.probe_every and cfg.probes != _default(cfg, "probes"):
+        raise UserError("--probes needs --probe-every N, the number of steps between probes")
     if cfg.data.val_fraction == 0 and cfg.probe_every:
         raise UserError("--data.val-fraction 0 leaves nothing to probe: --probe-every needs it")
 

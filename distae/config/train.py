@@ -182,7 +182,7 @@ MAY_CHANGE = frozenset(
 )
 """Settings that may change on resume. All others define the result and are in the run folder's hash."""
 OF_A_NODE = frozenset(
-    {"data.root", "data.path", "data.test", "data.storage", "data.workers", "data.prefetch", "threads", "fresh"}
+    {"data.root", "data.path", "data.test", "data.target", "data.storage", "data.workers", "data.prefetch", "threads", "fresh"}
     | {"model.lpips_weights", "model.lpips_backbone"}
 )
 """Settings that may differ between ranks: the node's data and how it reads them, its cores, and --fresh, which is rank 0's."""

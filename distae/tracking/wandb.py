@@ -26,7 +26,8 @@ class Wandb:
         run_dir, say = start.run_dir, start.say
 
         mode: Any = _wandb_mode(wandb)
-        settings = wandb.Settings(console="off", silent=True, init_timeout=15)
+        # create_new: runs that train together in one process have a run each
+        settings = wandb.Settings(console="off", silent=True, init_timeout=15, reinit="create_new")
         config = to_dict(start.cfg) | {"environment": start.environment}
         identity = wandb_identity(run_dir, say)
         # An absolute path: the service that writes there may be a sweep agent's, in a different working directory.

@@ -104,7 +104,7 @@ class MetricsLogger:
         what = ", ".join(f"train/{name}" for name in bad) or "the gradient"
         raise TrainingError(
             f"{what} became non-finite {where}; that update was not applied and nothing is saved after it. "
-            f"Lower --optim.lr, set --optim.max-grad-norm, or look at the data; an earlier checkpoint, if any, is kept"
+            f"Lower the learning rate, set --optim.max-grad-norm, or look at the data; an earlier checkpoint, if any, is kept"
         )
 
     def _check_loss_scale(self) -> None:
@@ -113,5 +113,5 @@ class MetricsLogger:
         if scaler and scaler.get_scale() < SMALLEST_LOSS_SCALE:
             raise TrainingError(
                 f"fp16 gradients overflow even at a loss scale of {scaler.get_scale():g} (step {self.state.step}): "
-                "lower --optim.lr, or use --precision bf16 or fp32"
+                "lower the learning rate, or use --precision bf16 or fp32"
             )

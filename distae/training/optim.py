@@ -30,7 +30,7 @@ def layer_scales(model: nn.Module, decay: float) -> dict[nn.Parameter, float]:
     """
     if decay == 1:
         return {}
-    encoder = getattr(model, "encoder", None)
+    encoder = getattr(getattr(model, "codec", model), "encoder", None)
     blocks = blocks_of(encoder) if isinstance(encoder, nn.Module) else []
     if not isinstance(encoder, nn.Module) or not blocks:
         raise UserError(f"--optim.layer-decay {decay}: the model has no encoder of several blocks; leave it out")

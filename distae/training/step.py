@@ -134,6 +134,8 @@ class TrainStep:
                 self.model.zero_grad()  # a CUDA graph's gradients do not outlive its next replay
                 self._backward(phase, 0, 0, batch)
         self.model.zero_grad()
+        if self.recons:
+            self.recons.clear()
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
@@ -146,6 +148,8 @@ class TrainStep:
             if starts:
                 self._start(torch.cat([batch.x for batch in batches]))
         updates = [self._phase(phase, step, batches) for phase in self.phases]
+        if self.recons:
+            self.recons.clear()
         if self.scaler:
             self.scaler.update()
         self.grad_norm = updates[0].grad_norm

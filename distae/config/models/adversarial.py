@@ -20,7 +20,7 @@ class CriticConfig(ModelConfig):
     critic_hidden: tuple[Count, ...] = (256, 256)
     """Hidden sizes of the critic."""
     critic_lr: Positive | None = None
-    """Peak learning rate of the critic; by default --optim.lr."""
+    """Peak learning rate of the critic; by default that of the other parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class VAEGANConfig(GaussianConfig):
     features: Count = 64
     """Width of the discriminator's layer on which reconstructions are compared. Its network is the encoder's (--net)."""
     critic_lr: Positive | None = None
-    """Peak learning rate of the discriminator; by default --optim.lr."""
+    """Peak learning rate of the discriminator; by default that of the other parameters."""
 
     def check(self, shape: tuple[int, ...], net: NetConfig) -> None:
         if self.learn_scale:

@@ -83,13 +83,15 @@ class Described:
 
     def check(self) -> None:
         """Raises UserError where the model computes something that the network here cannot."""
-        widths, first = self.block_out_channels, self.block_out_channels[0]
+        widths = self.block_out_channels
+        if not widths:
+            raise UserError(f"block_out_channels {list(widths)} of diffusers' {self._class_name} cannot be read")
         mirrored = tuple(UP[DOWN.index(kind)] for kind in self.down_block_types if kind in DOWN)[::-1]
         wrong = {
             "out_channels": self.out_channels != self.in_channels,
             "act_fn": self.act_fn not in ("silu", "swish"),
             "norm_type": self.norm_type != "group",
-            "block_out_channels": any(width % first for width in widths),
+            "block_out_channels": any(width % widths[0] for width in widths),
             "norm_num_groups": any(shared_groups(self.norm_num_groups, width) != self.norm_num_groups for width in widths),
             "down_block_types": any(kind not in DOWN for kind in self.down_block_types)
             or len(self.down_block_types) != len(widths),
@@ -106,10 +108,11 @@ def read(folder: Path) -> Described:
     try:
         with path.open("rb") as file:
             table = msgspec.json.decode(file.read(LARGEST), type=dict[str, Any])
-        if (name := table.get("_class_name")) not in BOTTLENECKS:
+        if (name := str(table.get("_class_name"))) not in BOTTLENECKS:
             raise UserError(f"{path}: {name!r} of diffusers cannot be read; valid: {', '.join(BOTTLENECKS)}")
         channels = {"latent_channels": 3} if BOTTLENECKS[name] == "vq" else {}
-        found = msgspec.convert(channels | {k: v for k, v in table.items() if v is not None}, Described)
+        given = {k: v for k, v in table.items() if v is not None or k == "scaling_factor"}
+        found = msgspec.convert(channels | given, Described)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged ({error})") from error
     found.check()

@@ -110,7 +110,7 @@ class TokenizerConfig(ModelConfig):
     discriminator_norm: Literal["batch", "group", "none"] = "batch"
     """Normalisation of the discriminator. batch uses the statistics of the global batch over all ranks."""
     discriminator_lr: Positive | None = None
-    """Peak learning rate of the discriminator; by default --optim.lr."""
+    """Peak learning rate of the discriminator; by default that of the other parameters."""
     r1: NonNegative = 0.0
     """Weight of half the squared gradient of the discriminator at real images (Mescheder 2018, eq. 9); double backward."""
     lecam: NonNegative = 0.0

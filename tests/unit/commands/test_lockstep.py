@@ -123,6 +123,21 @@ def test_runs_of_other_data_are_an_error(tmp_path: Path) -> None:
         lockstep.run_in_lockstep([one, other], Environment())
 
 
+def test_a_profile_is_of_one_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--profile is for one run: leave it out with --together"):
+        lockstep.run_in_lockstep([replace(cfg, profile=True) for cfg in configs(tmp_path)], Environment())
+
+
+@pytest.mark.slow
+def test_each_has_its_own_run_of_wandb(tmp_path: Path) -> None:
+    cfgs = [replace(cfg, tracking="wandb", steps=steps) for cfg, steps in zip(configs(tmp_path)[:2], (3, 5), strict=True)]
+    assert lockstep.run_in_lockstep(cfgs, Environment()).outcome == "done"
+    files = [[*Path(str(cfg.run_dir)).glob("wandb/offline-run-*/*.wandb")] for cfg in cfgs]
+    assert [len(of_run) for of_run in files] == [1, 1]
+    for cfg, (file,) in zip(cfgs, files, strict=True):
+        assert (Path(str(cfg.run_dir)) / "wandb_id").read_text() in file.name
+
+
 @pytest.mark.slow
 def test_a_sweep_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = str(tmp_path / "sweep")

@@ -135,6 +135,11 @@ def test_encode_resumes(home: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert sorted(p.name for p in tmp_path.iterdir()) == ["whole.npz", "z.npz"]
 
 
+def test_the_largest_are_one_file(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(encode.main, capsys, home / "digits", "--top", "2", "--sharded", "--out", tmp_path / "o.csv")
+    assert (code, "--sharded is for codes: --top writes one file" in err) == (2, True)
+
+
 def test_encode_leaves_the_parts(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = (home / "digits", "--out", tmp_path / "parts", "--sharded")
     assert call(encode.main, capsys, *argv)[0] == 0

@@ -237,6 +237,7 @@ REFUSED = {
     "groups": (["--net.norm", "group", "--net.hidden", "16", "12"], r"--net.groups 8 does not divide the hidden width 12"),
     "best metric": (["--best-metric", "val/nll"], r"--best-metric: unknown 'val/nll'; valid: val/loss, val/recon, val/kl, val/mse"),
     "probes": (["--probes", "knn_accuracy", "knn"], r"--probes: unknown 'knn'; valid: mse, .*, knn_accuracy, linear_probe, "),
+    "probes that never run": (["--probes", "linear_probe"], r"--probes needs --probe-every N"),
     "nothing to watch": (["--data.val-fraction", "0", "--schedule", "plateau"], r"--data.val-fraction 0 leaves nothing"),
     "no scale": (["--model.learn-scale"], r"--model.learn-scale: the bernoulli likelihood has no scale; valid with gaussian"),
     "no array": (["--data", "array"], r"--data.path: --data array needs the .npy, .npz or .safetensors file"),

@@ -39,6 +39,8 @@ def test_a_sweep_is_local_unless_there_is_a_cluster_or_an_option_of_jobs(monkeyp
     for words in (["--jobs", "2", "--nodes", "2"], ["--backend", "local", "--time", "10"], ["--backend", "slurm", "--jobs", "2"]):
         with pytest.raises(UserError, match=r"--jobs|--backend local"):
             chosen(*GRID, *words, cluster=False, monkeypatch=monkeypatch)
+    with pytest.raises(UserError, match="--together trains in this process: --backend slurm"):
+        chosen(*GRID, "--together", "--backend", "slurm", cluster=True, monkeypatch=monkeypatch)
 
 
 def test_mistakes_end_a_sweep_before_its_first_run(tmp_path, capsys, monkeypatch):

@@ -130,6 +130,8 @@ def test_older_names_half_precision_and_a_model_without_quant_conv_are_read(tmp_
     ("change", "words"),
     [
         ({"_class_name": "AutoencoderDC"}, "'AutoencoderDC' of diffusers cannot be read; valid: AutoencoderKL, VQModel"),
+        ({"_class_name": [1]}, r"'\[1\]' of diffusers cannot be read"),
+        ({"block_out_channels": []}, r"block_out_channels \[\] of diffusers' AutoencoderKL cannot be read"),
         ({"act_fn": "relu"}, "act_fn relu of diffusers' AutoencoderKL cannot be read"),
         ({"down_block_types": ["DownEncoderBlock2D", "KDownBlock2D"]}, "down_block_types"),
         ({"up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"]}, "up_block_types"),

@@ -144,6 +144,29 @@ def test_commands_take_larger_images_in_tiles(tmp_path, capsys):
     assert encode.main(words, "distae encode") == 0, capsys.readouterr().err
     z = resized(model, 32, 32, 16).encode(torch.tensor(x) / 255).z
     torch.testing.assert_close(torch.tensor(np.load(tmp_path / "z.npy")), z.detach(), atol=1e-5, rtol=1e-5)
+    assert reconstruct.main([str(folder), str(tmp_path / "photo.png"), "--tile", "0"], "distae reconstruct") == 2
+    assert "--tile 0: expected a multiple of 2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_codes_of_other_tiles_are_not_joined(tmp_path, capsys, monkeypatch):
+    """Parts that an interrupted command left are of its tiles."""
+    monkeypatch.setattr(encode, "PART", 1)
+    folder = written(tokenizer(), tmp_path / "run")
+    np.save(tmp_path / "x.npy", np.random.default_rng(1).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8))
+    words = [str(folder), "--data", str(tmp_path / "x.npy"), "--eval-batch-size", "1", "--out", str(tmp_path / "z.npy"), "--tile"]
+    real, tiles = encode._encoded, list[int]()
+
+    def interrupted_once(run, samples):
+        tiles.append(run.options.tile)
+        if len(tiles) == 2:
+            raise KeyboardInterrupt
+        return real(run, samples)
+
+    monkeypatch.setattr(encode, "_encoded", interrupted_once)
+    assert encode.main([*words, "16"], "distae encode") == 130
+    assert encode.main([*words, "8"], "distae encode") == 0, capsys.readouterr().err
+    assert tiles == [16, 16, 8, 8]
 
 
 @pytest.mark.parametrize(
