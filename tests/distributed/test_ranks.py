@@ -105,15 +105,15 @@ def test_a_rank_lost_at_the_start(rank: int, signum: int, tmp_path: Path) -> Non
 def _count_sockets(rank: int) -> None:
     from distae.training.trainer import Trainer
 
-    fit = Trainer.fit
+    steps = Trainer.steps
 
-    def patched(self: Trainer) -> bool:
+    def patched(self: Trainer) -> Any:
         names = [str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.exists() or fd.is_symlink()]
         (self.run_dir.parent / "sockets").write_text(json.dumps(sum(name.startswith("socket:") for name in names)))
-        return fit(self)
+        return steps(self)
 
     if rank == 1:
-        Trainer.fit = patched  # type: ignore[method-assign]
+        Trainer.steps = patched  # type: ignore[method-assign]
 
 
 def test_rank_0_frozen_in_training_and_the_sockets_of_three_ranks(tmp_path: Path) -> None:
