@@ -2,13 +2,16 @@
 
 import contextlib
 import copy
+import io
 import signal
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from distae.commands.session import Host, as_before, run_in_turn, run_steps
 from distae.config import TrainConfig
@@ -55,16 +58,18 @@ def train(cfgs: Sequence[TrainConfig], splits: "dict[str, Split]", stop: StopReq
     for cfg in cfgs:
         check_data(cfg, splits)
     shared = with_shared_reads(splits, len(cfgs))
-    runs, ends = [run_steps(cfg, shared, stop, threads) for cfg in cfgs], list[Outcome]()
+    runs = {run_steps(cfg, shared, stop, threads): Path(str(cfg.run_dir)).name for cfg in cfgs}
+    ends = list[Outcome]()
     try:
         while runs:
-            for run in [*runs]:
+            for run, name in [*runs.items()]:
                 try:
-                    next(run)
+                    with _labelled(name):
+                        next(run)
                     if CheckpointStore.last and dist.world().world_size > 1:  # it shares its process group with those of other runs
                         wait([CheckpointStore.last])
                 except StopIteration as end:
-                    runs.remove(run)
+                    del runs[run]
                     ends.append(end.value)
                     if end.value.outcome == "failed":
                         if dist.world().world_size > 1:
@@ -74,6 +79,24 @@ def train(cfgs: Sequence[TrainConfig], splits: "dict[str, Split]", stop: StopReq
         for run in runs:
             run.close()
     return next((end for end in ends if end.outcome != "done"), ends[-1])
+
+
+def _labelled(name: str) -> contextlib.AbstractContextManager[object]:
+    """Lines on stderr begin with the run's name; on a terminal each run has a progress bar."""
+    return contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(Labelled(sys.stderr, name))
+
+
+class Labelled(io.TextIOBase):
+    """Writes to another stream, each line after a label."""
+
+    def __init__(self, out: TextIO, label: str) -> None:
+        self.out, self.label = out, label
+
+    def write(self, text: str) -> int:
+        return self.out.write("".join(f"{self.label}: {line}" for line in text.splitlines(keepends=True)))
+
+    def flush(self) -> None:
+        self.out.flush()
 
 
 def with_shared_reads(splits: "dict[str, Split]", users: int) -> "dict[str, Split]":

@@ -1,6 +1,7 @@
 """Several runs in one process: each is what it would be alone, also after a stop, and what they read is read once."""
 
 import itertools
+import re
 import signal
 from collections.abc import Generator
 from dataclasses import replace
@@ -155,7 +156,10 @@ def test_a_sweep_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ]
     words += ["--global-batch-size", "32", "--run-dir", base, "--tracking", "none", "--device", "cpu", "--threads", "1"]
     assert main(["sweep", "--together", "--grid", "model.k=2,4", "--", *words]) == 0
-    assert "model.k=4" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "model.k=4" in out
+    for name in ("model.k=2", "model.k=4"):
+        assert re.search(rf"^{name}: \S+ \S+ step 3 ", err, re.MULTILINE)
     assert all((tmp_path / "sweep" / name / "model" / "model.safetensors").exists() for name in ("model.k=2", "model.k=4"))
     assert main(["sweep", "--together", "--jobs", "2", "--grid", "model.k=2,4", "--", *words]) == 2
     assert "--together is one process: --jobs cannot be given" in capsys.readouterr().err
