@@ -58,7 +58,7 @@ PATHS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", PATHS if ON_CARD else ["bf16", "several phases"])
 def test_a_run_trains_and_resumes(path, tmp_path):
     """Killed in the middle, it goes to the same rows; by default from pinned buffers that are written beside training."""
     cfg = small(**({"model": {"name": "vae"}} | PATHS[path]))

@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers import EVERY, fitted, fresh_trainer, metrics, settings, start
+from helpers import OF_EACH_KIND, fitted, fresh_trainer, metrics, settings, start
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from variants import SMALL as SMALL_VARIANTS
@@ -63,8 +63,9 @@ def test_flops_are_those_of_the_layers(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.train_step.model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("variant", EVERY)
-def test_flops_of_every_variant_are_counted(variant, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", sorted(OF_EACH_KIND | {"contractive_ae", "rae_gp", "tokenizer", "vaegan"}))
+def test_flops_are_counted_whatever_the_forward_pass_does(variant, tmp_path):
     """On the cards whose peak is known a run begins with it; torch's own counter fails where a forward pass takes gradients."""
     trainer = fresh_trainer(settings(model={"name": variant} | SMALL_VARIANTS.get(variant, {})), tmp_path)
     rows = next(iter(trainer.sampler))
