@@ -85,9 +85,14 @@ def _sae_lens_folder(run: Trained, folder: Path) -> str:
     write_sae_lens(run.saved, folder)
     (given,) = samples(run.model, 7)
     found = difference(distae.load(folder).to(run.device).encode(given.flatten(1)), run.model.encode(given))
-    if not found <= TOLERANCE:
-        raise TrainingError(f"{folder} is not the model that was written: codes differ by {found:.2g}; at most {TOLERANCE}")
-    return f"cfg.json and sae_weights.safetensors, for SAE.load_from_disk; codes differ on random input by up to {found:.1g}"
+    return f"cfg.json and sae_weights.safetensors, for SAE.load_from_disk; {_agreed(folder, 'codes', found, TOLERANCE)}"
+
+
+def _agreed(folder: Path, what: str, found: float, most: float) -> str:
+    """How much `what` of the folder's model differs from the run's. Raises TrainingError where that is not at most `most`."""
+    if not found <= most:
+        raise TrainingError(f"{folder} is not the model that was written: {what} differ by {found:.2g}; at most {most}")
+    return f"{what} differ on random input by up to {found:.1g}"
 
 
 def _latents(run: Trained) -> tuple[float, float | None]:
@@ -122,11 +127,7 @@ def _diffusers_folder(run: Trained, folder: Path, scaling_factor: float, shift_f
     (given,) = samples(run.model, 7)
     written = Model(load_saved(folder).model, run.saved.transform).to(run.device)
     found = difference(written.reconstruct(given), run.model.reconstruct(given))
-    if not found <= TOLERANCE:
-        raise TrainingError(f"{folder} is not the model that was written: images differ by {found:.2g}; at most {TOLERANCE}")
-    about = (
-        f"for images in [-1, 1], scaling factor {scaling_factor:.5g}; reconstructions differ on random input by up to {found:.1g}"
-    )
+    about = f"for images in [-1, 1], scaling factor {scaling_factor:.5g}; {_agreed(folder, 'reconstructions', found, TOLERANCE)}"
     return f"config.json and diffusion_pytorch_model.safetensors, {about}"
 
 
@@ -138,11 +139,11 @@ def _timm_folder(run: Trained, folder: Path) -> str:
     said = 'config.json and model.safetensors, for timm.create_model("local-dir:FOLDER", pretrained=True)'
     if find_spec("timm") is None:
         return f"{said}; not checked, as timm is not installed"
-    return f"{said}; features differ on random input by up to {_difference_from_timm(run, folder):.1g}"
+    return f"{said}; {_agreed(folder, 'features', _difference_from_timm(run, folder), TIMMS)}"
 
 
 def _difference_from_timm(run: Trained, folder: Path) -> float:
-    """Largest difference of features. Raises TrainingError where it is above TIMMS."""
+    """Largest difference of features."""
     import timm
     import torch
 
@@ -152,10 +153,7 @@ def _difference_from_timm(run: Trained, folder: Path) -> float:
     model = run.saved.model.to("cpu").float()
     with torch.no_grad():
         mine, theirs = model.features(model.encode(x).z), timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(x)
-    found = difference(theirs, mine)
-    if not found <= TIMMS:
-        raise TrainingError(f"{folder} is not the model that was written: features differ by {found:.2g}; at most {TIMMS}")
-    return found
+    return difference(theirs, mine)
 
 
 def _graphs(run: Trained, folder: Path) -> str:

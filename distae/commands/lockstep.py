@@ -45,7 +45,7 @@ def run_in_lockstep(cfgs: Sequence[TrainConfig], env: Environment) -> Outcome:
         ends = [stack.enter_context(as_before(cfg, env)) for cfg in cfgs[1:]]
         if end := next(filter(None, ends), None):
             return end
-        return run_in_turn(cfgs[0], env, contextlib.nullcontext([*cfgs]), Host(lockstep=True))
+        return run_in_turn(cfgs[0], env, contextlib.nullcontext([*cfgs]), Host(train=train))
 
 
 def train(cfgs: Sequence[TrainConfig], splits: "dict[str, Split]", stop: StopRequest, threads: int) -> Outcome:

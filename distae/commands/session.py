@@ -47,8 +47,8 @@ class Host:
     """Returns the splits; by default they are read from files."""
     after: "Callable[[Outcome], None] | None" = None
     """Called by all ranks together at the end of a run that has not failed."""
-    lockstep: bool = False
-    """Whether runs do a step of each after the other, instead of one run after the other."""
+    train: "Callable[[list[TrainConfig], dict[str, Split], StopRequest, int], Outcome] | None" = None
+    """Trains the runs, on a number of threads; by default one after the other, until one does not finish."""
     is_ours: bool = True
     """Whether failures are printed, and a second Ctrl-C ends the process; otherwise a single process raises TrainingError."""
 
@@ -90,24 +90,29 @@ def _run_together(cfg: TrainConfig, env: Environment, runs: AbstractContextManag
     with listening(exits=host.is_ours) as stop:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # one line for a lost rank, not 30 lines of C++ per rank
         from distae import distributed as dist
-        from distae.commands import lockstep
 
         with dist.rendezvous(env, cfg.timeout) as meeting:
             device, threads, splits = meeting.prepare(lambda: _prepared(cfg, env, host))
             with dist.session(meeting, device):
                 with runs as todo:
-                    if host.lockstep:
-                        end = lockstep.train(todo, splits, stop, threads)
-                    for c in [] if host.lockstep else todo:
-                        end = train_run(c, splits, stop, threads, host.is_ours)
-                        if end.outcome != "done":
-                            break
+                    if host.train:
+                        end = host.train(todo, splits, stop, threads)
+                    else:
+                        end = _one_by_one(todo, splits, stop, threads, host.is_ours)
                     if host.after and end.outcome != "failed":
                         host.after(end)
                 if end.outcome == "failed" and env.world_size > 1:
                     # Other ranks, and threads of this one, may wait for a collective that never comes.
                     os._exit(end.exit_code)
                 return end
+
+
+def _one_by_one(todo: list[TrainConfig], splits: "dict[str, Split]", stop: StopRequest, threads: int, is_ours: bool) -> Outcome:
+    for cfg in todo:
+        end = train_run(cfg, splits, stop, threads, is_ours)
+        if end.outcome != "done":
+            break
+    return end
 
 
 def _prepared(
